@@ -1,0 +1,45 @@
+# Each target works on a fresh clone: it makes .venv from pyproject.toml and constraints.txt when that is missing or old.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+# A run of tests or of the example shares the machine with its data-loading workers; more threads only get in the way.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup demo test test-long lint check golden
+
+help: ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(READY) ## make .venv with everything in it
+
+$(READY): pyproject.toml setup.py constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+EXAMPLE := example
+RUN := $(BIN)/python -m rslp.main helios
+LAUNCH := $(RUN) launch_finetune --config_paths+=$(EXAMPLE)/OUT_multi_dataset.yaml --rslp_project demo --experiment_id first --local true
+
+demo: $(READY) ## the main job on the built-in example: data, config, joint training, evaluation
+	$(RUN) make_example --path $(EXAMPLE)/
+	$(BIN)/python make_multidataset_config.py --cfg $(EXAMPLE)/multi_dataset.yaml
+	$(LAUNCH)
+	$(LAUNCH) --do_eval true
+
+test: $(READY) ## the tests that CI runs
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+
+test-long: $(READY) ## all tests, also those of many minutes
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(READY) ## format, style, types, imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test ## lint and test
+
+golden: $(READY) ## accept the outputs of today as the golden files, then look at the diff
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/golden --accept-golden

@@ -1,0 +1,25 @@
+"""Stage 1: several dataset configs become one run config. Pure, and free of torch."""
+
+from rslp.compose.compose import RunConfig, Sources, compose
+from rslp.compose.configs import merge_configs
+from rslp.compose.diff import differences
+from rslp.compose.kinds import config_kind
+from rslp.compose.merge import merge
+from rslp.compose.provenance import explain, header, provenance_text
+from rslp.compose.recipe import Entry, Recipe, read_recipe
+
+__all__ = [
+    "Entry",
+    "Recipe",
+    "RunConfig",
+    "Sources",
+    "compose",
+    "config_kind",
+    "differences",
+    "explain",
+    "header",
+    "merge",
+    "merge_configs",
+    "provenance_text",
+    "read_recipe",
+]

@@ -1,0 +1,220 @@
+"""What a dataset config gives to the run config: its data, its tasks, its decoders. Everything else stays behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rslp.compose.layers import Layer, fold
+from rslp.compose.merge import KeyPath, pick
+from rslp.compose.near import did_you_mean
+from rslp.compose.recipe import Entry
+from rslp.errors import Problem
+
+MODEL_ARGS: KeyPath = ("model", "init_args", "model", "init_args")
+DECODERS: KeyPath = (*MODEL_ARGS, "decoders")
+DATA_MODULES: KeyPath = ("data", "init_args", "data_modules")
+TASK: KeyPath = ("model", "init_args", "task")
+TASK_CLASS = "rslearn.train.tasks.multi_task.MultiTask"
+_TASK_ARGS: KeyPath = ("data", "init_args", "task", "init_args")
+# Mappings with one entry per task, within a dataset config.
+_BY_TASK: tuple[KeyPath, ...] = (
+    DECODERS,
+    (*MODEL_ARGS, "loss_weights"),
+    (*_TASK_ARGS, "tasks"),
+    (*_TASK_ARGS, "input_mapping"),
+)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One dataset, ready to be put into the run config.
+
+    Attributes:
+        key: its name in ``data_modules``.
+        tasks: the names of its tasks.
+        layers: its files and overrides, each as a whole config.
+        entry: what the multi-dataset config says of it.
+    """
+
+    key: str
+    tasks: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    entry: Entry
+
+    def placed(self) -> list[Layer]:
+        """Cut the parts out that the run config takes, and put them where they belong."""
+        result = []
+        for layer in self.layers:
+            for source, at in _PARTS:
+                piece = pick(layer.tree, source)
+                if piece is not None:
+                    target = tuple(self.key if key == "*" else key for key in at)
+                    result.append(_cut(layer, piece, source=source, at=target))
+        return result
+
+
+_PARTS: tuple[tuple[KeyPath, KeyPath], ...] = (
+    (("data",), (*DATA_MODULES, "*")),
+    (DECODERS, DECODERS),
+    ((*MODEL_ARGS, "loss_weights"), (*MODEL_ARGS, "loss_weights")),
+    (_TASK_ARGS, (*TASK, "init_args")),
+)
+
+
+def kept_parts(tree: Any) -> dict[str, Any]:
+    """Give a dataset config without what stays behind: its encoder, optimiser, trainer, callbacks."""
+    result: dict[str, Any] = {}
+    for source in (("data",), DECODERS, (*MODEL_ARGS, "loss_weights")):
+        part = pick(tree, source)
+        if part is not None:
+            result = _put(result, source, part)
+    return result
+
+
+def ignored_keys(tree: Any) -> list[KeyPath]:
+    """List what an override for datasets says in vain, since it is not taken from a dataset config."""
+    ignored: list[KeyPath] = [(key,) for key in tree if key not in ("data", "model")]
+    for at, taken in ((("model", "init_args"), ("model",)), (MODEL_ARGS, ("decoders", "loss_weights"))):
+        arguments = pick(tree, at)
+        ignored += [(*at, key) for key in arguments if key not in taken] if isinstance(arguments, Mapping) else []
+    return ignored
+
+
+def make_dataset(entry: Entry, layers: list[Layer], local: list[Layer]) -> tuple[Dataset | None, list[Problem]]:
+    """Join a dataset's files and overrides, and name it.
+
+    Args:
+        entry: what the multi-dataset config says of it.
+        layers: its files, later ones win.
+        local: overrides, each a whole config; entries for tasks of other datasets are left out.
+
+    Returns:
+        The dataset (None when it cannot be used), and what is wrong with it.
+    """
+    merged = fold(layers)
+    decoders, tasks = pick(merged, DECODERS), pick(merged, (*_TASK_ARGS, "tasks"))
+    problems = _structure_problems(layers, merged)
+    if problems or not isinstance(decoders, Mapping) or not isinstance(tasks, Mapping):
+        return None, problems
+    problems = _task_problems(layers, decoders, tasks)
+    if len(tasks) > 1 and entry.name is None:
+        what = f"has {len(tasks)} tasks ({', '.join(tasks)}), so the dataset needs a name: {{name: …, cfgs: …}}"
+        problems.append(layers[-1].problem(what, ()))
+    if problems:
+        return None, problems
+    stack = [*layers, *(_of_tasks(layer, set(tasks)) for layer in local)]
+    only = next(iter(tasks))
+    if entry.name is not None and len(tasks) == 1 and entry.name != only:
+        stack = [_renamed(layer, old=only, new=entry.name) for layer in stack]
+        return Dataset(entry.name, (entry.name,), tuple(stack), entry), []
+    key = only if len(tasks) == 1 else str(entry.name)
+    return Dataset(key, tuple(tasks), tuple(stack), entry), []
+
+
+def _cut(layer: Layer, piece: Any, *, source: KeyPath, at: KeyPath) -> Layer:
+    moved = {}
+    for new, old in layer.moved.items():
+        # A move that crosses the border of the piece keeps its line through the whole file's key path.
+        if new[: len(source)] == source and old[: len(source)] == source:
+            moved[new[len(source) :]] = old[len(source) :]
+    return Layer(piece, at, layer.document, (*layer.source, *source), moved)
+
+
+def _structure_problems(layers: list[Layer], merged: Mapping[str, Any]) -> list[Problem]:
+    problems = []
+    data_class = pick(merged, ("data", "class_path"))
+    task_class = pick(merged, ("data", "init_args", "task", "class_path"))
+    if data_class is None:
+        problems.append(
+            layers[0].problem("is missing; a dataset config needs data with class_path and init_args", ("data",))
+        )
+    elif task_class != TASK_CLASS:
+        what = f"must be {TASK_CLASS}, with the dataset's tasks by name; got {task_class or 'nothing'}"
+        problems.append(layers[0].problem(what, ("data", "init_args", "task", "class_path")))
+    elif not pick(merged, (*_TASK_ARGS, "tasks")):
+        problems.append(layers[0].problem("names no task", (*_TASK_ARGS, "tasks")))
+    if not pick(merged, DECODERS):
+        problems.append(layers[0].problem("is missing; each task needs a decoder", DECODERS))
+    return problems
+
+
+def _task_problems(layers: list[Layer], decoders: Mapping[str, Any], tasks: Mapping[str, Any]) -> list[Problem]:
+    problems = []
+    for name in decoders:
+        if name not in tasks:
+            what = (
+                f"a decoder for {name!r}, which is no task here{did_you_mean(name, tasks)}; tasks: {', '.join(tasks)}"
+            )
+            problems.append(_first_with(layers, (*DECODERS, name)).problem(what, (*DECODERS, name)))
+        elif not isinstance(decoders[name], list) or not decoders[name]:
+            what = "must be a list of modules, the last of which predicts"
+            problems.append(_first_with(layers, (*DECODERS, name)).problem(what, (*DECODERS, name)))
+    for name in tasks:
+        if name not in decoders:
+            at = (*_TASK_ARGS, "tasks", name)
+            what = f"the task {name!r} has no decoder{did_you_mean(name, decoders)}; decoders: {', '.join(decoders)}"
+            problems.append(_first_with(layers, at).problem(what, at))
+    return problems
+
+
+def _first_with(layers: list[Layer], at: KeyPath) -> Layer:
+    return next((layer for layer in reversed(layers) if pick(layer.tree, at) is not None), layers[0])
+
+
+def _of_tasks(layer: Layer, tasks: set[str]) -> Layer:
+    """Leave out what an override says about tasks of other datasets."""
+    tree = layer.tree
+    for place in _BY_TASK:
+        by_task = pick(tree, place)
+        if isinstance(by_task, Mapping) and not set(by_task) <= tasks:
+            tree = _with(tree, place, {name: value for name, value in by_task.items() if name in tasks})
+    return Layer(tree, layer.at, layer.document, layer.source, layer.moved)
+
+
+def _renamed(layer: Layer, *, old: str, new: str) -> Layer:
+    """Give a dataset's only task another name: in the mappings by task, and in selectors (``target/<task>/…``)."""
+    tree = _rename_selectors(layer.tree, f"target/{old}", f"target/{new}")
+    moved = dict(layer.moved)
+    for place in _BY_TASK:
+        by_task = pick(tree, place)
+        if isinstance(by_task, Mapping) and old in by_task:
+            tree = _with(tree, place, {new if name == old else name: value for name, value in by_task.items()})
+            moved[(*place, new)] = (*place, old)
+    return Layer(tree, layer.at, layer.document, layer.source, moved)
+
+
+def _rename_selectors(tree: Any, old: str, new: str) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _rename_selectors(value, old, new) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_rename_selectors(value, old, new) for value in tree]
+    if isinstance(tree, str) and (tree == old or tree.startswith(f"{old}/")):
+        return new + tree[len(old) :]
+    return tree
+
+
+def _with(tree: Any, at: KeyPath, value: Any) -> Any:
+    """Give the tree with another value at a place that it holds."""
+    if not at:
+        return value
+    return {**tree, at[0]: _with(tree[at[0]], at[1:], value)}
+
+
+def _put(tree: Mapping[str, Any], at: KeyPath, value: Any) -> dict[str, Any]:
+    """Give the tree with a value at a place; unlike ``merge``, leave keys with ``+`` as they are."""
+    below = _put(tree.get(str(at[0]), {}), at[1:], value) if len(at) > 1 else value
+    return {**tree, str(at[0]): below}
+
+
+def override_problems(layer: Layer, known: list[str]) -> list[Problem]:
+    """Find tasks in an override that no dataset has."""
+    problems = []
+    for place in _BY_TASK:
+        by_task = pick(layer.tree, place)
+        for name in by_task if isinstance(by_task, Mapping) else ():
+            if name not in known:
+                what = f"no dataset has the task {name!r}{did_you_mean(name, known)}; tasks: {', '.join(known)}"
+                problems.append(layer.problem(what, (*place, name)))
+    return problems

@@ -1,0 +1,258 @@
+"""Shared heads: one decoder for all tasks that end in the same kind of head, with a range of labels for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rslp.compose.datasets import DECODERS, MODEL_ARGS, TASK
+from rslp.compose.layers import Layer, problem_at
+from rslp.compose.merge import KeyPath, merge, nest, pick
+from rslp.compose.near import did_you_mean
+from rslp.compose.recipe import Recipe
+from rslp.errors import ConfigError, Problem
+from rslp.files import Document
+
+# Where a head puts the labels in its output, by the class that ends a decoder.
+_OUTPUTS_KEY = {"ClassificationHead": "class", "SegmentationHead": "classes", "FasterRCNN": "labels"}
+_NUMBER_KEYS = ("num_classes", "out_channels")
+_GROUPS: KeyPath = ("merge_options", "same_label_groups")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where a decoder says how many outputs it has.
+
+    Attributes:
+        position: of the module within the decoder.
+        key: the argument's name.
+        number: its value.
+    """
+
+    position: int
+    key: str
+    number: int
+
+
+def outputs_of(decoder: Sequence[Any]) -> Outputs | None:
+    """Find the number of outputs of a decoder: that of its last module that states one."""
+    for position in range(len(decoder) - 1, -1, -1):
+        arguments = pick(decoder, ()) and pick(list(decoder), (position, "init_args"))
+        for key in _NUMBER_KEYS:
+            number = arguments.get(key) if isinstance(arguments, Mapping) else None
+            if isinstance(number, int) and not isinstance(number, bool):
+                return Outputs(position, key, number)
+    return None
+
+
+def label_ranges(numbers: Mapping[str, int], groups: Sequence[Sequence[str]]) -> tuple[dict[str, tuple[int, int]], int]:
+    """Give each task of a head its range of labels; tasks of one group share theirs.
+
+    Args:
+        numbers: outputs by task, in order.
+        groups: tasks that share their labels; groups come first, in their order.
+
+    Returns:
+        (offset, number) by task, and the total. The ranges cover it without gap, and overlap within a group alone.
+    """
+    ranges: dict[str, tuple[int, int]] = {}
+    total = 0
+    grouped = {task for group in groups for task in group}
+    units = [[task for task in group if task in numbers] for group in groups]
+    units += [[task] for task in numbers if task not in grouped]
+    for unit in filter(None, units):
+        width = max(numbers[task] for task in unit)
+        ranges.update({task: (total, numbers[task]) for task in unit})
+        total += width
+    return ranges, total
+
+
+def head_problems(tree: Mapping[str, Any], layers: Sequence[Layer], notes: list[str]) -> list[Problem]:
+    """Compare each decoder's number of outputs with its task's number of classes."""
+    problems = []
+    decoders, tasks = pick(tree, DECODERS), pick(tree, (*TASK, "init_args", "tasks"))
+    for name, decoder in (decoders if isinstance(decoders, Mapping) else {}).items():
+        at = (*DECODERS, name)
+        if not isinstance(tasks, Mapping) or name not in tasks:
+            problems.append(
+                problem_at(layers, at, f"no dataset has the task {name!r}{did_you_mean(name, tasks or {})}")
+            )
+            continue
+        outputs = outputs_of(decoder) if isinstance(decoder, list) else None
+        wanted = _classes_of(tasks[name])
+        if outputs is None or wanted is None or outputs.number == wanted:
+            continue
+        place = (*at, outputs.position, "init_args", outputs.key)
+        problem = problem_at(layers, place, f"{outputs.number} outputs, but the task {name!r} has {wanted} classes")
+        # A spare output is harmless, and some published configs have one; a missing one fails in the first batch.
+        if outputs.number < wanted:
+            problems.append(problem)
+        else:
+            notes.append(f"{problem}; the others stay unused")
+    return problems
+
+
+def derived_heads(
+    tree: dict[str, Any], recipe: Recipe, info: Document | None, *, layers: Sequence[Layer], derived: dict[KeyPath, str]
+) -> dict[str, Any]:
+    """Replace the decoders by shared ones.
+
+    Args:
+        tree: the run config so far.
+        recipe: says whether labels are kept apart, and which tasks share theirs.
+        info: the table of all datasets, which the numbers are checked against when it is given.
+        layers: what the config was folded from, to locate problems.
+        derived: gets how the new values came about.
+
+    Returns:
+        The run config with shared decoders, ``decoder_to_target`` and ``task_label_offsets``.
+
+    Raises:
+        ConfigError: decoders that cannot be shared, label groups that make no sense.
+    """
+    decoders: dict[str, Any] = pick(tree, DECODERS)
+    work = _Heads(recipe, info.data if info is not None and isinstance(info.data, Mapping) else {}, layers)
+    heads = work.group(decoders)
+    work.check_groups(heads)
+    merged, offsets = {}, {}
+    for head, names in heads.items():
+        merged[head], ranges = work.share(head, {name: decoders[name] for name in names})
+        offsets.update(ranges)
+        derived[(*DECODERS, head)] = f"shared by {', '.join(names)}"
+    if work.problems:
+        raise ConfigError(work.problems)
+    arguments: dict[str, Any] = dict(pick(tree, MODEL_ARGS))
+    arguments["decoders"] = merged
+    arguments["decoder_to_target"] = heads
+    derived[(*MODEL_ARGS, "decoder_to_target")] = "merge_options.merge_heads"
+    if recipe.merge_task_labels:
+        arguments["task_label_offsets"] = offsets
+        derived[(*MODEL_ARGS, "task_label_offsets")] = "merge_options.merge_task_labels"
+    emptied = merge(tree, nest(None, MODEL_ARGS))
+    result: dict[str, Any] = merge(emptied, nest(arguments, MODEL_ARGS))
+    return result
+
+
+class _Heads:
+    def __init__(self, recipe: Recipe, info: Mapping[str, Any], layers: Sequence[Layer]) -> None:
+        self.problems: list[Problem] = []
+        self._recipe = recipe
+        self._info = info
+        self._layers = layers
+
+    def group(self, decoders: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Give the tasks of each head; a regression's output is a quantity of its own, so it keeps its decoder."""
+        heads: dict[str, list[str]] = {}
+        full: dict[str, str] = {}
+        for name, decoder in decoders.items():
+            path = str(pick(decoder, (len(decoder) - 1, "class_path")))
+            head = path.rsplit(".", 1)[-1]
+            if head.endswith("RegressionHead"):
+                heads[name] = [name]
+                continue
+            if full.setdefault(head, path) != path:
+                self._fault(
+                    name, f"ends in {path}, another task in {full[head]}: two classes of one name can't be merged"
+                )
+            heads.setdefault(head, []).append(name)
+        return heads
+
+    def check_groups(self, heads: Mapping[str, list[str]]) -> None:
+        """Find label groups that name absent tasks or reach over several heads."""
+        head_of = {name: head for head, names in heads.items() for name in names}
+        for position, group in enumerate(self._recipe.same_label_groups):
+            at = (*_GROUPS, position)
+            for name in group:
+                if name not in head_of:
+                    what = f"no dataset has the task {name!r}{did_you_mean(name, head_of)}; tasks: {', '.join(head_of)}"
+                    self.problems.append(self._of_recipe(what, at))
+            found = sorted({head_of[name] for name in group if name in head_of})
+            if len(found) > 1:
+                self.problems.append(
+                    self._of_recipe(f"tasks of different heads cannot share labels: {', '.join(found)}", at)
+                )
+
+    def share(self, head: str, decoders: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Make the decoder that some tasks share, and their label offsets."""
+        names = list(decoders)
+        decoder = decoders[names[-1]]
+        if names == [head]:
+            return decoder, {}
+        outputs = {name: outputs_of(decoder) for name, decoder in decoders.items()}
+        if any(found is None for found in outputs.values()):
+            for name in (name for name, found in outputs.items() if found is None):
+                self._fault(name, "states no number of outputs (num_classes or out_channels), so it cannot be merged")
+            return decoder, {}
+        known = {name: found for name, found in outputs.items() if found is not None}
+        self._check_alike(decoders, known)
+        numbers = {name: self._checked_number(name, found) for name, found in known.items()}
+        last = known[names[-1]]
+        if not self._recipe.merge_task_labels:
+            if len(set(numbers.values())) > 1:
+                told = ", ".join(f"{name}: {number}" for name, number in numbers.items())
+                self._fault(
+                    names[-1], f"shares {head}, but the numbers of outputs differ ({told}); set merge_task_labels: true"
+                )
+            return decoder, {}
+        groups = [group for group in self._recipe.same_label_groups if set(group) & set(names)]
+        self._check_widths(groups, numbers)
+        ranges, total = label_ranges(numbers, groups)
+        keys = {name: self._outputs_key(name, head) for name in names}
+        offsets = {n: {"offset": o, "outputs_key": keys[n], "num_outputs": width} for n, (o, width) in ranges.items()}
+        return _with_number(decoder, last, total), offsets
+
+    def _check_alike(self, decoders: Mapping[str, Any], outputs: Mapping[str, Outputs]) -> None:
+        names = list(decoders)
+        bare = {name: _with_number(decoders[name], outputs[name], 0) for name in names}
+        for name in names[1:]:
+            if bare[name] != bare[names[0]]:
+                what = (
+                    f"differs from the decoder of {names[0]!r} in more than its outputs, so the two cannot share a head"
+                )
+                self._fault(name, what)
+
+    def _checked_number(self, name: str, outputs: Outputs) -> int:
+        stated = pick(self._info, (name, "num_outputs"))
+        if stated is not None and stated != outputs.number:
+            self._fault(name, f"has {outputs.number} outputs; all_dataset_info_path says {stated}")
+        return outputs.number
+
+    def _check_widths(self, groups: Sequence[Sequence[str]], numbers: Mapping[str, int]) -> None:
+        for group in groups:
+            widths = {name: numbers[name] for name in group if name in numbers}
+            if len(set(widths.values())) > 1:
+                told = ", ".join(f"{name}: {number}" for name, number in widths.items())
+                self.problems.append(
+                    self._of_recipe(f"shared labels need equal numbers of outputs; got {told}", _GROUPS)
+                )
+
+    def _outputs_key(self, name: str, head: str) -> str:
+        stated = pick(self._info, (name, "outputs_key"))
+        known = _OUTPUTS_KEY.get(head)
+        if stated is None and known is None:
+            self._fault(name, f"{head}: where its labels are is not known; state outputs_key in all_dataset_info_path")
+        return str(stated or known)
+
+    def _fault(self, name: str, what: str) -> None:
+        self.problems.append(problem_at(self._layers, (*DECODERS, name), what))
+
+    def _of_recipe(self, what: str, at: KeyPath) -> Problem:
+        return Layer({}, (), self._recipe.document, ()).problem(what, at)
+
+
+def _with_number(decoder: Sequence[Any], outputs: Outputs, number: int) -> list[Any]:
+    module = decoder[outputs.position]
+    changed = {**module, "init_args": {**module["init_args"], outputs.key: number}}
+    return [*decoder[: outputs.position], changed, *decoder[outputs.position + 1 :]]
+
+
+def _classes_of(task: Any) -> int | None:
+    arguments = pick(task, ("init_args",))
+    if not isinstance(arguments, Mapping):
+        return None
+    classes = arguments.get("classes")
+    if isinstance(classes, list):
+        return len(classes)
+    number = arguments.get("num_classes")
+    return number if isinstance(number, int) and not isinstance(number, bool) else None

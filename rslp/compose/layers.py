@@ -1,0 +1,177 @@
+"""A run config is a stack of layers: each is a piece of one file, put at its place. Later layers win.
+
+Because the pieces keep their origin, every value of the result can be traced to the file and line that set it, and to
+those it beat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rslp.compose.merge import KeyPath, dotted, is_plus, merge, nest, plus_target
+from rslp.errors import ConfigError, Problem
+from rslp.files import Document
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A piece of a file.
+
+    Attributes:
+        tree: the piece; ``key+`` appends to lists of the layers below.
+        at: where it goes in the run config.
+        document: the file it is from.
+        source: where it stands in that file.
+        moved: for keys that were renamed on the way: new key path -> key path in the file, both within the piece.
+    """
+
+    tree: Any
+    at: KeyPath
+    document: Document
+    source: KeyPath
+    moved: Mapping[KeyPath, KeyPath] = field(default_factory=dict)
+
+    def line(self, within: KeyPath) -> int | None:
+        """Give the line in the file where a key of the piece stands, or that of its nearest parent."""
+        for length in range(len(within), -1, -1):
+            old = self.moved.get(within[:length])
+            if old is not None:
+                return self.document.nearest_line((*self.source, *old, *within[length:]))
+        return self.document.nearest_line((*self.source, *within))
+
+    def problem(self, what: str, within: KeyPath) -> Problem:
+        """Make a problem of a key of the piece, named as it stands in the file."""
+        return Problem(what, self.document.name, self.line(within), dotted((*self.source, *within)))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One file's say in a value.
+
+    Attributes:
+        layer: the piece of a file that says it.
+        within: where in the piece.
+        value: what it says.
+        won: whether the value of the run config comes from here (for appended lists: also from here).
+    """
+
+    layer: Layer
+    within: KeyPath
+    value: Any
+    won: bool
+
+    @property
+    def document(self) -> Document:
+        """The file."""
+        return self.layer.document
+
+    def line(self, below: KeyPath = ()) -> int | None:
+        """Give the 1-based line where the value stands, or a part of it."""
+        return self.layer.line((*self.within, *below))
+
+
+def fold(layers: Sequence[Layer]) -> dict[str, Any]:
+    """Merge a stack of layers, bottom first.
+
+    Raises:
+        ConfigError: a ``+`` key that cannot append, with its file and line.
+    """
+    result: dict[str, Any] = {}
+    for layer in layers:
+        try:
+            result = merge(result, nest(layer.tree, layer.at))
+        except ConfigError as error:
+            raise ConfigError(_located(error.problems, layer)) from None
+    return result
+
+
+def settings(layers: Sequence[Layer], result: Mapping[str, Any]) -> Iterator[tuple[KeyPath, list[Setting]]]:
+    """Trace every value of a run config: its key path, and who set it, bottom layer first.
+
+    Args:
+        layers: the stack the config was folded from.
+        result: the config; values that no layer holds (derived ones) have no settings.
+
+    Yields:
+        One pair for each leaf; a list is a leaf.
+    """
+    pieces = [(layer, nest(layer.tree, layer.at), -len(layer.at)) for layer in layers]
+    yield from _trace((), result, pieces)
+
+
+def place_of(layers: Sequence[Layer], at: KeyPath) -> tuple[Layer, KeyPath] | None:
+    """Find the layer that decides a key path, and the path within it; None when no layer holds it."""
+    for layer in reversed(layers):
+        if at[: len(layer.at)] == layer.at and _holds(layer.tree, at[len(layer.at) :]):
+            return layer, at[len(layer.at) :]
+    return None
+
+
+def problem_at(layers: Sequence[Layer], at: KeyPath, what: str) -> Problem:
+    """Make a problem of a key path of the run config, located in the file that set it."""
+    for length in range(len(at), 0, -1):
+        found = place_of(layers, at[:length])
+        if found is not None:
+            layer, within = found
+            return layer.problem(what, (*within, *at[length:]))
+    return Problem(what, key=dotted(at))
+
+
+def _located(problems: Iterable[Problem], layer: Layer) -> list[Problem]:
+    located = []
+    for problem in problems:
+        within = tuple(problem.key.split("."))[len(layer.at) :]
+        located.append(layer.problem(problem.what, within))
+    return located
+
+
+def _holds(tree: Any, at: KeyPath) -> bool:
+    for key in at:
+        if isinstance(tree, Mapping):
+            key = key if key in tree else f"{key}+"
+            if key not in tree:
+                return False
+            tree = tree[key]
+        elif isinstance(tree, list) and isinstance(key, int) and key < len(tree):
+            tree = tree[key]
+        else:
+            return False
+    return True
+
+
+Piece = tuple[Layer, Any, int]
+
+
+def _trace(at: KeyPath, node: Any, pieces: Sequence[Piece]) -> Iterator[tuple[KeyPath, list[Setting]]]:
+    if not isinstance(node, dict) or not node:
+        yield at, _settings_of(at, pieces)
+        return
+    below: dict[Any, list[Piece]] = {}
+    for layer, tree, depth in pieces:
+        if isinstance(tree, dict):
+            for key, value in tree.items():
+                below.setdefault(plus_target(key), []).append(
+                    (layer, _Plus(value) if is_plus(key) else value, depth + 1)
+                )
+    for key, value in node.items():
+        yield from _trace((*at, key), value, below.get(key, []))
+
+
+def _settings_of(at: KeyPath, pieces: Sequence[Piece]) -> list[Setting]:
+    found = []
+    winning = True
+    for layer, value, depth in reversed(pieces):
+        # What lies above the place of a layer is only the way there, said by nobody.
+        if depth < 0 or (isinstance(value, dict) and value):
+            continue
+        plain = value.items if isinstance(value, _Plus) else value
+        found.append(Setting(layer, at[len(at) - depth :], plain, winning))
+        winning = winning and isinstance(value, _Plus)
+    return found[::-1]
+
+
+@dataclass(frozen=True)
+class _Plus:
+    items: Any

@@ -1,0 +1,214 @@
+"""Bring configs of 2025 up to date: one table from old class paths and arguments to present ones.
+
+A move is made in each file by itself, before files are merged, so that an override in the old spelling and one in the
+new spelling meet at the same key, and the later one wins as it should.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rslp.compose.layers import Layer
+from rslp.compose.merge import KeyPath, dotted, merge, nest, pick
+
+# Old class path -> present one, from rslearn of July 2025 and the original project.
+CLASSES: dict[str, str] = {
+    "rslearn.models.multitask.MultiTaskMergedModel": "rslp.train.JointModel",
+    "rslearn.models.multitask.MultiTaskModel": "rslp.train.JointModel",
+    "rslearn.models.terremind.Terremind": "rslearn.models.terramind.Terramind",
+    "rslearn.models.terremind.TerremindNormalize": "rslearn.models.terramind.TerramindNormalize",
+    "rslearn.train.data_module.MultiDatasetDataModule": "rslp.train.MultiDatasetDataModule",
+    "rslearn.train.lightning_module.RslearnLightningModule": "rslp.train.JointModule",
+    "rslp.satlas.train.MarineInfraTask": "rslp.helios.tasks.MarineInfraTask",
+    "rslp.transforms.mask.Mask": "rslearn.train.transforms.mask.Mask",
+}
+
+_ADAMW = "rslearn.train.optimizer.AdamW"
+_PLATEAU = "rslearn.train.scheduler.PlateauScheduler"
+_TRUNK = "rslearn.models.trunk.DecoderTrunk"
+_MODULE: KeyPath = ("model", "init_args")
+_MODEL: KeyPath = (*_MODULE, "model", "init_args")
+_SPLITS = ("default_config", "train_config", "val_config", "test_config", "predict_config")
+
+
+@dataclass(frozen=True)
+class Move:
+    """An argument that is called, or stands, otherwise now.
+
+    Attributes:
+        at: where its mapping stands; ``*`` is any key.
+        old: its old name.
+        new: its present place, within that mapping.
+        value: turns its old value into the present one.
+    """
+
+    at: KeyPath
+    old: str
+    new: KeyPath
+    value: Callable[[Any], Any] = lambda value: value
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+_IN_SPLITS = (
+    ("patch_size", "crop_size"),
+    ("load_all_patches", "load_all_crops"),
+)
+MOVES: tuple[Move, ...] = (
+    Move(_MODULE, "plateau", ("scheduler",), lambda on: {"class_path": _PLATEAU} if on else None),
+    *(
+        Move(_MODULE, f"plateau_{n}", ("scheduler", "init_args", n))
+        for n in ("factor", "patience", "min_lr", "cooldown")
+    ),
+    Move(_MODULE, "lr", ("optimizer", "init_args", "lr")),
+    Move(_MODEL, "task_embedding", ("trunk", "init_args", "task_embedding")),
+    Move(("data", "init_args"), "round_robin", ("sample_mode",), lambda on: "cycle" if on else "random"),
+    *(Move(("data", "init_args", split), old, (new,)) for split in _SPLITS for old, new in _IN_SPLITS),
+    *(
+        Move(("data", "init_args", "data_modules", "*", "init_args", split), old, (new,))
+        for split in _SPLITS
+        for old, new in _IN_SPLITS
+    ),
+)
+
+# The same for arguments of one class, wherever it is named.
+ARGUMENTS: dict[str, dict[str, tuple[str, Callable[[Any], Any]]]] = {
+    "rslearn.train.callbacks.gradients.MiniPCGrad": {"selector": ("selectors", _as_list)},
+    "rslearn.train.tasks.per_pixel_regression.PerPixelRegressionTask": {"metric_mode": ("metrics", _as_list)},
+    "rslearn.train.tasks.regression.RegressionTask": {"metric_mode": ("metrics", _as_list)},
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that was brought up to date.
+
+    Attributes:
+        old: the old name.
+        new: the present one.
+        place: ``file:line``.
+    """
+
+    old: str
+    new: str
+    place: str
+
+
+def modernise(layer: Layer, changes: list[Change]) -> Layer:
+    """Bring one file up to date.
+
+    Args:
+        layer: a whole config.
+        changes: gets what was changed.
+
+    Returns:
+        The layer with present names, which remembers where they stood under their old ones.
+    """
+    work = _Work(layer, changes)
+    tree = work.classes(layer.tree, ())
+    for move in MOVES:
+        for at in _places(tree, move.at):
+            if move.old not in pick(tree, at):
+                continue
+            tree = work.move(tree, move, at)
+    return Layer(tree, layer.at, layer.document, layer.source, {**layer.moved, **work.moved})
+
+
+def told(changes: Sequence[Change]) -> list[str]:
+    """Write one line for each kind of change, with its first place and how many there are."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for change in changes:
+        places.setdefault((change.old, change.new), []).append(change.place)
+    lines = []
+    for (old, new), found in places.items():
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        lines.append(f"{old} is {new} now ({found[0]}{more})")
+    return lines
+
+
+def finish(tree: dict[str, Any], derived: dict[KeyPath, str]) -> dict[str, Any]:
+    """Give the objects that moved arguments made a class, where no file names one; drop a scheduler without."""
+    for at, class_path in (((*_MODULE, "optimizer"), _ADAMW), ((*_MODEL, "trunk"), _TRUNK)):
+        made = pick(tree, at)
+        if isinstance(made, Mapping) and "class_path" not in made:
+            derived[(*at, "class_path")] = "what the old arguments stood for"
+            tree = merge(tree, nest({"class_path": class_path}, at))
+    scheduler = pick(tree, (*_MODULE, "scheduler"))
+    if isinstance(scheduler, Mapping) and "class_path" not in scheduler:
+        tree = merge(tree, nest(None, (*_MODULE, "scheduler")))
+    return tree
+
+
+class _Work:
+    def __init__(self, layer: Layer, changes: list[Change]) -> None:
+        self.moved: dict[KeyPath, KeyPath] = {}
+        self._layer = layer
+        self._changes = changes
+
+    def classes(self, node: Any, at: KeyPath) -> Any:
+        """Replace old class paths, and old arguments of classes, in everything below."""
+        if isinstance(node, list):
+            return [self.classes(v, (*at, i)) if isinstance(v, dict | list) else v for i, v in enumerate(node)]
+        if not isinstance(node, Mapping):
+            return node
+        result = {k: self.classes(v, (*at, k)) if isinstance(v, dict | list) else v for k, v in node.items()}
+        old = result.get("class_path")
+        if not isinstance(old, str):
+            return result
+        if old in CLASSES:
+            result["class_path"] = CLASSES[old]
+            self._note(old, CLASSES[old], (*at, "class_path"))
+        if old in ARGUMENTS and isinstance(result.get("init_args"), Mapping):
+            result["init_args"] = self._arguments(result["init_args"], ARGUMENTS[old], (*at, "init_args"))
+        return result
+
+    def move(self, tree: Any, move: Move, at: KeyPath) -> Any:
+        """Make one move in one mapping; what already stands at the new place stays."""
+        source, target = (*at, move.old), (*at, *move.new)
+        mapping = dict(pick(tree, at))
+        value = move.value(mapping.pop(move.old))
+        tree = _set(tree, at, mapping)
+        existing = pick(tree, target)
+        if existing is None:
+            tree = merge(tree, nest(value, target))
+            self.moved[target] = source
+        elif isinstance(existing, Mapping) and isinstance(value, Mapping):
+            tree = merge(tree, nest(merge(value, existing), target))
+        self._note(move.old, dotted(move.new), source)
+        return tree
+
+    def _arguments(
+        self, given: Mapping[str, Any], table: Mapping[str, tuple[str, Callable[[Any], Any]]], at: KeyPath
+    ) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for name, value in given.items():
+            if name not in table:
+                result[name] = value
+                continue
+            new, change = table[name]
+            if new not in given:
+                result[new] = change(value)
+                self.moved[(*at, new)] = (*at, name)
+            self._note(name, new, (*at, name))
+        return result
+
+    def _note(self, old: str, new: str, at: KeyPath) -> None:
+        self._changes.append(Change(old, new, f"{self._layer.document.name}:{self._layer.line(at)}"))
+
+
+def _places(tree: Any, pattern: KeyPath, at: KeyPath = ()) -> list[KeyPath]:
+    """Find the mappings that a pattern stands for."""
+    if not isinstance(tree, Mapping):
+        return []
+    if not pattern:
+        return [at]
+    keys = list(tree) if pattern[0] == "*" else [pattern[0]] if pattern[0] in tree else []
+    return [place for key in keys for place in _places(tree[key], pattern[1:], (*at, key))]
+
+
+def _set(tree: Any, at: KeyPath, value: Any) -> Any:
+    return {**tree, at[0]: _set(tree[at[0]], at[1:], value)} if at else value

@@ -1,0 +1,98 @@
+"""The multi-dataset config for editors and for readers: a JSON schema, and the tables of the documentation.
+
+``python -m rslp.compose.schema`` writes both anew from the table of keys.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rslp.compose.keys import ENTRY_KEYS, KEYS, OPTION_KEYS, Key
+from rslp.files import write_atomic
+
+_ROOT = Path(__file__).resolve().parents[2]
+SCHEMA_FILE = _ROOT / "data" / "helios" / "v3_multitask" / "multi_dataset.schema.json"
+DOCS_FILE = _ROOT / "docs" / "multi_dataset_config.md"
+
+_PATHS = {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
+_KINDS: dict[str, dict[str, Any]] = {
+    "path": {"type": ["string", "null"]},
+    "output": {"type": ["string", "null"], "pattern": r"\.ya?ml$"},
+    "text": {"type": ["string", "null"]},
+    "name": {"type": ["string", "null"], "pattern": "^[A-Za-z_][A-Za-z0-9_-]*$"},
+    "positive": {"type": ["integer", "null"], "minimum": 1},
+    "count": {"type": ["integer", "null"], "minimum": 0},
+    "flag": {"type": ["boolean", "null"]},
+    "mapping": {"type": ["object", "null"]},
+    "constants": {"type": ["object", "null"], "propertyNames": {"pattern": "^[A-Za-z][A-Za-z0-9_]*$"}},
+    "paths": _PATHS,
+    "groups": {"type": ["array", "null"], "items": {"type": "array", "items": {"type": "string"}, "minItems": 1}},
+}
+
+
+def json_schema() -> dict[str, Any]:
+    """Make the JSON schema of a multi-dataset config."""
+    entry = _object(ENTRY_KEYS, {}, required=["cfgs"])
+    kinds = {
+        "entries": {"type": "array", "minItems": 1, "items": {"oneOf": [*_PATHS["oneOf"], entry]}},
+        "options": _object(OPTION_KEYS, {}),
+    }
+    schema = _object(KEYS, kinds, required=["output_path"])
+    spellings = [{"required": ["dataset_cfgs"]}, {"required": ["task_cfgs"]}]
+    title = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Multi-dataset config"}
+    return {**title, **schema, "oneOf": spellings}
+
+
+def key_table(keys: Mapping[str, Key]) -> str:
+    """Make the documentation's table of some keys, in Markdown."""
+    rows = ["| key | value | left out | what it does |", "|---|---|---|---|"]
+    for name, key in keys.items():
+        old = f" (old: `{key.old}`)" if key.old else ""
+        rows.append(f"| `{name}`{old} | {_VALUES[key.kind]} | {key.default or 'an error'} | {key.help} |")
+    return "\n".join(rows)
+
+
+def documented(text: str) -> str:
+    """Give the documentation page with its generated tables made anew."""
+    for name, keys in (("keys", KEYS), ("entry", ENTRY_KEYS), ("options", OPTION_KEYS)):
+        block = f"<!-- generated: {name} -->\n{key_table(keys)}\n<!-- end -->"
+        before, after = re.split(rf"<!-- generated: {name} -->\n.*?<!-- end -->", text, flags=re.DOTALL)
+        text = before + block + after
+    return text
+
+
+_VALUES = {
+    "path": "path",
+    "output": "path or `null`",
+    "text": "text",
+    "name": "name",
+    "positive": "number above 0",
+    "count": "number from 0",
+    "flag": "`true` or `false`",
+    "mapping": "mapping",
+    "constants": "mapping",
+    "options": "mapping, see below",
+    "paths": "path or list of paths",
+    "entries": "list, see below",
+    "groups": "list of lists of tasks",
+}
+
+
+def _object(keys: Mapping[str, Key], kinds: Mapping[str, Any], required: list[str] | None = None) -> dict[str, Any]:
+    properties = {}
+    for name, key in keys.items():
+        rule = {**(kinds.get(key.kind) or _KINDS[key.kind]), "description": key.help}
+        properties[name] = rule
+        if key.old:
+            properties[key.old] = {**rule, "deprecated": True}
+    extra = {"required": required} if required else {}
+    return {"type": "object", "additionalProperties": False, "properties": properties, **extra}
+
+
+if __name__ == "__main__":
+    write_atomic(SCHEMA_FILE, json.dumps(json_schema(), indent=2) + "\n")
+    write_atomic(DOCS_FILE, documented(DOCS_FILE.read_text(encoding="utf-8")))

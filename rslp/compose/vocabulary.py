@@ -1,0 +1,162 @@
+"""Find misspelt names of arguments, without importing what they belong to: from a table that ships with the code."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rslp.compose.datasets import DATA_MODULES, MODEL_ARGS, TASK
+from rslp.compose.layers import Layer, problem_at
+from rslp.compose.merge import KeyPath, pick
+from rslp.compose.near import did_you_mean, nearest
+from rslp.errors import Problem
+
+TABLE = Path(__file__).with_name("vocabulary.json")
+TRAINER = "lightning.pytorch.Trainer"
+SPLITS = ("default_config", "train_config", "val_config", "test_config", "predict_config")
+_SPLIT_CLASS = "rslearn.train.dataset.SplitConfig"
+_INPUT_CLASS = "rslearn.train.dataset.DataInput"
+_CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+_TOP = (
+    "all_dataset_info_path",
+    "ckpt_path",
+    "data",
+    "model",
+    "return_predictions",
+    "rslp_experiment",
+    "rslp_project",
+    "seed",
+    "seed_everything",
+    "trainer",
+)
+
+Finding = tuple[KeyPath, str]
+
+
+@functools.cache
+def table() -> Mapping[str, frozenset[str] | None]:
+    """Give the argument names by class path; None where a class takes any."""
+    raw = json.loads(TABLE.read_text(encoding="utf-8"))
+    return {path: None if names is None else frozenset(names) for path, names in raw.items()}
+
+
+def unknown_names(tree: Any, layers: Sequence[Layer], *, lenient: bool) -> list[Problem]:
+    """Find keys that nothing will understand.
+
+    Args:
+        tree: a run config.
+        layers: what it was folded from, to tell file and line.
+        lenient: for configs with old names: report only what is clearly a misspelling.
+
+    Returns:
+        The problems. Classes that are not in the table are left to ``check``, which imports them.
+    """
+    found = [*_top(tree), *_trainer(tree), *_classes(tree, (), lenient), *_datasets(tree, lenient), *_by_name(tree)]
+    return [problem_at(layers, at, what) for at, what in dict.fromkeys(found)]
+
+
+def _top(tree: Mapping[str, Any]) -> Iterator[Finding]:
+    for key in tree:
+        # A top-level key that is like none of these may belong to a program of the user's own.
+        if key not in _TOP and nearest(str(key), _TOP):
+            yield (key,), f"unknown key{did_you_mean(str(key), _TOP)}"
+
+
+def _trainer(tree: Mapping[str, Any]) -> Iterator[Finding]:
+    trainer = tree.get("trainer")
+    if isinstance(trainer, Mapping):
+        yield from _names(trainer, TRAINER, ("trainer",), lenient=False)
+
+
+def _names(given: Mapping[Any, Any], class_path: str, at: KeyPath, *, lenient: bool) -> Iterator[Finding]:
+    known = table().get(class_path)
+    if known is None:
+        return
+    for name in given:
+        if name in known or (lenient and not nearest(str(name), known)):
+            continue
+        owner = class_path.rsplit(".", 1)[-1]
+        hint = did_you_mean(str(name), known) or f"; allowed: {', '.join(sorted(known))}"
+        yield (*at, name), f"unknown key for {owner}{hint}"
+
+
+def _classes(node: Any, at: KeyPath, lenient: bool) -> Iterator[Finding]:
+    if isinstance(node, list):
+        for position, item in enumerate(node):
+            if isinstance(item, Mapping | list):
+                yield from _classes(item, (*at, position), lenient)
+        return
+    path = node.get("class_path")
+    if isinstance(path, str):
+        yield from _class(node, path, at, lenient)
+    for key, value in node.items():
+        if isinstance(value, Mapping | list):
+            yield from _classes(value, (*at, key), lenient)
+
+
+def _class(node: Mapping[Any, Any], path: str, at: KeyPath, lenient: bool) -> Iterator[Finding]:
+    for key in node:
+        if key not in _CLASS_KEYS:
+            hint = did_you_mean(str(key), _CLASS_KEYS)
+            yield (*at, key), f"unknown key beside class_path{hint}; arguments belong under init_args"
+    if path not in table() and not lenient:
+        near = nearest(path, table(), cutoff=0.93)
+        if near and near.rsplit(".", 1)[0].split(".")[0] == path.split(".")[0]:
+            yield (*at, "class_path"), f"no class {path!r} is known; did you mean {near}?"
+    arguments = node.get("init_args")
+    if isinstance(arguments, Mapping):
+        yield from _names(arguments, path, (*at, "init_args"), lenient=lenient)
+
+
+def _datasets(tree: Mapping[str, Any], lenient: bool) -> Iterator[Finding]:
+    modules = pick(tree, DATA_MODULES)
+    if not isinstance(modules, Mapping):
+        yield from _splits(pick(tree, ("data", "init_args")), ("data", "init_args"), lenient)
+        return
+    complete = [name for name, module in modules.items() if pick(module, ("class_path",))]
+    for name, module in modules.items():
+        at = (*DATA_MODULES, name)
+        if name not in complete:
+            yield (
+                at,
+                f"no dataset is called {name!r}{did_you_mean(str(name), complete)}; datasets: {', '.join(complete)}",
+            )
+        else:
+            yield from _splits(pick(module, ("init_args",)), (*at, "init_args"), lenient)
+
+
+def _splits(arguments: Any, at: KeyPath, lenient: bool) -> Iterator[Finding]:
+    if not isinstance(arguments, Mapping):
+        return
+    for split in SPLITS:
+        if isinstance(arguments.get(split), Mapping):
+            yield from _names(arguments[split], _SPLIT_CLASS, (*at, split), lenient=lenient)
+    inputs = arguments.get("inputs")
+    for name, given in inputs.items() if isinstance(inputs, Mapping) else ():
+        if isinstance(given, Mapping):
+            yield from _names(given, _INPUT_CLASS, (*at, "inputs", name), lenient=lenient)
+
+
+def _by_name(tree: Mapping[str, Any]) -> Iterator[Finding]:
+    """Mappings by task or by dataset may name no absent one."""
+    decoders = pick(tree, (*MODEL_ARGS, "decoders"))
+    tasks = pick(tree, (*TASK, "init_args", "tasks"))
+    modules = pick(tree, DATA_MODULES)
+    places: tuple[tuple[KeyPath, Any], ...] = (
+        ((*MODEL_ARGS, "loss_weights"), decoders),
+        ((*TASK, "init_args", "tasks"), decoders),
+        ((*TASK, "init_args", "input_mapping"), tasks),
+        (("data", "init_args", "batch_sizes"), modules),
+        (("data", "init_args", "weights"), modules),
+    )
+    for at, known in places:
+        given = pick(tree, at)
+        for name in given if isinstance(given, Mapping) and isinstance(known, Mapping) else ():
+            if name not in known:
+                yield (
+                    (*at, name),
+                    f"nothing is called {name!r}{did_you_mean(str(name), known)}; known: {', '.join(known)}",
+                )

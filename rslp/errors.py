@@ -1,0 +1,66 @@
+"""What can go wrong by a user's hand: one small tree of exceptions, each worth one clear message and exit code 2.
+
+Anything else that is raised is a defect of the program and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; the command line prints the message alone and exits with 2."""
+
+    exit_code = 2
+
+
+class UsageError(UserError):
+    """The command line itself: an unknown workflow, a missing or a contradictory argument."""
+
+
+class DataError(UserError):
+    """A dataset that is missing, empty, unreadable, or not what the config says of it."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, unreadable, or does not fit the model."""
+
+
+class RunError(UserError):
+    """A run directory in a state that forbids what was asked: locked, unfinished, without a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault in a config file: where it stands and what would be right.
+
+    Attributes:
+        what: what is wrong, what was got, what is allowed.
+        file: the file's path as the user would write it; empty when unknown.
+        line: 1-based line, or None when the fault has no line.
+        key: dotted key, for example ``data.init_args.path``; empty for the whole file.
+    """
+
+    what: str
+    file: str = ""
+    line: int | None = None
+    key: str = ""
+
+    def __str__(self) -> str:
+        """Render as ``file:line: key: what``, leaving out what is unknown."""
+        place = self.file if self.line is None or not self.file else f"{self.file}:{self.line}"
+        return ": ".join(part for part in (place, self.key, self.what) if part)
+
+
+class ConfigError(UserError):
+    """Faults in config files, all of them at once.
+
+    Attributes:
+        problems: the faults, in the order they were found.
+    """
+
+    def __init__(self, problems: Problem | Iterable[Problem]) -> None:
+        """Collect the problems; the message holds one line for each."""
+        self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))

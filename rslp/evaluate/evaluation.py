@@ -1,0 +1,81 @@
+"""Evaluate a run's checkpoint on its splits."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rslp.errors import RunError
+from rslp.evaluate.rows import Evaluation, rows_of
+from rslp.evaluate.table import print_table
+from rslp.files import write_atomic
+from rslp.run import RunDir, sha256
+from rslp.train.checkpoints import load_weights, read_checkpoint
+from rslp.train.cli import RunCLI, build
+from rslp.train.samples import SampleSource
+
+
+def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = None) -> list[Evaluation]:
+    """Evaluate a checkpoint, write ``eval/<split>.json``, print a table.
+
+    Args:
+        run: the run directory.
+        splits: "val", "test" or both.
+        checkpoint: path of the checkpoint; the run's best one when None.
+
+    Raises:
+        RunError: the run has no checkpoint yet.
+        CheckpointError: the checkpoint can't be read or does not fit the run's model.
+    """
+    path = Path(checkpoint) if checkpoint else run.best()
+    if not path.exists():
+        present = ", ".join(sorted(p.name for p in path.parent.glob("*.ckpt"))) if path.parent.exists() else ""
+        raise RunError(f"no checkpoint {path.name} in {path.parent} ({present or 'it holds none'}): train the run first")
+    content = read_checkpoint(path)
+    cli = build(run, training=False)
+    load_weights(cli.model, content, path=path)
+    cli.model.on_load_checkpoint(content)
+    evaluations = []
+    for split in splits:
+        _run_split(cli, split)
+        evaluation = Evaluation(
+            run=f"{run.project}/{run.experiment}",
+            split=split,
+            checkpoint=str(path.relative_to(run.path) if path.is_relative_to(run.path) else path),
+            checkpoint_sha256=sha256(path),
+            step=content["global_step"],
+            commit=git_commit(),
+            data_fingerprint=fingerprint(cli.datamodule.sources(split)),
+            score=cli.model.score(split),
+            rows=rows_of(cli.model.results[split]),
+        )
+        write_atomic(run.evaluation(split), evaluation.json())
+        evaluations.append(evaluation)
+    print_table(evaluations)
+    return evaluations
+
+
+def _run_split(cli: RunCLI, split: str) -> None:
+    loop = cli.trainer.validate if split == "val" else cli.trainer.test
+    loop(cli.model, datamodule=cli.datamodule, verbose=False)
+
+
+def fingerprint(sources: Mapping[str, SampleSource]) -> str:
+    """Hash over which samples a split holds: two evaluations are comparable if theirs are equal."""
+    digest = hashlib.sha256()
+    for _, source in sorted(sources.items()):
+        for identity in sorted(source.identity(i) for i in range(len(source))):
+            digest.update(identity.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this code runs from; None for an installed package."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()

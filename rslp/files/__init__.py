@@ -1,0 +1,34 @@
+"""The only room that opens config files: YAML with line marks, paths, atomic writes, shipped configs."""
+
+from rslp.files.document import MAX_BYTES, Document, Template, parse_yaml, plain_scalar, read_yaml
+from rslp.files.dumping import dump_yaml
+from rslp.files.paths import (
+    PATH_ARGS,
+    Anchored,
+    anchor_paths,
+    find_file,
+    is_portable,
+    relativise_paths,
+    resolve_paths,
+    shipped,
+)
+from rslp.files.writing import write_atomic
+
+__all__ = [
+    "MAX_BYTES",
+    "PATH_ARGS",
+    "Anchored",
+    "Document",
+    "Template",
+    "anchor_paths",
+    "dump_yaml",
+    "find_file",
+    "is_portable",
+    "parse_yaml",
+    "plain_scalar",
+    "read_yaml",
+    "relativise_paths",
+    "resolve_paths",
+    "shipped",
+    "write_atomic",
+]

@@ -1,0 +1,11 @@
+"""The project ``helios``: joint fine-tuning of the Helios (OlmoEarth) encoder.
+
+The table maps a workflow's name to ``module:function``; a module is imported only when its workflow is asked for.
+"""
+
+workflows = {
+    "make_example": "rslp.helios.make_example:make_example",
+    "make_multidataset_config": "rslp.helios.make_multidataset_config:make_multidataset_config",
+    "launch_finetune": "rslp.helios.launch_finetune:launch_finetune",
+    "run": "rslp.helios.run:run",
+}

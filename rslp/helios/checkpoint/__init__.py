@@ -1,0 +1,6 @@
+"""Checkpoints of Helios models: the forms they come in, read without running anything that they name."""
+
+from rslp.helios.checkpoint.architecture import Architecture
+from rslp.helios.checkpoint.forms import Checkpoint, load_encoder, open_checkpoint
+
+__all__ = ["Architecture", "Checkpoint", "load_encoder", "open_checkpoint"]

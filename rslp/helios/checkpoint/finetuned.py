@@ -1,0 +1,91 @@
+"""Encoders of fine-tuning runs: the weights in a training checkpoint, and where their architecture is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rslp.errors import CheckpointError
+from rslp.files import read_yaml, resolve_paths
+from rslp.helios.checkpoint.architecture import Architecture
+
+# Where the encoder stands in a training checkpoint, ours and the original's.
+_ENCODER = "model.encoder.0."
+_WEIGHTS = f"{_ENCODER}model."
+_ARCHITECTURE = f"{_ENCODER}_extra_state"
+_CONFIG, _RUN_CONFIG = "config.json", "config.yaml"
+_CLASSES = ("Helios", "OlmoEarth")
+
+
+def finetuned_weights(tensors: Mapping[str, torch.Tensor], file: Path) -> dict[str, torch.Tensor]:
+    """Take the encoder's weights out of a training checkpoint.
+
+    Raises:
+        CheckpointError: none are there.
+    """
+    found = {name.removeprefix(_WEIGHTS): tensor for name, tensor in tensors.items() if name.startswith(_WEIGHTS)}
+    if not found:
+        roots = sorted({".".join(name.split(".")[:3]) for name in tensors})
+        raise CheckpointError(f"{file}: no weights named {_WEIGHTS}*; there are {', '.join(roots[:8])}")
+    return found
+
+
+def finetuned_architecture(
+    tensors: Mapping[str, torch.Tensor], file: Path, original: Callable[[str], Architecture]
+) -> Architecture:
+    """Find the architecture that the weights of a training checkpoint belong to.
+
+    Looked for in this order: in the checkpoint itself, where ``Helios`` keeps it; in a ``config.json`` of a pre-trained
+    model in the checkpoint's folder or the one above; in the checkpoint that a run's ``config.yaml`` in one of these
+    folders names.
+
+    Args:
+        tensors: the checkpoint's tensors.
+        file: the checkpoint.
+        original: opens the checkpoint that a run started from.
+
+    Raises:
+        CheckpointError: found nowhere; the message lists the places.
+    """
+    if _ARCHITECTURE in tensors:
+        return Architecture.unpack(tensors[_ARCHITECTURE], source=str(file))
+    finetuned_weights(tensors, file)
+    folders = (file.absolute().parent, file.absolute().parent.parent)
+    for folder in folders:
+        if (folder / _CONFIG).is_file():
+            return Architecture.from_file(folder / _CONFIG)
+    tried = [str(folder / _CONFIG) for folder in folders]
+    for folder in folders:
+        tried.append(str(folder / _RUN_CONFIG))
+        for checkpoint_path in _started_from(folder / _RUN_CONFIG):
+            try:
+                return original(checkpoint_path)
+            except CheckpointError as error:
+                tried.append(f"{checkpoint_path}, which that names ({error})")
+    raise CheckpointError(
+        f"{file}: the checkpoint does not say how its encoder is built; put the {_CONFIG} of the pre-trained model "
+        f"beside it. Looked for: {'; '.join(tried)}"
+    )
+
+
+def _started_from(run_config: Path) -> Iterator[str]:
+    """The checkpoints that the encoders of a run config start from."""
+    if run_config.is_file():
+        data = resolve_paths(read_yaml(run_config).data, run_config.parent)
+        for encoder in _encoders(data):
+            named = encoder.get("checkpoint_path") or encoder.get("model_path") or encoder.get("model_id")
+            if isinstance(named, str):
+                yield named
+
+
+def _encoders(tree: Any) -> Iterator[Mapping[str, Any]]:
+    """The ``init_args`` of all encoders in a config."""
+    if isinstance(tree, Mapping):
+        class_path, init_args = tree.get("class_path"), tree.get("init_args")
+        if isinstance(class_path, str) and class_path.split(".")[-1] in _CLASSES and isinstance(init_args, Mapping):
+            yield init_args
+    for child in tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list) else ():
+        yield from _encoders(child)

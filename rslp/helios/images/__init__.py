@@ -1,0 +1,1 @@
+"""Images on their way into the Helios encoder: units, bands, statistics, dates, batches."""

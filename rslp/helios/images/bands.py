@@ -1,0 +1,92 @@
+"""From the bands that a dataset has to the bands that the encoder takes: order, scale, substitutes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from rslp.helios.images.statistics import Band
+
+MissingBands = Literal["nearest", "mean", "zero"]
+
+# A band stands in for another one only if their wavelengths differ by less than this factor: SWIR 1 may stand for
+# SWIR 2, no reflective band for a thermal one.
+_NEAR = 1.5
+
+
+@dataclass(frozen=True)
+class BandPlan:
+    """How to make the encoder's channels of a dataset's.
+
+    Attributes:
+        given: the dataset's bands in its order.
+        source: per band of the encoder the index into ``given`` to take, or None for a constant.
+        scale: per band of the encoder, ``1 / (max - min)``.
+        offset: per band of the encoder, ``-min / (max - min)``.
+        constant: the normalised value of bands without a source.
+    """
+
+    given: tuple[str, ...]
+    source: tuple[int | None, ...]
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+    constant: float
+
+    def arrange(self, image: torch.Tensor) -> torch.Tensor:
+        """Bring ``C T H W`` into the encoder's order; channels of constant bands hold arbitrary values."""
+        index = [0 if source is None else source for source in self.source]
+        if index == list(range(image.shape[0])):
+            return image
+        return image.index_select(0, torch.tensor(index, device=image.device))
+
+    def apply(self, image: torch.Tensor) -> torch.Tensor:
+        """Arrange and scale ``C T H W`` float32 raw values; returns a new tensor ``C' T H W``."""
+        scale = torch.tensor(self.scale, dtype=image.dtype, device=image.device).view(-1, 1, 1, 1)
+        offset = torch.tensor(self.offset, dtype=image.dtype, device=image.device).view(-1, 1, 1, 1)
+        result = self.arrange(image).mul(scale).add_(offset)
+        absent = [index for index, source in enumerate(self.source) if source is None]
+        if absent:
+            result[absent] = self.constant
+        return result
+
+
+def plan_bands(
+    given: Sequence[str], wanted: Sequence[Band], *, std_multiplier: float, missing: MissingBands
+) -> BandPlan:
+    """Plan the way from given bands to wanted ones.
+
+    Args:
+        given: the dataset's bands in its order; each is among ``wanted``.
+        wanted: the encoder's bands in its order.
+        std_multiplier: half of the range that becomes 0..1, in standard deviations.
+        missing: what stands for wanted bands that are not given.
+
+    Returns:
+        The plan.
+    """
+    have = [band for band in wanted if band.name in given]
+    source: list[int | None] = []
+    for band in wanted:
+        near = band if band in have else (_nearest(band, have) if missing == "nearest" else None)
+        source.append(None if near is None else list(given).index(near.name))
+    widths = [2 * std_multiplier * band.std for band in wanted]
+    return BandPlan(
+        given=tuple(given),
+        source=tuple(source),
+        scale=tuple(1 / width for width in widths),
+        offset=tuple(0.5 - band.mean / width for band, width in zip(wanted, widths, strict=True)),
+        constant=0.0 if missing == "zero" else 0.5,
+    )
+
+
+def _nearest(band: Band, have: Sequence[Band]) -> Band | None:
+    if band.nm is None:
+        return None
+    ratios = [(max(b.nm, band.nm) / min(b.nm, band.nm), b.nm, b) for b in have if b.nm is not None]
+    if not ratios:
+        return None
+    ratio, _, near = min(ratios, key=lambda entry: entry[:2])
+    return near if ratio < _NEAR else None

@@ -1,0 +1,252 @@
+"""From a batch of samples to the tensors that the Helios encoder takes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any
+
+import torch
+from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.utils.datatypes import MaskedOlmoEarthSample, MaskValue
+from rslearn.train.model_context import RasterImage, SampleMetadata
+
+from rslp.errors import DataError
+from rslp.helios.images.dates import Interval, Timeline, align, legacy
+
+logger = logging.getLogger(__name__)
+
+# A sample without one valid date in any modality is fed as one date of this normalised value, the middle of the range:
+# the encoder needs at least one token of each sample.
+_BLANK = 0.5
+_BLANK_STEP = (1, 0, 2000)
+# Normalised values lie around 0..1; saturated 16-bit pixels come to about 9.
+_HIGHEST = 50.0
+
+
+@dataclass(frozen=True)
+class ModalityShape:
+    """What the encoder expects of one modality.
+
+    Attributes:
+        name: the modality's name, also the input's.
+        bands: number of channels.
+        band_sets: number of tokens per patch and date.
+        is_series: whether it has dates; elevation and land cover do not.
+    """
+
+    name: str
+    bands: int
+    band_sets: int
+    is_series: bool
+
+
+@dataclass(frozen=True)
+class EncoderBatch:
+    """A batch, ready for the encoder.
+
+    Attributes:
+        sample: tensors and masks; images ``B H W T C``, masks ``B H W T S`` (expanded views), timestamps ``B T 3``.
+        valid: per modality bool ``B T`` on the images' device, or None where every date of every sample is valid.
+        complete: whether no sample lacks anything, so that the encoder needs no masks at all.
+    """
+
+    sample: Any
+    valid: Mapping[str, torch.Tensor | None]
+    complete: bool
+
+
+def assemble(
+    inputs: Sequence[Mapping[str, Any]],
+    metadatas: Sequence[SampleMetadata],
+    modalities: Sequence[ModalityShape],
+    *,
+    use_legacy_timestamps: bool,
+    tolerance: timedelta,
+) -> EncoderBatch:
+    """Stack the samples of a batch, with dates aligned across modalities and everything absent masked.
+
+    Args:
+        inputs: per sample its inputs; those named like a modality are RasterImages ``C T H W`` or tensors ``T*C H W``,
+            normalised, in the encoder's band order. The number of dates may differ.
+        metadatas: per sample its metadata; the window's time range stands in for the timestamp of a single image.
+        modalities: what the encoder takes; other inputs are ignored.
+        use_legacy_timestamps: dummy months instead of the real ones.
+        tolerance: see ``dates.align``.
+
+    Returns:
+        The batch.
+
+    Raises:
+        DataError: no modality in any sample, a wrong number of bands, unlike sizes, no timestamps.
+    """
+    images = [_images_of(sample, modalities) for sample in inputs]
+    present = [modality for modality in modalities if any(modality.name in of_sample for of_sample in images)]
+    if not present:
+        have = ", ".join(sorted({name for sample in inputs for name in sample})) or "none"
+        raise DataError(
+            f"no input for the encoder; it takes {', '.join(m.name for m in modalities)}; the samples' inputs: {have}"
+        )
+    series = {modality.name for modality in present if modality.is_series}
+    timelines = [
+        _timeline({n: i for n, i in of_sample.items() if n in series}, metadata, use_legacy_timestamps, tolerance)
+        for of_sample, metadata in zip(images, metadatas, strict=True)
+    ]
+    longest = max(1, *(len(timeline.steps) for timeline in timelines))
+    blank = [not any(image.image.shape[1] for image in of_sample.values()) for of_sample in images]
+    if any(blank):
+        say_once("a sample has no valid date in any modality; it is fed as a blank image")
+    size = _common_size(images)
+    device = next(image.image.device for of_sample in images for image in of_sample.values())
+    tensors: dict[str, Any] = {"timestamps": _timestamps(timelines, longest, device)}
+    valid: dict[str, torch.Tensor | None] = {}
+    for modality in present:
+        dates = longest if modality.is_series else 1
+        positions = [_positions(modality, of_sample, t) for of_sample, t in zip(images, timelines, strict=True)]
+        stacked = _stack([of_sample.get(modality.name) for of_sample in images], positions, modality.bands, dates, size)
+        if modality is present[0] and any(blank):
+            stacked[torch.tensor(blank, device=device), :, 0] = _BLANK
+            positions = [(0,) if is_blank else steps for is_blank, steps in zip(blank, positions, strict=True)]
+        valid[modality.name] = _valid_dates(positions, dates, device)
+        # B C T H W -> B H W T C; the mask has one value per date, seen through expanded strides.
+        tensors[modality.name] = stacked.permute(0, 3, 4, 2, 1)
+        mask = _mask(valid[modality.name], (len(images), dates), device)
+        tensors[f"{modality.name}_mask"] = mask[:, None, None, :, None].expand(-1, *size, -1, modality.band_sets)
+    return EncoderBatch(
+        sample=MaskedOlmoEarthSample(**tensors),
+        valid=valid,
+        complete=all(is_valid is None for is_valid in valid.values()),
+    )
+
+
+def check_normalized(batch: EncoderBatch) -> None:
+    """Refuse raw values, which collapse the features without any other sign.
+
+    Raises:
+        DataError: a value beyond what normalisation leaves of any sensor's range.
+    """
+    for modality in batch.valid:
+        highest = getattr(batch.sample, modality).abs().amax().item()
+        if highest > _HIGHEST:
+            raise DataError(
+                f"input {modality!r} reaches {highest:.6g}, so it is not normalised; add "
+                "rslp.helios.norm.HeliosNormalize to the dataset's transforms"
+            )
+
+
+def _images_of(sample: Mapping[str, Any], modalities: Sequence[ModalityShape]) -> dict[str, RasterImage]:
+    """The sample's inputs that the encoder takes, as RasterImages with the right number of bands."""
+    found = {}
+    for modality in modalities:
+        value = sample.get(modality.name)
+        if value is None:
+            continue
+        if not isinstance(value, RasterImage):
+            stacked = value.shape[0] // modality.bands if value.shape[0] % modality.bands == 0 else 1
+            value = RasterImage(value.unflatten(0, (stacked, -1)).transpose(0, 1))
+        bands, dates = value.image.shape[:2]
+        if bands != modality.bands:
+            raise DataError(
+                f"input {modality.name!r} has {bands} bands, the encoder takes {modality.bands}; "
+                "rslp.helios.norm.HeliosNormalize fills up those that a dataset lacks"
+            )
+        if dates > 1 and not modality.is_series:
+            raise DataError(f"input {modality.name!r} has {dates} dates, but this modality has no time")
+        found[modality.name] = value
+    return found
+
+
+def _common_size(images: Sequence[Mapping[str, RasterImage]]) -> tuple[int, int]:
+    sizes = {(image.image.shape[2], image.image.shape[3]) for of_sample in images for image in of_sample.values()}
+    if len(sizes) > 1:
+        listed = ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
+        raise DataError(f"the images of a batch have unlike sizes (H x W px): {listed}; crop or pad them")
+    return sizes.pop()
+
+
+def _timeline(
+    images: Mapping[str, RasterImage], metadata: SampleMetadata, use_legacy_timestamps: bool, tolerance: timedelta
+) -> Timeline:
+    if use_legacy_timestamps:
+        counts = {name: image.image.shape[1] for name, image in images.items()}
+        if max(counts.values(), default=0) > 12:
+            raise DataError(f"use_legacy_timestamps knows 12 months at most, got {max(counts.values())} dates")
+        return legacy(counts)
+    return _aligned(tuple((name, _intervals(name, image, metadata)) for name, image in images.items()), tolerance)
+
+
+@lru_cache(maxsize=4096)
+def _aligned(intervals: tuple[tuple[str, tuple[Interval, ...]], ...], tolerance: timedelta) -> Timeline:
+    return align(dict(intervals), tolerance)
+
+
+def _intervals(name: str, image: RasterImage, metadata: SampleMetadata) -> tuple[Interval, ...]:
+    dates = image.image.shape[1]
+    if image.timestamps is not None:
+        if len(image.timestamps) != dates:
+            raise DataError(f"input {name!r} has {dates} dates but {len(image.timestamps)} timestamps")
+        if all(interval is not None for interval in image.timestamps):
+            return tuple(image.timestamps)
+    if dates == 0:
+        return ()
+    if dates == 1 and metadata.time_range is not None:
+        say_once(f"input {name!r} has no timestamp; the middle of the window's time range is used")
+        return (metadata.time_range,)
+    raise DataError(
+        f"input {name!r} of window {metadata.window_name!r} has {dates} dates without timestamps; store them with the "
+        "raster data, or set use_legacy_timestamps: true on the encoder (January, February, … in their order)"
+    )
+
+
+@lru_cache(maxsize=64)
+def say_once(message: str) -> None:
+    """Log a warning, unless it was logged before in this process."""
+    logger.warning(message)
+
+
+def _positions(modality: ModalityShape, images: Mapping[str, RasterImage], timeline: Timeline) -> tuple[int, ...]:
+    if modality.is_series:
+        return timeline.position.get(modality.name, ())
+    return tuple(range(images[modality.name].image.shape[1])) if modality.name in images else ()
+
+
+def _stack(
+    images: Sequence[RasterImage | None],
+    positions: Sequence[tuple[int, ...]],
+    bands: int,
+    dates: int,
+    size: tuple[int, int],
+) -> torch.Tensor:
+    """Stack to ``B C T H W`` float32; dates that a sample lacks stay zero (they are masked)."""
+    everything = tuple(range(dates))
+    whole = [i.image for i, position in zip(images, positions, strict=True) if i is not None and position == everything]
+    if len(whole) == len(images):
+        return torch.stack(whole).to(torch.float32)
+    device = next(image.image.device for image in images if image is not None)
+    stacked = torch.zeros((len(images), bands, dates, *size), dtype=torch.float32, device=device)
+    for target, image, position in zip(stacked, images, positions, strict=True):
+        if image is not None and position == everything[: len(position)]:
+            target[:, : len(position)] = image.image
+        elif image is not None:
+            target[:, list(position)] = image.image.to(torch.float32)
+    return stacked
+
+
+def _valid_dates(positions: Sequence[tuple[int, ...]], dates: int, device: torch.device) -> torch.Tensor | None:
+    if all(len(position) == dates for position in positions):
+        return None
+    rows = [[step in position for step in range(dates)] for position in map(set, positions)]
+    return torch.tensor(rows, dtype=torch.bool, device=device)
+
+
+def _mask(is_valid: torch.Tensor | None, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """The encoder's mask values ``B T``."""
+    seen = torch.tensor(MaskValue.ONLINE_ENCODER.value, dtype=torch.int32, device=device)
+    return seen.expand(shape) if is_valid is None else torch.where(is_valid, seen, MaskValue.MISSING.value)
+
+
+def _timestamps(timelines: Sequence[Timeline], longest: int, device: torch.device) -> torch.Tensor:
+    rows = [[*timeline.steps, *[_BLANK_STEP] * (longest - len(timeline.steps))] for timeline in timelines]
+    return torch.tensor(rows, dtype=torch.int64, device=device)

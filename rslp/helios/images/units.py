@@ -1,0 +1,102 @@
+"""Units of raw values: nodata, decibels, and values that contradict what a config says of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from rslp.errors import DataError
+
+Sentinel1Units = Literal["linear", "db"]
+
+# Nodata markers of the usual products are -9999, -32768 and -99999; no valid value of any modality comes near.
+_NODATA_BELOW = -9999.0
+_ZERO_IS_NODATA = frozenset({"sentinel1", "sentinel2_l2a", "landsat"})
+# Well below the noise floor of Sentinel-1 (about -22 to -30 dB), so that a zero left by noise removal stays dark but
+# does not become an outlier that dominates its patch.
+FLOOR_DB = -50.0
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What an image holds.
+
+    Attributes:
+        nodata: None if every pixel is a measurement; else bool ``C T H W``, or ``1 T H W`` if the same in all bands.
+        valid_dates: per date whether it has a measurement.
+        low: the lowest measurement, NaN if there is none.
+        high: the highest.
+    """
+
+    nodata: torch.Tensor | None
+    valid_dates: tuple[bool, ...]
+    low: float
+    high: float
+
+
+def survey(modality: str, image: torch.Tensor) -> Survey:
+    """Find the pixels that hold no measurement, and the range of those that do.
+
+    Args:
+        modality: the modality's name.
+        image: raw values ``C T H W``, float32.
+
+    Returns:
+        What was found.
+    """
+    if image.numel() == 0:
+        return Survey(None, (False,) * image.shape[1], math.nan, math.nan)
+    # NaN spreads through both, so that everything odd shows in these two, which are C times smaller than the image.
+    lows, highs = image.amin(dim=0), image.amax(dim=0)
+    empty = (lows == 0) & (highs == 0) if modality in _ZERO_IS_NODATA else torch.zeros_like(lows, dtype=torch.bool)
+    odd = ~(lows > _NODATA_BELOW) | ~(highs < math.inf)
+    if bool(odd.any()):
+        nodata = ~((image > _NODATA_BELOW) & (image < math.inf)) | empty
+        measured = image[~nodata]
+        valid_dates = tuple((~nodata).transpose(0, 1).flatten(1).any(dim=1).tolist())
+        low, high = (measured.amin().item(), measured.amax().item()) if measured.numel() else (math.nan, math.nan)
+        return Survey(nodata, valid_dates, low, high)
+    if not bool(empty.any()):
+        return Survey(None, (True,) * image.shape[1], lows.amin().item(), highs.amax().item())
+    valid_dates = tuple((~empty).flatten(1).any(dim=1).tolist())
+    low, high = (lows[~empty].amin().item(), highs[~empty].amax().item()) if any(valid_dates) else (math.nan, math.nan)
+    return Survey(empty[None], valid_dates, low, high)
+
+
+def to_decibels(power: torch.Tensor) -> torch.Tensor:
+    """Turn linear backscatter power into dB, ``10 log10``; powers at or below the floor become ``FLOOR_DB``."""
+    return 10 * torch.log10(power.clamp(min=10 ** (FLOOR_DB / 10)))
+
+
+def check_range(modality: str, found: Survey, sentinel1_units: Sentinel1Units) -> None:
+    """Refuse values that cannot be in the units that are expected.
+
+    Sentinel-2 and Landsat: digital numbers exceed 3 somewhere, reflectance never does. Sentinel-1: power is never
+    negative, apart from tiny values that noise removal leaves (tolerated down to -1), and not above 3 (5 dB) in all
+    pixels and both polarisations; an image in dB has negative values, and none below -120.
+
+    Args:
+        modality: the modality's name; others than these three are not looked at.
+        found: what the image holds; without a measurement there is nothing to refuse.
+        sentinel1_units: what the config says of Sentinel-1.
+
+    Raises:
+        DataError: the values contradict it; the message says what they look like.
+    """
+    low, high = found.low, found.high
+    seen = f"{modality} values lie in {low:.4g} .. {high:.4g}"
+    if modality in ("sentinel2_l2a", "landsat") and high <= 3:
+        raise DataError(f"{seen}: this looks like reflectance, digital numbers (hundreds to thousands) are expected")
+    if modality != "sentinel1":
+        return
+    if low > 3:
+        raise DataError(f"{seen}: neither linear power nor dB, this looks like amplitude or digital numbers")
+    if sentinel1_units == "linear" and low < -1:
+        raise DataError(f"{seen}: linear power is never negative, this looks like dB; set sentinel1_units to db")
+    if sentinel1_units == "db" and low >= 0:
+        raise DataError(f"{seen}: dB has negative values, this looks like linear power; set sentinel1_units to linear")
+    if sentinel1_units == "db" and low < -120:
+        raise DataError(f"{seen}: too low for dB, this looks like scaled integers")

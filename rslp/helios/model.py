@@ -1,0 +1,201 @@
+"""The Helios encoder as rslearn's models take it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from typing import Any
+
+import torch
+from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.utils.constants import Modality
+from rslearn.models.component import FeatureExtractor, FeatureMaps, TokenFeatureMaps
+from rslearn.train.model_context import ModelContext
+
+from rslp.errors import CheckpointError, ConfigError, DataError, Problem
+from rslp.helios.checkpoint import Architecture, load_encoder, open_checkpoint
+from rslp.helios.encoder import masks_padding
+from rslp.helios.images.inputs import EncoderBatch, ModalityShape, assemble, check_normalized
+from rslp.helios.pooling import keep_tokens, pool_tokens
+
+_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": None, None: None}
+_EXTRA_STATE = "_extra_state"
+
+
+class Helios(FeatureExtractor):
+    """Helios (published as OlmoEarth): series of several sensors in, one feature map out.
+
+    Each sample's inputs named ``sentinel2_l2a``, ``sentinel1``, ``landsat`` (and others that the model knows) are
+    taken: RasterImages ``C T H W``, float32, normalised by ``HeliosNormalize``. Samples may have unlike numbers of
+    dates and lack modalities: what is absent is masked, and a sample's features do not depend on the rest of its
+    batch. The features are float32, whatever the encoder computes in.
+
+    The selected part of the model is the attribute ``model``, so that in a joint model its weights are named
+    ``model.encoder.0.model.*``. Its architecture travels in checkpoints beside the weights.
+    """
+
+    def __init__(
+        self,
+        checkpoint_path: str,
+        *,
+        selector: list[str | int] | None = None,
+        forward_kwargs: dict[str, Any] | None = None,
+        random_initialization: bool = False,
+        embedding_size: int | None = None,
+        patch_size: int | None = None,
+        autocast_dtype: str | None = "auto",
+        use_legacy_timestamps: bool = False,
+        timestamp_tolerance_days: float = 15,
+        token_pooling: bool = True,
+        strict: bool = True,
+    ) -> None:
+        """Build the encoder and load its weights.
+
+        Args:
+            checkpoint_path: a bundle, a distributed checkpoint, a fine-tuning run, or the id of a published model.
+            selector: attribute names and list indices from the model to the part to use; default ``["encoder"]``.
+            forward_kwargs: further arguments of the part's forward; ``patch_size`` may stand here.
+            random_initialization: use the checkpoint's architecture alone, with random weights.
+            embedding_size: what the configs around assume; checked against the model.
+            patch_size: side of a patch in pixels.
+            autocast_dtype: what the encoder computes in: ``bfloat16``, ``float16``, null for float32, or ``auto``:
+                bfloat16 on a GPU, float32 on a CPU.
+            use_legacy_timestamps: dummy months (January, February, … in the order of the images) instead of the
+                acquisition dates, as the original did.
+            timestamp_tolerance_days: images of different sensors less than this apart share a time step.
+            token_pooling: one feature per patch; if false all tokens of a patch (TokenFeatureMaps, ``B C H W N``).
+            strict: missing and unexpected weights are an error.
+
+        Raises:
+            CheckpointError: the checkpoint is absent, unreadable, or does not fit what the arguments say.
+            ConfigError: the arguments contradict each other.
+        """
+        super().__init__()
+        self.forward_kwargs = dict(forward_kwargs or {})
+        self.patch_size = _patch_size(patch_size, self.forward_kwargs.pop("patch_size", None))
+        self.autocast_dtype = _autocast_name(autocast_dtype)
+        self.use_legacy_timestamps = use_legacy_timestamps
+        self.timestamp_tolerance = timedelta(days=timestamp_tolerance_days)
+        self.token_pooling = token_pooling
+        self._selector = tuple(["encoder"] if selector is None else selector)
+        checkpoint = open_checkpoint(checkpoint_path)
+        self._architecture: Architecture = checkpoint.architecture
+        self.model = masks_padding(
+            load_encoder(checkpoint, self._selector, random_initialization=random_initialization, strict=strict)
+        )
+        self._check(checkpoint_path, embedding_size)
+        self.embedding_size = int(self.model.embedding_size)  # type: ignore[arg-type]
+        self.modalities = _modalities(self.model)
+        self._inputs_checked = False
+
+    def forward(self, context: ModelContext) -> FeatureMaps | TokenFeatureMaps:
+        """Encode a batch.
+
+        Args:
+            context: the samples; see the class for their inputs. H and W are multiples of the patch size.
+
+        Returns:
+            One float32 feature map ``B C H/p W/p``, the mean over dates, band sets and modalities that are there.
+
+        Raises:
+            DataError: the inputs do not fit the encoder.
+        """
+        batch = assemble(
+            context.inputs,
+            context.metadatas,
+            self.modalities,
+            use_legacy_timestamps=self.use_legacy_timestamps,
+            tolerance=self.timestamp_tolerance,
+        )
+        self._check_size(batch)
+        if not self._inputs_checked:  # once per process: it waits for the GPU
+            check_normalized(batch)
+            self._inputs_checked = True
+        with self._autocast(batch.sample.timestamps.device):
+            tokens = self.model(
+                batch.sample, fast_pass=batch.complete, patch_size=self.patch_size, **self.forward_kwargs
+            )["tokens_and_masks"]
+        return pool_tokens(tokens, batch.valid) if self.token_pooling else keep_tokens(tokens, batch.valid)
+
+    def get_backbone_channels(self) -> list[list[int]]:
+        """Give ``[[downsample factor, channels]]`` of the feature map, as decoders ask for it."""
+        return [[self.patch_size, self.embedding_size]]
+
+    def get_extra_state(self) -> torch.Tensor:
+        """The architecture, which goes into checkpoints beside the weights (uint8 ``N``)."""
+        return self._architecture.pack(self._selector)
+
+    def set_extra_state(self, state: object) -> None:
+        """Nothing to restore: the model is built already, and its weights are checked by name and shape."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # Checkpoints of the original carry no architecture; that is no missing weight.
+        state_dict.setdefault(prefix + _EXTRA_STATE, torch.empty(0, dtype=torch.uint8))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _check(self, checkpoint_path: str, embedding_size: int | None) -> None:
+        if not hasattr(self.model, "patch_embeddings") or not hasattr(self.model, "embedding_size"):
+            raise CheckpointError(
+                f"{checkpoint_path}: selector {list(self._selector)} leads to a {type(self.model).__name__}, "
+                "which is no encoder; ['encoder'] does"
+            )
+        actual = self.model.embedding_size
+        if embedding_size is not None and embedding_size != actual:
+            raise CheckpointError(
+                f"{checkpoint_path}: the embedding size is {actual}, the config says {embedding_size}"
+            )
+        low, high = self.model.min_patch_size, self.model.max_patch_size
+        if not low <= self.patch_size <= high:  # type: ignore[operator]
+            raise CheckpointError(
+                f"{checkpoint_path}: patch_size is {self.patch_size}, the model allows {low} to {high}"
+            )
+
+    def _check_size(self, batch: EncoderBatch) -> None:
+        name = next(iter(batch.valid))
+        height, width = getattr(batch.sample, name).shape[1:3]
+        if height % self.patch_size or width % self.patch_size:
+            raise DataError(
+                f"images of {height}x{width} px are no multiple of patch_size {self.patch_size}; crop or pad them"
+            )
+        encodings = getattr(self.model, "composite_encodings", None)
+        if height != width and getattr(encodings, "position_encoding", "absolute") == "absolute":
+            raise DataError(f"images of {height}x{width} px: this model's position encoding wants squares")
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        name = self.autocast_dtype
+        if name == "auto":
+            name = "bfloat16" if device.type == "cuda" else None
+        dtype = _AUTOCAST[name]
+        return nullcontext() if dtype is None else torch.autocast(device_type=device.type, dtype=dtype)
+
+
+def _patch_size(direct: int | None, among_kwargs: int | None) -> int:
+    given = {size for size in (direct, among_kwargs) if size is not None}
+    if len(given) != 1:
+        what = "not given" if not given else f"given twice, as {direct} and as forward_kwargs.patch_size {among_kwargs}"
+        raise ConfigError(Problem(what, key="Helios.patch_size"))
+    size = given.pop()
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ConfigError(
+            Problem(f"got {size!r}, must be a whole number of pixels, at least 1", key="Helios.patch_size")
+        )
+    return size
+
+
+def _autocast_name(name: str | None) -> str | None:
+    if name != "auto" and name not in _AUTOCAST:
+        allowed = "auto, bfloat16, float16, float32 or null"
+        raise ConfigError(Problem(f"got {name!r}, allowed: {allowed}", key="Helios.autocast_dtype"))
+    return name
+
+
+def _modalities(model: Any) -> Sequence[ModalityShape]:
+    """The modalities that an encoder takes, without those it was never trained to take."""
+    tokens = model.patch_embeddings.tokenization_config
+    trained = getattr(model, "encoder_input_modality_names", None)
+    names: Mapping[str, Any] = {name: Modality.get(name) for name in model.supported_modality_names}
+    return tuple(
+        ModalityShape(name, spec.num_bands, tokens.get_num_bandsets(name), spec.is_multitemporal)
+        for name, spec in names.items()
+        if spec.is_spatial and spec.image_tile_size_factor == 1 and (trained is None or name in trained)
+    )

@@ -1,0 +1,33 @@
+"""The job itself: what every engine starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rslp.errors import RunError
+from rslp.launch.job import Mode
+from rslp.run import RunDir
+
+
+def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
+    """Run one job in its run directory; the launcher starts this, here or on a cluster.
+
+    Args:
+        run_dir: the run directory, with its config.yaml.
+        mode: fit trains or goes on training; validate evaluates the validation split, test the validation and the test
+            split.
+        checkpoint: the checkpoint to evaluate; the best one of the run when left out.
+    """
+    directory = RunDir(Path(run_dir))
+    if not directory.config.is_file():
+        raise RunError(f"{directory.config} does not exist: start the run with launch_finetune")
+    if mode == "fit":
+        from rslp.train.fit import fit
+
+        return fit(directory)
+    if mode == "predict":
+        raise RunError("mode predict is not there yet; validate and test evaluate a run")
+    from rslp.evaluate.evaluation import evaluate
+
+    evaluate(directory, splits=("val", "test") if mode == "test" else ("val",), checkpoint=checkpoint)
+    return 0

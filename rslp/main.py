@@ -1,0 +1,143 @@
+"""The command line: ``python -m rslp.main PROJECT WORKFLOW …``.
+
+A project is a package ``rslp.<project>`` with a table ``workflows`` of name -> ``module:function``. The function's
+signature and docstring are its command line, so that a workflow is documented and parsed in one place. Nothing here
+imports torch: ``--help`` and a mistyped name must answer at once on any laptop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import rslp
+from rslp.errors import UsageError, UserError
+
+Workflow = Callable[..., Any]
+
+
+def projects() -> dict[str, Mapping[str, str]]:
+    """The packages below ``rslp`` that have a table of workflows, by name."""
+    found = {}
+    for info in pkgutil.iter_modules(rslp.__path__):
+        # Only packages whose __init__ declares the table are projects; the engine rooms (train, …) are left alone.
+        if info.ispkg and _declares_workflows(info.name):
+            found[info.name] = importlib.import_module(f"rslp.{info.name}").workflows
+    return found
+
+
+def _declares_workflows(package: str) -> bool:
+    """Whether the package's ``__init__`` defines ``workflows``, found without running it (it might import torch)."""
+    spec = importlib.util.find_spec(f"rslp.{package}")
+    source = spec.loader.get_source(spec.name) if spec and spec.loader and hasattr(spec.loader, "get_source") else None
+    return bool(source) and "\nworkflows" in str(source)
+
+
+def closest(name: str, options: Sequence[str]) -> str:
+    """`` Did you mean X?`` for the nearest of the options, or an empty string."""
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def load_workflow(target: str) -> Workflow:
+    """Import ``module:function``."""
+    module, _, function = target.partition(":")
+    workflow: Workflow = getattr(importlib.import_module(module), function)
+    return workflow
+
+
+def _summary(target: str) -> str:
+    return (inspect.getdoc(load_workflow(target)) or "").partition("\n")[0]
+
+
+def _overview() -> str:
+    lines = ["usage: python -m rslp.main PROJECT WORKFLOW [options]", ""]
+    for project, table in projects().items():
+        lines.append(f"{project}:")
+        width = max(map(len, table))
+        lines.extend(f"  {name:<{width}}  {_summary(target)}" for name, target in table.items())
+    lines += ["", "Options of a workflow: python -m rslp.main PROJECT WORKFLOW --help"]
+    return "\n".join(lines)
+
+
+def _pick(name: str, options: Sequence[str], what: str) -> str:
+    if name not in options:
+        raise UsageError(f"unknown {what} {name!r}; known: {', '.join(options)}.{closest(name, options)}")
+    return name
+
+
+def parse(workflow: Workflow, prog: str, args: Sequence[str]) -> dict[str, Any]:
+    """Parse a workflow's arguments from its signature.
+
+    Raises:
+        UsageError: an unknown, missing or ill-typed argument, in one line.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog=prog, description=inspect.getdoc(workflow), exit_on_error=False)
+    parser.add_function_arguments(workflow, fail_untyped=True)
+    options = [option for action in parser._actions for option in action.option_strings]
+    _refuse_unknown(args, options)
+    try:
+        return dict(parser.parse_args(list(args)).as_dict())
+    except argparse.ArgumentError as error:
+        raise UsageError(_one_line(str(error))) from error
+
+
+def _refuse_unknown(args: Sequence[str], options: Sequence[str]) -> None:
+    for arg in args:
+        name = arg.partition("=")[0].removesuffix("+")
+        if arg.startswith("--") and name not in options:
+            raise UsageError(f"unknown option {name}.{closest(name, options)} See --help.")
+
+
+def _one_line(message: str) -> str:
+    """Cut jsonargparse's message, which ends with pages of context, down to its first telling lines."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return " ".join(lines[:2])
+
+
+def _run(argv: Sequence[str]) -> int:
+    words = [arg for arg in argv[:2] if not arg.startswith("-")]
+    if not words:
+        _say(_overview())
+        return 0 if argv and argv[0] in ("-h", "--help") else 2
+    tables = projects()
+    table = tables[_pick(words[0], list(tables), "project")]
+    if len(words) == 1:
+        _say(_overview())
+        return 0 if "--help" in argv or "-h" in argv else 2
+    workflow = load_workflow(table[_pick(words[1], list(table), f"workflow of {words[0]}")])
+    arguments = parse(workflow, f"python -m rslp.main {words[0]} {words[1]}", argv[2:])
+    result = workflow(**arguments)
+    return result if isinstance(result, int) else 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; a user's mistake becomes its message and exit code 2.
+
+    Args:
+        argv: the words after the program's name; those of the process when None.
+
+    Returns:
+        the exit code: 0 done, 2 a user's mistake, 143 preempted.
+    """
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

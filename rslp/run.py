@@ -1,0 +1,129 @@
+"""The run directory: the only place that knows the names of the files in it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rslp.errors import RunError
+from rslp.files import write_atomic
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """One run's directory, ``{RSLP_PREFIX}/projects/{project}/{experiment}/``.
+
+    Attributes:
+        path: the directory itself.
+    """
+
+    path: Path
+
+    @classmethod
+    def of(cls, prefix: str | Path, project: str, experiment: str) -> RunDir:
+        """The directory of a run below a prefix.
+
+        Raises:
+            RunError: a project or experiment name that is no single folder name.
+        """
+        for what, name in (("project", project), ("experiment", experiment)):
+            if not name or name in (".", "..") or "/" in name or "\\" in name or name != name.strip():
+                raise RunError(f"{what} name {name!r} can't be a folder name: use letters, digits, '-', '_', '.'")
+        return cls(Path(prefix) / "projects" / project / experiment)
+
+    @property
+    def config(self) -> Path:
+        """What is really run: the merged config, the only one that is parsed."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to go on from."""
+        return self.checkpoints / "last.ckpt"
+
+    def best(self, dataset: str | None = None) -> Path:
+        """The checkpoint with the best score of the run, or of one dataset."""
+        return self.checkpoints / ("best.ckpt" if dataset is None else f"best-{dataset}.ckpt")
+
+    @property
+    def metrics(self) -> Path:
+        """Every logged value: ``step,epoch,name,value``."""
+        return self.path / "metrics.csv"
+
+    def evaluation(self, split: str) -> Path:
+        """The evaluation rows of a split."""
+        return self.path / "eval" / f"{split}.json"
+
+    @property
+    def project(self) -> str:
+        """The project's name, taken from the path."""
+        return self.path.parent.name
+
+    @property
+    def experiment(self) -> str:
+        """The experiment's name, taken from the path."""
+        return self.path.name
+
+    @property
+    def done_marker(self) -> Path:
+        """Written last: the run succeeded only if it is there."""
+        return self.path / "DONE.json"
+
+    def write_state(self, **values: Any) -> None:
+        """Replace ``state.json``; a heartbeat (seconds since 1970) is added."""
+        write_atomic(self.path / "state.json", json.dumps({**values, "heartbeat": time.time()}, indent=1) + "\n")
+
+    def mark_done(self, *, step: int, epoch: int, checkpoint: Path) -> None:
+        """Write the marker of success with the final checkpoint's hash."""
+        text = json.dumps({"step": step, "epoch": epoch, "checkpoint_sha256": sha256(checkpoint)}, indent=1)
+        write_atomic(self.done_marker, text + "\n")
+
+    def done(self) -> Mapping[str, Any] | None:
+        """What ``mark_done`` wrote, or None while the run is unfinished."""
+        if not self.done_marker.exists():
+            return None
+        marker: dict[str, Any] = json.loads(self.done_marker.read_text(encoding="utf-8"))
+        return marker
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for one trainer.
+
+        The kernel drops the lock with the process, however it dies, so a stale lock file holds nobody up.
+
+        Raises:
+            RunError: another process trains in this directory.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("a+", encoding="utf-8") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                holder = handle.read().strip() or "another process"
+                raise RunError(f"{self.path}: {holder} is already training in this run directory") from None
+            handle.seek(0)
+            handle.truncate()
+            handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            handle.flush()
+            yield
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read in blocks."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

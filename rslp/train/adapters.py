@@ -1,0 +1,150 @@
+"""Every touch of a private or awkward part of rslearn and Lightning, each held by a contract test.
+
+rslearn 0.1.19 lists windows with progress bars of its own and a temporary file per dataset, and draws crops and item
+groups from the operating system's entropy; Lightning has no hook between an epoch's scheduler step and the next epoch.
+What we need of both is here, so that an upgrade has one file to look at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import warnings
+from dataclasses import replace
+from typing import Any
+
+from lightning.pytorch import Trainer
+from rslearn.dataset import Dataset, Window
+from rslearn.train.all_crops_dataset import get_window_crop_options
+from rslearn.train.data_module import RslearnDataModule
+from rslearn.train.dataset import DataInput, SplitConfig, check_window, is_data_input_available, read_data_input
+from rslearn.train.model_context import RasterImage, SampleMetadata
+from rslearn.utils.feature import Feature
+from rslearn.utils.geometry import PixelBounds
+
+RawInputs = dict[str, RasterImage | list[Feature]]
+
+
+def split_config(data_module: RslearnDataModule, split: str) -> SplitConfig:
+    """The merged settings of one split ("train", "val", "test", "predict")."""
+    config: SplitConfig = data_module.split_configs[split]
+    return config
+
+
+def list_windows(dataset: Dataset, inputs: dict[str, DataInput], config: SplitConfig) -> list[Window]:
+    """The windows of a split, in rslearn's order: filtered by group, name, tag and present layers, by hash of the name.
+
+    Args:
+        dataset: the dataset on disk.
+        inputs: what a sample reads; a window without a required one is left out.
+        config: the split's settings.
+    """
+    selection: dict[str, Any] = {}
+    if config.names:
+        selection["names"] = config.names
+    if config.groups:
+        selection["groups"] = config.groups
+    windows = [window for window in dataset.load_windows(**selection) if _has_tags(window, config.tags or {})]
+    kept = [window for window in windows if check_window(inputs, window)[0] is not None]
+    kept.sort(key=lambda window: (hashlib.sha256(window.name.encode()).hexdigest(), window.group))
+    return kept[: config.num_samples] if config.num_samples else kept
+
+
+def _has_tags(window: Window, tags: dict[str, Any]) -> bool:
+    return all(key in window.options and (not value or window.options[key] == value) for key, value in tags.items())
+
+
+def all_crops(window: Window, config: SplitConfig) -> list[PixelBounds]:
+    """The crops that tile a window when the split loads all of them (pixels, x0 y0 x1 y1)."""
+    size, overlap = config.get_crop_size(), config.get_overlap_pixels()
+    if size is None:
+        return [window.bounds]
+    crops: list[PixelBounds] = get_window_crop_options(size, (overlap, overlap), window.bounds)
+    return crops
+
+
+def draw_crop(window: Window, size: tuple[int, int] | None, rng: random.Random) -> PixelBounds:
+    """A random crop of a window; one larger than the window lies around it at random.
+
+    Args:
+        window: the window.
+        size: width and height in pixels; None means the whole window.
+        rng: where the draw comes from.
+    """
+    bounds: PixelBounds = window.bounds
+    if size is None:
+        return bounds
+    starts = []
+    for axis in (0, 1):
+        room = bounds[axis + 2] - bounds[axis] - size[axis]
+        starts.append(bounds[axis] + rng.randint(min(room, 0), max(room, 0)))
+    return (starts[0], starts[1], starts[0] + size[0], starts[1] + size[1])
+
+
+def read_inputs(
+    dataset: Dataset, window: Window, *, bounds: PixelBounds, inputs: dict[str, DataInput], rng: random.Random
+) -> RawInputs:
+    """Read a sample's inputs; item groups are drawn from ``rng``, never from the system's entropy."""
+    raw: RawInputs = {}
+    with warnings.catch_warnings():
+        # rslearn warns at each read of a raster without stored timestamps that it takes the item's time range.
+        warnings.filterwarnings("ignore", message="Falling back to item-level time range", category=FutureWarning)
+        for name, data_input in inputs.items():
+            if not data_input.required and not is_data_input_available(data_input, window):
+                continue
+            raw[name] = read_data_input(dataset, window, bounds, data_input, rng)
+    return raw
+
+
+def sample_metadata(window: Window, *, bounds: PixelBounds, crop: tuple[int, int]) -> SampleMetadata:
+    """Rslearn's metadata of one crop; ``crop`` is its index and the number of crops in the window.
+
+    ``dataset_source`` is left empty here, because rslearn's MultiTask takes it for a task's name.
+    """
+    return SampleMetadata(
+        window_group=window.group,
+        window_name=window.name,
+        window_bounds=window.bounds,
+        crop_bounds=bounds,
+        crop_idx=crop[0],
+        num_crops_in_window=crop[1],
+        time_range=window.time_range,
+        projection=window.projection,
+        dataset_source=None,
+    )
+
+
+def with_dataset(metadata: SampleMetadata, dataset: str) -> SampleMetadata:
+    """The metadata with the dataset's key filled in."""
+    return replace(metadata, dataset_source=dataset)
+
+
+def training_position(trainer: Trainer) -> tuple[int, int]:
+    """The epoch and the number of its batches already trained on, as the next training iterator must begin."""
+    loop = trainer.fit_loop
+    epoch = loop.epoch_progress.current.processed
+    batches = loop.epoch_loop.batch_progress
+    inside = loop.restarting or loop.epoch_progress.current.ready > epoch
+    return epoch, batches.current.processed if inside else 0
+
+
+def dump_checkpoint(trainer: Trainer, *, weights_only: bool = False) -> dict[str, Any]:
+    """Lightning's checkpoint as a mapping, before it is written."""
+    checkpoint: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only)
+    return checkpoint
+
+
+def as_epoch_start(checkpoint: dict[str, Any], epoch: int) -> dict[str, Any]:
+    """Rewrite a checkpoint's loop counters to "``epoch`` epochs are complete, the next has not begun".
+
+    Lightning's own states at an epoch's edge are ambiguous: a restart from them skips or repeats the epoch, and misses
+    the scheduler's step. With all four epoch counters equal and no batch open, a restart is an ordinary next epoch.
+    """
+    fit_loop = checkpoint["loops"]["fit_loop"]
+    for span in ("total", "current"):
+        counters = fit_loop["epoch_progress"][span]
+        fit_loop["epoch_progress"][span] = dict.fromkeys(counters, epoch)
+    batches = fit_loop["epoch_loop.batch_progress"]
+    batches["current"] = dict.fromkeys(batches["current"], 0)
+    batches["is_last_batch"] = False
+    return {**checkpoint, "epoch": epoch}

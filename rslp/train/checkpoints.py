@@ -1,0 +1,174 @@
+"""Checkpoints of a run: where to go on from, and the best of the run and of each dataset."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from rslp.errors import CheckpointError
+from rslp.run import RunDir
+from rslp.train import adapters
+from rslp.train.module import JointModule
+
+_TRAINABLE_KEY = "rslp_trainable"
+
+
+class RunCheckpoints(Checkpoint):
+    """Writes ``checkpoints/{last,best,best-<dataset>}.ckpt`` of a run directory.
+
+    ``last.ckpt`` stands at the beginning of an epoch, or after a multiple of ``every_n_steps`` optimiser steps: never by
+    the clock, so that a run and its resumed twin write the same files. ``best*.ckpt`` hold the weights alone.
+
+    Args:
+        run_dir: the run directory.
+        every_n_steps: optimiser steps between checkpoints inside an epoch.
+    """
+
+    def __init__(self, run_dir: str, every_n_steps: int = 200) -> None:
+        self._run = RunDir(Path(run_dir))
+        self._every = every_n_steps
+        self._best: dict[str, float] = {}
+        self._trainable: frozenset[str] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best scores so far."""
+        return {"best": dict(self._best)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best scores of the run that is gone on with."""
+        self._best = dict(state_dict["best"])
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        """Keep which parameters train: callbacks that thaw at an epoch's start do not act on a resume inside it."""
+        checkpoint[_TRAINABLE_KEY] = [name for name, p in pl_module.named_parameters() if p.requires_grad]
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        """Take up which parameters train."""
+        self._trainable = frozenset(checkpoint[_TRAINABLE_KEY])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Freeze and thaw as the checkpoint says, after callbacks froze for a run's beginning."""
+        if self._trainable is not None:
+            for name, parameter in pl_module.named_parameters():
+                parameter.requires_grad = name in self._trainable
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Save the state between two epochs, before any other callback begins the next one."""
+        if trainer.current_epoch > 0:
+            self._save_last(trainer, epoch_start=True)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save inside an epoch, where the last optimiser step is complete and the epoch goes on."""
+        step = trainer.global_step
+        whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        ends_epoch = batch_idx + 1 >= trainer.num_training_batches
+        if whole_step and not ends_epoch and step % self._every == 0:
+            self._save_last(trainer, epoch_start=False)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the weights if the score of the run or of a dataset is the best so far."""
+        if trainer.sanity_checking or not trainer.fit_loop.epoch_progress.total.started:
+            return
+        if not isinstance(pl_module, JointModule):
+            raise TypeError(f"RunCheckpoints needs a JointModule, got {type(pl_module).__name__}")
+        datasets = [None, *pl_module.datasets()]
+        better = [d for d in datasets if self._improves(d, score=pl_module.score("val", d))]
+        if better:
+            checkpoint = adapters.dump_checkpoint(trainer, weights_only=True)
+            for dataset in better:
+                self._write(trainer, checkpoint, self._run.best(dataset))
+        self._run.write_state(
+            state="running", epoch=trainer.current_epoch + 1, step=trainer.global_step, score=pl_module.score("val")
+        )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Save the end of the run; a run with more epochs goes on from here."""
+        self._save_last(trainer, epoch_start=True)
+
+    def _improves(self, dataset: str | None, *, score: float | None) -> bool:
+        key = dataset or ""
+        if score is None or score <= self._best.get(key, float("-inf")):
+            return False
+        self._best[key] = score
+        return True
+
+    def _save_last(self, trainer: Trainer, *, epoch_start: bool) -> None:
+        checkpoint = adapters.dump_checkpoint(trainer)
+        if epoch_start:
+            checkpoint = adapters.as_epoch_start(checkpoint, trainer.fit_loop.epoch_progress.current.processed)
+        self._write(trainer, checkpoint, self._run.last)
+        self._run.write_state(state="running", epoch=checkpoint["epoch"], step=trainer.global_step, score=self._best.get(""))
+
+    def _write(self, trainer: Trainer, checkpoint: Mapping[str, Any], path: Path) -> None:
+        if trainer.is_global_zero:
+            write_checkpoint(checkpoint, path)
+
+
+def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint so that a crash leaves the old file or the new one, never a torn one.
+
+    ``last.ckpt`` keeps its predecessor beside it as ``previous.ckpt``.
+
+    Args:
+        checkpoint: what to write.
+        path: where; the temporary file is made in the same folder, since a rename is atomic within a file system alone.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as handle:
+            torch.save(dict(checkpoint), handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        if path.name == "last.ckpt" and path.exists():
+            path.replace(path.with_name("previous.ckpt"))
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; only tensors and plain values are unpickled.
+
+    Raises:
+        CheckpointError: missing, torn, or not a checkpoint.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, pickle.UnpicklingError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"{path} can't be read as a checkpoint: {reason}") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise CheckpointError(f"{path} is no checkpoint: it holds no `state_dict`")
+    return checkpoint
+
+
+def load_weights(module: torch.nn.Module, checkpoint: Mapping[str, Any], *, path: Path) -> None:
+    """Load a checkpoint's weights; all of them must fit.
+
+    Raises:
+        CheckpointError: listing what is missing, unexpected or of another shape.
+    """
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
+        raise CheckpointError(f"{path} does not fit the model: {' '.join(lines)}") from error

@@ -1,0 +1,203 @@
+"""From a run directory's config to trainer, model and data: the one parser that every run goes through."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import logging
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from rslearn.utils.jsonargparse import init_jsonargparse
+
+from rslp.errors import ConfigError, Problem, UserError
+from rslp.files import read_yaml, resolve_paths
+from rslp.run import RunDir
+from rslp.train.checkpoints import RunCheckpoints
+from rslp.train.data import MultiDatasetDataModule
+from rslp.train.metrics_log import MetricsLog
+from rslp.train.module import JointModule
+from rslp.train.samples import seed_of, seeded
+
+# Warnings of libraries about themselves or about what is done here on purpose.
+_HINTS = (
+    ".*does not have many workers",
+    ".*is smaller than the logging interval",
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+    "You're resuming from a checkpoint that ended before the epoch ended",
+    "Found .* module\\(s\\) in eval mode",
+)
+
+
+class RunCLI(LightningCLI):
+    """Lightning's parser and instantiator, for the keys that run configs carry beside model, data and trainer."""
+
+    model: JointModule
+    datamodule: MultiDatasetDataModule
+    trainer: Trainer
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the config as it is; Lightning would also look at the process's command line, which is not ours."""
+        self.config = parser.parse_object(args)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Accept the run's own keys, and set what every run needs of the trainer."""
+        parser.add_argument("--rslp_project", type=str | None, default=None, help="the run's project")
+        parser.add_argument("--rslp_experiment", type=str | None, default=None, help="the run's experiment")
+        parser.add_argument("--rslp_description", type=str | None, default=None, help="free text")
+        parser.add_argument("--seed", type=int, default=0, help="all randomness of the run follows from it")
+        parser.set_defaults(
+            {
+                # The batch sampler already gives each process its share.
+                "trainer.use_distributed_sampler": False,
+                # A check of two validation batches before training would only delay the first step.
+                "trainer.num_sanity_val_steps": 0,
+                "trainer.enable_model_summary": False,
+            }
+        )
+
+
+def build(run: RunDir, *, training: bool) -> RunCLI:
+    """Parse a run's config and instantiate everything in it.
+
+    Args:
+        run: the run directory; its ``config.yaml`` is the only file that is parsed.
+        training: whether metrics and checkpoints are to be written.
+
+    Raises:
+        ConfigError: the config is missing, or does not describe a joint run.
+    """
+    document = read_yaml(run.config)
+    config = resolve_paths(document.data, run.path, name=document.name, line=document.line)
+    _quiet_libraries()
+    init_jsonargparse()
+    # Weights that are drawn, not loaded, belong to the run's randomness too.
+    with seeded(seed_of(config.get("seed", 0), "weights")):
+        cli = _parse(_for_run(config, run=run, training=training), name=run.config)
+    for what, got, wanted in (("data", cli.datamodule, MultiDatasetDataModule), ("model", cli.model, JointModule)):
+        if not isinstance(got, wanted):
+            message = f"{type(got).__name__} can't train on several datasets; use rslp.train.{wanted.__name__}"
+            raise ConfigError(Problem(message, file=str(run.config), key=f"{what}.class_path"))
+    cli.datamodule.seed = cli.model.seed = cli.config.seed
+    _checkpoints_first(cli.trainer)
+    return cli
+
+
+def _for_run(config: Mapping[str, Any], *, run: RunDir, training: bool) -> dict[str, Any]:
+    """The config with the run's logger and callbacks put into its trainer."""
+    trainer = dict(config.get("trainer") or {})
+    callbacks = list(trainer.get("callbacks") or [])
+    if training:
+        callbacks = [_placed(callback, folder=run.checkpoints) for callback in callbacks]
+        if not any(_is_class(callback, RunCheckpoints) for callback in callbacks):
+            callbacks.append({"class_path": _path_of(RunCheckpoints), "init_args": {"run_dir": str(run.path)}})
+        log = {"class_path": _path_of(MetricsLog), "init_args": {"path": str(run.metrics)}}
+        asked = trainer.get("logger")
+        trainer["logger"] = [log, *_as_list(asked)]
+    else:
+        callbacks, trainer["logger"] = [], False
+        trainer["enable_checkpointing"] = False
+    if not any("ProgressBar" in str(callback.get("class_path")) for callback in callbacks):
+        callbacks.append({"class_path": _path_of(RichProgressBar)})
+    trainer |= {"callbacks": callbacks, "default_root_dir": str(run.path)}
+    return {**config, "trainer": trainer}
+
+
+def _placed(callback: dict[str, Any], *, folder: Path) -> dict[str, Any]:
+    """An existing config's ModelCheckpoint keeps its meaning: its files lie beside ours, ``last.ckpt`` is ours."""
+    if not _is_class(callback, ModelCheckpoint):
+        return callback
+    init_args = {"dirpath": str(folder), **(callback.get("init_args") or {}), "save_last": False}
+    return {**callback, "init_args": init_args}
+
+
+def _is_class(callback: Mapping[str, Any], wanted: type) -> bool:
+    return str(callback.get("class_path", "")).rpartition(".")[2] == wanted.__name__
+
+
+def _path_of(wanted: type) -> str:
+    return f"{wanted.__module__}.{wanted.__qualname__}"
+
+
+def _as_list(logger: Any) -> list[Any]:
+    return [] if logger in (None, True, False) else logger if isinstance(logger, list) else [logger]
+
+
+def _checkpoints_first(trainer: Trainer) -> None:
+    """Lightning puts checkpoint callbacks last; ours has to see an epoch's start before any callback changes it."""
+    ours = [callback for callback in _callbacks(trainer) if isinstance(callback, RunCheckpoints)]
+    trainer.callbacks = [*ours, *(c for c in _callbacks(trainer) if c not in ours)]  # type: ignore[attr-defined]
+
+
+def _callbacks(trainer: Trainer) -> list[Callback]:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks
+
+
+def _parse(config: dict[str, Any], *, name: Path) -> RunCLI:
+    """Run Lightning's parser; its pages of context are cut to the cause.
+
+    Raises:
+        ConfigError: what the parser found, without its listing of the whole config.
+    """
+    noise = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(noise):
+            parsed = RunCLI(
+                model_class=L.LightningModule,
+                datamodule_class=L.LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=None,
+                seed_everything_default=False,
+                run=False,
+                args=config,
+                parser_kwargs={"exit_on_error": False},
+            )
+    except (argparse.ArgumentError, SystemExit) as error:
+        raise ConfigError(Problem(_cause(noise.getvalue() or str(error)), file=str(name))) from error
+    except (ValueError, TypeError) as error:
+        # jsonargparse wraps what a constructor raises into listings of everything that it tried.
+        if (cause := _user_error(error)) is None:
+            raise
+        raise cause from None
+    return parsed
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The user's mistake at the root of an exception, if it is one."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _cause(message: str) -> str:
+    """The line of jsonargparse's message that says what is wrong."""
+    key = re.search(r"[Pp]arser key \"([\w.+]+)\"", message)
+    lines = [line.strip(" -\t") for line in message.splitlines() if line.strip()]
+    telling = [
+        line
+        for line in lines
+        if re.search(r"does not accept|[Nn]ot a valid|Expected|Unable to import|required|Unexpected|No module|must be", line)
+    ]
+    what = (telling or lines or ["can't be parsed"])[-1]
+    return f"{key.group(1)}: {what}" if key and key.group(1) not in what else what
+
+
+def _quiet_libraries() -> None:
+    """Lightning's hints on hardware and rslearn's progress notes are not for the user of a run."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("rslearn").setLevel(logging.WARNING)
+    for message in _HINTS:
+        warnings.filterwarnings("ignore", message=message)

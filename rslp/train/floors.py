@@ -1,0 +1,102 @@
+"""The floor under a task: the best constant prediction, learnt from the training labels alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from rslearn.train.tasks.classification import ClassificationTask
+from rslearn.train.tasks.detection import DetectionTask
+from rslearn.train.tasks.multi_task import MultiTask
+from rslearn.train.tasks.per_pixel_regression import PerPixelRegressionTask
+from rslearn.train.tasks.regression import RegressionTask
+from rslearn.train.tasks.segmentation import SegmentationTask
+from rslearn.train.tasks.task import Task
+
+from rslp.train.samples import SampleSource
+
+# Dataset -> task -> majority class, or mean label (in the units of the loss); plain numbers that a checkpoint can hold.
+Constants = dict[str, dict[str, float]]
+
+# Reading the labels of a huge dataset would hold up the start; the majority and the mean of this many are close enough.
+MAX_SAMPLES = 2000
+
+
+def tasks_by_name(task: Task, dataset: str) -> dict[str, Task]:
+    """The tasks of a dataset: those that a MultiTask unites, or the one, under the dataset's name."""
+    return dict(task.tasks) if isinstance(task, MultiTask) else {dataset: task}
+
+
+def learn_constants(sources: Mapping[str, SampleSource]) -> Constants:
+    """Majority class or mean label of each task, from at most ``MAX_SAMPLES`` evenly spread training samples.
+
+    Args:
+        sources: the training split by dataset.
+    """
+    constants: Constants = {}
+    for dataset, source in sources.items():
+        indices = range(0, len(source), max(1, len(source) // MAX_SAMPLES))
+        targets = [source.targets(i) for i in indices]
+        constants[dataset] = {
+            name: constant
+            for name, task in tasks_by_name(source.task, dataset).items()
+            if (constant := learn_constant(task, [target[name] for target in targets])) is not None
+        }
+    return constants
+
+
+def learn_constant(task: Task, targets: Iterable[Mapping[str, Any]]) -> float | None:
+    """The constant for one task; None for a kind of task without one, or without a valid label.
+
+    Args:
+        task: which kind it is.
+        targets: rslearn's targets of the task.
+    """
+    if isinstance(task, DetectionTask):
+        return 0.0
+    labels = [values for target in targets if len(values := _labels(task, target))]
+    if not labels:
+        return None
+    joined = torch.cat(labels)
+    if isinstance(task, (ClassificationTask, SegmentationTask)):
+        return float(torch.bincount(joined).argmax())
+    return float(joined.double().mean())
+
+
+def _labels(task: Task, target: Mapping[str, Any]) -> torch.Tensor:
+    """The valid labels of one sample, flat."""
+    if isinstance(task, ClassificationTask):
+        return target["class"].reshape(1)[target["valid"].reshape(1) > 0]  # type: ignore[no-any-return]
+    if isinstance(task, SegmentationTask):
+        return target["classes"].get_hw_tensor()[target["valid"].get_hw_tensor() > 0]  # type: ignore[no-any-return]
+    if isinstance(task, RegressionTask):
+        return target["value"].reshape(1)[target["valid"].reshape(1) > 0]  # type: ignore[no-any-return]
+    if isinstance(task, PerPixelRegressionTask):
+        return target["values"].get_hw_tensor()[target["valid"].get_hw_tensor() > 0]  # type: ignore[no-any-return]
+    return torch.empty(0)
+
+
+def constant_output(task: Task, constant: float, target: Mapping[str, Any]) -> Any:
+    """The constant prediction in the form of rslearn's head for the task: the floor is measured like the model.
+
+    Args:
+        task: which kind it is.
+        constant: from ``learn_constant``.
+        target: the sample's target; says the size of an image and the device.
+    """
+    if isinstance(task, DetectionTask):
+        boxes = target["boxes"]
+        return {"boxes": boxes[:0], "labels": target["labels"][:0], "scores": boxes.new_zeros(0)}
+    if isinstance(task, ClassificationTask):
+        return _one_hot(int(constant), len(task.classes), target["class"].reshape(()))
+    if isinstance(task, SegmentationTask):
+        return _one_hot(int(constant), task.num_classes, target["classes"].get_hw_tensor())
+    values = target["values"].get_hw_tensor() if isinstance(task, PerPixelRegressionTask) else target["value"]
+    return torch.full_like(values, constant, dtype=torch.float32)
+
+
+def _one_hot(index: int, classes: int, like: torch.Tensor) -> torch.Tensor:
+    scores = torch.zeros((classes, *like.shape), device=like.device)
+    scores[index] = 1
+    return scores

@@ -1,0 +1,116 @@
+"""What a person can choose about the mixture: one frozen value, checked when it is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from rslp.errors import ConfigError, Problem
+
+Mode = Literal["random", "cycle", "random_cycle", "reptile", "proportional", "temperature", "weights"]
+Stop = Literal["all", "shortest", "longest"]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How training batches are drawn from the datasets. A batch holds samples of one dataset.
+
+    Below, ``k`` is ``datasets_per_step``, ``b`` the global batch size of a dataset, ``n`` its number of samples, or its
+    limit where that is smaller, and ``p`` the share of the batches that a mode asks for:
+
+    ``random``, ``cycle``, ``random_cycle``, ``reptile``: p equal for all; ``proportional``: p ~ n / b, so that every
+    sample is drawn equally often; ``temperature``: p ~ (n / b)^(1 / T); ``weights``: p ~ the given weight.
+
+    Attributes:
+        mode: the order of the datasets. ``cycle``: in turn, by name. ``random_cycle``: in turn, in a new random order
+            each round. ``reptile``: like ``random_cycle``, each turn being ``steps_per_dataset`` batches long. The
+            others: at random; under ``stop: all`` each batch comes from a dataset that is not used up, with odds p.
+        stop: when an epoch ends. ``all``: every dataset has been gone through once, each drops out when it is used up.
+            ``shortest``: the first dataset is used up. ``longest``: the last one is; the others start again,
+            re-shuffled. Under the latter two the shares p are kept in every epoch up to one batch, and exactly over
+            many.
+        steps_per_epoch: optimiser steps (of k batches each) in an epoch, in place of ``stop``; shares as above.
+        temperature: T > 0 of mode ``temperature``; 1 is ``proportional``, a large T evens the datasets out.
+        weights: a positive number for every dataset, for mode ``weights``; only their ratios count.
+        limits: the largest number of samples that one epoch draws of each dataset, over all processes together; one
+            number for all or a number for some. The next epoch goes on where this one ended. Under ``stop: all`` it is
+            reached exactly; else shares that would exceed it go to the other datasets.
+        steps_per_dataset: length of a turn in mode ``reptile``, in batches.
+        datasets_per_step: k, how many different datasets give one batch each to an optimiser step. Each dataset is at
+            most once in a step, so a share above 1 / k cannot be had.
+
+    Raises:
+        ConfigError: a value out of its range, or one that the chosen mode has no use for.
+    """
+
+    mode: Mode = "random_cycle"
+    stop: Stop = "all"
+    steps_per_epoch: int | None = None
+    temperature: float | None = None
+    weights: Mapping[str, float] | None = None
+    limits: int | Mapping[str, int] | None = None
+    steps_per_dataset: int | None = None
+    datasets_per_step: int = 1
+
+    @property
+    def whole(self) -> bool:
+        """Whether every epoch goes through what each dataset offers exactly once."""
+        return self.stop == "all" and self.steps_per_epoch is None
+
+    def limit(self, dataset: str) -> int | None:
+        """Give the largest number of samples of a dataset in one epoch; None if there is no limit."""
+        return self.limits.get(dataset) if isinstance(self.limits, Mapping) else self.limits
+
+    def __post_init__(self) -> None:
+        """Check the values, all at once."""
+        problems = [Problem(what, key=f"mixture.{key}") for key, what in _faults(self)]
+        if problems:
+            raise ConfigError(problems)
+        for name in ("weights", "limits"):  # a copy, so that a caller's later change cannot reach a frozen value
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                object.__setattr__(self, name, dict(value))
+
+
+def _faults(mixture: Mixture) -> Iterator[tuple[str, str]]:
+    """Yield (field, what is wrong with it)."""
+    for name, choices in (("mode", get_args(Mode)), ("stop", get_args(Stop))):
+        if getattr(mixture, name) not in choices:
+            yield name, f"got {getattr(mixture, name)!r}, allowed: {', '.join(choices)}"
+    for name in ("steps_per_epoch", "steps_per_dataset", "datasets_per_step"):
+        value = getattr(mixture, name)
+        if not (is_count(value) or (value is None and name != "datasets_per_step")):
+            yield name, f"must be a whole number of at least 1, got {value!r}"
+    for name, mode in (("temperature", "temperature"), ("weights", "weights"), ("steps_per_dataset", "reptile")):
+        if mixture.mode == mode and getattr(mixture, name) is None:
+            yield name, f"mode {mode} needs it"
+        elif mixture.mode != mode and getattr(mixture, name) is not None:
+            yield name, f"only mode {mode} uses it, the mode is {mixture.mode}; change the mode or leave it out"
+    if mixture.steps_per_epoch is not None and mixture.stop != "all":
+        yield "steps_per_epoch", f"contradicts stop: {mixture.stop}; give one of the two"
+    if mixture.mode == "reptile" and mixture.datasets_per_step != 1:
+        yield "datasets_per_step", f"mode reptile stays with one dataset; must be 1, got {mixture.datasets_per_step}"
+    yield from _number_faults(mixture)
+
+
+def _number_faults(mixture: Mixture) -> Iterator[tuple[str, str]]:
+    if mixture.temperature is not None and not _is_positive(mixture.temperature):
+        yield "temperature", f"must be a positive number, got {mixture.temperature!r}"
+    for name, weight in (mixture.weights or {}).items():
+        if not _is_positive(weight):
+            yield f"weights.{name}", f"must be a positive number, got {weight!r}; to leave a dataset out, disable it"
+    limits = mixture.limits if isinstance(mixture.limits, Mapping) else {"": mixture.limits}
+    for name, limit in limits.items():
+        if not is_count(limit) and (name or limit is not None):
+            yield f"limits.{name}".rstrip("."), f"must be a whole number of at least 1, got {limit!r}"
+
+
+def is_count(value: object) -> bool:
+    """Tell whether a value is a whole number of at least 1 (True and 3.0 are none)."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0

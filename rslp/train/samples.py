@@ -1,0 +1,187 @@
+"""Samples of one dataset and split: each a pure function of (seed, dataset, window, draw)."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rasterio.errors import RasterioError
+from rslearn.dataset import Dataset, Window
+from rslearn.train.data_module import RslearnDataModule
+from rslearn.train.dataset import DataInput
+from rslearn.train.model_context import SampleMetadata
+from rslearn.train.transforms import Sequential
+from rslearn.utils.geometry import PixelBounds
+
+from rslp.errors import DataError
+from rslp.train import adapters
+
+Sample = tuple[dict[str, Any], dict[str, Any], SampleMetadata]
+
+
+class SampleKey(NamedTuple):
+    """Which sample to draw.
+
+    Attributes:
+        dataset: the dataset's key.
+        index: the sample's index in its split.
+        draw: how often the mixture has drawn it before; 0 outside training.
+    """
+
+    dataset: str
+    index: int
+    draw: int
+
+
+def seed_of(*parts: object) -> int:
+    """A 64-bit seed from any printable parts, the same in every process and on every machine."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run a block with python's, numpy's and torch's global generators seeded, and put them back afterwards."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.random.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a sample lies: a window and, when all crops are loaded, the crop with its index and the crops' number."""
+
+    window: Window
+    bounds: PixelBounds | None
+    crop: tuple[int, int]
+
+
+class SampleSource:
+    """The samples of one split of one dataset.
+
+    Args:
+        name: the dataset's key in the run config.
+        data_module: rslearn's description of the dataset: path, inputs, task, settings of the splits.
+        split: "train", "val", "test" or "predict".
+        seed: the run's seed.
+
+    Raises:
+        DataError: the folder or its config.json is missing or unreadable, or no window is left.
+    """
+
+    def __init__(self, name: str, *, data_module: RslearnDataModule, split: str, seed: int) -> None:
+        self.name = name
+        self.split = split
+        self.task = data_module.task
+        self.seed = seed
+        self._dataset = open_dataset(name, data_module)
+        self._config = adapters.split_config(data_module, split)
+        self._load_targets = split != "predict" and not self._config.get_skip_targets()
+        self._inputs = {k: v for k, v in data_module.inputs.items() if self._load_targets or not v.is_target}
+        self._transforms = Sequential(*(self._config.transforms or []))
+        self._places = self._list_places()
+        if not self._places:
+            raise DataError(
+                f"dataset {name!r} has no windows for split {split!r} (path {data_module.path}, "
+                f"groups {self._config.groups}, tags {self._config.tags}): "
+                "check the tags of its windows, and that the layers its inputs name are materialised"
+            )
+
+    def __len__(self) -> int:
+        """Number of samples: windows, or crops where the split loads all of them."""
+        return len(self._places)
+
+    def identity(self, index: int) -> str:
+        """``dataset/group/window/x0_y0_x1_y1``, the bounds in pixels of the window's projection."""
+        place = self._places[index]
+        bounds = place.bounds or place.window.bounds
+        return f"{self.name}/{place.window.group}/{place.window.name}/" + "_".join(map(str, bounds))
+
+    def sample(self, index: int, *, draw: int = 0) -> Sample:
+        """Read and transform one sample.
+
+        Args:
+            index: which one.
+            draw: how often it was drawn before; another draw is another crop and another augmentation.
+
+        Returns:
+            (inputs, targets by task, metadata); rasters are ``C T H W``.
+
+        Raises:
+            DataError: it can't be read; the message names dataset and window.
+        """
+        place = self._places[index]
+        rng = random.Random(seed_of(self.seed, self.identity(index), draw))
+        bounds = place.bounds or adapters.draw_crop(place.window, self._config.get_crop_size(), rng)
+        raw, (inputs, targets, metadata) = self._read(index, bounds=bounds, wanted=self._inputs, rng=rng)
+        inputs.update({name: raw[name] for name, spec in self._inputs.items() if spec.passthrough and name in raw})
+        with seeded(rng.getrandbits(63)):
+            inputs, targets = self._transforms(inputs, targets)
+        return inputs, targets, adapters.with_dataset(metadata, self.name)
+
+    def targets(self, index: int) -> dict[str, Any]:
+        """The targets of a sample by task, without reading its images and without transforms.
+
+        Raises:
+            DataError: as ``sample``.
+        """
+        place = self._places[index]
+        labels = {name: spec for name, spec in self._inputs.items() if spec.is_target}
+        rng = random.Random(seed_of(self.seed, self.identity(index), "targets"))
+        return self._read(index, bounds=place.bounds or place.window.bounds, wanted=labels, rng=rng)[1][1]
+
+    def _read(
+        self, index: int, *, bounds: PixelBounds, wanted: dict[str, DataInput], rng: random.Random
+    ) -> tuple[adapters.RawInputs, Sample]:
+        place = self._places[index]
+        try:
+            raw = adapters.read_inputs(self._dataset, place.window, bounds=bounds, inputs=wanted, rng=rng)
+            metadata = adapters.sample_metadata(place.window, bounds=bounds, crop=place.crop)
+            inputs, targets = self.task.process_inputs(raw, metadata=metadata, load_targets=self._load_targets)
+        except (OSError, ValueError, KeyError, AssertionError, RasterioError) as error:
+            raise DataError(f"{self.identity(index)}: can't read the sample: {_reason(error)}") from error
+        return raw, (inputs, targets, metadata)
+
+    def _list_places(self) -> list[_Place]:
+        windows = adapters.list_windows(self._dataset, self._inputs, self._config)
+        if not self._config.get_load_all_crops():
+            return [_Place(window, None, (0, 1)) for window in windows]
+        places = []
+        for window in windows:
+            crops = adapters.all_crops(window, self._config)
+            places += [_Place(window, bounds, (i, len(crops))) for i, bounds in enumerate(crops)]
+        return places
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else f"{type(error).__name__} in the task's label reading"
+
+
+def open_dataset(name: str, data_module: RslearnDataModule) -> Dataset:
+    """Open a dataset's folder.
+
+    Raises:
+        DataError: there is no such folder, or its config.json is missing or broken.
+    """
+    path = data_module.path
+    if not (path / "config.json").exists():
+        what = "has no config.json, so it is no rslearn dataset" if path.exists() else "does not exist"
+        raise DataError(f"dataset {name!r}: {Path(str(path)) if '://' not in str(path) else path} {what}")
+    try:
+        return Dataset(path)
+    except ValueError as error:  # pydantic's and json's errors are ValueErrors
+        raise DataError(f"dataset {name!r}: {path}/config.json is broken: {error}") from error

@@ -1,0 +1,58 @@
+"""Generated files are fresh, and the tables agree with each other and with the installed classes."""
+
+import importlib
+import json
+import re
+
+import pytest
+import yaml
+
+from rslp.compose.keys import KEYS
+from rslp.compose.kinds import wrong_value
+from rslp.compose.make_vocabulary import arguments_of
+from rslp.compose.modern import ARGUMENTS, CLASSES, MOVES
+from rslp.compose.schema import DOCS_FILE, SCHEMA_FILE, documented, json_schema
+from rslp.compose.vocabulary import table
+
+REMEDY = "run: python -m rslp.compose.%s"
+
+
+def test_the_schema_file_is_fresh():
+    assert json.loads(SCHEMA_FILE.read_text()) == json_schema(), REMEDY % "schema"
+
+
+def test_the_tables_of_the_page_are_fresh():
+    assert DOCS_FILE.read_text() == documented(DOCS_FILE.read_text()), REMEDY % "schema"
+    assert DOCS_FILE.read_text().count("| `") > len(KEYS)
+
+
+def test_the_example_of_the_page_is_sound():
+    (example,) = re.findall(r"```yaml\n(.*?)```", DOCS_FILE.read_text(), flags=re.DOTALL)
+    data = yaml.safe_load(example)
+    assert set(data) <= set(KEYS)
+    assert all(wrong_value(KEYS[key].kind, value) is None for key, value in data.items())
+
+
+@pytest.mark.parametrize("path", [path for path in table() if path.startswith("rslp.")] + [
+    "lightning.pytorch.Trainer",
+    "rslearn.train.dataset.SplitConfig",
+    "rslearn.train.dataset.DataInput",
+    "rslearn.train.data_module.RslearnDataModule",
+    "rslearn.models.unet.UNetDecoder",
+])  # fmt: skip
+def test_the_vocabulary_is_fresh(path):
+    pytest.importorskip("torch")
+    module, _, name = path.rpartition(".")
+    assert table()[path] == frozenset(arguments_of(getattr(importlib.import_module(module), name))), (
+        REMEDY % "make_vocabulary"
+    )
+
+
+def test_present_names_are_known():
+    needs_extras = {path for path in CLASSES.values() if "terramind" in path}
+    assert set(CLASSES.values()) - needs_extras - {"rslp.helios.tasks.MarineInfraTask"} <= set(table())
+    assert not set(CLASSES) & set(CLASSES.values())
+    for path, moves in ARGUMENTS.items():
+        assert {new for new, _ in moves.values()} <= table()[path]
+    module = table()["rslp.train.JointModule"]
+    assert {move.new[0] for move in MOVES if move.at == ("model", "init_args")} <= module

@@ -1,0 +1,127 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from rslp.errors import ConfigError
+from rslp.files import Anchored, anchor_paths, relativise_paths, resolve_paths, shipped, write_atomic
+
+
+def data_path(path: str) -> dict:
+    return {"data": {"init_args": {"path": path}}}
+
+
+def anchored(tree: dict, *folders: Path) -> dict:
+    return anchor_paths(tree, [str(folder) for folder in folders], name="x.yaml", line=lambda at: len(at))
+
+
+@pytest.mark.parametrize("path", ["/abs/x", "gs://bucket/x", "${ROOT}/x", "a/${ROOT}", "~/x"])
+def test_portable_paths_stay_as_written(tmp_path, path):
+    assert anchored(data_path(path), tmp_path) == data_path(path)
+    assert relativise_paths(data_path(path), tmp_path) == data_path(path)
+
+
+def test_a_relative_path_is_looked_up_in_order_and_travels(tmp_path):
+    for folder in ("a", "b/data", "c/data"):
+        (tmp_path / folder).mkdir(parents=True)
+    tree = anchored(data_path("data"), tmp_path / "a", tmp_path / "b", tmp_path / "c")
+    found = tree["data"]["init_args"]["path"]
+    assert isinstance(found, Anchored)
+    assert found == str(tmp_path / "b/data")
+    assert relativise_paths(tree, tmp_path / "a") == data_path("../b/data")
+
+
+def test_what_is_nowhere_is_told_with_all_places(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        anchored(data_path("data"), tmp_path / "a", tmp_path / "b")
+    assert str(caught.value) == (
+        f"x.yaml:3: data.init_args.path: 'data' does not exist; looked in {tmp_path / 'a'}, {tmp_path / 'b'}"
+    )
+
+
+def test_only_path_arguments_are_paths(tmp_path):
+    (tmp_path / "here").mkdir()
+    tree = {
+        "path": "here",
+        "model": {
+            "init_args": {"path": "here", "restore_path": "here", "name": "here", "checkpoint_path": "org/model"}
+        },
+        "data": {"init_args": {"data_modules": {"x": {"init_args": {"path": "here", "task": {"path": "here"}}}}}},
+    }
+    result = anchored(tree, tmp_path)
+    assert result["path"] == "here"
+    assert result["model"]["init_args"] == {
+        "path": "here",
+        "restore_path": str(tmp_path / "here"),
+        "name": "here",
+        "checkpoint_path": "org/model",
+    }
+    module = result["data"]["init_args"]["data_modules"]["x"]["init_args"]
+    assert module == {"path": str(tmp_path / "here"), "task": {"path": "here"}}
+
+
+def test_resolving_gives_usable_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_ROOT", "/root/of/data")
+    monkeypatch.chdir("/")
+    facts = {
+        "${SOME_ROOT}/x": "/root/of/data/x",
+        "rel/x": str(tmp_path / "rel/x"),
+        "../x": str(tmp_path.parent / "x"),
+        "/abs": "/abs",
+        "s3://b/x": "s3://b/x",
+        "~/x": str(Path.home() / "x"),
+    }
+    for written, usable in facts.items():
+        assert resolve_paths(data_path(written), tmp_path) == data_path(usable)
+    model = {"model": {"init_args": {"checkpoint_path": "org/model"}}}
+    assert resolve_paths(model, tmp_path) == model
+    old = {"init_args": {"config_fname": "/opt/helios/data/norm_configs/computed.json"}}
+    assert resolve_paths(old, tmp_path) == old
+
+
+def test_an_unset_variable_is_told_with_file_and_key(tmp_path, monkeypatch):
+    monkeypatch.delenv("NOT_SET", raising=False)
+    with pytest.raises(
+        ConfigError, match=r"run.yaml:7: data.init_args.path: the environment variable NOT_SET is not set"
+    ):
+        resolve_paths(data_path("${NOT_SET}/x"), tmp_path, name="run.yaml", line=lambda _: 7)
+
+
+def test_round_trip_from_folder_to_folder(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "out/deep").mkdir(parents=True)
+    written = relativise_paths(anchored(data_path("data"), tmp_path), tmp_path / "out/deep")
+    assert written == data_path("../../data")
+    assert resolve_paths(written, tmp_path / "out/deep") == data_path(str(tmp_path / "data"))
+
+
+def test_shipped_configs_are_found_and_absent_ones_told():
+    assert shipped("v3_multitask/base.yaml").read_text().startswith("#")
+    with pytest.raises(ConfigError, match="no such shipped config"):
+        shipped("v9/none.yaml")
+
+
+def test_writing_is_atomic_and_keeps_permissions(tmp_path, monkeypatch):
+    target = tmp_path / "new/folder/x.txt"
+    write_atomic(target, "one")
+    assert target.read_text() == "one"
+    target.chmod(0o640)
+    write_atomic(target, b"two")
+    assert target.stat().st_mode & 0o777 == 0o640
+
+    def fail(*_: object) -> None:
+        raise OSError("no")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no"):
+        write_atomic(target, "three")
+    assert target.read_text() == "two"
+    assert [p.name for p in target.parent.iterdir()] == ["x.txt"]
+
+
+def test_a_remote_file_is_written_through_fsspec():
+    import fsspec
+
+    write_atomic("memory://folder/x.txt", "one")
+    with fsspec.open("memory://folder/x.txt", "r") as stream:
+        assert stream.read() == "one"

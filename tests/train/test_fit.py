@@ -1,0 +1,299 @@
+"""Joint training end to end, in process, on tiny real datasets."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from rslp.errors import CheckpointError, ConfigError, DataError, RunError
+from rslp.evaluate.evaluation import evaluate
+from rslp.run import RunDir
+from rslp.train import adapters
+from rslp.train.checkpoints import read_checkpoint
+from rslp.train.fit import fit
+from tests.tiny import KINDS, four_datasets, run_config, write_dataset, write_run
+
+class DieAt(Callback):
+    """Ends the process's training in the middle of a step, as a kill would: nothing of ours may tidy up."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            raise Killed
+
+
+class Killed(BaseException):
+    pass
+
+
+def with_callbacks(config: dict[str, Any], run: RunDir, *, die_at: int | None = None) -> None:
+    callbacks: list[dict[str, Any]] = [
+        {
+            "class_path": "rslearn.train.callbacks.freeze_unfreeze.FreezeUnfreeze",
+            "init_args": {"module_selector": ["model", "encoder", 0], "unfreeze_at_epoch": 1, "unfreeze_lr_factor": 2},
+        },
+        {
+            "class_path": "rslp.train.checkpoints.RunCheckpoints",
+            "init_args": {"run_dir": str(run.path), "every_n_steps": 2},
+        },
+    ]
+    if die_at is not None:
+        callbacks.append({"class_path": "tests.train.test_fit.DieAt", "init_args": {"step": die_at}})
+    config["trainer"]["callbacks"] = callbacks
+
+
+def start(folder: Path, config: dict[str, Any], *, die_at: int | None = None) -> RunDir:
+    """Write the config (again) and train."""
+    run = RunDir(folder / "projects" / "tests" / "tiny")
+    config = copy.deepcopy(config)
+    with_callbacks(config, run, die_at=die_at)
+    if not run.path.exists():
+        write_run(folder, config)
+    run.config.write_text(json.dumps(config))
+    if die_at is None:
+        assert fit(run) == 0
+    else:
+        with pytest.raises(Killed):
+            fit(run)
+    return run
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = read_checkpoint(path)["state_dict"]
+    return state
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def logged(run: RunDir) -> list[dict[str, str]]:
+    with run.metrics.open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+    return four_datasets(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def config(data: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    config = run_config(data, epochs=3, dropout=0.2)
+    config["model"]["init_args"]["scheduler"] = {
+        "class_path": "rslearn.train.scheduler.CosineAnnealingScheduler",
+        "init_args": {"T_max": 3},
+    }
+    return config
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory, config: dict[str, Any]) -> RunDir:
+    return start(tmp_path_factory.mktemp("reference"), config)
+
+
+def test_a_run_leaves_what_the_contract_names(reference: RunDir) -> None:
+    assert {p.name for p in reference.checkpoints.iterdir()} >= {"last.ckpt", "best.ckpt"}
+    assert reference.done() is not None
+    assert json.loads((reference.path / "state.json").read_text())["state"] == "done"
+    names = {row["name"] for row in logged(reference)}
+    assert {"val/classify/classify/balanced_accuracy", "val/segment/segment/miou", "val/score"} <= names
+    assert {"val_loss", "val_classify/accuracy", "train_loss"} <= names  # what callbacks of old configs monitor
+
+
+def test_every_validation_sample_is_counted_once(reference: RunDir) -> None:
+    evaluation = evaluate(reference, splits=("val", "test"))
+    assert [(row.dataset, row.n) for e in evaluation for row in e.rows if row.primary] == [(k, 3) for k in sorted(KINDS)] * 2
+
+
+def test_an_evaluation_is_written_with_its_floor_and_checkpoint(reference: RunDir) -> None:
+    evaluate(reference, splits=("val",))
+    content = json.loads(reference.evaluation("val").read_text())
+    rows = {(row["dataset"], row["metric"]): row for row in content["rows"]}
+    assert content["schema"] == 1
+    assert content["checkpoint"] == "checkpoints/best.ckpt"
+    assert rows["classify", "balanced_accuracy"]["floor"] == 0.5
+    assert rows["detect", "f1_score"]["floor"] == 0.0
+    assert rows["regress", "mse"]["higher_is_better"] is False
+    keys = {"dataset", "task", "metric", "class", "value", "low", "high", "n", "floor", "higher_is_better", "primary"}
+    assert all(set(row) == keys for row in content["rows"])
+
+
+def test_the_logged_score_is_what_the_evaluation_finds(reference: RunDir) -> None:
+    best = max(float(row["value"]) for row in logged(reference) if row["name"] == "val/score")
+    (evaluation,) = evaluate(reference, splits=("val",))
+    assert evaluation.score == pytest.approx(best, abs=1e-6)
+
+
+@pytest.mark.parametrize("die_at", [1, 5, 12, 13, 23, 27, 35])
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    die_at: int, tmp_path: Path, config: dict[str, Any], reference: RunDir
+) -> None:
+    run = start(tmp_path, config, die_at=die_at)
+    assert run.done() is None
+    start(tmp_path, config)
+    assert same(weights(run.last), weights(reference.last))
+    assert same(weights(run.best()), weights(reference.best()))
+
+
+def test_a_resumed_run_logs_each_validation_once(tmp_path: Path, config: dict[str, Any], reference: RunDir) -> None:
+    start(tmp_path, config, die_at=13)
+    run = start(tmp_path, config)
+
+    def scores(of: RunDir) -> list[tuple[str, str]]:
+        return [(row["step"], row["value"]) for row in logged(of) if row["name"] == "val/score"]
+
+    assert scores(run) == scores(reference)
+
+
+def test_workers_do_not_change_the_weights(tmp_path: Path, config: dict[str, Any], reference: RunDir) -> None:
+    config = copy.deepcopy(config)
+    config["data"]["init_args"]["num_workers"] = 2
+    assert same(weights(start(tmp_path, config).last), weights(reference.last))
+
+
+def test_another_seed_gives_other_weights(tmp_path: Path, config: dict[str, Any], reference: RunDir) -> None:
+    assert not same(weights(start(tmp_path, {**config, "seed": 1}).last), weights(reference.last))
+
+
+def test_a_finished_run_says_so_and_more_epochs_go_on(
+    tmp_path: Path, data: dict[str, tuple[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path, run_config(data, epochs=1))
+    assert fit(run) == 0
+    before = weights(run.last)
+    assert fit(run) == 0
+    assert "is done: 1 epochs, 12 steps" in capsys.readouterr().err
+    assert same(weights(run.last), before)
+    run.config.write_text(json.dumps(run_config(data, epochs=2)))
+    assert fit(run) == 0
+    assert read_checkpoint(run.last)["global_step"] == 24
+    assert "going on from" in capsys.readouterr().err
+
+
+def test_a_torn_checkpoint_is_skipped_for_the_one_before(
+    tmp_path: Path, config: dict[str, Any], reference: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = start(tmp_path, config, die_at=20)
+    run.last.write_bytes(run.last.read_bytes()[:-1000])
+    start(tmp_path, config)
+    assert "can't be read as a checkpoint" in capsys.readouterr().err
+    assert same(weights(run.last), weights(reference.last))
+
+
+def test_without_a_readable_checkpoint_nothing_is_trained_anew(tmp_path: Path, config: dict[str, Any]) -> None:
+    run = start(tmp_path, config, die_at=5)
+    for path in run.checkpoints.glob("*.ckpt"):
+        path.write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError, match=r"last\.ckpt.*can be read; remove them"):
+        fit(run)
+
+
+def test_a_second_trainer_is_refused(reference: RunDir) -> None:
+    with reference.locked(), pytest.raises(RunError, match="process .* is already training"):
+        fit(reference)
+
+
+def test_an_unreadable_sample_stops_the_run_and_is_named(tmp_path: Path) -> None:
+    for workers in (0, 1):
+        folder = tmp_path / str(workers)
+        path = write_dataset(folder / "data", "classify")
+        for tif in path.glob("windows/default/w00[0-5]/layers/image/*/*.tif"):
+            tif.write_bytes(b"this is no GeoTIFF")
+        run = write_run(folder, run_config({"crops": (str(path), "classify")}, num_workers=workers))
+        with pytest.raises(DataError, match=r"^crops/default/w00\d/\d+_0_\d+_8: can't read the sample") as caught:
+            fit(run)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("data", "init_args", "data_modules", "classify", "init_args", "path"), "/nowhere/at/all", "'classify': /nowhere/at/all does not exist"),
+        (("data", "init_args", "data_modules", "classify", "init_args", "train_config", "tags", "split"), "trian", "no windows for split 'train'"),
+        (("data", "init_args", "batch_sizes"), {"clasify": 3}, "names the dataset 'clasify'"),
+        (("data", "init_args", "sample_mode"), "weights", "weights"),
+        (("model", "init_args", "model", "init_args", "loss_weights"), {"nothing": 1.0}, "names the task 'nothing'"),
+        (("trainer", "max_epoch"), 3, "max_epoch"),
+        (("model", "init_args", "optimizer", "class_path"), "rslearn.train.optimizer.AdamX", "AdamX"),
+        (("model", "class_path"), "rslearn.train.lightning_module.RslearnLightningModule", "use rslp.train.JointModule"),
+    ],
+)  # fmt: skip
+def test_a_wrong_config_is_one_clear_error(
+    tmp_path: Path, data: dict[str, tuple[str, str]], place: tuple[str, ...], value: Any, message: str
+) -> None:
+    config = run_config(data)
+    at: Any = config
+    for key in place[:-1]:
+        at = at[key]
+    at[place[-1]] = value
+    run = write_run(tmp_path, config)
+    with pytest.raises((ConfigError, DataError), match=message) as caught:
+        fit(run)
+    assert len(str(caught.value)) < 400
+    assert not run.checkpoints.exists()
+
+
+def test_a_checkpoint_of_another_model_lists_what_does_not_fit(
+    tmp_path: Path, data: dict[str, tuple[str, str]], reference: RunDir
+) -> None:
+    run = write_run(tmp_path, run_config({k: v for k, v in data.items() if k != "detect"}))
+    with pytest.raises(CheckpointError, match=r"does not fit the model.*decoders\.detect"):
+        evaluate(run, splits=("val",), checkpoint=str(reference.best()))
+
+
+def test_evaluating_an_untrained_run_names_the_folder(tmp_path: Path, data: dict[str, tuple[str, str]]) -> None:
+    run = write_run(tmp_path, run_config(data))
+    with pytest.raises(RunError, match=f"no checkpoint best.ckpt in {run.checkpoints}"):
+        evaluate(run, splits=("val",))
+
+
+def test_training_crops_are_drawn_anew_and_repeatably(tmp_path: Path) -> None:
+    from rslp.train.cli import build
+
+    path = write_dataset(tmp_path / "data", "classify", size=16)
+    config = run_config({"crops": (str(path), "classify")})
+    config["data"]["init_args"]["data_modules"]["crops"]["init_args"]["train_config"]["crop_size"] = 8
+    source = build(write_run(tmp_path, config), training=False).datamodule.sources("train")["crops"]
+    bounds = [source.sample(0, draw=draw)[2].crop_bounds for draw in range(8)]
+    assert len(set(bounds)) > 1
+    assert bounds == [source.sample(0, draw=draw)[2].crop_bounds for draw in range(8)]
+    a, b = source.sample(0, draw=3)[0]["image"].image, source.sample(0, draw=3)[0]["image"].image
+    assert torch.equal(a, b)
+    assert a.shape == (2, 1, 8, 8)
+
+
+def test_all_crops_of_a_window_are_samples_of_their_own(tmp_path: Path) -> None:
+    from rslp.train.cli import build
+
+    path = write_dataset(tmp_path / "data", "segment", size=20)
+    config = run_config({"fields": (str(path), "segment")})
+    module = config["data"]["init_args"]["data_modules"]["fields"]["init_args"]
+    module["val_config"] |= {"crop_size": 8, "load_all_crops": True}
+    source = build(write_run(tmp_path, config), training=False).datamodule.sources("val")["fields"]
+    assert len(source) == 3 * 9
+    covered = {
+        (x, y)
+        for i in range(9)
+        for x0, y0, x1, y1 in [source.sample(i)[2].crop_bounds]
+        for x in range(x0, x1)
+        for y in range(y0, y1)
+    }
+    assert len(covered) == 20 * 20
+
+
+def test_adapters_read_lightning_where_we_think(reference: RunDir) -> None:
+    checkpoint = read_checkpoint(reference.last)
+    loop = checkpoint["loops"]["fit_loop"]
+    assert set(loop["epoch_progress"]["current"].values()) == {3}
+    assert set(loop["epoch_loop.batch_progress"]["current"].values()) == {0}
+    assert adapters.as_epoch_start(checkpoint, 3)["epoch"] == 3
