@@ -101,7 +101,7 @@ def compose(recipe: Recipe, sources: Sources, *, anchor: Anchor, keep_class_path
     # Each dataset: its files, later ones win; then the overrides for all datasets, then its own.
     datasets = kitchen.make_datasets(files, local, own)
     # The base config, the datasets put in their places, the flat keys, the global overrides.
-    layers = [_emptied(base), *(part for dataset in datasets for part in dataset.placed())]
+    layers = [kitchen.emptied(base), *(part for dataset in datasets for part in dataset.placed())]
     layers += [*kitchen.knobs(datasets), over]
     tree = fold(layers)
     derived = {(*TASK, "class_path"): "the class that unites the datasets' tasks"}
@@ -118,7 +118,7 @@ def compose(recipe: Recipe, sources: Sources, *, anchor: Anchor, keep_class_path
     # Merged heads come last: they are derived from the decoders as the overrides left them.
     if recipe.merge_heads:
         tree = derived_heads(tree, recipe, sources.info, layers=layers, derived=derived)
-    named = {dataset.key: dataset.tasks for dataset in datasets}
+    named = {dataset.key: tuple(dataset.tasks.values()) for dataset in datasets}
     return RunConfig(tree, tuple(layers), named, derived, (*told(kitchen.changes), *kitchen.notes))
 
 
@@ -176,13 +176,25 @@ class _Kitchen:
             made, problems = make_dataset(entry, layers, [local, overrides])
             self.problems += problems
             if made is not None:
-                self.problems += override_problems(overrides, list(_task_names(layers)))
+                self.problems += override_problems(overrides, list(made.tasks))
                 datasets.append(made)
         self.stop_on_problems()
         self._check_clashes(datasets)
         every = list(dict.fromkeys(task for dataset in datasets for task in dataset.tasks))
         self.problems += override_problems(local, every)
         return datasets
+
+    def emptied(self, base: Layer) -> Layer:
+        """Take out of the base config what stage 1 fills in, and tell of what is lost."""
+        tree = base.tree
+        for place in _FILLED_IN:
+            held = pick(tree, place)
+            if held:
+                what = "is filled in by stage 1; what the base config holds here is left out"
+                self.notes.append(str(base.problem(what, place)))
+            if held is not None:
+                tree = merge(tree, nest(None, place))
+        return Layer(tree, base.at, base.document, base.source, base.moved)
 
     def knobs(self, datasets: list[Dataset]) -> list[Layer]:
         """Turn the flat keys into layers."""
@@ -218,26 +230,13 @@ class _Kitchen:
     def _check_clashes(self, datasets: list[Dataset]) -> None:
         seen: dict[str, Dataset] = {}
         for dataset in datasets:
-            for name in dict.fromkeys((dataset.key, *dataset.tasks)):
+            for name in dict.fromkeys((dataset.key, *dataset.tasks.values())):
                 other = seen.setdefault(name, dataset)
                 if other is not dataset:
-                    what = f"{name!r} is a task or name of the entry before it too; give one entry a name of its own"
+                    what = f"{name!r} is a task or name of an entry before it too; give one of them a name of its own"
                     layer = Layer({}, (), self.recipe.document, ())
                     self.problems.append(layer.problem(what, dataset.entry.at))
         self.stop_on_problems()
-
-
-def _task_names(layers: list[Layer]) -> Mapping[str, Any]:
-    found = pick(fold(layers), DECODERS)
-    return found if isinstance(found, Mapping) else {}
-
-
-def _emptied(base: Layer) -> Layer:
-    tree = base.tree
-    for place in _FILLED_IN:
-        if pick(tree, place) is not None:
-            tree = merge(tree, nest(None, place))
-    return Layer(tree, base.at, base.document, base.source, base.moved)
 
 
 def _with_batch_sizes(tree: dict[str, Any], derived: dict[KeyPath, str]) -> dict[str, Any]:

@@ -33,13 +33,13 @@ class Dataset:
 
     Attributes:
         key: its name in ``data_modules``.
-        tasks: the names of its tasks.
+        tasks: the names of its tasks, by the names that its files have for them.
         layers: its files and overrides, each as a whole config.
         entry: what the multi-dataset config says of it.
     """
 
     key: str
-    tasks: tuple[str, ...]
+    tasks: Mapping[str, str]
     layers: tuple[Layer, ...]
     entry: Entry
 
@@ -99,18 +99,24 @@ def make_dataset(entry: Entry, layers: list[Layer], local: list[Layer]) -> tuple
     if problems or not isinstance(decoders, Mapping) or not isinstance(tasks, Mapping):
         return None, problems
     problems = _task_problems(layers, decoders, tasks)
+    for task in entry.tasks:
+        if task not in tasks:
+            what = f"the entry renames the task {task!r}, which is not here{did_you_mean(task, tasks)}"
+            problems.append(layers[-1].problem(f"{what}; tasks: {', '.join(tasks)}", ()))
     if len(tasks) > 1 and entry.name is None:
         what = f"has {len(tasks)} tasks ({', '.join(tasks)}), so the dataset needs a name: {{name: …, cfgs: …}}"
         problems.append(layers[-1].problem(what, ()))
     if problems:
         return None, problems
     stack = [*layers, *(_of_tasks(layer, set(tasks)) for layer in local)]
-    only = next(iter(tasks))
-    if entry.name is not None and len(tasks) == 1 and entry.name != only:
-        stack = [_renamed(layer, old=only, new=entry.name) for layer in stack]
-        return Dataset(entry.name, (entry.name,), tuple(stack), entry), []
-    key = only if len(tasks) == 1 else str(entry.name)
-    return Dataset(key, tuple(tasks), tuple(stack), entry), []
+    names = {task: entry.tasks.get(task, task) for task in tasks}
+    if entry.name is not None and len(tasks) == 1:
+        names = dict.fromkeys(tasks, entry.name)
+    changed = {old: new for old, new in names.items() if old != new}
+    if changed:
+        stack = [_renamed(layer, changed) for layer in stack]
+    key = next(iter(names.values())) if len(names) == 1 else str(entry.name)
+    return Dataset(key, names, tuple(stack), entry), []
 
 
 def _cut(layer: Layer, piece: Any, *, source: KeyPath, at: KeyPath) -> Layer:
@@ -173,25 +179,26 @@ def _of_tasks(layer: Layer, tasks: set[str]) -> Layer:
     return Layer(tree, layer.at, layer.document, layer.source, layer.moved)
 
 
-def _renamed(layer: Layer, *, old: str, new: str) -> Layer:
-    """Give a dataset's only task another name: in the mappings by task, and in selectors (``target/<task>/…``)."""
-    tree = _rename_selectors(layer.tree, f"target/{old}", f"target/{new}")
+def _renamed(layer: Layer, names: Mapping[str, str]) -> Layer:
+    """Give tasks other names: in the mappings by task, and in selectors (``target/<task>/…``)."""
+    tree = _rename_selectors(layer.tree, names)
     moved = dict(layer.moved)
     for place in _BY_TASK:
         by_task = pick(tree, place)
-        if isinstance(by_task, Mapping) and old in by_task:
-            tree = _with(tree, place, {new if name == old else name: value for name, value in by_task.items()})
-            moved[(*place, new)] = (*place, old)
+        if isinstance(by_task, Mapping):
+            tree = _with(tree, place, {names.get(name, name): value for name, value in by_task.items()})
+            moved.update({(*place, names[name]): (*place, name) for name in by_task if name in names})
     return Layer(tree, layer.at, layer.document, layer.source, moved)
 
 
-def _rename_selectors(tree: Any, old: str, new: str) -> Any:
+def _rename_selectors(tree: Any, names: Mapping[str, str]) -> Any:
     if isinstance(tree, Mapping):
-        return {key: _rename_selectors(value, old, new) for key, value in tree.items()}
+        return {key: _rename_selectors(value, names) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [_rename_selectors(value, old, new) for value in tree]
-    if isinstance(tree, str) and (tree == old or tree.startswith(f"{old}/")):
-        return new + tree[len(old) :]
+        return [_rename_selectors(value, names) for value in tree]
+    if isinstance(tree, str) and tree.startswith("target/"):
+        root, task, *rest = tree.split("/")
+        return "/".join([root, names.get(task, task), *rest])
     return tree
 
 

@@ -53,6 +53,7 @@ ENTRY_KEYS: dict[str, Key] = {
     "name": Key("name", "The dataset's key; renames its task if it has only one.", "the task's name"),
     "cfgs": Key("paths", "One path or a list of paths, later ones win."),
     "overrides": Key("mapping", "Laid over this dataset's config alone.", "none"),
+    "tasks": Key("names", "New names for its tasks: `{old: new}`.", "they keep theirs"),
 }
 
 OPTION_KEYS: dict[str, Key] = {

@@ -65,6 +65,12 @@ def _has_template(value: Any) -> bool:
     return isinstance(value, Template | Mapping)
 
 
+def _are_names(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return value is None
+    return all(isinstance(new, str) and _NAME.match(new) for new in value.values())
+
+
 def _are_groups(value: Any) -> bool:
     if value is None:
         return True
@@ -79,6 +85,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: v is None or (isinstance(v, str) and bool(_NAME.match(v))),
         "a name of letters, digits, _ and - that starts with a letter",
     ),
+    "names": (_are_names, "a mapping of task names to new ones"),
     "positive": (lambda v: v is None or (_is_whole(v) and v > 0), "a whole number above 0"),
     "count": (lambda v: v is None or (_is_whole(v) and v >= 0), "a whole number from 0"),
     "flag": (lambda v: v is None or isinstance(v, bool), "true or false"),

@@ -22,12 +22,14 @@ class Entry:
         name: the given name, or None.
         cfgs: the paths as written, later ones win.
         overrides: laid over this dataset alone.
+        tasks: new names for its tasks, by their own.
         at: where the entry stands in the multi-dataset config.
     """
 
     name: str | None
     cfgs: tuple[str, ...]
     overrides: Mapping[str, Any]
+    tasks: Mapping[str, str]
     at: KeyPath
 
 
@@ -167,14 +169,14 @@ class _Reader:
             if isinstance(item, Mapping):
                 self._check_keys(item, ENTRY_KEYS, at)
                 if "cfgs" not in item:
-                    self.fault("cfgs is missing; a long entry is {name, cfgs, overrides}", at)
+                    self.fault("cfgs is missing; a long entry is {name, cfgs, overrides, tasks}", at)
             cfgs = item.get("cfgs") if isinstance(item, Mapping) else item
             wrong = wrong_value("paths", cfgs)
             if wrong and not isinstance(item, Mapping):
                 self.fault(wrong, at)
             paths = (cfgs,) if isinstance(cfgs, str) else tuple(cfgs) if isinstance(cfgs, list) else ()
             extra = item if isinstance(item, Mapping) else {}
-            entries.append(Entry(extra.get("name"), paths, extra.get("overrides") or {}, at))
+            entries.append(Entry(extra.get("name"), paths, extra.get("overrides") or {}, extra.get("tasks") or {}, at))
         return entries
 
     def _constants(self, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def make(seed: int, site: Site) -> Scene:
     """Make one window: 32 x 32 px of 10 m, the labelled field in the middle."""
     rng = stream(seed, site.dataset, site.index)
     climate = Climate.of(seed, site, MONTHS)
-    numbers = texture.parcels(rng, site.size, width=(22.0, 34.0), length=(28.0, 60.0))
+    numbers = texture.parcels(rng, site.size, width=(20.0, 30.0), length=(24.0, 48.0))
     middle = int(numbers[site.size // 2, site.size // 2])
     crops = [CLASSES[k] for k in rng.choice(len(CLASSES), int(numbers.max()) + 1, p=SHARES)]
     farmland = grow(rng, numbers, crops, climate)

@@ -100,8 +100,8 @@ def _crop_type(windows: list[_Window]) -> Figure:
 
 def _vessels(windows: list[_Window]) -> Figure:
     """Draw scenes with their labels: true colour above, short-wave infrared, near infrared and thermal below."""
-    chosen = sorted(windows, key=lambda window: -len(window.marks()))[:6] + windows[:2]
-    figure = Figure(figsize=(15.5, 8.2), layout="constrained")
+    chosen = sorted(windows, key=lambda window: -len(window.marks()))[:8]
+    figure = Figure(figsize=(9.2, 9.6), layout="constrained")
     axes = figure.subplots(4, 4)
     for number, window in enumerate(chosen):
         image = window.images("landsat")[0][0]
@@ -185,9 +185,9 @@ def _curve(axis: Axes, dates: list[str], values: Array, name: str, limits: tuple
     """Draw a quantity over the months."""
     months = [int(date[5:7]) + int(date[8:10]) / 31 for date in dates]
     axis.plot(months, values, "-o", ms=3, lw=1.4, color=colour)  # type: ignore[arg-type]
-    axis.set_xlim(1, 13)
     axis.set_ylim(*limits)
-    axis.set_xticks([1, 4, 7, 10], ["Jan", "Apr", "Jul", "Oct"], fontsize=7)
+    ticks = [month for month in (1, 4, 7, 10) if months[0] - 1 <= month <= months[-1] + 1]
+    axis.set_xticks(ticks, [("Jan", "Apr", "Jul", "Oct")[month // 3] for month in ticks], fontsize=7)
     axis.tick_params(labelsize=7, colors=_FAINT)
     axis.set_title(name, fontsize=8, color=_FAINT, pad=2)
     axis.spines[["top", "right"]].set_visible(False)
@@ -196,7 +196,7 @@ def _curve(axis: Axes, dates: list[str], values: Array, name: str, limits: tuple
 def _true_colour(image: Array) -> npt.NDArray[np.float64]:
     """Return red, green, blue of a Sentinel-2 image with one fixed stretch, so that dates compare."""
     bands = [spectra.S2_BANDS.index(band) for band in ("B04", "B03", "B02")]
-    return np.asarray(np.clip(image[bands].transpose(1, 2, 0) / np.array([2600, 2300, 2100]), 0, 1) ** 0.7)
+    return np.asarray(np.clip(image[bands].transpose(1, 2, 0) / np.array([2600, 2400, 2400]), 0, 1) ** 0.7)
 
 
 def _stretch(image: Array, low: float, high: float) -> npt.NDArray[np.float64]:

@@ -81,7 +81,7 @@ def sentinel2(rng: np.random.Generator, surface: Array, *, cloudy: float = 0.22)
     opacity, shade = clouds(rng, dates, height, share=cloudy)
     light = np.linspace(0.75, 1.0, bands)[None, :, None, None]
     image = image * (1 - shade[:, None] * light)
-    top = spectra.s2("cloud")[0] * rng.uniform(0.7, 1.1, (dates, 1))
+    top = spectra.s2("cloud")[0] * rng.uniform(0.6, 1.0, (dates, 1))
     image = image * (1 - opacity[:, None]) + opacity[:, None] * top[:, :, None, None]
     image = image + rng.standard_normal(image.shape) * (0.0025 + 0.012 * np.abs(image))
     values: npt.NDArray[np.uint16] = np.clip(np.rint(image * 1e4), 1, 18_000).astype(np.uint16)

@@ -72,4 +72,5 @@ def mix(fractions: Array, spectra: Array) -> Array:
     Returns:
         Reflectance, ``T C H W``.
     """
-    return np.einsum("nthw,nc->tchw", fractions, spectra, optimize=True)
+    mixed = spectra.T @ fractions.reshape(len(fractions), -1)
+    return np.ascontiguousarray(mixed.reshape(-1, *fractions.shape[1:]).swapaxes(0, 1))

@@ -16,6 +16,7 @@ from rslearn.dataset.window import WindowLayerData
 from rslearn.utils.feature import Feature
 from rslearn.utils.geometry import Projection, STGeometry
 from rslearn.utils.raster_array import RasterArray, RasterMetadata
+from rslearn.utils.vector_format import GeojsonVectorFormat
 
 from rslp.example.scene import Mark, Scene, Series, Site
 
@@ -36,7 +37,7 @@ def config(scene: Scene, *, unlabelled: int) -> dict[str, Any]:
         series.layer: _raster_layer(series.bands, series.values.dtype.name) for series in scene.series
     }
     if scene.raster is None:
-        layers[LABEL] = {"type": "vector"}
+        layers[LABEL] = {"type": "vector", "vector_format": {"class_path": "rslearn.utils.vector_format.GeojsonVectorFormat"}}
     else:
         layers[LABEL] = _raster_layer(("class",), "uint8")
         layers[LABEL]["band_sets"][0]["nodata_value"] = unlabelled
@@ -119,13 +120,12 @@ def _write_series(dataset: Dataset, window: Window, series: Series) -> None:
 
 
 def _write_label(dataset: Dataset, window: Window, scene: Scene, unlabelled: int) -> None:
-    layer = dataset.layers[LABEL]
     with window.data.open_layer_writer(LABEL) as writer:
         if scene.raster is None:
             features = [_feature(window, mark) for mark in scene.marks or ()]
-            writer.write_vector(layer.instantiate_vector_format(), features)
+            writer.write_vector(GeojsonVectorFormat(), features)
         else:
-            bands = layer.band_sets[0]
+            bands = dataset.layers[LABEL].band_sets[0]
             raster = RasterArray(
                 chw_array=scene.raster[np.newaxis],
                 time_range=window.time_range,

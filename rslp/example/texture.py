@@ -88,11 +88,11 @@ def clouds(
         Opacity and shade, both ``T H W`` in 0..1.
     """
     pad = size + 24
-    field = smooth(rng, (dates, pad, pad), scale)
+    field = 0.9 * smooth(rng, (dates, pad, pad), scale) + 0.3 * smooth(rng, (dates, pad, pad), scale / 4)
     cloudy = rng.random(dates) < share
     # The threshold decides the cover: 0.3 covers about a third of the image, 1.5 a few percent.
     threshold = np.where(cloudy, rng.uniform(0.3, 1.5, dates), 9.0)
-    opacity = np.clip((field - threshold[:, None, None]) / 0.5, 0.0, 1.0) ** 0.7
+    opacity = np.clip((field - threshold[:, None, None]) / 0.9, 0.0, 1.0) ** 0.7
     shift = rng.integers(6, 14)
     cloud = opacity[:, 12 : 12 + size, 12 : 12 + size]
     # The sun stands in the south (north of the tropics): shadows fall to the north and a little west.

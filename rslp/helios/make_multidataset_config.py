@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,9 +14,7 @@ from typing import Any
 from rslp.compose import (
     Recipe,
     RunConfig,
-    Sources,
     compose,
-    config_kind,
     differences,
     header,
     provenance_text,
@@ -26,7 +24,6 @@ from rslp.compose import explain as explain_key
 from rslp.errors import ConfigError, Problem
 from rslp.files import (
     Document,
-    anchor_paths,
     dump_yaml,
     find_file,
     read_yaml,
@@ -34,10 +31,9 @@ from rslp.files import (
     shipped,
     write_atomic,
 )
+from rslp.helios.sources import SHIPPED_BASE, all_documents, anchor_for, folders_of, near, path_of, read_sources
 
-_BASE = "v3_multitask/base.yaml"
 _SHIPPED = "data/helios/"
-_WANTED = {"base_cfg": ("base config", "run config"), "dataset_cfgs": ("dataset config", "run config")}
 
 
 def make_multidataset_config(
@@ -58,10 +54,10 @@ def make_multidataset_config(
 def _make(cfg: str, *, keep_class_paths: bool, key: str | None, old: str | None) -> None:
     recipe = read_recipe(read_yaml(cfg))
     output = _output_path(recipe)
-    sources = _read_sources(recipe)
-    documents = _all_documents(recipe, sources)
+    sources = read_sources(recipe)
+    documents = all_documents(recipe, sources)
     _refuse_input(output, documents, recipe)
-    run = compose(recipe, sources, anchor=_anchor(recipe), keep_class_paths=keep_class_paths)
+    run = compose(recipe, sources, anchor=anchor_for(recipe), keep_class_paths=keep_class_paths)
     for note in run.notes:
         sys.stderr.write(f"note: {note}\n")
     names = _Names(output.parent)
@@ -74,7 +70,7 @@ def _make(cfg: str, *, keep_class_paths: bool, key: str | None, old: str | None)
         sys.stdout.write("\n".join(changes or ["no difference"]) + "\n")
         return
     _write(run, written, output=output, documents=documents, names=names)
-    sys.stdout.write(f"wrote {_near(str(output))} ({len(run.datasets)} datasets: {', '.join(run.datasets)})\n")
+    sys.stdout.write(f"wrote {near(str(output))} ({len(run.datasets)} datasets: {', '.join(run.datasets)})\n")
 
 
 @contextmanager
@@ -97,7 +93,7 @@ class _Names:
     known: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, document: Document) -> str:
-        path = _path_of(document)
+        path = path_of(document)
         if path not in self.known:
             root = shipped(".")
             # Seen from outside of the checkout, a shipped file has no place of its own.
@@ -120,7 +116,7 @@ def _write(run: RunConfig, tree: dict[str, Any], *, output: Path, documents: Seq
         try:
             write_atomic(path, text)
         except OSError as error:
-            what = f"cannot write {_near(str(path))}: {error.strerror}"
+            what = f"cannot write {near(str(path))}: {error.strerror}"
             maker = documents[0]
             raise ConfigError(Problem(what, maker.name, maker.line(("output_path",)), "output_path")) from None
 
@@ -129,87 +125,14 @@ def _relative(layer: Any, folder: Path) -> Any:
     return replace(layer, tree=relativise_paths(layer.tree, folder))
 
 
-def _read_sources(recipe: Recipe) -> Sources:
-    """Read every file that is named; all faults at once."""
-    problems: list[Problem] = []
-    base = _read_base(recipe, problems)
-    datasets = []
-    for entry in recipe.entries:
-        found = [_read(recipe, path, (*entry.at,), "dataset_cfgs", problems) for path in entry.cfgs]
-        datasets.append(tuple(document for document in found if document is not None))
-    info = _read_info(recipe, base, problems) if base is not None else None
-    if problems or base is None:
-        raise ConfigError(dict.fromkeys(problems))
-    return Sources(base, tuple(datasets), info)
-
-
-def _read_base(recipe: Recipe, problems: list[Problem]) -> Document | None:
-    if recipe.base_cfg is not None:
-        return _read(recipe, recipe.base_cfg, ("base_cfg",), "base_cfg", problems)
-    path = shipped(_BASE)
-    return read_yaml(path, name=_near(str(path)))
-
-
-def _read_info(recipe: Recipe, base: Document, problems: list[Problem]) -> Document | None:
-    path = base.data.get("all_dataset_info_path") if isinstance(base.data, Mapping) else None
-    if not isinstance(path, str):
-        return None
-    folders = [base.folder, *_folders(recipe)]
-    return _read_found(path, folders, base, ("all_dataset_info_path",), problems)
-
-
-def _read(recipe: Recipe, path: str, at: tuple[str | int, ...], key: str, problems: list[Problem]) -> Document | None:
-    document = _read_found(path, _folders(recipe), recipe.document, at, problems)
-    if document is None:
-        return None
-    kind = config_kind(document.data)
-    if kind == "multi-dataset config" or not isinstance(document.data, Mapping) or (kind and kind not in _WANTED[key]):
-        told = f"a {kind}" if kind else "no config: a mapping with data and model is wanted"
-        problems.append(Problem(f"is {told}, but {key} names it; a {_WANTED[key][0]} is wanted", document.name))
-        return None
-    return document
-
-
-def _read_found(
-    path: str, folders: list[str], namer: Document, at: tuple[str | int, ...], problems: list[Problem]
-) -> Document | None:
-    found = find_file(os.path.expandvars(path), folders)
-    key = ".".join(map(str, at))
-    if found is None or ("://" not in found and not Path(found).exists()):
-        tried = f"; looked in {', '.join(dict.fromkeys(folders))}" if found is None else ""
-        problems.append(Problem(f"{path!r} does not exist{tried}", namer.name, namer.nearest_line(at), key))
-        return None
-    try:
-        return read_yaml(found, name=_near(found))
-    except ConfigError as error:
-        problems += error.problems
-        return None
-
-
-def _folders(recipe: Recipe) -> list[str]:
-    return [recipe.document.folder, str(Path.cwd())]
-
-
-def _anchor(recipe: Recipe) -> Any:
-    def anchor(tree: Any, document: Document, source: tuple[str | int, ...]) -> Any:
-        folders = [document.folder, *_folders(recipe)]
-
-        def line(at: tuple[str | int, ...]) -> int | None:
-            return document.nearest_line((*source, *at))
-
-        return anchor_paths(tree, folders, name=document.name, line=line)
-
-    return anchor
-
-
 def _output_path(recipe: Recipe) -> Path:
     if recipe.output_path is not None:
         path = Path(os.path.expandvars(recipe.output_path)).expanduser()
         output = path if path.is_absolute() else Path(recipe.document.folder) / path
     else:
-        base = Path(_SHIPPED + _BASE if recipe.base_cfg is None else recipe.base_cfg)
+        base = Path(_SHIPPED + SHIPPED_BASE if recipe.base_cfg is None else recipe.base_cfg)
         parts = [f"{Path(entry.cfgs[0]).parent.name}__{Path(entry.cfgs[0]).stem}" for entry in recipe.entries]
-        found = None if recipe.base_cfg is None else find_file(recipe.base_cfg, _folders(recipe))
+        found = None if recipe.base_cfg is None else find_file(recipe.base_cfg, folders_of(recipe))
         folder = Path(found).parent if found else Path(recipe.document.folder)
         output = folder / f"{base.stem}__{'__'.join(parts)}.yaml"
     line = recipe.document.line(("output_path",))
@@ -223,24 +146,8 @@ def _output_path(recipe: Recipe) -> Path:
 
 def _refuse_input(output: Path, documents: Sequence[Document], recipe: Recipe) -> None:
     for document in documents:
-        path = _path_of(document)
+        path = path_of(document)
         if "://" not in path and output.exists() and Path(path).samefile(output):
             what = f"would overwrite {document.name}, which is an input"
             line = recipe.document.line(("output_path",))
             raise ConfigError(Problem(what, recipe.document.name, line, "output_path"))
-
-
-def _all_documents(recipe: Recipe, sources: Sources) -> list[Document]:
-    documents = [recipe.document, sources.base, *(one for many in sources.datasets for one in many)]
-    return documents if sources.info is None else [*documents, sources.info]
-
-
-def _path_of(document: Document) -> str:
-    return f"{document.folder}/{document.name.rsplit('/', 1)[-1]}"
-
-
-def _near(path: str) -> str:
-    """Show a path from the current directory when it lies below it."""
-    if "://" in path or not Path(path).is_relative_to(Path.cwd()):
-        return path
-    return os.path.relpath(path)

@@ -38,6 +38,13 @@ _HINTS = (
 )
 
 
+# A None that a union also tried is never the cause.
+_TELLING = re.compile(
+    r"does not accept|[Nn]ot a valid|Expected (?!a <class 'NoneType'>)|[Uu]nable to import|is required|[Uu]nexpected"
+    r"|[Nn]o module|must be|has no attribute|[Ii]mport"
+)
+
+
 class RunCLI(LightningCLI):
     """Lightning's parser and instantiator, for the keys that run configs carry beside model, data and trainer."""
 
@@ -48,6 +55,10 @@ class RunCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the config as it is; Lightning would also look at the process's command line, which is not ours."""
         self.config = parser.parse_object(args)
+
+    def _dump_config(self) -> None:
+        """Lightning would write the parsed config out again as hyperparameters; the run directory holds it already."""
+        self.config_dump: dict[str, Any] = {}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Accept the run's own keys, and set what every run needs of the trainer."""
@@ -181,15 +192,11 @@ def _user_error(error: BaseException | None) -> UserError | None:
 
 
 def _cause(message: str) -> str:
-    """The line of jsonargparse's message that says what is wrong."""
+    """The line of jsonargparse's message that says what is wrong: the deepest of those that tell."""
     key = re.search(r"[Pp]arser key \"([\w.+]+)\"", message)
     lines = [line.strip(" -\t") for line in message.splitlines() if line.strip()]
-    telling = [
-        line
-        for line in lines
-        if re.search(r"does not accept|[Nn]ot a valid|Expected|Unable to import|required|Unexpected|No module|must be", line)
-    ]
-    what = (telling or lines or ["can't be parsed"])[-1]
+    telling = [line for line in lines if _TELLING.search(line)]
+    what = (telling or lines or ["can't be parsed"])[-1][:300]
     return f"{key.group(1)}: {what}" if key and key.group(1) not in what else what
 
 

@@ -12,7 +12,19 @@ import yaml
 
 from rslp.compose.vocabulary import table
 from rslp.main import main
-from tests.compose.samples import BASE, CHECKPOINT, CROPS, FIELDS, FIELDS_MORE, MULTI, composed, line, replaced, write
+from tests.compose.samples import (
+    BASE,
+    CHECKPOINT,
+    CROPS,
+    FIELDS,
+    FIELDS_MORE,
+    MULTI,
+    TWO,
+    composed,
+    line,
+    replaced,
+    write,
+)
 
 ROOT = Path(__file__).parents[2]
 CONFORMANCE = ROOT / "../shared/conformance"
@@ -144,6 +156,50 @@ def test_the_same_dataset_twice_under_two_names(tmp_path):
     assert list(east["task"]["init_args"]["tasks"]) == list(east["task"]["init_args"]["input_mapping"]) == ["east"]
     assert east["train_config"]["transforms"][0]["init_args"]["image_selectors"] == ["s2", "target/east/classes"]
     assert list(model_args(run)["decoders"]) == ["east", "crops", "fields"]
+
+
+def test_a_dataset_of_two_tasks_twice_with_other_task_names(tmp_path):
+    entries = (
+        "  - {name: east, cfgs: two.yaml}\n"
+        "  - {name: west, cfgs: two.yaml, tasks: {height: kind_west, kind: west_kind}}\n"
+    )
+    run = composed(tmp_path, multi=replaced(MULTI, "  - crops.yaml\n", entries))
+    assert list(run["data"]["init_args"]["data_modules"]) == ["east", "west", "fields"]
+    decoders = model_args(run)["decoders"]
+    assert list(decoders) == ["height", "kind", "kind_west", "west_kind", "fields"]
+    assert decoders["kind_west"] == decoders["height"]
+    provenance = json.loads((tmp_path / "OUT.provenance.json").read_text())
+    key = "model.init_args.model.init_args.decoders.west_kind"
+    assert provenance[key][0]["line"] == line(TWO, "kind:")
+
+
+def test_a_local_override_names_a_renamed_task_as_its_files_do(tmp_path):
+    multi = replaced(MULTI, "  - crops.yaml\n", "  - {name: east, cfgs: crops.yaml}\n")
+    tasks = "{crops: {init_args: {property_name: other}}}"
+    multi += f"local_overrides: {{data: {{init_args: {{task: {{init_args: {{tasks: {tasks}}}}}}}}}}}\n"
+    run = composed(tmp_path, multi=multi)
+    assert run["model"]["init_args"]["task"]["init_args"]["tasks"]["east"]["init_args"]["property_name"] == "other"
+
+
+def test_batch_sizes_of_the_later_dialect_follow_the_datasets_and_the_overrides(tmp_path):
+    constants = "substitutions:\n  patch_size: 4\n  encoder_embedding_size: 16\n  helios_checkpoint_path: /m\n"
+    multi = MULTI[: MULTI.index("patch_size")] + constants + "output_path: OUT.yaml\n"
+    data = composed(tmp_path, multi=multi)["data"]["init_args"]
+    assert data["batch_sizes"] == {"crops": 4, "fields": 8}
+    multi += "global_overrides: {data: {init_args: {batch_sizes: {crops: 3}}}}\n"
+    assert composed(tmp_path, multi=multi)["data"]["init_args"]["batch_sizes"] == {"crops": 3, "fields": 8}
+    flat = composed(tmp_path)["data"]["init_args"]
+    assert "batch_sizes" not in flat
+
+
+def test_what_has_no_effect_is_told(tmp_path, capsys):
+    base = replaced(BASE, "        decoders:\n", "        decoders: {old: [{class_path: a.B}]}\n")
+    multi = MULTI + "local_overrides: {trainer: {max_epochs: 3}}\nsubstitutions: {unused_thing: 3}\n"
+    composed(tmp_path, base=base, multi=multi)
+    told = capsys.readouterr().err
+    assert "local_overrides.trainer: has no effect" in told
+    assert "substitutions.unused_thing: no file has the placeholder {UNUSED_THING}" in told
+    assert f"base.yaml:{line(base, 'decoders')}" in told
 
 
 HEADS = "merge_options: {merge_heads: true, merge_task_labels: true%s}\n"

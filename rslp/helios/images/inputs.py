@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -18,10 +18,10 @@ from rslp.helios.images.dates import Interval, Timeline, align, legacy
 
 logger = logging.getLogger(__name__)
 
-# A sample without one valid date in any modality is fed as one date of this normalised value, the middle of the range:
-# the encoder needs at least one token of each sample.
+# The middle of the normalised range, and any date: neither says anything of the place.
 _BLANK = 0.5
-_BLANK_STEP = (1, 0, 2000)
+_BLANK_DATE = datetime(2000, 1, 1, tzinfo=UTC)
+_NO_STEP = (1, 0, 2000)
 # Normalised values lie around 0..1; saturated 16-bit pixels come to about 9.
 _HIGHEST = 50.0
 
@@ -83,42 +83,37 @@ def assemble(
         DataError: no modality in any sample, a wrong number of bands, unlike sizes, no timestamps.
     """
     images = [_images_of(sample, modalities) for sample in inputs]
-    present = [modality for modality in modalities if any(modality.name in of_sample for of_sample in images)]
-    if not present:
+    if not any(images):
         have = ", ".join(sorted({name for sample in inputs for name in sample})) or "none"
         raise DataError(
             f"no input for the encoder; it takes {', '.join(m.name for m in modalities)}; the samples' inputs: {have}"
         )
+    size = _common_size(images)
+    device = next(image.image.device for of_sample in images for image in of_sample.values())
+    images = [
+        of_sample if any(image.image.shape[1] for image in of_sample.values()) else _blank(modalities[0], size, device)
+        for of_sample in images
+    ]
+    present = [modality for modality in modalities if any(modality.name in of_sample for of_sample in images)]
     series = {modality.name for modality in present if modality.is_series}
     timelines = [
         _timeline({n: i for n, i in of_sample.items() if n in series}, metadata, use_legacy_timestamps, tolerance)
         for of_sample, metadata in zip(images, metadatas, strict=True)
     ]
     longest = max(1, *(len(timeline.steps) for timeline in timelines))
-    blank = [not any(image.image.shape[1] for image in of_sample.values()) for of_sample in images]
-    if any(blank):
-        say_once("a sample has no valid date in any modality; it is fed as a blank image")
-    size = _common_size(images)
-    device = next(image.image.device for of_sample in images for image in of_sample.values())
     tensors: dict[str, Any] = {"timestamps": _timestamps(timelines, longest, device)}
     valid: dict[str, torch.Tensor | None] = {}
     for modality in present:
         dates = longest if modality.is_series else 1
         positions = [_positions(modality, of_sample, t) for of_sample, t in zip(images, timelines, strict=True)]
         stacked = _stack([of_sample.get(modality.name) for of_sample in images], positions, modality.bands, dates, size)
-        if modality is present[0] and any(blank):
-            stacked[torch.tensor(blank, device=device), :, 0] = _BLANK
-            positions = [(0,) if is_blank else steps for is_blank, steps in zip(blank, positions, strict=True)]
         valid[modality.name] = _valid_dates(positions, dates, device)
         # B C T H W -> B H W T C; the mask has one value per date, seen through expanded strides.
         tensors[modality.name] = stacked.permute(0, 3, 4, 2, 1)
         mask = _mask(valid[modality.name], (len(images), dates), device)
         tensors[f"{modality.name}_mask"] = mask[:, None, None, :, None].expand(-1, *size, -1, modality.band_sets)
-    return EncoderBatch(
-        sample=MaskedOlmoEarthSample(**tensors),
-        valid=valid,
-        complete=all(is_valid is None for is_valid in valid.values()),
-    )
+    complete = all(is_valid is None for is_valid in valid.values())
+    return EncoderBatch(sample=MaskedOlmoEarthSample(**tensors), valid=valid, complete=complete)
 
 
 def check_normalized(batch: EncoderBatch) -> None:
@@ -156,6 +151,13 @@ def _images_of(sample: Mapping[str, Any], modalities: Sequence[ModalityShape]) -
             raise DataError(f"input {modality.name!r} has {dates} dates, but this modality has no time")
         found[modality.name] = value
     return found
+
+
+def _blank(modality: ModalityShape, size: tuple[int, int], device: torch.device) -> dict[str, RasterImage]:
+    """What a sample without one valid date is fed as: the encoder needs at least one token of each sample."""
+    say_once("a sample has no valid date in any modality; it is fed as a blank image")
+    image = torch.full((modality.bands, 1, *size), _BLANK, device=device)
+    return {modality.name: RasterImage(image, timestamps=[(_BLANK_DATE, _BLANK_DATE)])}
 
 
 def _common_size(images: Sequence[Mapping[str, RasterImage]]) -> tuple[int, int]:
@@ -248,5 +250,5 @@ def _mask(is_valid: torch.Tensor | None, shape: tuple[int, int], device: torch.d
 
 
 def _timestamps(timelines: Sequence[Timeline], longest: int, device: torch.device) -> torch.Tensor:
-    rows = [[*timeline.steps, *[_BLANK_STEP] * (longest - len(timeline.steps))] for timeline in timelines]
+    rows = [[*timeline.steps, *[_NO_STEP] * (longest - len(timeline.steps))] for timeline in timelines]
     return torch.tensor(rows, dtype=torch.int64, device=device)

@@ -1,0 +1,113 @@
+"""Find and read the files that a multi-dataset config names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from rslp.compose import Recipe, Sources, config_kind
+from rslp.errors import ConfigError, Problem
+from rslp.files import Document, anchor_paths, find_file, read_yaml, shipped
+
+SHIPPED_BASE = "v3_multitask/base.yaml"
+_WANTED = {"base_cfg": ("base config", "run config"), "dataset_cfgs": ("dataset config", "run config")}
+KeyPath = tuple[str | int, ...]
+
+
+def read_sources(recipe: Recipe) -> Sources:
+    """Read every file that the config names.
+
+    Raises:
+        ConfigError: all files that are missing, broken or of the wrong kind.
+    """
+    problems: list[Problem] = []
+    base = _read_base(recipe, problems)
+    datasets = []
+    for entry in recipe.entries:
+        found = [_read(recipe, path, (*entry.at,), "dataset_cfgs", problems) for path in entry.cfgs]
+        datasets.append(tuple(document for document in found if document is not None))
+    info = _read_info(recipe, base, problems) if base is not None else None
+    if problems or base is None:
+        raise ConfigError(dict.fromkeys(problems))
+    return Sources(base, tuple(datasets), info)
+
+
+def _read_base(recipe: Recipe, problems: list[Problem]) -> Document | None:
+    if recipe.base_cfg is not None:
+        return _read(recipe, recipe.base_cfg, ("base_cfg",), "base_cfg", problems)
+    path = shipped(SHIPPED_BASE)
+    return read_yaml(path, name=near(str(path)))
+
+
+def _read_info(recipe: Recipe, base: Document, problems: list[Problem]) -> Document | None:
+    path = base.data.get("all_dataset_info_path") if isinstance(base.data, Mapping) else None
+    if not isinstance(path, str):
+        return None
+    folders = [base.folder, *folders_of(recipe)]
+    return _read_found(path, folders, base, ("all_dataset_info_path",), problems)
+
+
+def _read(recipe: Recipe, path: str, at: KeyPath, key: str, problems: list[Problem]) -> Document | None:
+    document = _read_found(path, folders_of(recipe), recipe.document, at, problems)
+    if document is None:
+        return None
+    kind = config_kind(document.data)
+    if kind == "multi-dataset config" or not isinstance(document.data, Mapping) or (kind and kind not in _WANTED[key]):
+        told = f"a {kind}" if kind else "no config: a mapping with data and model is wanted"
+        problems.append(Problem(f"is {told}, but {key} names it; a {_WANTED[key][0]} is wanted", document.name))
+        return None
+    return document
+
+
+def _read_found(
+    path: str, folders: list[str], namer: Document, at: KeyPath, problems: list[Problem]
+) -> Document | None:
+    key = ".".join(map(str, at))
+    expanded = os.path.expandvars(path)
+    if "${" in expanded:
+        what = f"{path!r} needs an environment variable that is not set"
+        problems.append(Problem(what, namer.name, namer.nearest_line(at), key))
+        return None
+    found = find_file(expanded, folders)
+    if found is None or ("://" not in found and not Path(found).exists()):
+        tried = f"; looked in {', '.join(dict.fromkeys(folders))}" if found is None else ""
+        problems.append(Problem(f"{path!r} does not exist{tried}", namer.name, namer.nearest_line(at), key))
+        return None
+    try:
+        return read_yaml(found, name=near(found))
+    except ConfigError as error:
+        problems += error.problems
+        return None
+
+
+def folders_of(recipe: Recipe) -> list[str]:
+    return [recipe.document.folder, str(Path.cwd())]
+
+
+def anchor_for(recipe: Recipe) -> Any:
+    def anchor(tree: Any, document: Document, source: KeyPath) -> Any:
+        folders = [document.folder, *folders_of(recipe)]
+
+        def line(at: KeyPath) -> int | None:
+            return document.nearest_line((*source, *at))
+
+        return anchor_paths(tree, folders, name=document.name, line=line)
+
+    return anchor
+
+
+def all_documents(recipe: Recipe, sources: Sources) -> list[Document]:
+    documents = [recipe.document, sources.base, *(one for many in sources.datasets for one in many)]
+    return documents if sources.info is None else [*documents, sources.info]
+
+
+def path_of(document: Document) -> str:
+    return f"{document.folder}/{document.name.rsplit('/', 1)[-1]}"
+
+
+def near(path: str) -> str:
+    """Show a path from the current directory when it lies below it."""
+    if "://" in path or not Path(path).is_relative_to(Path.cwd()):
+        return path
+    return os.path.relpath(path)

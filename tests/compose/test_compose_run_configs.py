@@ -1,0 +1,73 @@
+"""Merging run configs that are given together to stage 2."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rslp.compose import config_kind, merge_configs
+from rslp.errors import ConfigError
+from rslp.files import parse_yaml, read_yaml, relativise_paths
+from tests.compose.samples import BASE, CROPS, MULTI, composed
+
+
+def documents(*texts: str, folder: str = "/f"):
+    return [parse_yaml(text, name=f"{number}.yaml", folder=folder) for number, text in enumerate(texts)]
+
+
+def test_later_configs_win_and_constants_take_their_type():
+    first = "trainer: {max_epochs: 3, callbacks: [a]}\nmodel: {size: {PATCH_SIZE}, name: '{PATCH_SIZE}'}\n"
+    second = "trainer: {callbacks+: [b], max_epochs: {256/PATCH_SIZE}}\n"
+    merged = merge_configs(documents(first, second), {"PATCH_SIZE": "8"})
+    assert merged == {
+        "trainer": {"max_epochs": 32, "callbacks": ["a", "b"]},
+        "model": {"size": 8, "name": "8"},
+    }
+
+
+@pytest.mark.parametrize("name", ["helios_checkpoint_path", "CHECKPOINT_PATH", "HELIOS_CHECKPOINT_PATH"])
+def test_the_checkpoint_goes_by_all_its_names(name):
+    placeholder = "HELIOS_CHECKPOINT_PATH" if name == "HELIOS_CHECKPOINT_PATH" else "CHECKPOINT_PATH"
+    merged = merge_configs(documents(f"model: {{{placeholder}}}/x\n"), {name: "/m"})
+    assert merged == {"model": "/m/x"}
+
+
+def test_relative_paths_refer_to_their_own_file(tmp_path):
+    (tmp_path / "a/data").mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "a/config.yaml").write_text("data: {init_args: {path: data}}\n")
+    merged = merge_configs([read_yaml(tmp_path / "a/config.yaml")], {})
+    assert relativise_paths(merged, tmp_path / "run") == {"data": {"init_args": {"path": "../a/data"}}}
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("a: {SIZE}\n", "0.yaml:1: a: no constant fills the placeholder {SIZE}"),
+        ("- a\n", "0.yaml: is no config"),
+        ("data:\n  init_args:\n    path: gone\n", "0.yaml:3: data.init_args.path: 'gone' does not exist"),
+        ("a: {b+: 3}\n", "0.yaml:1: a.b+: a key with + appends a list"),
+    ],
+)
+def test_faults_have_their_place(text, wanted):
+    with pytest.raises(ConfigError) as caught:
+        merge_configs(documents(text), {})
+    assert wanted in str(caught.value)
+
+
+def test_a_composed_config_survives_as_it_is(tmp_path):
+    run = composed(tmp_path)
+    assert merge_configs([read_yaml(tmp_path / "OUT.yaml")], {}) == run
+
+
+def test_kinds_of_configs_are_told_apart(tmp_path):
+    run = composed(tmp_path)
+    strip = {"{PATCH_SIZE}": "4", "{ENCODER_EMBEDDING_SIZE}": "16"}
+    texts = {"base config": BASE, "dataset config": CROPS, "multi-dataset config": MULTI}
+    for kind, text in texts.items():
+        for placeholder, value in strip.items():
+            text = text.replace(placeholder, value)
+        assert config_kind(yaml.safe_load(text)) == kind
+    assert config_kind(run) == "run config"
+    assert config_kind({}) is None
+    assert Path(tmp_path / "OUT.yaml").exists()

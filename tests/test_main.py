@@ -1,0 +1,92 @@
+"""The command line answers at once, in words, and without the training stack."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rslp.main import main
+
+HEAVY = ("torch", "lightning", "rslearn", "rasterio", "beaker", "olmoearth_pretrain_minimal")
+
+
+def test_the_bare_command_lists_projects_and_workflows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    shown = capsys.readouterr().out
+    assert "launch_finetune" in shown
+    assert "Fine-tune on the datasets of a run config" in shown
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["helios", "--help"], ["helios"]])
+def test_help_is_for_people(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == (0 if "--help" in argv else 2)
+    assert "make_multidataset_config" in capsys.readouterr().out
+
+
+def test_a_workflows_help_shows_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["helios", "launch_finetune", "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for option in ("--experiment_id", "--config_paths", "--rslp_project", "--local", "--do_eval", "--cluster"):
+        assert option in shown
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["heliso", "run"], "unknown project 'heliso'; known: helios. Did you mean 'helios'?"),
+        (["helios", "lauch_finetune"], "Did you mean 'launch_finetune'?"),
+        (["helios", "launch_finetune", "--experimnt_id", "x"], "unknown option --experimnt_id. Did you mean '--experiment_id'?"),
+        (["helios", "launch_finetune", "--experiment_id", "x", "--local", "maybe"], "local"),
+        (["helios", "launch_finetune", "--local", "true"], "experiment_id"),
+        (["helios", "launch_finetune", "--experiment_id", "x", "--local", "true"], "config_paths"),
+        (["helios", "launch_finetune", "--experiment_id", "x", "--config_paths+=/no/such.yaml", "--local", "true"], "/no/such.yaml: no such file"),
+        (["helios", "launch_finetune", "--experiment_id", "a/b", "--config_paths+=x.yaml", "--local", "true"], "experiment name 'a/b'"),
+        (["helios", "launch_finetune", "--experiment_id", "x", "--config_paths+=x.yaml", "--cluster+=ai2/jupiter"], "--local true"),
+        (["helios", "run", "--run_dir", "/no/such/run"], "/no/such/run/config.yaml does not exist"),
+        (["helios", "run", "--run_dir", "/no/such/run", "--mode", "fitt"], "fitt"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_exit_code_2(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert len(error) < 400
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["helios", "--help"],
+        ["helios", "launch_finetune", "--help"],
+        ["helios", "make_multidataset_config", "--help"],
+        ["helios", "make_example", "--help"],
+        ["helios", "run", "--help"],
+        ["helios", "lauch_finetune"],
+    ],
+)
+def test_answers_need_no_training_stack(words: list[str]) -> None:
+    code = (
+        "import sys; from rslp.main import main\n"
+        f"try: main({words!r})\n"
+        "except SystemExit: pass\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_a_run_config_of_another_kind_is_recognised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "multi.yaml"
+    config.write_text("dataset_cfgs: [a.yaml]\noutput_path: OUT.yaml\npatch_size: 8\n")
+    assert main(["helios", "launch_finetune", "--experiment_id", "x", f"--config_paths+={config}", "--local", "true"]) == 2
+    assert "is a multi-dataset config; first run: python make_multidataset_config.py" in capsys.readouterr().err

@@ -1,0 +1,60 @@
+"""The run directory: names, the lock, the marker of success."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rslp.errors import RunError
+from rslp.run import RunDir
+
+
+def test_a_run_lies_where_the_original_puts_it() -> None:
+    run = RunDir.of("project_data", "demo", "first")
+    assert run.path == Path("project_data/projects/demo/first")
+    assert run.last == run.path / "checkpoints" / "last.ckpt"
+    assert run.best("crop_type").name == "best-crop_type.ckpt"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", " a"])
+def test_names_that_are_no_folder_are_refused(name: str) -> None:
+    with pytest.raises(RunError, match="can't be a folder name"):
+        RunDir.of("p", "demo", name)
+
+
+def test_the_done_marker_holds_the_checkpoints_hash(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    assert run.done() is None
+    run.checkpoints.mkdir()
+    run.last.write_bytes(b"weights")
+    run.mark_done(step=7, epoch=2, checkpoint=run.last)
+    assert run.done() == json.loads(run.done_marker.read_text())
+    assert run.done()["checkpoint_sha256"].startswith("9a12")  # type: ignore[index]
+
+
+def test_the_lock_is_exclusive_and_dies_with_its_holder(tmp_path: Path) -> None:
+    code = "import sys, time; from pathlib import Path; from rslp.run import RunDir\n"
+    code += f"with RunDir(Path({str(tmp_path)!r})).locked(): print('held', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    run = RunDir(tmp_path)
+    with pytest.raises(RunError, match=f"process {holder.pid} on .* is already training"), run.locked():
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate()
+    with run.locked():
+        assert (tmp_path / "lock").exists()
+
+
+def test_the_state_carries_a_heartbeat(tmp_path: Path) -> None:
+    RunDir(tmp_path).write_state(state="running", epoch=1)
+    state = json.loads((tmp_path / "state.json").read_text())
+    assert state["state"] == "running"
+    assert abs(state["heartbeat"] - time.time()) < 60
