@@ -5,7 +5,7 @@ READY := .venv/.ready
 # A run of tests or of the example shares the machine with its data-loading workers; more threads only get in the way.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-long lint check golden
+.PHONY: help setup demo test test-long lint check schema
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -41,5 +41,6 @@ lint: $(READY) ## format, style, types, imports
 
 check: lint test ## lint and test
 
-golden: $(READY) ## accept the outputs of today as the golden files, then look at the diff
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/golden --accept-golden
+schema: $(READY) ## make the shipped tables anew: argument names, the JSON schema of multi-dataset configs
+	$(BIN)/python -m rslp.compose.make_vocabulary
+	$(BIN)/python -m rslp.compose.schema

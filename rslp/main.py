@@ -20,6 +20,7 @@ import rslp
 from rslp.errors import UsageError, UserError
 
 Workflow = Callable[..., Any]
+INTERRUPTED = 130
 
 
 def projects() -> dict[str, Mapping[str, str]]:
@@ -130,13 +131,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; those of the process when None.
 
     Returns:
-        the exit code: 0 done, 2 a user's mistake, 143 preempted.
+        the exit code: 0 done, 2 a user's mistake, 130 Ctrl-C, 143 preempted.
     """
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

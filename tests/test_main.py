@@ -10,6 +10,7 @@ import pytest
 
 from rslp.main import main
 
+LAUNCH = ("helios", "launch_finetune")
 HEAVY = ("torch", "lightning", "rslearn", "rasterio", "beaker", "olmoearth_pretrain_minimal")
 
 
@@ -40,13 +41,13 @@ def test_a_workflows_help_shows_its_options(capsys: pytest.CaptureFixture[str]) 
     [
         (["heliso", "run"], "unknown project 'heliso'; known: helios. Did you mean 'helios'?"),
         (["helios", "lauch_finetune"], "Did you mean 'launch_finetune'?"),
-        (["helios", "launch_finetune", "--experimnt_id", "x"], "unknown option --experimnt_id. Did you mean '--experiment_id'?"),
-        (["helios", "launch_finetune", "--experiment_id", "x", "--local", "maybe"], "local"),
-        (["helios", "launch_finetune", "--local", "true"], "experiment_id"),
-        (["helios", "launch_finetune", "--experiment_id", "x", "--local", "true"], "config_paths"),
-        (["helios", "launch_finetune", "--experiment_id", "x", "--config_paths+=/no/such.yaml", "--local", "true"], "/no/such.yaml: no such file"),
-        (["helios", "launch_finetune", "--experiment_id", "a/b", "--config_paths+=x.yaml", "--local", "true"], "experiment name 'a/b'"),
-        (["helios", "launch_finetune", "--experiment_id", "x", "--config_paths+=x.yaml", "--cluster+=ai2/jupiter"], "--local true"),
+        ([*LAUNCH, "--experimnt_id", "x"], "unknown option --experimnt_id. Did you mean '--experiment_id'?"),
+        ([*LAUNCH, "--experiment_id", "x", "--local", "maybe"], "local"),
+        ([*LAUNCH, "--local", "true"], "experiment_id"),
+        ([*LAUNCH, "--experiment_id", "x", "--local", "true"], "config_paths"),
+        ([*LAUNCH, "--experiment_id", "x", "--config_paths+=/no/a.yaml", "--local", "true"], "/no/a.yaml: no such file"),
+        ([*LAUNCH, "--experiment_id", "a/b", "--config_paths+=x.yaml", "--local", "true"], "experiment name 'a/b'"),
+        ([*LAUNCH, "--experiment_id", "x", "--config_paths+=x.yaml", "--cluster+=ai2/jupiter"], "--local true"),
         (["helios", "run", "--run_dir", "/no/such/run"], "/no/such/run/config.yaml does not exist"),
         (["helios", "run", "--run_dir", "/no/such/run", "--mode", "fitt"], "fitt"),
     ],
@@ -88,5 +89,7 @@ def test_answers_need_no_training_stack(words: list[str]) -> None:
 def test_a_run_config_of_another_kind_is_recognised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "multi.yaml"
     config.write_text("dataset_cfgs: [a.yaml]\noutput_path: OUT.yaml\npatch_size: 8\n")
-    assert main(["helios", "launch_finetune", "--experiment_id", "x", f"--config_paths+={config}", "--local", "true"]) == 2
+    assert (
+        main(["helios", "launch_finetune", "--experiment_id", "x", f"--config_paths+={config}", "--local", "true"]) == 2
+    )
     assert "is a multi-dataset config; first run: python make_multidataset_config.py" in capsys.readouterr().err

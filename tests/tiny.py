@@ -67,9 +67,7 @@ def _raster_layer(bands: list[str], dtype: str) -> dict[str, Any]:
     return {"type": "raster", "band_sets": [{"bands": bands, "dtype": dtype}]}
 
 
-def _write_window(
-    dataset: Dataset, kind: str, *, index: int, split: str, rng: np.random.Generator, size: int
-) -> None:
+def _write_window(dataset: Dataset, kind: str, *, index: int, split: str, rng: np.random.Generator, size: int) -> None:
     bounds = (index * 2 * size, 0, index * 2 * size + size, size)
     window = Window(
         storage=dataset.storage,
@@ -104,6 +102,7 @@ def _feature(kind: str, *, level: float, bounds: tuple[int, int, int, int]) -> F
     return Feature(STGeometry(_PROJECTION, shape, None), {"value": value})
 
 
+_POOL = "rslearn.models.pooling_decoder.PoolingDecoder"
 _TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "classify": ("classification.ClassificationTask", {"property_name": "value", "classes": ["low", "high"]}),
     "segment": ("segmentation.SegmentationTask", {"num_classes": 2}),
@@ -115,18 +114,23 @@ _TASKS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 _DECODERS: dict[str, list[dict[str, Any]]] = {
     "classify": [
-        {"class_path": "rslearn.models.pooling_decoder.PoolingDecoder", "init_args": {"in_channels": 8, "out_channels": 2}},
+        {"class_path": _POOL, "init_args": {"in_channels": 8, "out_channels": 2}},
         {"class_path": "rslearn.train.tasks.classification.ClassificationHead"},
     ],
     "segment": [
         {
             "class_path": "rslearn.models.conv.Conv",
-            "init_args": {"in_channels": 8, "out_channels": 2, "kernel_size": 1, "activation": {"class_path": "torch.nn.Identity"}},
+            "init_args": {
+                "in_channels": 8,
+                "out_channels": 2,
+                "kernel_size": 1,
+                "activation": {"class_path": "torch.nn.Identity"},
+            },
         },
         {"class_path": "rslearn.train.tasks.segmentation.SegmentationHead"},
     ],
     "regress": [
-        {"class_path": "rslearn.models.pooling_decoder.PoolingDecoder", "init_args": {"in_channels": 8, "out_channels": 1}},
+        {"class_path": _POOL, "init_args": {"in_channels": 8, "out_channels": 1}},
         {"class_path": "rslearn.train.tasks.regression.RegressionHead"},
     ],
     "detect": [
@@ -175,7 +179,9 @@ def _multi_task(tasks: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def run_config(datasets: dict[str, tuple[str, str]], *, epochs: int = 2, dropout: float = 0.0, **data: Any) -> dict[str, Any]:
+def run_config(
+    datasets: dict[str, tuple[str, str]], *, epochs: int = 2, dropout: float = 0.0, **data: Any
+) -> dict[str, Any]:
     """A run config over `name -> (path, kind)`, each dataset with one task of its name."""
     return {
         "model": {

@@ -1,9 +1,10 @@
 """Stage 1: several dataset configs become one run config. Pure, and free of torch."""
 
-from rslp.compose.compose import Anchor, RunConfig, Sources, compose
+from rslp.compose.compose import RunConfig, Sources, compose
 from rslp.compose.configs import merge_configs
 from rslp.compose.diff import differences
 from rslp.compose.kinds import config_kind
+from rslp.compose.kitchen import Anchor
 from rslp.compose.merge import merge
 from rslp.compose.provenance import explain, header, provenance_text
 from rslp.compose.recipe import Entry, Recipe, read_recipe

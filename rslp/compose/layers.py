@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rslp.compose.merge import KeyPath, dotted, is_plus, merge, nest, plus_target
+from rslp.compose.merge import KeyPath, dotted, is_plus, merge, nest, pick, plus_target
 from rslp.errors import ConfigError, Problem
 from rslp.files import Document
 
@@ -35,11 +35,19 @@ class Layer:
 
     def line(self, within: KeyPath) -> int | None:
         """Give the line in the file where a key of the piece stands, or that of its nearest parent."""
+        return self.document.nearest_line(self.place(within))
+
+    def written(self, within: KeyPath) -> Any:
+        """Give what the file says there, with its placeholders; None where it cannot be told."""
+        return pick(self.document.data, self.place(within))
+
+    def place(self, within: KeyPath) -> KeyPath:
+        """Give the key path in the file of a key of the piece."""
         for length in range(len(within), -1, -1):
             old = self.moved.get(within[:length])
             if old is not None:
-                return self.document.nearest_line((*self.source, *old, *within[length:]))
-        return self.document.nearest_line((*self.source, *within))
+                return (*self.source, *old, *within[length:])
+        return (*self.source, *within)
 
     def problem(self, what: str, within: KeyPath) -> Problem:
         """Make a problem of a key of the piece, named as it stands in the file."""

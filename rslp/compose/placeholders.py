@@ -122,6 +122,11 @@ def placeholder_names(constants: Mapping[str, Any]) -> dict[str, Any]:
     return names
 
 
+def names_in(text: Any) -> list[str]:
+    """Give the placeholder names in a value as it was written."""
+    return [match.group(2) for match in _PLACEHOLDER.finditer(text)] if isinstance(text, Template) else []
+
+
 def unused(constants: Mapping[str, Any], used: Sequence[str] | set[str]) -> list[str]:
     """Give the constants that no placeholder asked for."""
     asked = set(used) | ({_CHECKPOINT[0].upper()} if _CHECKPOINT[1] in used else set())

@@ -10,6 +10,7 @@ from rslp.compose.compose import RunConfig
 from rslp.compose.layers import Setting, settings
 from rslp.compose.merge import KeyPath, dotted, pick
 from rslp.compose.near import did_you_mean
+from rslp.compose.placeholders import names_in
 from rslp.errors import UsageError
 from rslp.files import Document
 
@@ -79,6 +80,10 @@ def _explained(run: RunConfig, leaf: KeyPath, found: list[Setting], within: KeyP
         verb = "set by" if setting.won else "beat  "
         value = pick(setting.value, within) if within else setting.value
         lines.append(f"  {verb} {name(setting.document)}:{setting.line(within)}  {_shown(value)}")
+        written = setting.layer.written((*setting.within, *within))
+        for placeholder in names_in(written):
+            document, line = run.constants[placeholder]
+            lines.append(f"         where {{{placeholder}}} is set by {name(document)}:{line}")
     return lines
 
 

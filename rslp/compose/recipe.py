@@ -94,6 +94,10 @@ def read_recipe(document: Document) -> Recipe:
     return recipe
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
 _HOME = {"dataset config": "dataset_cfgs", "base config": "base_cfg", "run config": "base_cfg"}
 
 
@@ -202,7 +206,7 @@ class _Reader:
             self.fault("has no effect without merge_heads: true", ("merge_options", "merge_task_labels"))
         seen: dict[str, int] = {}
         for position, group in enumerate(groups if isinstance(groups, list) else []):
-            for task in group if isinstance(group, list) else []:
+            for task in filter(_is_text, group if isinstance(group, list) else []):
                 if task in seen:
                     self.fault(f"the task {task!r} stands in two label groups, or twice in one", (*at, position))
                 seen[task] = position

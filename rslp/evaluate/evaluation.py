@@ -32,7 +32,9 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
     path = Path(checkpoint) if checkpoint else run.best()
     if not path.exists():
         present = ", ".join(sorted(p.name for p in path.parent.glob("*.ckpt"))) if path.parent.exists() else ""
-        raise RunError(f"no checkpoint {path.name} in {path.parent} ({present or 'it holds none'}): train the run first")
+        raise RunError(
+            f"no checkpoint {path.name} in {path.parent} ({present or 'it holds none'}): train the run first"
+        )
     content = read_checkpoint(path)
     cli = build(run, training=False)
     load_weights(cli.model, content, path=path)

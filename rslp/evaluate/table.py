@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -11,30 +12,29 @@ from rslp.evaluate.rows import Evaluation, Row
 
 
 def table(evaluations: Sequence[Evaluation]) -> Table:
-    """One line per task: its primary metric, the floor, and the value on each split."""
-    view = Table(title=f"{evaluations[0].run}, {evaluations[0].checkpoint}, step {evaluations[0].step}")
-    view.add_column("dataset")
-    view.add_column("metric")
+    """One line per task: its primary metric, and for each split the value above its floor."""
+    title = f"{evaluations[0].run}: {evaluations[0].checkpoint}, step {evaluations[0].step}"
+    view = Table(title=title, caption="floor: the best constant prediction; score: 0 floor, 1 best", box=SIMPLE_HEAD)
+    view.add_column("dataset", no_wrap=True)
+    view.add_column("metric", no_wrap=True)
     for evaluation in evaluations:
-        view.add_column(f"{evaluation.split} floor", justify="right")
-        view.add_column(evaluation.split, justify="right", style="bold")
-        view.add_column("n", justify="right")
+        view.add_column(evaluation.split, justify="right", style="bold", no_wrap=True)
+        view.add_column("floor", justify="right", no_wrap=True)
+    view.add_column("n", justify="right", no_wrap=True)
     by_task = [{(r.dataset, r.task): r for r in evaluation.rows if r.primary} for evaluation in evaluations]
     for key in sorted({key for rows in by_task for key in rows}):
+        rows = [found[key] for found in by_task if key in found]
         name = key[0] if key[0] == key[1] else " / ".join(key)
-        cells = [cell for rows in by_task for cell in _cells(rows.get(key))]
-        metric = next(rows[key].metric for rows in by_task if key in rows)
-        view.add_row(name, metric, *cells)
+        cells = [cell for row in rows for cell in _cells(row)]
+        view.add_row(name, rows[0].metric, *cells, ", ".join(str(row.n) for row in rows))
     view.add_section()
-    scores = [cell for e in evaluations for cell in ("", "" if e.score is None else f"{e.score:.3f}", "")]
-    view.add_row("score (0 floor, 1 best)", "mean", *scores)
+    scores = [cell for e in evaluations for cell in ("" if e.score is None else f"{e.score:.3f}", "")]
+    view.add_row("score", "mean", *scores)
     return view
 
 
-def _cells(row: Row | None) -> tuple[str, str, str]:
-    if row is None:
-        return "", "", ""
-    return ("" if row.floor is None else f"{row.floor:.3f}"), f"{row.value:.3f}", str(row.n)
+def _cells(row: Row) -> tuple[str, str]:
+    return f"{row.value:.3f}", "" if row.floor is None else f"{row.floor:.3f}"
 
 
 def print_table(evaluations: Sequence[Evaluation]) -> None:

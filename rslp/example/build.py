@@ -112,8 +112,8 @@ def _there(path: Path, recipe: Recipe, overwrite: bool) -> bool:
     if found is None:
         raise UserError(f"{stamp}: is broken; --overwrite true writes the example anew")
     raise UserError(
-        f"{path}: is an example with size {found.size:g} and seed {found.seed} (version {found.version}), asked for was "
-        f"size {recipe.size:g} and seed {recipe.seed} (version {recipe.version}); "
+        f"{path}: is an example with size {found.size:g} and seed {found.seed} (version {found.version}), "
+        f"asked for was size {recipe.size:g} and seed {recipe.seed} (version {recipe.version}); "
         "--overwrite true replaces it, --path names another folder"
     )
 

@@ -147,7 +147,9 @@ def make(seed: int, site: Site) -> Scene:
     echoes = sensors.sentinel1(rng, farmland.power)[:, radar]
     return Scene(
         series=(
-            Series(layer="sentinel2", bands=spectra.S2_BANDS, values=images, times=pick(climate.dates.optical, optical)),
+            Series(
+                layer="sentinel2", bands=spectra.S2_BANDS, values=images, times=pick(climate.dates.optical, optical)
+            ),
             Series(layer="sentinel1", bands=spectra.S1_BANDS, values=echoes, times=pick(climate.dates.radar, radar)),
         ),
         marks=(Mark(ring=_outline(numbers == middle), properties={"crop": CLASSES[recorded]}),),

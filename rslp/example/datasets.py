@@ -36,7 +36,13 @@ KINDS = (
     # Plains of Bohemia.
     Kind(
         region=Region(
-            dataset="crop_type", epsg=32633, east=440_000, north=5_580_000, resolution=10, size=32, windows=(320, 48, 160)
+            dataset="crop_type",
+            epsg=32633,
+            east=440_000,
+            north=5_580_000,
+            resolution=10,
+            size=32,
+            windows=(320, 48, 160),
         ),
         make=crops.make,
         metric="balanced_accuracy",
@@ -60,7 +66,13 @@ KINDS = (
     # Upper Swabia.
     Kind(
         region=Region(
-            dataset="land_cover", epsg=32632, east=540_000, north=5_330_000, resolution=10, size=64, windows=(240, 24, 60)
+            dataset="land_cover",
+            epsg=32632,
+            east=540_000,
+            north=5_330_000,
+            resolution=10,
+            size=64,
+            windows=(240, 24, 60),
         ),
         make=fields.make,
         metric="miou",
@@ -69,7 +81,13 @@ KINDS = (
     # Southern California.
     Kind(
         region=Region(
-            dataset="fuel_moisture", epsg=32611, east=420_000, north=3_830_000, resolution=10, size=16, windows=(400, 60, 200)
+            dataset="fuel_moisture",
+            epsg=32611,
+            east=420_000,
+            north=3_830_000,
+            resolution=10,
+            size=16,
+            windows=(400, 60, 200),
         ),
         make=fuel.make,
         metric="r2",

@@ -10,18 +10,20 @@ from rslp.example import season, sensors, spectra, texture
 from rslp.example.crops import Climate, grow
 from rslp.example.scene import Array, Scene, Series, Site, pick, stream
 
-CLASSES = ("water", "built_up", "evergreen_forest", "deciduous_forest", "grassland", "winter_crop", "summer_crop")
+CLASSES = ("water", "built_up", "forest", "grassland", "winter_crop", "spring_crop", "summer_crop")
 MONTHS = (3, 5, 7, 8, 10)
 # The label of a pixel that the mapper left out.
 UNLABELLED = 255
 # Chances that a parcel is left out, or gets a wrong class.
 LEFT_OUT, WRONG = 0.06, 0.05
-WATER, BUILT, EVERGREEN, DECIDUOUS, GRASS, WINTER, SUMMER = range(len(CLASSES))
+WATER, BUILT, FOREST, GRASS, WINTER, SPRING, SUMMER = range(len(CLASSES))
 _CROPS = {
     GRASS: ("grassland",),
     WINTER: ("winter_cereal", "winter_cereal", "rapeseed"),
+    SPRING: ("spring_cereal",),
     SUMMER: ("maize", "maize", "sugar_beet"),
 }
+_SHARES = (0.24, 0.3, 0.18, 0.28)
 
 
 def make(seed: int, site: Site) -> Scene:
@@ -29,7 +31,7 @@ def make(seed: int, site: Site) -> Scene:
     rng = stream(seed, site.dataset, site.index)
     climate = Climate.of(seed, site, MONTHS)
     numbers = texture.parcels(rng, site.size, width=(11.0, 22.0), length=(14.0, 34.0))
-    uses = rng.choice([GRASS, WINTER, SUMMER], numbers.max() + 1, p=(0.3, 0.38, 0.32))
+    uses = rng.choice(list(_CROPS), numbers.max() + 1, p=_SHARES)
     crops = [str(rng.choice(_CROPS[int(use)])) for use in uses]
     surface = grow(rng, numbers, crops, climate).surface
     truth = uses[numbers]
@@ -56,7 +58,7 @@ def _paint(surface: Array, cover: Array, spectrum: Array) -> None:
 
 
 def _woods(rng: np.random.Generator, truth: npt.NDArray[np.int64], surface: Array, days: Array) -> None:
-    """Grow woods: blobs, each mostly of one kind."""
+    """Grow woods: blobs, each mostly deciduous or mostly evergreen."""
     size = truth.shape[0]
     wood = texture.smooth(rng, (size, size), 9.0) > rng.uniform(0.3, 1.1)
     kind = texture.smooth(rng, (size, size), 14.0) > rng.normal(0.0, 0.6)
@@ -65,13 +67,10 @@ def _woods(rng: np.random.Generator, truth: npt.NDArray[np.int64], surface: Arra
     leaf = season.leaves(days + rng.normal(0.0, 5.0))[:, None]
     # Conifers keep their needles, but stand darker under a low winter sun.
     needles = conifer * (0.8 + 0.25 * np.sin(np.pi * (days[:, None] - 20) / 365.0))
-    for where, colour, name in (
-        (wood & kind, leaf * broadleaf + (1 - leaf) * twigs, DECIDUOUS),
-        (wood & ~kind, needles, EVERGREEN),
-    ):
+    for where, colour in ((wood & kind, leaf * broadleaf + (1 - leaf) * twigs), (wood & ~kind, needles)):
         _paint(surface, where.astype(float), np.zeros(12))
         surface += colour[:, :, None, None] * (where * crowns)
-        truth[where] = name
+    truth[wood] = FOREST
 
 
 def _village(rng: np.random.Generator, truth: npt.NDArray[np.int64], surface: Array) -> None:
@@ -121,18 +120,20 @@ def _water(rng: np.random.Generator, truth: npt.NDArray[np.int64], surface: Arra
     truth[wet] = WATER
 
 
-def _survey(rng: np.random.Generator, truth: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _survey(
+    rng: np.random.Generator, truth: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
     """Record a map as a mapper would: drawn a pixel off in places, a few parcels wrong or left out."""
     size = truth.shape[0]
     y, x = np.mgrid[:size, :size]
     dx, dy = np.rint(0.6 * texture.smooth(rng, (2, size, size), 8.0)).astype(int)
-    recorded = truth[np.clip(y + dy, 0, size - 1), np.clip(x + dx, 0, size - 1)]
-    farmed = np.isin(recorded, (GRASS, WINTER, SUMMER))
+    recorded: npt.NDArray[np.int64] = truth[np.clip(y + dy, 0, size - 1), np.clip(x + dx, 0, size - 1)]
+    farmed = np.isin(recorded, list(_CROPS))
     for number in range(numbers.max() + 1):
         chance = rng.random()
         where = farmed & (numbers == number)
         if chance < LEFT_OUT:
             recorded[where] = UNLABELLED
         elif chance < LEFT_OUT + WRONG:
-            recorded[where] = rng.choice([GRASS, WINTER, SUMMER])
+            recorded[where] = rng.choice(list(_CROPS))
     return recorded

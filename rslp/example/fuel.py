@@ -78,7 +78,7 @@ def _surface(rng: np.random.Generator, size: int, cover: float, moisture: Array,
     ground = soil * climate.soil * rng.normal(1.0, 0.08)
     grass = np.clip((moisture - 90.0) / 150.0, 0.0, 0.5)[:, None]
     below = ground * (1 - grass) + spectra.s2("leaf")[0] * grass
-    return leaves[:, :, None, None] * patchy + below[:, :, None, None] * (1 - patchy)
+    return np.asarray(leaves[:, :, None, None] * patchy + below[:, :, None, None] * (1 - patchy))
 
 
 def _power(rng: np.random.Generator, size: int, cover: float, moisture: Array, climate: Climate) -> Array:

@@ -52,7 +52,7 @@ def sites(region: Region, *, size: float, seed: int) -> tuple[Site, ...]:
     # Blocks stand a window's width apart.
     pitch = (_SIDE + 1) * region.size
     left, top = region.east // region.resolution, -region.north // region.resolution
-    placed = []
+    placed: list[Site] = []
     for block, spot in enumerate(order):
         for part in range(_SIDE**2):
             x = left + int(spot) % columns * pitch + part % _SIDE * region.size

@@ -19,7 +19,7 @@ from rslp.example.scene import Array
 
 # Colours that also colour-blind readers can tell apart.
 _CROPS = dict(zip(crops.CLASSES, ("#e0b040", "#f2e93c", "#b8860b", "#2f9e44", "#c2255c", "#8fd16a"), strict=True))
-_COVER = ("#3b76c4", "#c0392b", "#1b5e3a", "#6aa84f", "#b9dd7c", "#e3b23c", "#a0522d")
+_COVER = ("#3b76c4", "#c0392b", "#1b5e3a", "#a5d46a", "#e3b23c", "#f4a3c0", "#7a4a8c")
 _INK, _FAINT = "#222222", "#8a8a8a"
 
 
@@ -138,7 +138,13 @@ def _land_cover(windows: list[_Window]) -> Figure:
     patches = [
         Patch(color=colour, label=name.replace("_", " ")) for colour, name in zip(_COVER, fields.CLASSES, strict=True)
     ]
-    figure.legend(handles=[*patches, Patch(color="#d9d9d9", label="unlabelled")], loc="outside lower center", ncols=8, fontsize=9, frameon=False)
+    figure.legend(
+        handles=[*patches, Patch(color="#d9d9d9", label="unlabelled")],
+        loc="outside lower center",
+        ncols=8,
+        fontsize=9,
+        frameon=False,
+    )
     return figure
 
 
@@ -159,7 +165,9 @@ def _fuel_moisture(windows: list[_Window]) -> Figure:
         row[0].set_ylabel(f"{value[window.root.name]:.0f} %", fontsize=11, color=_INK)
         nir, swir = images[:, 7], images[:, 8]
         colour = _mellow(value[window.root.name])
-        _curve(row[6], dates, np.median((nir - swir) / (nir + swir), axis=(1, 2)), "NDMI (B8A, B11)", (-0.3, 0.5), colour)
+        _curve(
+            row[6], dates, np.median((nir - swir) / (nir + swir), axis=(1, 2)), "NDMI (B8A, B11)", (-0.3, 0.5), colour
+        )
         echoes, radar = window.images("sentinel1")
         _curve(row[7], radar, echoes[:, 1].mean((1, 2)), "VH, dB", (-24, -12), colour)
     axes[0][0].text(0, -4.2, "B11, B8, B4", fontsize=9, color=_FAINT)
@@ -181,10 +189,17 @@ def _bare(axis: Axes) -> None:
         spine.set_visible(False)
 
 
-def _curve(axis: Axes, dates: list[str], values: Array, name: str, limits: tuple[float, float], colour: object) -> None:
+def _curve(
+    axis: Axes,
+    dates: list[str],
+    values: Array,
+    name: str,
+    limits: tuple[float, float],
+    colour: str | tuple[float, float, float],
+) -> None:
     """Draw a quantity over the months."""
     months = [int(date[5:7]) + int(date[8:10]) / 31 for date in dates]
-    axis.plot(months, values, "-o", ms=3, lw=1.4, color=colour)  # type: ignore[arg-type]
+    axis.plot(months, values, "-o", ms=3, lw=1.4, color=colour)
     axis.set_ylim(*limits)
     ticks = [month for month in (1, 4, 7, 10) if months[0] - 1 <= month <= months[-1] + 1]
     axis.set_xticks(ticks, [("Jan", "Apr", "Jul", "Oct")[month // 3] for month in ticks], fontsize=7)

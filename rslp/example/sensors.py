@@ -155,4 +155,5 @@ def landsat(reflectance: Array, kelvin: Array) -> npt.NDArray[np.uint16]:
         (k1 / (np.exp(k2 / kelvin) - 1.0) - 0.1) / 3.342e-4 for k1, k2 in ((774.8853, 1321.0789), (480.8883, 1201.1442))
     ]
     numbers = np.concatenate([optical, np.stack(thermal)])
-    return np.clip(np.rint(numbers), 1, 65_535).astype(np.uint16)[:, None]
+    stored: npt.NDArray[np.uint16] = np.clip(np.rint(numbers), 1, 65_535).astype(np.uint16)
+    return stored[:, np.newaxis]

@@ -72,5 +72,5 @@ def mix(fractions: Array, spectra: Array) -> Array:
     Returns:
         Reflectance, ``T C H W``.
     """
-    mixed = spectra.T @ fractions.reshape(len(fractions), -1)
-    return np.ascontiguousarray(mixed.reshape(-1, *fractions.shape[1:]).swapaxes(0, 1))
+    # Plain einsum on purpose: BLAS would start threads in every worker process for a matter of microseconds.
+    return np.asarray(np.einsum("nthw,nc->tchw", fractions, spectra))

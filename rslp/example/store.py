@@ -37,7 +37,10 @@ def config(scene: Scene, *, unlabelled: int) -> dict[str, Any]:
         series.layer: _raster_layer(series.bands, series.values.dtype.name) for series in scene.series
     }
     if scene.raster is None:
-        layers[LABEL] = {"type": "vector", "vector_format": {"class_path": "rslearn.utils.vector_format.GeojsonVectorFormat"}}
+        layers[LABEL] = {
+            "type": "vector",
+            "vector_format": {"class_path": "rslearn.utils.vector_format.GeojsonVectorFormat"},
+        }
     else:
         layers[LABEL] = _raster_layer(("class",), "uint8")
         layers[LABEL]["band_sets"][0]["nodata_value"] = unlabelled

@@ -29,7 +29,9 @@ def smooth(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> Ar
     return np.asarray(field[..., : shape[-2], : shape[-1]])
 
 
-def parcels(rng: np.random.Generator, size: int, *, width: tuple[float, float], length: tuple[float, float]) -> npt.NDArray[np.int64]:
+def parcels(
+    rng: np.random.Generator, size: int, *, width: tuple[float, float], length: tuple[float, float]
+) -> npt.NDArray[np.int64]:
     """Return a map of farm parcels: strips across the window at some angle, cut into lengths that do not line up.
 
     Args:
@@ -72,9 +74,7 @@ def edges(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     return edge
 
 
-def clouds(
-    rng: np.random.Generator, dates: int, size: int, *, share: float, scale: float = 7.0
-) -> tuple[Array, Array]:
+def clouds(rng: np.random.Generator, dates: int, size: int, *, share: float, scale: float = 7.0) -> tuple[Array, Array]:
     """Return clouds and their shadows.
 
     Args:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage
 
 from rslp.example import sensors, spectra, texture
@@ -72,7 +74,7 @@ class Canvas:
         beside = -(columns - x) * np.sin(heading) + (rows - y) * np.cos(heading)
         return ahead, beside
 
-    def paint(self, cover: Array, name: str, tone: float = 1.0) -> None:
+    def paint(self, cover: npt.NDArray[np.floating[Any]], name: str, tone: float = 1.0) -> None:
         """Cover a share of the fine pixels with a surface."""
         rows, columns = np.flatnonzero((cover > 1e-3).any(1)), np.flatnonzero((cover > 1e-3).any(0))
         if len(rows):
@@ -188,7 +190,7 @@ def _cumulus(rng: np.random.Generator, canvas: Canvas, places: Array) -> None:
     canvas.warm(opacity, -14.0)
 
 
-def _observe(rng: np.random.Generator, canvas: Canvas) -> np.ndarray:  # type: ignore[type-arg]
+def _observe(rng: np.random.Generator, canvas: Canvas) -> npt.NDArray[np.uint16]:
     """Bring the canvas to the sensor's grids: 15 m (B8), 30 m (other optical bands), 100 m (thermal)."""
     size = canvas.size
     pan = canvas.image[0].reshape(size, FINE, size, FINE).mean(axis=(1, 3))
@@ -198,6 +200,8 @@ def _observe(rng: np.random.Generator, canvas: Canvas) -> np.ndarray:  # type: i
     wide[0] = ndimage.gaussian_filter(pan, 0.4)
     air = spectra.AIR[:, None, None] * rng.normal(1.0, 0.06)
     image = (wide + air) * rng.normal(1.0, 0.01, (9, 1, 1))
-    image = image + rng.standard_normal(image.shape) * np.array([2.0, 1, 1, 1, 1, 1, 0.8, 0.8, 0.6])[:, None, None] * 1e-3
+    image = (
+        image + rng.standard_normal(image.shape) * np.array([2.0, 1, 1, 1, 1, 1, 0.8, 0.8, 0.6])[:, None, None] * 1e-3
+    )
     kelvin = ndimage.gaussian_filter(canvas.kelvin, 2.6) + 0.1 * rng.standard_normal((size, size))
     return sensors.landsat(image, kelvin)

@@ -38,7 +38,7 @@ PATH_ARGS = frozenset(
 
 # These may also hold the id of a published model, which looks like a relative path of two parts.
 _MODEL_ARGS = frozenset({"checkpoint_path", "helios_checkpoint_path", "model_path", "pretrained_path"})
-_MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
+_MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z|(?i:olmoearth)[-_][vV]\d[\w.-]*\Z")
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -115,7 +115,7 @@ def anchor_paths(tree: Any, folders: Sequence[str], *, name: str, line: Line, ba
     def anchor(path: str, at: KeyPath) -> str:
         found = find_file(path, folders)
         # A path with a brace in it has a left-over placeholder, which is a fault of its own.
-        if found is None and (_is_model_id(path, at) or "{" in path):
+        if found is None and (_is_model_id(path, at, folders) or "{" in path):
             return path
         if found is None:
             tried = ", ".join(dict.fromkeys(folders))
@@ -157,7 +157,7 @@ def resolve_paths(tree: Any, base_dir: str | Path, *, name: str = "", line: Line
         if full.startswith("/") or _REMOTE.match(full):
             return full
         found = find_file(full, [str(base_dir)])
-        if found is None and _is_model_id(full, at):
+        if found is None and _is_model_id(full, at, [str(base_dir)]):
             return full
         return found or os.path.normpath(Path(base_dir).absolute() / full)
 
@@ -205,8 +205,12 @@ def _is_path(at: KeyPath) -> bool:
     return at[-1] in PATH_ARGS
 
 
-def _is_model_id(path: str, at: KeyPath) -> bool:
-    return at[-1] in _MODEL_ARGS and bool(_MODEL_ID.match(path))
+def _is_model_id(path: str, at: KeyPath, folders: Sequence[str]) -> bool:
+    if at[-1] not in _MODEL_ARGS or not _MODEL_ID.match(path):
+        return False
+    # `models/encodr` beside a folder `models` is a misspelt path, not a model of an owner called `models`.
+    owner = path.split("/")[0]
+    return "/" not in path or not any((Path(folder) / owner).is_dir() for folder in folders)
 
 
 def _dotted(at: KeyPath) -> str:

@@ -60,7 +60,14 @@ def launch_finetune(
         retries: how often a failed job is started again.
         dry_run: print what would be executed, and stop.
     """
-    _refuse_what_is_not_there(local=local, cluster=cluster, gpus=gpus, retries=retries)
+    if not local:
+        where = ", ".join(cluster) if cluster else "a cluster"
+        raise UsageError(
+            f"submitting {image_name} to {where} with {priority} priority is not there yet; "
+            "`--local true` runs here, in the foreground"
+        )
+    if gpus != 1 or retries:
+        raise UsageError("a local run takes one process for now: leave out --gpus and --retries")
     constants = {
         "CHECKPOINT_PATH": helios_checkpoint_path,
         "ENCODER_EMBEDDING_SIZE": encoder_embedding_size,
@@ -76,15 +83,7 @@ def launch_finetune(
     # An evaluation is of the config that was trained, whatever has become of the run config since.
     if job.mode == "fit" or not run.config.exists():
         _write_config(config, run=run)
-    submit_local(plan)
-
-
-def _refuse_what_is_not_there(*, local: bool, cluster: list[str] | None, gpus: int, retries: int) -> None:
-    if not local:
-        where = f"cluster {', '.join(cluster)}" if cluster else "a cluster"
-        raise UsageError(f"submitting to {where} is not there yet; `--local true` runs here, in the foreground")
-    if gpus != 1 or retries:
-        raise UsageError("a local run takes one process for now: leave out --gpus and --retries")
+    return submit_local(plan)
 
 
 def _merged(config_paths: list[str], *, run: RunDir, constants: Mapping[str, Any]) -> dict[str, Any]:

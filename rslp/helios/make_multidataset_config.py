@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from rslp.compose import (
     Recipe,
@@ -61,15 +61,16 @@ def _make(cfg: str, *, keep_class_paths: bool, key: str | None, old: str | None)
     for note in run.notes:
         sys.stderr.write(f"note: {note}\n")
     names = _Names(output.parent)
-    written: dict[str, Any] = relativise_paths(run.tree, output.parent)
+    layers = tuple(replace(layer, tree=relativise_paths(layer.tree, output.parent)) for layer in run.layers)
+    run = replace(run, tree=relativise_paths(run.tree, output.parent), layers=layers)
     if key is not None:
         sys.stdout.write(explain_key(run, key, names) + "\n")
         return
     if old is not None:
-        changes = differences(read_yaml(old).data, written)
+        changes = differences(read_yaml(old).data, run.tree)
         sys.stdout.write("\n".join(changes or ["no difference"]) + "\n")
         return
-    _write(run, written, output=output, documents=documents, names=names)
+    _write(run, output=output, documents=documents, names=names)
     sys.stdout.write(f"wrote {near(str(output))} ({len(run.datasets)} datasets: {', '.join(run.datasets)})\n")
 
 
@@ -87,7 +88,10 @@ def _without_collector() -> Iterator[None]:
 
 @dataclass
 class _Names:
-    """Names files as they are seen from the run config, so that they do not depend on where the checkout lies."""
+    """Names files as they are seen from the run config, and shipped ones from the root of the checkout.
+
+    So no name depends on where the checkout lies, or on whether the run config lies in it.
+    """
 
     folder: Path
     known: dict[str, str] = field(default_factory=dict)
@@ -96,8 +100,7 @@ class _Names:
         path = path_of(document)
         if path not in self.known:
             root = shipped(".")
-            # Seen from outside of the checkout, a shipped file has no place of its own.
-            apart = Path(path).is_relative_to(root) and not self.folder.is_relative_to(root.parents[1])
+            apart = Path(path).is_relative_to(root)
             self.known[path] = _SHIPPED + os.path.relpath(path, root) if apart else self._seen(path)
         return self.known[path]
 
@@ -105,12 +108,11 @@ class _Names:
         return path if "://" in path else os.path.relpath(path, self.folder)
 
 
-def _write(run: RunConfig, tree: dict[str, Any], *, output: Path, documents: Sequence[Document], names: _Names) -> None:
-    command = f"python make_multidataset_config.py --cfg {names(documents[0])}"
-    relative = replace(run, tree=tree, layers=tuple(_relative(layer, output.parent) for layer in run.layers))
+def _write(run: RunConfig, *, output: Path, documents: Sequence[Document], names: _Names) -> None:
+    command = f"python make_multidataset_config.py --cfg {shlex.quote(names(documents[0]))}"
     contents = {
-        output.with_suffix(".provenance.json"): provenance_text(relative, names),
-        output: header(documents, names, command=command) + dump_yaml(tree),
+        output.with_suffix(".provenance.json"): provenance_text(run, names),
+        output: header(documents, names, command=command) + dump_yaml(run.tree),
     }
     for path, text in contents.items():
         try:
@@ -119,10 +121,6 @@ def _write(run: RunConfig, tree: dict[str, Any], *, output: Path, documents: Seq
             what = f"cannot write {near(str(path))}: {error.strerror}"
             maker = documents[0]
             raise ConfigError(Problem(what, maker.name, maker.line(("output_path",)), "output_path")) from None
-
-
-def _relative(layer: Any, folder: Path) -> Any:
-    return replace(layer, tree=relativise_paths(layer.tree, folder))
 
 
 def _output_path(recipe: Recipe) -> Path:
@@ -136,6 +134,9 @@ def _output_path(recipe: Recipe) -> Path:
         folder = Path(found).parent if found else Path(recipe.document.folder)
         output = folder / f"{base.stem}__{'__'.join(parts)}.yaml"
     line = recipe.document.line(("output_path",))
+    if "://" in str(recipe.output_path) or "${" in str(output):
+        what = f"must be a local path, with no variable that is not set; got {recipe.output_path!r}"
+        raise ConfigError(Problem(what, recipe.document.name, line, "output_path"))
     if output.suffix not in (".yaml", ".yml"):
         what = f"must end in .yaml; got {recipe.output_path!r}"
         raise ConfigError(Problem(what, recipe.document.name, line, "output_path"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from rslp.errors import RunError
@@ -18,6 +19,8 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
             split.
         checkpoint: the checkpoint to evaluate; the best one of the run when left out.
     """
+    # rslearn gives each of its loggers a handler of its own, at a level that is read from here when it is imported.
+    os.environ.setdefault("RSLEARN_LOGLEVEL", "WARNING")
     directory = RunDir(Path(run_dir))
     if not directory.config.is_file():
         raise RunError(f"{directory.config} does not exist: start the run with launch_finetune")

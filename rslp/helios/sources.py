@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from rslp.compose import Recipe, Sources, config_kind
+from rslp.compose import Anchor, Recipe, Sources, config_kind
 from rslp.errors import ConfigError, Problem
 from rslp.files import Document, anchor_paths, find_file, read_yaml, shipped
 
@@ -25,7 +26,9 @@ def read_sources(recipe: Recipe) -> Sources:
     base = _read_base(recipe, problems)
     datasets = []
     for entry in recipe.entries:
-        found = [_read(recipe, path, (*entry.at,), "dataset_cfgs", problems) for path in entry.cfgs]
+        places = [_place(recipe.document, entry.at, position) for position in range(len(entry.cfgs))]
+        pairs = zip(entry.cfgs, places, strict=True)
+        found = [_read(recipe, path, at, "dataset_cfgs", problems) for path, at in pairs]
         datasets.append(tuple(document for document in found if document is not None))
     info = _read_info(recipe, base, problems) if base is not None else None
     if problems or base is None:
@@ -69,7 +72,7 @@ def _read_found(
         what = f"{path!r} needs an environment variable that is not set"
         problems.append(Problem(what, namer.name, namer.nearest_line(at), key))
         return None
-    found = find_file(expanded, folders)
+    found = find_file(str(Path(expanded).expanduser()) if expanded.startswith("~") else expanded, folders)
     if found is None or ("://" not in found and not Path(found).exists()):
         tried = f"; looked in {', '.join(dict.fromkeys(folders))}" if found is None else ""
         problems.append(Problem(f"{path!r} does not exist{tried}", namer.name, namer.nearest_line(at), key))
@@ -81,11 +84,20 @@ def _read_found(
         return None
 
 
+def _place(document: Document, at: KeyPath, position: int) -> KeyPath:
+    """Find where the multi-dataset config names a file of an entry, in whichever form it is written."""
+    forms = ((*at, "cfgs", position), (*at, "cfgs"), (*at, position), at)
+    return next((form for form in forms if document.line(form) is not None), at)
+
+
 def folders_of(recipe: Recipe) -> list[str]:
+    """Give where the paths in the multi-dataset config are looked up."""
     return [recipe.document.folder, str(Path.cwd())]
 
 
-def anchor_for(recipe: Recipe) -> Any:
+def anchor_for(recipe: Recipe) -> Anchor:
+    """Make the function that makes relative paths absolute: beside their file first, then where the recipe's are."""
+
     def anchor(tree: Any, document: Document, source: KeyPath) -> Any:
         folders = [document.folder, *folders_of(recipe)]
 
@@ -98,11 +110,13 @@ def anchor_for(recipe: Recipe) -> Any:
 
 
 def all_documents(recipe: Recipe, sources: Sources) -> list[Document]:
+    """Give every file that a run config is made from, the multi-dataset config first."""
     documents = [recipe.document, sources.base, *(one for many in sources.datasets for one in many)]
     return documents if sources.info is None else [*documents, sources.info]
 
 
 def path_of(document: Document) -> str:
+    """Give a document's absolute path."""
     return f"{document.folder}/{document.name.rsplit('/', 1)[-1]}"
 
 

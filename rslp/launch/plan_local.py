@@ -24,9 +24,11 @@ class LocalPlan:
 
     def __str__(self) -> str:
         """The plan as a line that a shell would run to the same effect."""
-        return " ".join([f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]) + (
-            " " if self.environment else ""
-        ) + shlex.join(self.command)
+        return (
+            " ".join([f"{key}={shlex.quote(value)}" for key, value in self.environment.items()])
+            + (" " if self.environment else "")
+            + shlex.join(self.command)
+        )
 
 
 def plan_local(job: Job) -> LocalPlan:

@@ -122,10 +122,22 @@ def with_dataset(metadata: SampleMetadata, dataset: str) -> SampleMetadata:
 def training_position(trainer: Trainer) -> tuple[int, int]:
     """The epoch and the number of its batches already trained on, as the next training iterator must begin."""
     loop = trainer.fit_loop
-    epoch = loop.epoch_progress.current.processed
-    batches = loop.epoch_loop.batch_progress
+    epoch = completed_epochs(trainer)
     inside = loop.restarting or loop.epoch_progress.current.ready > epoch
-    return epoch, batches.current.processed if inside else 0
+    batches: Any = loop.epoch_loop.batch_progress.current
+    return epoch, batches.processed if inside else 0
+
+
+def completed_epochs(trainer: Trainer) -> int:
+    """Training epochs that are through."""
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    return int(progress.processed)
+
+
+def has_trained(trainer: Trainer) -> bool:
+    """Whether a training epoch has begun: a validation is then part of the training."""
+    progress: Any = trainer.fit_loop.epoch_progress.total
+    return bool(progress.started)
 
 
 def dump_checkpoint(trainer: Trainer, *, weights_only: bool = False) -> dict[str, Any]:

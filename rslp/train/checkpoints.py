@@ -25,8 +25,8 @@ _TRAINABLE_KEY = "rslp_trainable"
 class RunCheckpoints(Checkpoint):
     """Writes ``checkpoints/{last,best,best-<dataset>}.ckpt`` of a run directory.
 
-    ``last.ckpt`` stands at the beginning of an epoch, or after a multiple of ``every_n_steps`` optimiser steps: never by
-    the clock, so that a run and its resumed twin write the same files. ``best*.ckpt`` hold the weights alone.
+    ``last.ckpt`` stands at the beginning of an epoch, or after a multiple of ``every_n_steps`` optimiser steps: never
+    by the clock, so that a run and its resumed twin write the same files. ``best*.ckpt`` hold the weights alone.
 
     Args:
         run_dir: the run directory.
@@ -67,7 +67,12 @@ class RunCheckpoints(Checkpoint):
             self._save_last(trainer, epoch_start=True)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,  # noqa: ARG002
+        outputs: Any,  # noqa: ARG002
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,
     ) -> None:
         """Save inside an epoch, where the last optimiser step is complete and the epoch goes on."""
         step = trainer.global_step
@@ -78,7 +83,7 @@ class RunCheckpoints(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights if the score of the run or of a dataset is the best so far."""
-        if trainer.sanity_checking or not trainer.fit_loop.epoch_progress.total.started:
+        if trainer.sanity_checking or not adapters.has_trained(trainer):
             return
         if not isinstance(pl_module, JointModule):
             raise TypeError(f"RunCheckpoints needs a JointModule, got {type(pl_module).__name__}")
@@ -106,9 +111,11 @@ class RunCheckpoints(Checkpoint):
     def _save_last(self, trainer: Trainer, *, epoch_start: bool) -> None:
         checkpoint = adapters.dump_checkpoint(trainer)
         if epoch_start:
-            checkpoint = adapters.as_epoch_start(checkpoint, trainer.fit_loop.epoch_progress.current.processed)
+            checkpoint = adapters.as_epoch_start(checkpoint, adapters.completed_epochs(trainer))
         self._write(trainer, checkpoint, self._run.last)
-        self._run.write_state(state="running", epoch=checkpoint["epoch"], step=trainer.global_step, score=self._best.get(""))
+        self._run.write_state(
+            state="running", epoch=checkpoint["epoch"], step=trainer.global_step, score=self._best.get("")
+        )
 
     def _write(self, trainer: Trainer, checkpoint: Mapping[str, Any], path: Path) -> None:
         if trainer.is_global_zero:

@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rslearn.utils.jsonargparse import init_jsonargparse
 
@@ -26,6 +26,7 @@ from rslp.train.checkpoints import RunCheckpoints
 from rslp.train.data import MultiDatasetDataModule
 from rslp.train.metrics_log import MetricsLog
 from rslp.train.module import JointModule
+from rslp.train.progress import RunProgress
 from rslp.train.samples import seed_of, seeded
 
 # Warnings of libraries about themselves or about what is done here on purpose.
@@ -118,7 +119,7 @@ def _for_run(config: Mapping[str, Any], *, run: RunDir, training: bool) -> dict[
         callbacks, trainer["logger"] = [], False
         trainer["enable_checkpointing"] = False
     if not any("ProgressBar" in str(callback.get("class_path")) for callback in callbacks):
-        callbacks.append({"class_path": _path_of(RichProgressBar)})
+        callbacks.append({"class_path": _path_of(RunProgress)})
     trainer |= {"callbacks": callbacks, "default_root_dir": str(run.path)}
     return {**config, "trainer": trainer}
 
@@ -205,6 +206,5 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("rslearn").setLevel(logging.WARNING)
     for message in _HINTS:
         warnings.filterwarnings("ignore", message=message)

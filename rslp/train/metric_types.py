@@ -60,4 +60,4 @@ class R2(Metric):
         variation = squares - total * total / n.clamp(min=1)
         if variation <= 0:
             return torch.zeros((), dtype=torch.float64)
-        return 1 - errors / variation
+        return torch.sub(1, errors / variation)

@@ -105,14 +105,14 @@ class JointModule(RslearnLightningModule):
         """Optimizer and scheduler; a plateau scheduler follows 1 - score of the last validation."""
         config = super().configure_optimizers()
         if "lr_scheduler" in config:
-            config["lr_scheduler"].update(monitor="val/score_loss", strict=False)  # type: ignore[union-attr]
+            config["lr_scheduler"] |= {"monitor": "val/score_loss", "strict": False}  # type: ignore[operator]
         return config
 
     def on_train_epoch_start(self) -> None:
         """Nothing to do: the sampler reads the epoch from the trainer (rslearn sets it here)."""
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
-        """Seed the step's randomness (dropout, sampled anchors) by its place alone, so that a resumed run repeats it."""
+        """Seed the step's randomness (dropout, sampled anchors) by its place alone: a resumed run repeats it."""
         torch.manual_seed(seed_of(self.seed, "step", self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> torch.Tensor:  # noqa: ARG002

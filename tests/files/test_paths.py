@@ -60,6 +60,20 @@ def test_only_path_arguments_are_paths(tmp_path):
     assert module == {"path": str(tmp_path / "here"), "task": {"path": "here"}}
 
 
+def test_the_id_of_a_model_is_no_path_but_a_misspelt_folder_is(tmp_path):
+    (tmp_path / "models").mkdir()
+
+    def model(path: str) -> dict:
+        return {"model": {"init_args": {"checkpoint_path": path}}}
+
+    for known in ("allenai/OlmoEarth-v1-Nano", "OlmoEarth-v1_2-Base", "OLMOEARTH_V1_NANO"):
+        assert anchored(model(known), tmp_path) == model(known)
+        assert resolve_paths(model(known), tmp_path) == model(known)
+    for wrong in ("models/encodr", "encodr"):
+        with pytest.raises(ConfigError, match="does not exist"):
+            anchored(model(wrong), tmp_path)
+
+
 def test_resolving_gives_usable_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("SOME_ROOT", "/root/of/data")
     monkeypatch.chdir("/")

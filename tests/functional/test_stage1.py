@@ -332,6 +332,13 @@ def test_provenance_names_every_value(tmp_path):
             "trainer.callbacks.0.class_path",
             ["LearningRateMonitor", f"set by base.yaml:{line(BASE, 'LearningRateMonitor')}"],
         ),
+        (
+            "model.init_args.model.init_args.encoder.0.init_args.checkpoint_path",
+            [
+                f"set by base.yaml:{line(BASE, 'checkpoint_path')}",
+                f"where {{CHECKPOINT_PATH}} is set by multi.yaml:{line(MULTI, 'helios_checkpoint_path')}",
+            ],
+        ),
         ("model.init_args.task.class_path", ["derived"]),
         ("trainer", ["is a mapping with", "trainer.max_epochs"]),
     ],

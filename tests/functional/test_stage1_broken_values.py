@@ -18,7 +18,9 @@ MERGED = replaced(
     "global_overrides: {trainer: {max_epochs: 3, callbacks+: []}}\n"
     "local_overrides: {data: {init_args: {batch_size: 3}}}\n"
 )
-TEXTS = {**FILES, "multi.yaml": MERGED}
+LATER = MERGED.replace("patch_size: 4", "substitutions:\n  patch_size: 4").replace("encoder_e", "  encoder_e")
+LATER = LATER.replace("helios_c", "  helios_c")
+TEXTS = {**FILES, "multi.yaml": MERGED, "later.yaml": LATER}
 WRONG = [None, 3, -1.5, True, "x", "{PATCH_SIZE}", "{NO}", [], {}, [1], [[]], {"a": 1}, {"a+": 1}, {"class_path": 3}]
 
 
@@ -47,20 +49,22 @@ def put(node, at, value):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("configs")
-    write(folder, multi=MERGED)
+    write(folder, multi=MERGED, later=LATER)
     make_multidataset_config(str(folder / "multi.yaml"))
+    make_multidataset_config(str(folder / "later.yaml"))
     return folder
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(place=st.sampled_from(PLACES), value=st.sampled_from(WRONG), keep=st.booleans())
-def test_no_value_crashes_stage_1(folder, place, value, keep):
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.sampled_from(PLACES), value=st.sampled_from(WRONG), keep=st.booleans(), later=st.booleans())
+def test_no_value_crashes_stage_1(folder, place, value, keep, later):
     name, at = place
+    multi = "later.yaml" if name == "later.yaml" or (later and name != "multi.yaml") else "multi.yaml"
     output = folder / "OUT.yaml"
     output.write_text("before: 1\n")
     (folder / name).write_text(yaml.safe_dump(put(load(TEXTS[name]), at, value)))
     try:
-        make_multidataset_config(str(folder / "multi.yaml"), keep_class_paths=keep)
+        make_multidataset_config(str(folder / multi), keep_class_paths=keep)
     except UserError as error:
         assert str(error)
         assert output.read_text() == "before: 1\n"

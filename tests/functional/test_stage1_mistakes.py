@@ -67,6 +67,8 @@ MISTAKES = [
     Mistake("both spellings", plus("task_cfgs: [crops.yaml]\n"), ("task_cfgs", "old spelling of dataset_cfgs")),
     Mistake("no output", multi("output_path: OUT.yaml\n", ""), ("output_path: is missing", "output_path: OUT_multi.yaml")),
     Mistake("output is no yaml", multi("OUT.yaml", "OUT"), ("multi.yaml:9: output_path: must end in .yaml",)),
+    Mistake("output is remote", multi("OUT.yaml", "gs://bucket/OUT.yaml"), ("multi.yaml:9: output_path: must be a local path",)),
+    Mistake("output with an unset variable", multi("OUT.yaml", "${NOT_SET_ANYWHERE}/OUT.yaml"), ("output_path: must be a local path, with no variable that is not set",)),
     Mistake("output is a folder", multi("OUT.yaml", "sub.yaml"), ("output_path", "is a folder"), lambda folder: (folder / "sub.yaml").mkdir()),
     Mistake("output is the base", multi("OUT.yaml", "base.yaml"), ("multi.yaml:9: output_path: would overwrite", "base.yaml")),
     Mistake("output is a dataset", multi("OUT.yaml", "./fields_more.yaml"), ("would overwrite", "fields_more.yaml")),

@@ -20,6 +20,10 @@ from rslp.train.checkpoints import read_checkpoint
 from rslp.train.fit import fit
 from tests.tiny import four_datasets, run_config, write_dataset, write_run
 
+DATASET = ("data", "init_args", "data_modules", "classify", "init_args")
+STOCK_MODULE = "rslearn.train.lightning_module.RslearnLightningModule"
+
+
 class DieAt(Callback):
     """Ends the process's training in the middle of a step, as a kill would: nothing of ours may tidy up."""
 
@@ -113,7 +117,9 @@ def test_a_run_leaves_what_the_contract_names(reference: RunDir) -> None:
 
 def test_every_validation_sample_is_counted_once(reference: RunDir) -> None:
     evaluation = evaluate(reference, splits=("val", "test"))
-    assert [(row.dataset, row.n) for e in evaluation for row in e.rows if row.primary] == [(k, 3) for k in ("classify", "detect")] * 2
+    assert [(row.dataset, row.n) for e in evaluation for row in e.rows if row.primary] == [
+        (k, 3) for k in ("classify", "detect")
+    ] * 2
 
 
 def test_an_evaluation_is_written_with_its_floor_and_checkpoint(reference: RunDir) -> None:
@@ -128,9 +134,7 @@ def test_an_evaluation_is_written_with_its_floor_and_checkpoint(reference: RunDi
     assert all(set(row) == keys for row in content["rows"])
 
 
-def test_each_kind_of_task_has_its_primary_metric_and_floor(
-    tmp_path: Path, data: dict[str, tuple[str, str]]
-) -> None:
+def test_each_kind_of_task_has_its_primary_metric_and_floor(tmp_path: Path, data: dict[str, tuple[str, str]]) -> None:
     run = write_run(tmp_path, run_config(data, epochs=1))
     assert fit(run) == 0
     (evaluation,) = evaluate(run, splits=("test",))
@@ -223,7 +227,7 @@ def test_without_a_readable_checkpoint_nothing_is_trained_anew(tmp_path: Path, c
 
 
 def test_a_second_trainer_is_refused(reference: RunDir) -> None:
-    with reference.locked(), pytest.raises(RunError, match="process .* is already training"):
+    with reference.locked(), pytest.raises(RunError, match=r"process .* is already training"):
         fit(reference)
 
 
@@ -242,14 +246,14 @@ def test_an_unreadable_sample_stops_the_run_and_is_named(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (("data", "init_args", "data_modules", "classify", "init_args", "path"), "/nowhere/at/all", "'classify': /nowhere/at/all does not exist"),
-        (("data", "init_args", "data_modules", "classify", "init_args", "train_config", "tags", "split"), "trian", "no windows for split 'train'"),
+        ((*DATASET, "path"), "/nowhere/at/all", "'classify': /nowhere/at/all does not exist"),
+        ((*DATASET, "train_config", "tags", "split"), "trian", "no windows for split 'train'"),
         (("data", "init_args", "batch_sizes"), {"clasify": 3}, "names the dataset 'clasify'"),
         (("data", "init_args", "sample_mode"), "weights", "weights"),
         (("model", "init_args", "model", "init_args", "loss_weights"), {"nothing": 1.0}, "names the task 'nothing'"),
         (("trainer", "max_epoch"), 3, "max_epoch"),
         (("model", "init_args", "optimizer", "class_path"), "rslearn.train.optimizer.AdamX", "AdamX"),
-        (("model", "class_path"), "rslearn.train.lightning_module.RslearnLightningModule", "use rslp.train.JointModule"),
+        (("model", "class_path"), STOCK_MODULE, "use rslp.train.JointModule"),
     ],
 )  # fmt: skip
 def test_a_wrong_config_is_one_clear_error(
@@ -277,7 +281,7 @@ def test_a_checkpoint_of_another_model_lists_what_does_not_fit(
 
 def test_evaluating_an_untrained_run_names_the_folder(tmp_path: Path, data: dict[str, tuple[str, str]]) -> None:
     run = write_run(tmp_path, run_config(data))
-    with pytest.raises(RunError, match=f"no checkpoint best.ckpt in {run.checkpoints}"):
+    with pytest.raises(RunError, match=rf"no checkpoint best\.ckpt in {run.checkpoints}"):
         evaluate(run, splits=("val",))
 
 

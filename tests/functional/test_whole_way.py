@@ -1,0 +1,169 @@
+"""The main job as a user types it: example, run config, training that is killed and goes on, evaluation."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+RUN = "project_data/projects/demo/first"
+
+
+def rslp(*words: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "rslp.main", "helios", *words], cwd=cwd, capture_output=True, text=True
+    )
+    assert done.returncode == code, done.stderr[-2000:]
+    return done
+
+
+LAUNCH = (
+    "launch_finetune",
+    "--config_paths+=example/OUT_multi_dataset.yaml",
+    *("--rslp_project", "demo", "--experiment_id", "first", "--local", "true"),
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder outside the checkout with a small example and its run config."""
+    place = tmp_path_factory.mktemp("user")
+    rslp("make_example", "--path", "example/", "--size", "0.06", cwd=place)
+    path = place / "example" / "multi_dataset.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["global_overrides"]["trainer"] |= {"max_epochs": 3, "check_val_every_n_epoch": 1}
+    path.write_text(yaml.safe_dump(config))
+    command = [sys.executable, str(ROOT / "make_multidataset_config.py"), "--cfg", "example/multi_dataset.yaml"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "4 datasets" in done.stdout
+    return place
+
+
+def start(place: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "rslp.main", "helios", *LAUNCH]
+    return subprocess.Popen(
+        command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen[str], *, seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.stderr and process.stderr.read()[-2000:]
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.05)
+
+
+def family(session: int) -> list[str]:
+    """The processes of a session that still live."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append((entry / "cmdline").read_text().replace("\0", " "))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def test_killed_interrupted_and_started_again_it_finishes(place: Path) -> None:
+    run = place / RUN
+    first = start(place)
+    wait_for(run / "checkpoints" / "last.ckpt", first)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    end = time.monotonic() + 20
+    while family(first.pid) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert family(first.pid) == []  # nobody goes on training
+    assert not (run / "DONE.json").exists()
+
+    second = start(place)
+    wait_for(run / "lock", second)
+    while "going on from" not in (line := second.stderr.readline() if second.stderr else ""):
+        assert line, "the second start did not go on from the checkpoint"
+    os.killpg(second.pid, signal.SIGINT)  # Ctrl-C reaches the workers too
+    assert second.wait(timeout=120) != 0
+    assert second.stderr is not None
+    assert "Traceback" not in second.stderr.read()
+
+    done = rslp(*LAUNCH, cwd=place)
+    assert "going on from" in done.stderr
+    assert json.loads((run / "DONE.json").read_text())["epoch"] == 3
+    with (run / "metrics.csv").open(newline="") as handle:
+        epochs = [row["epoch"] for row in csv.DictReader(handle) if row["name"] == "val/score"]
+    assert epochs == ["0", "1", "2"]
+
+    again = rslp(*LAUNCH, cwd=place)
+    assert "is done: 3 epochs" in again.stderr
+
+    evaluated = rslp(*LAUNCH, "--do_eval", "true", cwd=place)
+    for name in ("crop_type", "vessel_detection", "land_cover", "fuel_moisture"):
+        assert re.search(rf"{name} .*\d\.\d\d\d", evaluated.stdout), evaluated.stdout
+    for split in ("val", "test"):
+        content = json.loads((run / "eval" / f"{split}.json").read_text())
+        assert {row["dataset"] for row in content["rows"]} == {
+            "crop_type",
+            "vessel_detection",
+            "land_cover",
+            "fuel_moisture",
+        }
+
+
+def test_a_dry_run_prints_the_job_and_writes_nothing(place: Path, tmp_path: Path) -> None:
+    words = ("launch_finetune", f"--config_paths+={place / 'example/OUT_multi_dataset.yaml'}", "--experiment_id", "dry")
+    done = rslp(*words, "--local", "true", "--dry_run", "true", cwd=tmp_path)
+    assert f"-m rslp.main helios run --run_dir {tmp_path}/project_data/projects/helios_finetuning/dry" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("broken", r"OUT_multi_dataset\.yaml:\d+: is not valid YAML"),
+        ("missing", r"OUT_multi_dataset\.yaml: no such file"),
+        ("no dataset", r"crop_type.* does not exist"),
+        ("no encoder", r"encoder.* does not exist"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(place: Path, tmp_path: Path, change: str, message: str) -> None:
+    example = tmp_path / "example"
+    example.mkdir()
+    for path in (place / "example").iterdir():
+        if not (change == "no dataset" and path.name == "crop_type") and not (
+            change == "no encoder" and path.name == "encoder"
+        ):
+            (example / path.name).symlink_to(path)
+    config = example / "OUT_multi_dataset.yaml"
+    if change in ("broken", "missing"):
+        config.unlink()
+    if change == "broken":
+        config.write_text("model: [")
+    done = rslp(*LAUNCH, cwd=tmp_path, code=2)
+    assert re.search(message, done.stderr), done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "project_data").exists()
+
+
+def test_evaluating_before_training_names_the_folder(place: Path, tmp_path: Path) -> None:
+    words = (
+        "launch_finetune",
+        f"--config_paths+={place / 'example/OUT_multi_dataset.yaml'}",
+        "--experiment_id",
+        "none",
+    )
+    done = rslp(*words, "--local", "true", "--do_eval", "true", cwd=tmp_path, code=2)
+    assert "no checkpoint best.ckpt in " in done.stderr
+    assert str(tmp_path / "project_data/projects/helios_finetuning/none/checkpoints") in done.stderr
