@@ -14,7 +14,8 @@ from rslp.evaluate.rows import Evaluation, Row
 def table(evaluations: Sequence[Evaluation]) -> Table:
     """One line per task: its primary metric, and for each split the value above its floor."""
     title = f"{evaluations[0].run}: {evaluations[0].checkpoint}, step {evaluations[0].step}"
-    view = Table(title=title, caption="floor: the best constant prediction; score: 0 floor, 1 best", box=SIMPLE_HEAD)
+    caption = "floor: the best constant prediction; score: 0 floor, 1 best"
+    view = Table(title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     view.add_column("dataset", no_wrap=True)
     view.add_column("metric", no_wrap=True)
     for evaluation in evaluations:

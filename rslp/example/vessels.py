@@ -94,7 +94,7 @@ def make(seed: int, site: Site) -> Scene:
     rng = stream(seed, site.dataset, site.index)
     sea = Sea.of(seed, site)
     canvas = Canvas(rng, site.size, sea)
-    places = _places(rng, site.size, int(rng.poisson(2.4)))
+    places = _places(rng, site.size, int(rng.poisson(3.2)))
     for x, y in places:
         _vessel(rng, canvas, x, y)
     _distract(rng, canvas, places)

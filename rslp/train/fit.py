@@ -83,9 +83,8 @@ def _train(cli: RunCLI, *, run: RunDir, resume: Path | None, step: int) -> int:
         _say("interrupted; the same command goes on from the last checkpoint")
         return INTERRUPTED
     score = cli.model.score("val")
-    _say(
-        f"done: {trainer.current_epoch} epochs, {trainer.global_step} steps; evaluate the best checkpoint with --do_eval true"
-    )
+    finished = f"{trainer.current_epoch} epochs, {trainer.global_step} steps"
+    _say(f"done: {finished}; --do_eval true evaluates the best checkpoint")
     run.write_state(state="done", epoch=trainer.current_epoch, step=trainer.global_step, score=score)
     run.mark_done(step=trainer.global_step, epoch=trainer.current_epoch, checkpoint=run.last)
     return 0

@@ -12,6 +12,7 @@ from rslearn.train.model_context import ModelContext, ModelOutput
 from rslearn.train.optimizer import OptimizerFactory
 from rslearn.train.scheduler import SchedulerFactory
 from rslearn.train.tasks import Task
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from rslp.train import floors
 from rslp.train.batches import Batch
@@ -104,8 +105,9 @@ class JointModule(RslearnLightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Optimizer and scheduler; a plateau scheduler follows 1 - score of the last validation."""
         config = super().configure_optimizers()
-        if "lr_scheduler" in config:
-            config["lr_scheduler"] |= {"monitor": "val/score_loss", "strict": False}  # type: ignore[operator]
+        if isinstance(self.schedulers.get("scheduler"), ReduceLROnPlateau):
+            every = self.trainer.check_val_every_n_epoch or 1
+            config["lr_scheduler"] |= {"monitor": "val/score_loss", "frequency": every}  # type: ignore[operator]
         return config
 
     def on_train_epoch_start(self) -> None:

@@ -21,4 +21,4 @@ class RunProgress(RichProgressBar):
         scores = [(name or "score", pl_module.score("val", name)) for name in names]
         shown = "  ".join(f"{name} {value:.3f}" for name, value in scores if value is not None)
         epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        self.progress.console.print(f"{epoch}  step {trainer.global_step}  {shown}", highlight=False)
+        self.progress.console.print(f"{epoch}  {shown}", highlight=False, soft_wrap=True)
