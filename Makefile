@@ -5,7 +5,7 @@ READY := .venv/.ready
 # A run of tests or of the example shares the machine with its data-loading workers; more threads only get in the way.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-long lint check schema
+.PHONY: help setup demo test test-long lint check schema docs
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -44,3 +44,6 @@ check: lint test ## lint and test
 schema: $(READY) ## make the shipped tables anew: argument names, the JSON schema of multi-dataset configs
 	$(BIN)/python -m rslp.compose.make_vocabulary
 	$(BIN)/python -m rslp.compose.schema
+
+docs: $(READY) ## make the generated parts of the docs anew
+	$(BIN)/python docs/make_tree.py

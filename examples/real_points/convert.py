@@ -32,9 +32,13 @@ S1 = ("vv", "vh")
 # In the order that Galileo wants.
 S2 = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
 
-# Their columns in the fuel moisture array (B09, weather and terrain are left out: both datasets get the same sensors).
-FUEL_S1 = (0, 1)
-FUEL_S2 = (2, 3, 4, 5, 6, 7, 8, 9, 11, 12)
+WEATHER = ("temperature", "precipitation")
+TERRAIN = ("elevation", "slope")
+
+# Columns of the fuel moisture array, by sensor (B09 and NDVI are left out: Galileo has no use for them).
+FUEL_COLUMNS = {"s2": (2, 3, 4, 5, 6, 7, 8, 9, 11, 12), "s1": (0, 1), "weather": (13, 14), "terrain": (15, 16)}
+# Precipitation is the mean of a day there; Galileo wants the sum of a month, in m.
+FUEL_DAYS = 30
 FUEL_STEP = timedelta(days=30)
 FUEL_VAL_SHARE = 0.2
 
@@ -57,6 +61,7 @@ def fuel_moisture(folder: Path) -> Iterator[PixelSeries]:
     load = {name: _array(folder, name) for name in ("s1_s2_era5_srtm", "latlon", "month", "target", "is_test", "site")}
     measured = _measurements(folder / "single_file_labels.geojson")
     for number, values in enumerate(load["s1_s2_era5_srtm"]):
+        values[:, 14] *= FUEL_DAYS
         site, lfmc = str(load["site"][number]), float(load["target"][number])
         months = tuple(int(month) + 1 for month in load["month"][number])
         possible = [spans for spans in measured.get((site, round(lfmc, 2)), ()) if _months(spans) == months]
@@ -72,10 +77,7 @@ def fuel_moisture(folder: Path) -> Iterator[PixelSeries]:
             lat=lat,
             split=split,
             label={"lfmc": lfmc},
-            sensors={
-                "s2": SensorSeries(bands=S2, spans=spans, values=values[:, FUEL_S2]),
-                "s1": SensorSeries(bands=S1, spans=spans, values=values[:, FUEL_S1]),
-            },
+            sensors=_sensors(spans, {sensor: values[:, columns] for sensor, columns in FUEL_COLUMNS.items()}),
             tags={"site": site},
         )
 
@@ -98,8 +100,15 @@ def crop_type(folder: Path) -> Iterator[PixelSeries]:
         f"{lon // CROPS_BLOCK:.0f}_{lat // CROPS_BLOCK:.0f}" for lon, lat in zip(table.lon, table.lat, strict=True)
     ]
     splits = split_blocks(blocks, labels=table["sampling_label"].tolist(), shares=CROPS_SHARES)
-    s2 = _columns(table, {band: f"OPTICAL-{band}" for band in S2})
-    s1 = 20 * np.log10(_columns(table, {"vv": "SAR-VV", "vh": "SAR-VH"})) - 83
+    weather = _columns(table, ("METEO-temperature_mean", "METEO-precipitation_flux"))
+    terrain = table[["DEM-alt-20m", "DEM-slo-20m"]].to_numpy(dtype=np.float64)
+    series = {
+        "s2": _columns(table, [f"OPTICAL-{band}" for band in S2]),
+        "s1": 20 * np.log10(_columns(table, ("SAR-VV", "SAR-VH"))) - 83,
+        # Hundredths of a kelvin, and hundredths of a millimetre in a month.
+        "weather": weather / (100, 100_000),
+        "terrain": np.where(terrain == MISSING, np.nan, terrain)[:, np.newaxis],
+    }
     for number, (_, row) in enumerate(table.iterrows()):
         months = pd.date_range(row["start_date"], periods=13, freq="MS", tz="UTC").to_pydatetime()
         spans: tuple[Span, ...] = tuple(pairwise(months))
@@ -109,10 +118,7 @@ def crop_type(folder: Path) -> Iterator[PixelSeries]:
             lat=float(row["lat"]),
             split=splits[blocks[number]],
             label={"crop": row["sampling_label"]},
-            sensors={
-                "s2": SensorSeries(bands=S2, spans=spans, values=s2[number]),
-                "s1": SensorSeries(bands=S1, spans=spans, values=s1[number]),
-            },
+            sensors=_sensors(spans, {sensor: values[number] for sensor, values in series.items()}),
             tags={"block": blocks[number], "source": row["sample_id"]},
         )
 
@@ -178,10 +184,22 @@ def _months(spans: Sequence[Span]) -> tuple[int, ...]:
     return tuple(start.month for start, _ in spans)
 
 
-def _columns(table: pd.DataFrame, bands: Mapping[str, str]) -> np.ndarray:
+def _sensors(spans: tuple[Span, ...], values: Mapping[str, np.ndarray]) -> dict[str, SensorSeries]:
+    """Put the arrays of one point, ``T C`` by sensor, beside their bands and dates; terrain has one row for all time."""
+    bands = {"s2": S2, "s1": S1, "weather": WEATHER, "terrain": TERRAIN}
+    always = ((spans[0][0], spans[-1][1]),)
+    return {
+        sensor: SensorSeries(bands=bands[sensor], spans=always, values=rows[:1])
+        if sensor == "terrain"
+        else SensorSeries(bands=bands[sensor], spans=spans, values=rows)
+        for sensor, rows in values.items()
+    }
+
+
+def _columns(table: pd.DataFrame, bands: Sequence[str]) -> np.ndarray:
     """Values ``N T C`` of bands whose columns are called ``NAME-ts0-10m`` and so on; NaN where missing."""
     stems = {column.rsplit("-", 1)[0]: column for column in table.columns}
-    series = [[table[stems[f"{stem}-ts{step}"]] for stem in bands.values()] for step in range(12)]
+    series = [[table[stems[f"{stem}-ts{step}"]] for stem in bands] for step in range(12)]
     values = np.array(series, dtype=np.float64).transpose(2, 0, 1)
     return np.where(values == MISSING, np.nan, values)
 

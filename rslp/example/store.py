@@ -26,8 +26,6 @@ _TIFF = {
     "class_path": "rslearn.utils.raster_format.GeotiffRasterFormat",
     "init_args": {"geotiff_options": {"compress": "deflate", "zlevel": 1, "interleave": "band"}},
 }
-# One GeoTIFF holds a layer's whole time series: two files to open for a sample instead of twenty-four.
-_STORAGE = {"class_path": "rslearn.dataset.window_data_storage.per_layer.PerLayerStorageFactory"}
 _INSTANT = timedelta(minutes=1)
 
 
@@ -44,7 +42,7 @@ def config(scene: Scene, *, unlabelled: int) -> dict[str, Any]:
     else:
         layers[LABEL] = _raster_layer(("class",), "uint8")
         layers[LABEL]["band_sets"][0]["nodata_value"] = unlabelled
-    return {"layers": layers, "window_data_storage": _STORAGE}
+    return {"layers": layers}
 
 
 def _raster_layer(bands: tuple[str, ...], dtype: str) -> dict[str, Any]:
@@ -99,27 +97,20 @@ def _items(window: Window, series: Series) -> WindowLayerData:
     ]
     return WindowLayerData(
         layer_name=series.layer,
-        serialized_item_groups=[[item.serialize()] for item in items],
-        group_time_ranges=[_span(time) for time in series.times],
+        serialized_item_groups=[[item.serialize() for item in items]],
+        group_time_ranges=[(series.times[0], series.times[-1] + _INSTANT)],
         materialized=True,
     )
 
 
 def _write_series(dataset: Dataset, window: Window, series: Series) -> None:
-    """Write each date as an item group of its layer."""
+    """Write a layer's whole time series as one item group: one file to open for a sample instead of a dozen."""
     bands = dataset.layers[series.layer].band_sets[0]
+    raster = RasterArray(array=series.values, timestamps=[_span(time) for time in series.times])
     with window.data.open_layer_writer(series.layer) as writer:
-        for number, time in enumerate(series.times):
-            writer.write_raster(
-                bands.bands,
-                bands.instantiate_raster_format(),
-                window.projection,
-                window.bounds,
-                RasterArray(chw_array=series.values[:, number], time_range=_span(time)),
-                group_idx=number,
-            )
-    for number in range(len(series.times)):
-        window.mark_layer_completed(series.layer, number)
+        form = bands.instantiate_raster_format()
+        writer.write_raster(bands.bands, form, window.projection, window.bounds, raster)
+    window.mark_layer_completed(series.layer)
 
 
 def _write_label(dataset: Dataset, window: Window, scene: Scene, unlabelled: int) -> None:

@@ -72,7 +72,8 @@ def primary_metric(task: Task) -> tuple[Primary, Metric] | None:
         iou = MeanIoUMetric(task.num_classes, nodata_value=task.nodata_value, ignore_missing_classes=True)
         return Primary("miou"), SegmentationMetric(iou, pass_probabilities=False)
     if isinstance(task, DetectionTask):
-        options = {"num_classes": len(task.classes), **task.f1_metric_kwargs}
+        # Over all classes together: a mean over classes would count the background, which is never detected, as 0.
+        options = {"num_classes": len(task.classes), "flatten_classes": True, **task.f1_metric_kwargs}
         return Primary("f1_score"), DetectionMetric(F1Metric(score_thresholds=[task.score_threshold], **options))
     if isinstance(task, RegressionTask):
         return Primary("r2"), RegressionMetricWrapper(R2(), scale_factor=task.scale_factor)

@@ -11,6 +11,7 @@ from rslearn.models.trunk import DecoderTrunk
 from rslearn.train.model_context import ModelContext, ModelOutput
 
 from rslp.errors import ConfigError, Problem
+from rslp.train.merged_heads import LabelRange
 
 _PLACE = "model.init_args.model.init_args"
 
@@ -27,9 +28,12 @@ class JointModel(torch.nn.Module):
         lazy_decode: of old configs; without effect, since decoding only what a batch has targets for is the rule here.
         loss_weights: factor on each task's loss, applied once; 1 where not given.
         trunk: modules between encoder and decoders that all tasks share, with a task embedding or without.
+        decoder_to_target: for each decoder the tasks that it serves; None means one task each, of the decoder's name.
+        task_label_offsets: for each task of a shared decoder ``{outputs_key, offset, num_outputs}``, see
+            ``rslp.train.merged_heads``.
 
     Raises:
-        ConfigError: an empty encoder or decoder, or a loss weight for an absent task.
+        ConfigError: an empty encoder or decoder, or an option that names an absent decoder or task.
     """
 
     def __init__(
@@ -39,6 +43,8 @@ class JointModel(torch.nn.Module):
         lazy_decode: bool = True,  # noqa: ARG002 - kept so that existing configs parse
         loss_weights: dict[str, float] | None = None,
         trunk: DecoderTrunk | None = None,
+        decoder_to_target: dict[str, list[str]] | None = None,
+        task_label_offsets: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         if not encoder or not decoders:
@@ -48,13 +54,22 @@ class JointModel(torch.nn.Module):
         self.decoders = torch.nn.ModuleDict(
             {task: torch.nn.ModuleList(modules) for task, modules in sorted(decoders.items())}
         )
-        if absent := sorted(set(loss_weights or {}) - set(decoders)):
-            what = f"names the task {absent[0]!r}, which has no decoder; tasks: {', '.join(sorted(decoders))}"
-            raise ConfigError(Problem(what, key=f"{_PLACE}.loss_weights"))
-        self.loss_weights = {task: float((loss_weights or {}).get(task, 1.0)) for task in self.decoders}
+        served = decoder_to_target or {name: [name] for name in decoders}
+        _refuse_absent("decoder_to_target", set(served), known=set(decoders), what="decoder")
+        self._decoder_of = {task: decoder for decoder, tasks in served.items() for task in tasks}
+        for option, names in (
+            ("loss_weights", set(loss_weights or {})),
+            ("task_label_offsets", set(task_label_offsets or {})),
+        ):
+            _refuse_absent(option, names, known=set(self._decoder_of), what="task")
+        self._ranges = {
+            task: LabelRange.of(entry, place=f"{_PLACE}.task_label_offsets.{task}")
+            for task, entry in (task_label_offsets or {}).items()
+        }
+        self.loss_weights = {task: float((loss_weights or {}).get(task, 1.0)) for task in sorted(self._decoder_of)}
         self.trunk = trunk
         if trunk is not None:
-            trunk.register_tasks(list(self.decoders))
+            trunk.register_tasks(sorted(self._decoder_of))
         self._tasks_of: dict[str, list[str]] = {}
 
     def set_datasets(self, tasks_of: Mapping[str, list[str]]) -> None:
@@ -64,8 +79,8 @@ class JointModel(torch.nn.Module):
             ConfigError: a task without a decoder.
         """
         for dataset, tasks in tasks_of.items():
-            if missing := [task for task in tasks if task not in self.decoders]:
-                what = f"no decoder for task {missing[0]!r} of dataset {dataset!r}; got {', '.join(self.decoders)}"
+            if missing := [task for task in tasks if task not in self._decoder_of]:
+                what = f"no decoder for task {missing[0]!r} of dataset {dataset!r}; got {', '.join(self._decoder_of)}"
                 raise ConfigError(Problem(what, key=f"{_PLACE}.decoders"))
         self._tasks_of = {dataset: list(tasks) for dataset, tasks in tasks_of.items()}
 
@@ -110,8 +125,18 @@ class JointModel(torch.nn.Module):
     def _decode(
         self, features: Any, context: ModelContext, *, task: str, targets: list[dict[str, Any]] | None
     ) -> ModelOutput:
-        modules = list(self.decoders[task])  # type: ignore[call-overload]  # a ModuleList, which ModuleDict can't say
+        modules = list(self.decoders[self._decoder_of[task]])  # type: ignore[call-overload]  # it holds ModuleLists
         for module in modules[:-1]:
             features = module(features, context)
-        output: ModelOutput = modules[-1](features, context, None if targets is None else [t[task] for t in targets])
-        return output
+        own = None if targets is None else [target[task] for target in targets]
+        if (labels := self._ranges.get(task)) is None:
+            output: ModelOutput = modules[-1](features, context, own)
+            return output
+        shared: ModelOutput = modules[-1](features, context, own and [labels.shifted(target) for target in own])
+        return ModelOutput([labels.own(entry) for entry in shared.outputs], shared.loss_dict)
+
+
+def _refuse_absent(option: str, names: set[str], *, known: set[str], what: str) -> None:
+    if absent := sorted(names - known):
+        message = f"names the {what} {absent[0]!r}, which there is not; got {', '.join(sorted(known))}"
+        raise ConfigError(Problem(message, key=f"{_PLACE}.{option}"))
