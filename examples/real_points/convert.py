@@ -185,7 +185,7 @@ def _months(spans: Sequence[Span]) -> tuple[int, ...]:
 
 
 def _sensors(spans: tuple[Span, ...], values: Mapping[str, np.ndarray]) -> dict[str, SensorSeries]:
-    """Put the arrays of one point, ``T C`` by sensor, beside their bands and dates; terrain has one row for all time."""
+    """Put the arrays of one point, ``T C`` by sensor, beside their bands and dates; terrain has one row for all."""
     bands = {"s2": S2, "s1": S1, "weather": WEATHER, "terrain": TERRAIN}
     always = ((spans[0][0], spans[-1][1]),)
     return {

@@ -18,6 +18,7 @@ import rasterio.warp
 import shapely
 from rasterio.crs import CRS
 from rslearn.dataset import Dataset, Window
+from rslearn.dataset.storage.sqlite import SQLiteWindowStorage
 from rslearn.utils.feature import Feature
 from rslearn.utils.geometry import Projection, STGeometry
 from rslearn.utils.get_utm_ups_crs import get_utm_ups_crs
@@ -120,7 +121,12 @@ def _create(path: Path, bands: Mapping[str, tuple[str, ...]]) -> Dataset:
     layers[LABEL] = {"type": "vector"}
     text = json.dumps({"layers": layers, "storage": _STORAGE}, indent=2)
     (path / "config.json").write_text(text + "\n", encoding="utf-8")
-    return Dataset(UPath(path))
+    dataset = Dataset(UPath(path))
+    # Waiting for the disk at each of ten thousand small writes is most of the time; a half-written dataset is written
+    # anew anyway.
+    if isinstance(dataset.storage, SQLiteWindowStorage):
+        dataset.storage._get_connection().execute("PRAGMA synchronous=OFF")
+    return dataset
 
 
 def _check(point: PixelSeries, *, bands: Mapping[str, tuple[str, ...]], names: set[str]) -> None:

@@ -74,23 +74,25 @@ def sentinel2(rng: np.random.Generator, surface: Array, *, cloudy: float = 0.22)
         Digital numbers (reflectance times 10 000, no offset), ``C T H W``.
     """
     dates, bands, height, _ = surface.shape
-    image = _resolve(ndimage.gaussian_filter(surface, (0, 0, 0.45, 0.45), mode="nearest"))
+    # Single precision: twice as fast, and far finer than a digital number.
+    image = _resolve(ndimage.gaussian_filter(surface.astype(np.float32), (0, 0, 0.45, 0.45), mode="nearest"))
     # What atmospheric correction leaves behind, and the view angle: a gain and a blue haze for each date.
-    image = image * rng.normal(1.0, 0.025, (dates, 1, 1, 1)) * rng.normal(1.0, 0.012, (dates, bands, 1, 1))
-    image = image + np.abs(rng.normal(0.0, 0.009, (dates, 1, 1, 1))) * _BLUE[:, None, None]
-    opacity, shade = clouds(rng, dates, height, share=cloudy)
-    light = np.linspace(0.75, 1.0, bands)[None, :, None, None]
-    image = image * (1 - shade[:, None] * light)
-    top = spectra.s2("cloud")[0] * rng.uniform(0.6, 1.0, (dates, 1))
-    image = image * (1 - opacity[:, None]) + opacity[:, None] * top[:, :, None, None]
-    image = image + rng.standard_normal(image.shape) * (0.0025 + 0.012 * np.abs(image))
+    gain = rng.normal(1.0, 0.025, (dates, 1, 1, 1)) * rng.normal(1.0, 0.012, (dates, bands, 1, 1))
+    image *= gain.astype(np.float32)
+    image += (np.abs(rng.normal(0.0, 0.009, (dates, 1, 1, 1))) * _BLUE[:, None, None]).astype(np.float32)
+    opacity, shade = (layer.astype(np.float32) for layer in clouds(rng, dates, height, share=cloudy))
+    # Blue sky lights shadows; the farther into the infrared, the darker they are.
+    light = np.linspace(0.75, 1.0, bands, dtype=np.float32)[None, :, None, None]
+    image *= 1 - shade[:, None] * light
+    top = (spectra.s2("cloud")[0] * rng.uniform(0.6, 1.0, (dates, 1))).astype(np.float32)
+    image += opacity[:, None] * (top[:, :, None, None] - image)
+    image += rng.standard_normal(image.shape, dtype=np.float32) * (0.0025 + 0.012 * np.abs(image))
     values: npt.NDArray[np.uint16] = np.clip(np.rint(image * 1e4), 1, 18_000).astype(np.uint16)
     return np.ascontiguousarray(values.transpose(1, 0, 2, 3))
 
 
-def _resolve(image: Array) -> Array:
+def _resolve(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Coarsen the 20 m and 60 m bands and put them back on the 10 m grid."""
-    image = image.copy()
     dates, _, height, width = image.shape
     half = image[:, _HALF].reshape(dates, len(_HALF), height // 2, 2, width // 2, 2).mean(axis=(3, 5))
     image[:, _HALF] = half.repeat(2, axis=2).repeat(2, axis=3)

@@ -8,6 +8,7 @@ from pathlib import Path
 from rslp.errors import RunError
 from rslp.launch.job import Mode
 from rslp.run import RunDir
+from rslp.train import preemption
 
 
 def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
@@ -25,6 +26,8 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
     if not directory.config.is_file():
         raise RunError(f"{directory.config} does not exist: start the run with launch_finetune")
     if mode == "fit":
+        # Before the imports of the training stack, which take seconds.
+        preemption.notice.install()
         from rslp.train.fit import fit
 
         return fit(directory)

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from rslp.errors import CheckpointError
 from rslp.run import RunDir
-from rslp.train import adapters
+from rslp.train import adapters, preemption
 from rslp.train.module import JointModule
 
 _TRAINABLE_KEY = "rslp_trainable"
@@ -57,6 +57,7 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Freeze and thaw as the checkpoint says, after callbacks froze for a run's beginning."""
+        _leave_if_asked()
         if self._trainable is not None:
             for name, parameter in pl_module.named_parameters():
                 parameter.requires_grad = name in self._trainable
@@ -78,8 +79,15 @@ class RunCheckpoints(Checkpoint):
         step = trainer.global_step
         whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         ends_epoch = batch_idx + 1 >= trainer.num_training_batches
-        if whole_step and not ends_epoch and step % self._every == 0:
+        leave = preemption.notice.received is not None
+        if whole_step and not ends_epoch and (leave or step % self._every == 0):
             self._save_last(trainer, epoch_start=False)
+            _leave_if_asked()
+
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Leave if asked to: a validation is repeated from the last checkpoint, and may be long."""
+        if adapters.has_trained(trainer):
+            _leave_if_asked()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights if the score of the run or of a dataset is the best so far."""
@@ -120,6 +128,12 @@ class RunCheckpoints(Checkpoint):
     def _write(self, trainer: Trainer, checkpoint: Mapping[str, Any], path: Path) -> None:
         if trainer.is_global_zero:
             write_checkpoint(checkpoint, path)
+
+
+def _leave_if_asked() -> None:
+    """Raise ``Preempted`` once a signal has come."""
+    if preemption.notice.received is not None:
+        raise preemption.Preempted(preemption.notice.received.name)
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:

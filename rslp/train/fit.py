@@ -5,8 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from lightning.pytorch import Trainer
+
 from rslp.errors import CheckpointError
 from rslp.run import RunDir
+from rslp.train import preemption
 from rslp.train.checkpoints import read_checkpoint
 from rslp.train.cli import RunCLI, build
 from rslp.train.metrics_log import MetricsLog
@@ -21,7 +24,7 @@ def fit(run: RunDir) -> int:
         run: the run directory.
 
     Returns:
-        the exit code: 0 when the run is done, 130 when the user interrupted it.
+        the exit code: 0 when the run is done, 130 when the user interrupted it, 143 when a scheduler asked it to leave.
 
     Raises:
         RunError: another process trains in this directory.
@@ -77,17 +80,24 @@ def _train(cli: RunCLI, *, run: RunDir, resume: Path | None, step: int) -> int:
     run.write_state(state="running", epoch=trainer.current_epoch, step=step, score=None)
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
-    except SystemExit:
-        # Lightning ends the process itself after a Ctrl-C.
-        run.write_state(state="interrupted", epoch=trainer.current_epoch, step=trainer.global_step, score=None)
-        _say("interrupted; the same command goes on from the last checkpoint")
-        return INTERRUPTED
+    except (SystemExit, preemption.Preempted):
+        # Lightning ends the process itself after a Ctrl-C, and after a SIGTERM at an epoch's end.
+        return _left(trainer, run=run)
     score = cli.model.score("val")
     finished = f"{trainer.current_epoch} epochs, {trainer.global_step} steps"
     _say(f"done: {finished}; --do_eval true evaluates the best checkpoint")
     run.write_state(state="done", epoch=trainer.current_epoch, step=trainer.global_step, score=score)
     run.mark_done(step=trainer.global_step, epoch=trainer.current_epoch, checkpoint=run.last)
     return 0
+
+
+def _left(trainer: Trainer, *, run: RunDir) -> int:
+    """Say why training ended early; the exit code."""
+    signal = preemption.notice.received
+    state, code = ("preempted", preemption.EXIT_CODE) if signal else ("interrupted", INTERRUPTED)
+    run.write_state(state=state, epoch=trainer.current_epoch, step=trainer.global_step, score=None)
+    _say(f"{signal.name if signal else state}: the same command goes on from the last checkpoint")
+    return code
 
 
 def _say(text: str) -> None:

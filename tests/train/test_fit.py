@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rslp.errors import CheckpointError, ConfigError, DataError, RunError
 from rslp.evaluate.evaluation import evaluate
 from rslp.run import RunDir
-from rslp.train import adapters
+from rslp.train import adapters, preemption
 from rslp.train.checkpoints import read_checkpoint
 from rslp.train.fit import fit
 from tests.tiny import four_datasets, run_config, write_dataset, write_run
@@ -37,6 +39,17 @@ class DieAt(Callback):
 
 class Killed(BaseException):
     pass
+
+
+class SignalAt(Callback):
+    """A scheduler announces, in the middle of a step, that it will take the machine."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def with_callbacks(config: dict[str, Any], run: RunDir, *, die_at: int | None = None) -> None:
@@ -170,6 +183,31 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
     start(tmp_path, config)
     assert same(weights(run.last), weights(reference.last))
     assert same(weights(run.best()), weights(reference.best()))
+
+
+@pytest.mark.parametrize(("step", "saved"), [(3, 4), (5, 4), (8, 9)])
+def test_a_preempted_run_saves_leaves_with_143_and_goes_on(
+    step: int, saved: int, tmp_path: Path, config: dict[str, Any], reference: RunDir
+) -> None:
+    run = RunDir(tmp_path / "projects" / "tests" / "tiny")
+    stopped = copy.deepcopy(config)
+    with_callbacks(stopped, run)
+    callback = {"class_path": "tests.train.test_fit.SignalAt", "init_args": {"step": step}}
+    stopped["trainer"]["callbacks"].append(callback)
+    write_run(tmp_path, stopped)
+    before = [signal.getsignal(number) for number in preemption.SIGNALS]
+    preemption.notice.install()
+    try:
+        assert fit(run) == 143
+    finally:
+        preemption.notice.received = None
+        for number, handler in zip(preemption.SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+    # Step 5 is an epoch's last: the validation after it is left, and repeated from the checkpoint before.
+    assert read_checkpoint(run.last)["global_step"] == saved
+    assert json.loads((run.path / "state.json").read_text())["state"] == "preempted"
+    start(tmp_path, config)
+    assert same(weights(run.last), weights(reference.last))
 
 
 def test_a_resumed_run_logs_each_validation_once(tmp_path: Path, config: dict[str, Any], reference: RunDir) -> None:
