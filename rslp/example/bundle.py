@@ -13,7 +13,7 @@ from rslp.example.spectra import LANDSAT_BANDS, S2_BANDS
 
 _PACKAGE = "olmoearth_pretrain.nn"
 # How much stronger the images enter than in a plain random start.
-_GAIN = 6.0
+_GAIN = 16.0
 _MODALITIES = ("sentinel2_l2a", "sentinel1", "landsat")
 
 

@@ -20,6 +20,8 @@ from rslp.example.scene import Array
 # Colours that also colour-blind readers can tell apart.
 _CROPS = dict(zip(crops.CLASSES, ("#e0b040", "#f2e93c", "#b8860b", "#2f9e44", "#c2255c", "#8fd16a"), strict=True))
 _COVER = ("#3b76c4", "#c0392b", "#1b5e3a", "#a5d46a", "#e3b23c", "#f4a3c0", "#7a4a8c")
+# Pages with curves need room for their axes.
+_CURVED = ("crop_type", "fuel_moisture")
 _INK, _FAINT = "#222222", "#8a8a8a"
 
 
@@ -69,14 +71,19 @@ def draw(root: Path) -> None:
         # The first of each block: neighbours look alike.
         windows = [_Window(folder) for folder in folders[::4]]
         # Without the fixed metadata, a picture would name the version of its library.
-        page(windows).savefig(root / "preview" / f"{name}.png", dpi=110, metadata={"Software": "rslp"})
+        figure = page(windows)
+        # Set by hand: matplotlib's own layout would take longer than all the drawing.
+        figure.subplots_adjust(
+            left=0.035, right=0.975, bottom=0.06, top=0.96, wspace=0.12, hspace=0.3 if name in _CURVED else 0.16
+        )
+        figure.savefig(root / "preview" / f"{name}.png", dpi=90, metadata={"Software": "rslp"})
 
 
 def _crop_type(windows: list[_Window]) -> Figure:
     """Draw one field a crop: true colour over the year, and what its leaves and its echo do."""
     chosen = {window.marks()[0][1]["crop"]: window for window in reversed(windows)}
     order = [crop for crop in crops.CLASSES if crop in chosen]
-    figure = Figure(figsize=(15.5, 2.05 * len(order) + 0.5), layout="constrained")
+    figure = Figure(figsize=(15.5, 2.05 * len(order) + 0.5))
     axes = figure.subplots(len(order), 9, squeeze=False, width_ratios=[1] * 7 + [1.5, 1.5])
     for row, crop in zip(axes, order, strict=True):
         window = chosen[crop]
@@ -101,7 +108,7 @@ def _crop_type(windows: list[_Window]) -> Figure:
 def _vessels(windows: list[_Window]) -> Figure:
     """Draw scenes with their labels: true colour above, short-wave infrared, near infrared and thermal below."""
     chosen = sorted(windows, key=lambda window: -len(window.marks()))[:8]
-    figure = Figure(figsize=(9.2, 9.6), layout="constrained")
+    figure = Figure(figsize=(9.2, 9.6))
     axes = figure.subplots(4, 4)
     for number, window in enumerate(chosen):
         image = window.images("landsat")[0][0]
@@ -120,7 +127,7 @@ def _vessels(windows: list[_Window]) -> Figure:
 
 def _land_cover(windows: list[_Window]) -> Figure:
     """Draw landscapes: every date in true colour, one in infrared, the label."""
-    figure = Figure(figsize=(13.5, 9.6), layout="constrained")
+    figure = Figure(figsize=(13.5, 9.6))
     axes = figure.subplots(5, 7)
     for row, window in zip(axes, windows, strict=False):
         images, dates = window.images("sentinel2")
@@ -140,7 +147,7 @@ def _land_cover(windows: list[_Window]) -> Figure:
     ]
     figure.legend(
         handles=[*patches, Patch(color="#d9d9d9", label="unlabelled")],
-        loc="outside lower center",
+        loc="lower center",
         ncols=8,
         fontsize=9,
         frameon=False,
@@ -153,7 +160,7 @@ def _fuel_moisture(windows: list[_Window]) -> Figure:
     value = {window.root.name: float(window.marks()[0][1]["lfmc"]) for window in windows}
     ranked = sorted(windows, key=lambda window: value[window.root.name])
     chosen = [ranked[k] for k in np.linspace(0, len(ranked) - 1, 5).round().astype(int)]
-    figure = Figure(figsize=(13.5, 9.2), layout="constrained")
+    figure = Figure(figsize=(13.5, 9.2))
     axes = figure.subplots(5, 8, width_ratios=[1] * 6 + [1.6, 1.6])
     for row, window in zip(axes, chosen, strict=True):
         images, dates = window.images("sentinel2")
@@ -205,7 +212,9 @@ def _curve(
     axis.set_xticks(ticks, [("Jan", "Apr", "Jul", "Oct")[month // 3] for month in ticks], fontsize=7)
     axis.tick_params(labelsize=7, colors=_FAINT)
     axis.set_title(name, fontsize=8, color=_FAINT, pad=2)
-    axis.spines[["top", "right"]].set_visible(False)
+    axis.yaxis.tick_right()
+    axis.tick_params(axis="y", direction="in", pad=-22)
+    axis.spines[["top", "left"]].set_visible(False)
 
 
 def _true_colour(image: Array) -> npt.NDArray[np.float64]:

@@ -140,7 +140,7 @@ def _vessel(rng: np.random.Generator, canvas: Canvas, x: float, y: float) -> Non
     canvas.paint(hull * 0.95, deck, float(rng.uniform(0.85, 1.35)))
     bridge = (np.abs(ahead + 0.36 * length) < 0.1 * length) & (np.abs(beside) < width * 0.45)
     canvas.paint(bridge * 0.9, "white")
-    canvas.warm(hull.astype(float), float(rng.uniform(2.0, 9.0)))
+    canvas.warm(hull.astype(float), float(rng.uniform(0.5, 4.0)))
 
 
 def _wake(rng: np.random.Generator, canvas: Canvas, ahead: Array, beside: Array, width: float) -> None:

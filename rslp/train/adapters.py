@@ -11,9 +11,11 @@ import hashlib
 import random
 import warnings
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import Trainer
+from rslearn.config import LayerType
 from rslearn.dataset import Dataset, Window
 from rslearn.train.all_crops_dataset import get_window_crop_options
 from rslearn.train.data_module import RslearnDataModule
@@ -21,8 +23,23 @@ from rslearn.train.dataset import DataInput, SplitConfig, check_window, is_data_
 from rslearn.train.model_context import RasterImage, SampleMetadata
 from rslearn.utils.feature import Feature
 from rslearn.utils.geometry import PixelBounds
+from rslearn.utils.vector_format import VectorFormat
 
 RawInputs = dict[str, RasterImage | list[Feature]]
+
+
+def keep_formats(dataset: Dataset) -> Dataset:
+    """Make a dataset's vector formats once: rslearn parses their config anew at each read, 4 ms a sample."""
+    for layer in dataset.layers.values():
+        if layer.type == LayerType.VECTOR:
+            # A pydantic model refuses new attributes; a partial, unlike a lambda, can go to a worker process.
+            made = partial(_same, layer.instantiate_vector_format())
+            object.__setattr__(layer, "instantiate_vector_format", made)
+    return dataset
+
+
+def _same(value: VectorFormat) -> VectorFormat:
+    return value
 
 
 def split_config(data_module: RslearnDataModule, split: str) -> SplitConfig:

@@ -183,6 +183,6 @@ def open_dataset(name: str, data_module: RslearnDataModule) -> Dataset:
         what = "has no config.json, so it is no rslearn dataset" if path.exists() else "does not exist"
         raise DataError(f"dataset {name!r}: {Path(str(path)) if '://' not in str(path) else path} {what}")
     try:
-        return Dataset(path)
+        return adapters.keep_formats(Dataset(path))
     except ValueError as error:  # pydantic's and json's errors are ValueErrors
         raise DataError(f"dataset {name!r}: {path}/config.json is broken: {error}") from error
