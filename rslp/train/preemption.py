@@ -2,7 +2,7 @@
 
 The handlers only take a note, and are installed before the training stack is imported: a signal during those seconds
 would otherwise kill the process. Reading workers inherit them, and so outlive a signal that a scheduler sends to every
-process of a job. Lightning calls ours after its own, which would end the process with exit code 0: success, to a scheduler.
+process of a job. Lightning calls ours after its own, which would end the process with exit code 0, as if it were done.
 """
 
 from __future__ import annotations
