@@ -178,7 +178,8 @@ def report(scores: Sequence[Score], *, minutes: float) -> str:
         "# Results",
         "",
         f"Written by `compare.py`: seeds {', '.join(map(str, SEEDS))}, mean ± standard deviation over them, on the "
-        "held-out test splits (in brackets: validation, on which all choices were made). "
+        "held-out",
+        "test splits (in brackets: validation, on which all choices were made). "
         f"{minutes:.0f} minutes in all, wall time.",
         "",
         "| arm | fuel moisture, R2 | crop type, balanced accuracy | training, s |",
