@@ -23,10 +23,13 @@ _PACKAGES = (
     "lightning.pytorch.loggers",
     "rslearn.models",
     "rslearn.train",
+    "rslp.helios.galileo",
     "rslp.helios.model",
     "rslp.helios.norm",
     "rslp.helios.tasks",
     "rslp.train",
+    "rslp.train.checkpoints",
+    "rslp.train.heads",
 )
 _SINGLE = ("lightning.pytorch.Trainer",)
 
@@ -93,7 +96,9 @@ def _imported(name: str) -> ModuleType | None:
 
 
 def _classes(module: ModuleType, package: str) -> Iterator[tuple[str, type[Any]]]:
-    for name, value in sorted(vars(module).items()):
+    # What a package loads only when it is asked for stands in its __all__ alone.
+    names = {*vars(module), *getattr(module, "__all__", ())}
+    for name, value in ((name, getattr(module, name)) for name in sorted(names)):
         if name.startswith("_") or not isinstance(value, type) or "[" in str(value):
             continue
         # A class counts where it is defined, and where its package offers it.
