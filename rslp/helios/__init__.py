@@ -6,6 +6,7 @@ The table maps a workflow's name to ``module:function``; a module is imported on
 workflows = {
     "make_example": "rslp.helios.make_example:make_example",
     "make_multidataset_config": "rslp.helios.make_multidataset_config:make_multidataset_config",
+    "check": "rslp.helios.check:check",
     "launch_finetune": "rslp.helios.launch_finetune:launch_finetune",
     "run": "rslp.helios.run:run",
 }

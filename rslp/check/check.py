@@ -1,0 +1,166 @@
+"""The whole check: the config, then every dataset, then the datasets against each other."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rslearn.dataset import Window
+from rslearn.dataset.storage.file import FileWindowStorage
+
+from rslp.check.dataset import Listing, Report, list_dataset, report
+from rslp.check.findings import Finding, warning
+from rslp.check.overlap import Overlap, find_overlaps, is_placeless
+from rslp.check.parsing import DATA_MODULES, Parsed, parse
+from rslp.check.reading import Reading, read_window
+from rslp.check.rehearsal import rehearse
+from rslp.check.sizes import patch_size_of
+from rslp.check.view import open_view
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is looked at.
+
+    Attributes:
+        images: windows of each split whose images are read.
+        labels: windows of each split whose labels are read.
+        max_overlap: share of the held-out windows that may lie on training windows; more is an error.
+        threads: how many windows are read at a time.
+        data: whether the datasets are looked at, beside the config.
+        forward: whether two samples of each dataset are sent through the model.
+    """
+
+    images: int = 16
+    labels: int = 500
+    max_overlap: float = 0.01
+    threads: int = min(16, 4 + (os.cpu_count() or 1))
+    data: bool = True
+    forward: bool = True
+
+
+# What is known of one dataset in the end: listing and report, None if it can't be opened, and what is wrong.
+_Examined = tuple[Listing | None, Report | None, list[Finding]]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The outcome.
+
+    Attributes:
+        reports: one per dataset.
+        findings: everything that was found, of the config first.
+    """
+
+    reports: tuple[Report, ...]
+    findings: tuple[Finding, ...]
+
+
+def check(config: Mapping[str, Any], *, effort: Effort, console: Console) -> Checked:
+    """Check a run config and its data.
+
+    Args:
+        config: the run config, its paths resolved.
+        effort: how much is looked at.
+        console: where the progress bar is drawn.
+
+    Returns:
+        Reports and findings; nothing is raised for a user's mistake.
+    """
+    with _progress(console) as progress, warnings.catch_warnings():
+        # The filter that reading sets for each window is not safe among threads; this one outlives them all.
+        warnings.filterwarnings("ignore", message="Falling back to item-level time range", category=FutureWarning)
+        step = progress.add_task("parsing the config", total=None)
+        parsed = parse(config)
+        progress.remove_task(step)
+        examined = _examine_all(config, parsed, effort=effort, progress=progress) if effort.data else []
+        played = _rehearse_all(examined, parsed, progress=progress) if effort.forward else []
+    listings = [listing for listing, _, _ in examined if listing is not None]
+    placed = {listing.view.name: listing.windows for listing in listings if not is_placeless(listing.windows)}
+    found = [finding for _, _, findings in examined for finding in findings]
+    leaks = [_leak(overlap, listings, effort.max_overlap) for overlap in find_overlaps(placed)]
+    leaks += [_placeless(listing) for listing in listings if listing.view.name not in placed]
+    reports = tuple(report for _, report, _ in examined if report is not None)
+    return Checked(reports, _once([*parsed.findings, *found, *played, *leaks]))
+
+
+def _examine_all(config: Mapping[str, Any], parsed: Parsed, *, effort: Effort, progress: Progress) -> list[_Examined]:
+    step = progress.add_task("reading windows", total=0)
+
+    def examine(name: str) -> _Examined:
+        node: Any = config
+        for key in (*DATA_MODULES, name, "init_args"):
+            node = node[key]
+        # A dataset is opened by the thread that lists it: some storages (SQLite) belong to one thread.
+        view = open_view(name, at=(*DATA_MODULES, name, "init_args"), config=node, module=parsed.modules[name])
+        if isinstance(view, Finding):
+            return None, None, [view]
+        listing = list_dataset(view, patch_size=patch_size_of(config))
+        jobs = list(listing.sample(images=effort.images, labels=effort.labels))
+        with lock:
+            progress.update(step, total=(progress.tasks[-1].total or 0) + len(jobs))
+
+        def read(job: tuple[str, Window, bool]) -> tuple[str, Reading]:
+            result = job[0], read_window(view, job[1], images=job[2])
+            progress.advance(step)
+            return result
+
+        run = readers.map if isinstance(view.dataset.storage, FileWindowStorage) else map
+        made = report(listing, list(run(read, jobs)))
+        return listing, made, list(made.findings)
+
+    lock = threading.Lock()
+    with ThreadPoolExecutor(effort.threads) as datasets, ThreadPoolExecutor(effort.threads) as readers:
+        return list(datasets.map(examine, parsed.modules))
+
+
+def _rehearse_all(examined: Sequence[_Examined], parsed: Parsed, *, progress: Progress) -> list[Finding]:
+    """A batch of each dataset without an error, if there is a model."""
+    findings: list[Finding] = []
+    if parsed.module is None or any(finding.error for finding in parsed.findings):
+        return findings
+    step = progress.add_task("a batch of each dataset", total=len(examined))
+    for listing, _, found in examined:
+        if listing is not None and not any(finding.error for finding in found):
+            findings += rehearse(listing.view, listing.windows["train"], parsed.module.model)
+        progress.advance(step)
+    return findings
+
+
+def _leak(overlap: Overlap, listings: Sequence[Listing], allowed: float) -> Finding:
+    view = next(listing.view for listing in listings if listing.view.name == overlap.dataset)
+    whose = (
+        "its own training windows" if overlap.trained == overlap.dataset else f"training windows of {overlap.trained!r}"
+    )
+    what = f"dataset {overlap.dataset!r}: {overlap.count} of {overlap.of} {overlap.split} windows "
+    what += f"({overlap.share:.1%}) lie on {whose}, e.g. {overlap.example[0]} on {overlap.example[1]}"
+    at = (*view.at, f"{overlap.split}_config")
+    if overlap.share > allowed:
+        return Finding(f"{what}; {allowed:.1%} are allowed", at)
+    return warning(what, at)
+
+
+def _placeless(listing: Listing) -> Finding:
+    what = f"dataset {listing.view.name!r}: most windows have the same bounds, so it has no locations; "
+    return warning(f"{what}overlaps with it can't be told", (*listing.view.at, "path"))
+
+
+def _once(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Each finding once, as an error if it is one anywhere."""
+    best: dict[tuple[str, object], Finding] = {}
+    for finding in findings:
+        key = (finding.what, finding.at)
+        best[key] = replace(finding, error=finding.error or (key in best and best[key].error))
+    return tuple(best.values())
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -1,0 +1,100 @@
+"""Which part of a config the parser refuses: a walk along the types of the arguments.
+
+The run's parser stops at the first fault and answers with pages. This walk asks the same library about one part after
+the other, so that every fault is found and each has its key.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from rslp.check.findings import Finding, KeyPath, listed
+from rslp.check.signatures import class_of, import_class, items_of, options_of, parameters, spoken, telling_line
+
+
+def faults_of(value: Any, kind: Any, at: KeyPath) -> list[Finding]:
+    """What is wrong with a value that should be of a type; nothing if the parser takes it.
+
+    Args:
+        value: what the config holds.
+        kind: the type.
+        at: where it stands.
+    """
+    message = _refusal(value, kind)
+    if message is None:
+        return []
+    deeper = [fault for part in _parts(value, kind, at) for fault in part]
+    return deeper or [Finding(_unfit(value, kind) or telling_line(message), at)]
+
+
+def _refusal(value: Any, kind: Any) -> str | None:
+    parser = ArgumentParser(exit_on_error=False)
+    try:
+        parser.add_argument("--value", type=kind)
+        parser.parse_object({"value": copy.deepcopy(value)})
+    except (argparse.ArgumentError, ValueError, TypeError) as error:
+        return str(error)
+    return None
+
+
+def _parts(value: Any, kind: Any, at: KeyPath) -> Iterator[list[Finding]]:
+    """The faults of the parts of a value that was refused as a whole."""
+    if isinstance(value, Mapping) and isinstance(path := value.get("class_path"), str):
+        unknown = _import_fault(path, at)
+        if unknown:
+            yield [unknown]
+            return
+        strange = [key for key in value if key not in ("class_path", "init_args", "dict_kwargs")]
+        yield [Finding(f"unknown key{_near(key, ['class_path', 'init_args'])}", (*at, key)) for key in strange]
+    found = class_of(value, kind)
+    if found is None:
+        for key, item, inner in items_of(value, kind):
+            yield faults_of(item, inner, (*at, key))
+        return
+    made, arguments, inside = found
+    place, known = (*at, *inside), parameters(made)
+    name = getattr(made, "__name__", str(made))
+    for key, argument in arguments.items():
+        if key in known:
+            yield faults_of(argument, known[key].type, (*place, key))
+        else:
+            yield [Finding(f"{name} has no argument {key!r}{_near(key, known)}", (*place, key))]
+    missing = [key for key, parameter in known.items() if parameter.required and key not in arguments]
+    if missing:
+        yield [Finding(f"{name} needs the argument {listed(missing)}", at)]
+
+
+def _import_fault(path: str, at: KeyPath) -> Finding | None:
+    try:
+        import_class(path)
+    except (ImportError, ValueError) as error:
+        return Finding(f"{path!r} can't be imported: {error}", (*at, "class_path"))
+    except AttributeError:
+        module, _, name = path.rpartition(".")
+        known = [key for key in dir(importlib.import_module(module)) if not key.startswith("_")]
+        return Finding(f"module {module} has no {name!r}{_near(name, known)}", (*at, "class_path"))
+    return None
+
+
+def _unfit(value: Any, kind: Any) -> str | None:
+    """Say what was wanted; None where the parser's own words are better."""
+    if not isinstance(value, Mapping | list):
+        return f"expected {spoken(kind)}; got {value!r}"
+    found = class_of(value, kind) if isinstance(value, Mapping) and "class_path" in value else None
+    wanted = tuple(option for option in options_of(kind) if inspect.isclass(option))
+    if found and wanted and inspect.isclass(found[0]) and not issubclass(found[0], wanted):
+        return f"expected {spoken(kind)}; got the class {found[0].__name__}"
+    return None
+
+
+def _near(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(str(name), [str(key) for key in known], n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""

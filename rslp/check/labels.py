@@ -1,0 +1,204 @@
+"""Do the labels on disk agree with the classes that the task is configured with?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rslearn.train.model_context import RasterImage
+from rslearn.train.tasks import Task
+from rslearn.train.tasks.classification import ClassificationTask
+from rslearn.train.tasks.detection import DetectionTask
+from rslearn.train.tasks.per_pixel_regression import PerPixelRegressionTask
+from rslearn.train.tasks.regression import RegressionTask
+from rslearn.train.tasks.segmentation import SegmentationTask
+from rslearn.utils.feature import Feature
+
+from rslp.check.findings import Finding, KeyPath, listed, warning
+
+Label = RasterImage | list[Feature]
+
+
+@dataclass(frozen=True)
+class LabelSummary:
+    """The labels of one task in one split.
+
+    Attributes:
+        classes: how often each configured class was seen (windows, objects or pixels); empty for regression.
+        low: the lowest value of a regression's labels, in the units of the file.
+        high: the highest.
+    """
+
+    classes: Mapping[str, int]
+    low: float = float("nan")
+    high: float = float("nan")
+
+
+@dataclass(frozen=True)
+class TaskLabels:
+    """The labels of one task as they were read.
+
+    Attributes:
+        dataset: the dataset's key.
+        name: the task's name.
+        task: the task.
+        at: where its arguments stand.
+        split: the split.
+        found: per window its ``group/name`` and what stands in its label layer.
+    """
+
+    dataset: str
+    name: str
+    task: Task
+    at: KeyPath
+    split: str
+    found: Sequence[tuple[str, Label]]
+
+    @property
+    def who(self) -> str:
+        """How messages call it."""
+        return f"dataset {self.dataset!r}, split {self.split!r}, task {self.name!r}"
+
+
+def check_labels(labels: TaskLabels) -> tuple[LabelSummary, list[Finding]]:
+    """Compare labels with the task.
+
+    Returns:
+        What there is, and what is wrong; tasks of other kinds than rslearn's usual ones are not looked at.
+    """
+    task = labels.task
+    if isinstance(task, ClassificationTask | DetectionTask):
+        return _named(labels, task)
+    if isinstance(task, SegmentationTask):
+        return _painted(labels, task)
+    if isinstance(task, RegressionTask):
+        return _measured(labels, task)
+    if isinstance(task, PerPixelRegressionTask):
+        return _mapped(labels, task)
+    return LabelSummary({}), []
+
+
+def compare_splits(labels: TaskLabels, train: LabelSummary, held: LabelSummary) -> list[Finding]:
+    """Classes that a held-out split has and training lacks can't be learnt."""
+    unseen = [name for name, count in held.classes.items() if count and not train.classes.get(name)]
+    what = f"{labels.who}: has {listed(unseen)}, which no training label that was looked at has"
+    return [warning(what, labels.at)] if unseen else []
+
+
+def _values(found: Iterable[tuple[str, Label]], property_name: str) -> list[tuple[str, list[Any]]]:
+    return [
+        (window, [f.properties[property_name] for f in label if f.properties and property_name in f.properties])
+        for window, label in found
+        if isinstance(label, list)
+    ]
+
+
+def _named(labels: TaskLabels, task: ClassificationTask | DetectionTask) -> tuple[LabelSummary, list[Finding]]:
+    single = isinstance(task, ClassificationTask)
+    counts, strange, empty = Counter[str](), Counter[str](), []
+    for window, values in _values(labels.found, task.property_name):
+        if not values:
+            empty.append(window)
+        # A window's class is that of its first feature.
+        for value in values[:1] if single else values:
+            name = _class_name(value, task)
+            (counts if name is not None else strange)[str(value) if name is None else name] += 1
+    findings = []
+    if strange and not task.skip_unknown_categories:
+        what = f"{labels.who}: {sum(strange.values())} labels are not among the classes: {listed(strange)}"
+        findings.append(Finding(f"{what}; configured: {listed(task.classes, 20)}", (*labels.at, "classes")))
+    if isinstance(task, ClassificationTask) and empty and not task.allow_invalid:
+        what = f"{labels.who}: {len(empty)} of {len(labels.found)} windows have no label with the property "
+        findings.append(
+            Finding(f"{what}{task.property_name!r}, e.g. {empty[0]}{_other(labels)}", (*labels.at, "property_name"))
+        )
+    if not single and labels.found and len(empty) == len(labels.found):
+        what = f"{labels.who}: no object with the property {task.property_name!r} in {len(empty)} windows"
+        findings.append(Finding(what + _other(labels), (*labels.at, "property_name"), error=labels.split == "train"))
+    return LabelSummary({name: counts[name] for name in task.classes}), findings
+
+
+def _class_name(value: Any, task: ClassificationTask | DetectionTask) -> str | None:
+    if not task.read_class_id:
+        return value if value in task.classes else None
+    try:
+        index = int(value)
+    except (TypeError, ValueError):
+        return None
+    return str(task.classes[index]) if 0 <= index < len(task.classes) else None
+
+
+def _other(labels: TaskLabels) -> str:
+    """The properties that the labels do have."""
+    have = {key for _, label in labels.found if isinstance(label, list) for f in label for key in f.properties or {}}
+    return f"; properties there: {listed(sorted(have))}" if have else ""
+
+
+def _painted(labels: TaskLabels, task: SegmentationTask) -> tuple[LabelSummary, list[Finding]]:
+    counts: Counter[int] = Counter()
+    for _, label in labels.found:
+        if isinstance(label, RasterImage):
+            values, numbers = np.unique(label.image.numpy(), return_counts=True)
+            for value, number in zip(values.tolist(), numbers.tolist(), strict=True):
+                counts[int((task.class_id_mapping or {}).get(int(value), int(value)))] += number
+    hidden = {task.nodata_value} if task.nodata_value is not None else set()
+    strange = sorted(value for value in counts if not 0 <= value < task.num_classes and value not in hidden)
+    findings = []
+    if strange:
+        what = f"{labels.who}: pixels hold the class {listed(strange)}, but num_classes is {task.num_classes}"
+        tail = f" and nodata_value {task.nodata_value}" if hidden else "; is that a nodata_value?"
+        findings.append(Finding(what + tail, (*labels.at, "num_classes")))
+    if counts and set(counts) <= hidden:
+        findings.append(
+            Finding(f"{labels.who}: all pixels that were looked at are nodata", (*labels.at, "nodata_value"))
+        )
+    names: Iterable[object] = task.class_names or range(task.num_classes)
+    return LabelSummary({str(name): 0 if i in hidden else counts[i] for i, name in enumerate(names)}), findings
+
+
+def _measured(labels: TaskLabels, task: RegressionTask) -> tuple[LabelSummary, list[Finding]]:
+    numbers: list[float] = []
+    strange: list[Any] = []
+    empty: list[str] = []
+    for window, values in _values(labels.found, task.property_name):
+        if not values:
+            empty.append(window)
+            continue
+        try:
+            number = float(values[0])
+        except (TypeError, ValueError):
+            number = float("nan")
+        if np.isfinite(number):
+            numbers.append(number)
+        else:
+            strange.append(values[0])
+    at, findings = (*labels.at, "property_name"), []
+    if strange:
+        findings.append(Finding(f"{labels.who}: {len(strange)} labels are no finite number: {listed(strange)}", at))
+    if empty and not task.allow_invalid:
+        what = f"{labels.who}: {len(empty)} of {len(labels.found)} windows have no label with the property "
+        findings.append(Finding(f"{what}{task.property_name!r}, e.g. {empty[0]}{_other(labels)}", at))
+    return _spread(labels, np.array(numbers), findings)
+
+
+def _mapped(labels: TaskLabels, task: PerPixelRegressionTask) -> tuple[LabelSummary, list[Finding]]:
+    images = [label.image.numpy().ravel() for _, label in labels.found if isinstance(label, RasterImage)]
+    values = np.concatenate(images) if images else np.empty(0)
+    valid = values if task.nodata_value is None else values[values != task.nodata_value]
+    findings = []
+    if not np.isfinite(valid).all():
+        what = f"{labels.who}: {int((~np.isfinite(valid)).sum())} label pixels are no finite number; set nodata_value"
+        findings.append(Finding(what, (*labels.at, "nodata_value")))
+    return _spread(labels, valid[np.isfinite(valid)], findings)
+
+
+def _spread(labels: TaskLabels, values: Any, findings: list[Finding]) -> tuple[LabelSummary, list[Finding]]:
+    if values.size == 0:
+        return LabelSummary({}), findings
+    low, high = float(values.min()), float(values.max())
+    if low == high and values.size > 1:
+        findings.append(warning(f"{labels.who}: all {values.size} labels are {low:g}", labels.at))
+    return LabelSummary({}, low, high), findings

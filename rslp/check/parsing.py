@@ -1,0 +1,162 @@
+"""Parse a run config with the run's own parser, and make everything in it, as a run would."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from rslearn.train.data_module import RslearnDataModule
+from rslearn.utils.jsonargparse import init_jsonargparse
+
+from rslp.check.faults import faults_of
+from rslp.check.findings import Finding, KeyPath
+from rslp.check.making import MADE_WRONG, constructor_faults
+from rslp.errors import ConfigError, UserError
+from rslp.train.cli import RunCLI
+from rslp.train.data import MultiDatasetDataModule
+from rslp.train.module import JointModule
+
+DATA_MODULES: KeyPath = ("data", "init_args", "data_modules")
+# What a laptop lacks of the machine that the run is meant for.
+_HERE = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None, "plugins": None}
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a run config describes.
+
+    Attributes:
+        modules: the data modules that could be made, by dataset.
+        module: model and losses; None if they could not be made.
+        findings: what is wrong with the config.
+    """
+
+    modules: Mapping[str, RslearnDataModule]
+    module: JointModule | None
+    findings: tuple[Finding, ...]
+
+
+class CheckCLI(RunCLI):
+    """The run's parser; what it makes does not need the run's hardware."""
+
+    def before_instantiate_classes(self) -> None:
+        """Keep what was parsed, and make a trainer that exists everywhere."""
+        for key, value in _HERE.items():
+            self.config[f"trainer.{key}"] = value
+        self.config["trainer.logger"] = False
+
+
+def parse(config: Mapping[str, Any]) -> Parsed:
+    """Parse a run config and make model, data modules and trainer.
+
+    Args:
+        config: the run config, its paths resolved.
+
+    Returns:
+        What was made, and every fault that was found, deepest keys first.
+    """
+    init_jsonargparse()
+    with _quiet():
+        failure = "the config can't be parsed"
+        try:
+            cli = _run_parser(config)
+        except (argparse.ArgumentError, SystemExit, UserError, MisconfigurationException, *MADE_WRONG) as error:
+            failure = _short(error)
+        else:
+            return _accepted(cli)
+        return _refused(config, failure)
+
+
+def _run_parser(config: Mapping[str, Any]) -> CheckCLI:
+    noise = io.StringIO()
+    with contextlib.redirect_stderr(noise), contextlib.redirect_stdout(noise):
+        return CheckCLI(
+            model_class=L.LightningModule,
+            datamodule_class=L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=False,
+            run=False,
+            # The parser writes into what it is given.
+            args=copy.deepcopy(dict(config)),
+            parser_kwargs={"exit_on_error": False},
+        )
+
+
+def _accepted(cli: CheckCLI) -> Parsed:
+    findings = []
+    data, module = cli.datamodule, cli.model
+    for what, got, wanted in (("data", data, MultiDatasetDataModule), ("model", module, JointModule)):
+        if not isinstance(got, wanted):
+            message = f"{type(got).__name__} can't train on several datasets; use rslp.train.{wanted.__name__}"
+            findings.append(Finding(message, (what, "class_path")))
+    if findings:
+        return Parsed({}, None, tuple(findings))
+    try:
+        module.model.set_datasets(data.tasks())
+    except ConfigError as error:
+        findings = [Finding(problem.what, tuple(problem.key.split("."))) for problem in error.problems]
+    return Parsed(data.data_modules, module, tuple(findings))
+
+
+def _refused(config: Mapping[str, Any], failure: str) -> Parsed:
+    findings: list[Finding] = []
+    made: dict[KeyPath, Any] = {}
+    known = {"model": L.LightningModule, "data": L.LightningDataModule, "trainer": Trainer}
+    for key, kind in known.items():
+        if not isinstance(config.get(key), Mapping):
+            continue
+        found = faults_of(config[key], kind, (key,))
+        part = {**config[key], **_HERE, "logger": False} if key == "trainer" else config[key]
+        raised, parts = constructor_faults(part, kind, (key,))
+        seen = {finding.at for finding in found}
+        findings += [*found, *(finding for finding in raised if finding.at not in seen)]
+        made |= parts
+    size = len(DATA_MODULES)
+    modules = {
+        str(at[size]): module
+        for at, module in made.items()
+        if isinstance(module, RslearnDataModule) and at[:size] == DATA_MODULES and len(at) == size + 2
+    }
+    return Parsed(modules, None, tuple(findings) or (_unplaced(config, failure),))
+
+
+def _unplaced(config: Mapping[str, Any], failure: str) -> Finding:
+    """The parser's own words, at the key that they name."""
+    named = [key for key in config if f"'{key}'" in failure or f'"{key}"' in failure]
+    return Finding(failure, (named[0],) if named else ())
+
+
+def _short(error: BaseException) -> str:
+    """The last telling line of what the parser says, without the pages around it."""
+    lines = [line.strip(" -\t") for line in str(error).splitlines() if line.strip(" -\t")]
+    return lines[-1][:300] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' hints to themselves."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

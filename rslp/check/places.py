@@ -1,0 +1,144 @@
+"""From a key of the run config to the line of the file that a person wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rslp.check.findings import Finding, KeyPath
+from rslp.compose.merge import pick
+from rslp.compose.placeholders import names_in, placeholder_names
+from rslp.errors import ConfigError, Problem
+from rslp.files import Document, read_yaml, shipped
+
+_SHIPPED = "data/helios/"
+# The header that stage 1 writes names its files, the multi-dataset config first.
+_FROM = re.compile(r"^# {3}(\S.*?) +sha256 [0-9a-f]+$", re.MULTILINE)
+_Entries = Mapping[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class _Spot:
+    """A key of one source file."""
+
+    document: Document
+    at: KeyPath
+
+
+@dataclass(frozen=True)
+class Places:
+    """Finds the source of what a run config says.
+
+    Stage 1 leaves ``OUT_x.provenance.json`` beside the run config; where there is none, the run config itself is the
+    source.
+
+    Attributes:
+        documents: the run configs, later ones win.
+    """
+
+    documents: Sequence[Document]
+    _provenance: dict[str, _Entries] = field(default_factory=dict, compare=False, repr=False)
+    _sources: dict[str, Document | None] = field(default_factory=dict, compare=False, repr=False)
+
+    def problem(self, finding: Finding) -> Problem:
+        """The finding with file, line and key of the source."""
+        document = self._document(finding.at)
+        spot = self._source(document, finding.at) or _Spot(document, finding.at)
+        at, wanted = _held(spot.document, spot.at), spot.at
+        key = ".".join(map(str, wanted if len(wanted) - len(at) <= 1 else at))
+        return Problem(finding.what, spot.document.name, spot.document.nearest_line(at), key)
+
+    def traced(self, problem: Problem) -> Problem:
+        """A problem at a key of a run config, as one at the source of that key."""
+        at = tuple(int(word) if word.isdigit() else word for word in problem.key.split(".") if word)
+        return self.problem(Finding(problem.what, at)) if at else problem
+
+    def _document(self, at: KeyPath) -> Document:
+        """The run config that knows most of a key; of equals the last."""
+        return max(enumerate(self.documents), key=lambda item: (len(_held(item[1], at)), item[0]))[1]
+
+    def _source(self, document: Document, at: KeyPath) -> _Spot | None:
+        entries = self._entries(document)
+        for length in range(len(at), 0, -1):
+            here = ".".join(map(str, at[:length]))
+            if here in entries:
+                return self._spot(document, entries[here], at[length - 1], at[length:])
+            for key in entries:
+                if key.startswith(f"{here}."):
+                    return self._parent(document, entries[key], key, here, at[length:])
+        return None
+
+    def _parent(
+        self, document: Document, found: list[dict[str, Any]], key: str, here: str, rest: KeyPath
+    ) -> _Spot | None:
+        """A mapping has no entry of its own: it stands where the first of its values does."""
+        spot = self._spot(document, found, key.rpartition(".")[2], ())
+        depth = key.count(".") - here.count(".")
+        return spot and _Spot(spot.document, (*spot.at[: max(0, len(spot.at) - depth)], *rest))
+
+    def _spot(self, document: Document, found: list[dict[str, Any]], last: str | int, rest: KeyPath) -> _Spot | None:
+        won = [entry for entry in found if entry.get("won") and entry.get("file")]
+        source = self._read(document, won[-1]["file"]) if won else None
+        if source is None:
+            return None
+        for at in _keys(source.data, ()):
+            if str(at[-1]).removesuffix("+") == str(last) and source.line(at) == won[-1]["line"]:
+                spot = _Spot(source, (*at, *rest))
+                return self._constant(document, spot) or spot
+        return None
+
+    def _constant(self, document: Document, spot: _Spot) -> _Spot | None:
+        """A value that is a placeholder was set where its constant is: in the multi-dataset config."""
+        names = names_in(pick(spot.document.data, spot.at))
+        header = _FROM.search(document.text)
+        maker = self._read(document, header.group(1)) if names and header else None
+        if maker is None or not isinstance(maker.data, Mapping):
+            return None
+        for within in ((), ("substitutions",)):
+            constants = pick(maker.data, within)
+            for key in constants if isinstance(constants, Mapping) else ():
+                if set(names) & set(placeholder_names({str(key): 0})):
+                    return _Spot(maker, (*within, key))
+        return None
+
+    def _entries(self, document: Document) -> _Entries:
+        if document.name not in self._provenance:
+            path = Path(document.name).with_suffix(".provenance.json")
+            text = path.read_text(encoding="utf-8") if "://" not in document.name and path.is_file() else "{}"
+            try:
+                self._provenance[document.name] = json.loads(text)
+            except ValueError:
+                # It only says where things come from; a broken one costs precision, no more.
+                self._provenance[document.name] = {}
+        return self._provenance[document.name]
+
+    def _read(self, document: Document, file: str) -> Document | None:
+        beside = os.path.normpath(Path(document.name).parent / file)
+        if beside not in self._sources:
+            own = file.startswith(_SHIPPED) and not Path(beside).exists()
+            try:
+                path = shipped(file.removeprefix(_SHIPPED)) if own else Path(beside)
+                self._sources[beside] = read_yaml(path, name=file if own else beside)
+            except ConfigError:
+                self._sources[beside] = None
+        return self._sources[beside]
+
+
+def _held(document: Document, at: KeyPath) -> KeyPath:
+    """The part of a key path that a file holds."""
+    return next((at[:length] for length in range(len(at), 0, -1) if document.line(at[:length]) is not None), ())
+
+
+def _keys(tree: Any, at: KeyPath) -> Iterator[KeyPath]:
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield (*at, key)
+            yield from _keys(value, (*at, key))
+    elif isinstance(tree, list):
+        for position, value in enumerate(tree):
+            yield from _keys(value, (*at, position))

@@ -1,0 +1,105 @@
+"""Read a sample of windows: ranges of the images, and the labels as they stand."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.errors import RasterioError
+from rslearn.dataset import Window
+from rslearn.train.model_context import RasterImage
+from rslearn.utils.geometry import PixelBounds
+
+from rslp.check.labels import Label
+from rslp.check.units import NODATA_BELOW, NOTHING, OPTICAL, RADAR, Range
+from rslp.check.view import View
+from rslp.train import adapters
+
+# A part of this size from the middle of a window tells enough, px.
+_PART = 256
+_UNREADABLE = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError, RasterioError)
+
+
+@dataclass(frozen=True)
+class ImageStats:
+    """What one window's image of one input holds.
+
+    Attributes:
+        dates: number of dates.
+        bands: per band the range of its measurements.
+        nodata: share of pixels without a measurement.
+        darkest: the lowest measurement of all.
+    """
+
+    dates: int
+    bands: tuple[Range, ...]
+    nodata: float
+
+    @property
+    def whole(self) -> Range:
+        """The range over all bands."""
+        result = NOTHING
+        for band in self.bands:
+            result = result.joined(band)
+        return result
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read of one window.
+
+    Attributes:
+        window: ``group/name``.
+        images: by input; empty where only labels were asked for.
+        labels: by input.
+        fault: why it could not be read; empty if it could.
+    """
+
+    window: str
+    images: Mapping[str, ImageStats] = field(default_factory=dict)
+    labels: Mapping[str, Label] = field(default_factory=dict)
+    fault: str = ""
+
+
+def read_window(view: View, window: Window, *, images: bool) -> Reading:
+    """Read the labels of a window, and its images if they are asked for."""
+    name = f"{window.group}/{window.name}"
+    wanted = {key: spec for key, spec in view.module.inputs.items() if spec.is_target or images}
+    try:
+        raw = adapters.read_inputs(
+            view.dataset, window, bounds=_middle(window), inputs=wanted, rng=random.Random(window.name)
+        )
+    except _UNREADABLE as error:
+        return Reading(name, fault=f"{type(error).__name__}: {' '.join(str(error).split())}")
+    targets = {key for key, spec in wanted.items() if spec.is_target}
+    stats = {
+        key: measure(key, value.image.numpy())
+        for key, value in raw.items()
+        if key not in targets and isinstance(value, RasterImage)
+    }
+    return Reading(name, stats, {key: value for key, value in raw.items() if key in targets})
+
+
+def measure(modality: str, image: NDArray[np.generic]) -> ImageStats:
+    """Ranges and nodata share of an image ``C T H W``."""
+    values = image.astype(np.float32)
+    valid = np.isfinite(values) & (values > NODATA_BELOW)
+    if modality in OPTICAL | RADAR:
+        valid &= ~(values == 0).all(axis=0)
+    bands = tuple(_range(band[mask]) for band, mask in zip(values, valid, strict=True))
+    return ImageStats(image.shape[1], bands, 1 - float(valid.mean()) if valid.size else 1.0)
+
+
+def _range(values: NDArray[np.float32]) -> Range:
+    if values.size == 0:
+        return NOTHING
+    return Range(float(values.min()), float(values.max()), bool((values == np.round(values)).all()))
+
+
+def _middle(window: Window) -> PixelBounds:
+    x0, y0, x1, y1 = window.bounds
+    left, top = x0 + max(0, x1 - x0 - _PART) // 2, y0 + max(0, y1 - y0 - _PART) // 2
+    return (left, top, min(x1, left + _PART), min(y1, top + _PART))

@@ -1,0 +1,72 @@
+"""The summary that a person looks at before a long run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from rslp.check.dataset import Report
+from rslp.check.images import InputSummary
+from rslp.check.labels import LabelSummary
+from rslp.check.view import SPLITS
+
+_MOST_CLASSES = 12
+
+
+def summary_tables(reports: Sequence[Report]) -> list[Table]:
+    """What the run will see, from the windows that were read: images by input, labels by task."""
+    images = _table(
+        "images", ("dataset", "windows", "size, px", "batch", "input", "bands", "dates", "values", "nodata")
+    )
+    labels = _table("labels", ("dataset", "task", "split", "seen"))
+    for report in reports:
+        windows = " / ".join(str(report.windows[split]) for split in SPLITS if split in report.windows)
+        sizes = ", ".join(dict.fromkeys(_size(sizes) for sizes in report.sizes.values()))
+        head = [report.name, windows, sizes, str(report.batch_size or "")]
+        for entry in report.inputs:
+            images.add_row(*head, *_input(entry))
+            head = [""] * len(head)
+        if not report.inputs:
+            images.add_row(*head, *[""] * 5)
+        for task, splits in report.labels.items():
+            for row, split in enumerate(split for split in SPLITS if split in splits):
+                labels.add_row(*((report.name, task) if row == 0 else ("", "")), split, _labels(splits[split]))
+        images.add_section()
+        labels.add_section()
+    return [images, labels]
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        right = column in ("batch", "bands", "dates", "nodata")
+        table.add_column(column, justify="right" if right else "left", no_wrap=column not in ("seen", "size, px"))
+    return table
+
+
+def _size(sizes: Sequence[tuple[int, int]]) -> str:
+    if not sizes:
+        return ""
+    return f"{sizes[0][0]}x{sizes[0][1]}" + (f" … {sizes[-1][0]}x{sizes[-1][1]}" if len(sizes) > 1 else "")
+
+
+def _input(entry: InputSummary) -> list[str]:
+    low, high = entry.dates
+    values = "" if entry.values.empty else f"{entry.values.low:.4g} .. {entry.values.high:.4g}"
+    units = f" {entry.units}" if entry.units else ""
+    dates = f"{low}" if low == high else f"{low}-{high}"
+    return [entry.name, str(entry.bands), dates, values + units, f"{entry.nodata:.0%}"]
+
+
+def _labels(seen: LabelSummary) -> str:
+    if not math.isnan(seen.low):
+        return f"{seen.low:g} .. {seen.high:g}"
+    total = sum(seen.classes.values())
+    if not total:
+        return "nothing"
+    ordered = sorted(seen.classes.items(), key=lambda item: -item[1])
+    shares = [f"{name} {count / total:.0%}" for name, count in ordered[:_MOST_CLASSES]]
+    rest = f", … {len(ordered) - _MOST_CLASSES} more classes" if len(ordered) > _MOST_CLASSES else ""
+    return ", ".join(shares) + rest

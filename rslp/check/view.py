@@ -1,0 +1,165 @@
+"""One dataset as the checks see it: its folder, what the config asks of it, and its windows by split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast, runtime_checkable
+
+from rslearn.dataset import Dataset, Window
+from rslearn.train.data_module import RslearnDataModule
+from rslearn.train.dataset import DataInput, SplitConfig
+from rslearn.train.tasks import Task
+from rslearn.train.tasks.multi_task import MultiTask
+
+from rslp.check.findings import Finding, KeyPath, listed, warning
+from rslp.errors import DataError
+from rslp.train import adapters
+from rslp.train.samples import open_dataset
+
+SPLITS = ("train", "val", "test")
+_BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)
+
+
+@runtime_checkable
+class Normaliser(Protocol):
+    """What a normalisation tells of the values that it takes: per modality the bands, in order."""
+
+    band_names: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class View:
+    """One dataset.
+
+    Attributes:
+        name: its key in the run config.
+        at: key path of its data module's arguments.
+        config: these arguments as the run config holds them.
+        module: rslearn's data module made of them.
+        dataset: the dataset on disk.
+    """
+
+    name: str
+    at: KeyPath
+    config: Mapping[str, Any]
+    module: RslearnDataModule
+    dataset: Dataset
+
+    def split(self, name: str) -> SplitConfig:
+        """The merged settings of a split."""
+        return adapters.split_config(self.module, name)
+
+    @property
+    def tasks(self) -> dict[str, tuple[Task, dict[str, str], KeyPath]]:
+        """Per task: the task, its mapping of inputs, and where its arguments stand."""
+        at = (*self.at, "task", "init_args")
+        task = self.module.task
+        if not isinstance(task, MultiTask):
+            return {self.name: (task, {name: name for name in self.module.inputs}, at)}
+        return {
+            name: (one, dict(task.input_mapping.get(name, {})), (*at, "tasks", name, "init_args"))
+            for name, one in task.tasks.items()
+        }
+
+    def normalisers(self, split: str) -> list[tuple[Normaliser, KeyPath]]:
+        """The normalisations of a split, each with the place of its arguments."""
+        own = self.config.get(f"{split}_config")
+        where = f"{split}_config" if isinstance(own, Mapping) and own.get("transforms") else "default_config"
+        found = enumerate(self.split(split).transforms or [])
+        return [
+            (transform, (*self.at, where, "transforms", position, "init_args"))
+            for position, transform in found
+            if isinstance(transform, Normaliser)
+        ]
+
+
+def open_view(name: str, *, at: KeyPath, config: Mapping[str, Any], module: RslearnDataModule) -> View | Finding:
+    """Open a dataset's folder, or tell why it can't be."""
+    try:
+        return View(name, at, config, module, open_dataset(name, module))
+    except DataError as error:
+        return Finding(" ".join(str(error).split()), (*at, "path"))
+
+
+class _ListedOnce:
+    """A dataset that reads its windows' metadata once for all splits."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._known: dict[tuple[tuple[str, tuple[str, ...]], ...], list[Window]] = {}
+
+    def load_windows(self, **selection: Sequence[str]) -> list[Window]:
+        key = tuple((name, tuple(values)) for name, values in sorted(selection.items()))
+        if key not in self._known:
+            self._known[key] = self._dataset.load_windows(**{name: list(values) for name, values in selection.items()})
+        return self._known[key]
+
+
+def list_splits(view: View) -> tuple[dict[str, list[Window]], list[Finding]]:
+    """The windows of each split as the run will see them; an empty one is an error.
+
+    A test split that selects what another split selects was not configured, and is left out.
+    """
+    dataset = cast(Dataset, _ListedOnce(view.dataset))
+    windows: dict[str, list[Window]] = {}
+    findings: list[Finding] = []
+    for split in _configured(view):
+        config = view.split(split)
+        labels = not config.get_skip_targets()
+        inputs = {name: spec for name, spec in view.module.inputs.items() if labels or not spec.is_target}
+        try:
+            windows[split] = adapters.list_windows(dataset, inputs, config)
+            findings += _lost(view, dataset, split, inputs=inputs, kept=len(windows[split]))
+        except _BROKEN as error:
+            what = f"dataset {view.name!r}: its windows can't be listed: {type(error).__name__}: {error}"
+            return windows, [*findings, Finding(what, (*view.at, "path"))]
+    return windows, findings
+
+
+def _configured(view: View) -> list[str]:
+    own = view.config.get("test_config")
+    return list(SPLITS) if isinstance(own, Mapping) and own else list(SPLITS[:2])
+
+
+def _lost(view: View, dataset: Dataset, split: str, *, inputs: dict[str, DataInput], kept: int) -> list[Finding]:
+    """Why a split has no window, or fewer than its tags select."""
+    config = view.split(split)
+    bare = SplitConfig.merge_and_validate([config])
+    bare.num_samples = None
+    tagged = adapters.list_windows(dataset, {}, bare)
+    wanted = min(len(tagged), config.num_samples or len(tagged))
+    place = (*view.at, _place_of(view, split))
+    if kept == wanted and kept:
+        return []
+    lacking = {
+        name: len(tagged) - len(adapters.list_windows(dataset, {name: spec}, bare)) for name, spec in inputs.items()
+    }
+    worst = max(lacking, key=lambda name: lacking[name], default=None)
+    reason = f"dataset {view.name!r}, split {split!r}: "
+    if worst and lacking[worst]:
+        layers = listed(view.module.inputs[worst].layers)
+        what = f"{lacking[worst]} of {len(tagged)} windows lack a layer of input {worst!r} ({layers})"
+        at = (*view.at, "inputs", worst, "layers")
+        return [warning(reason + what, at)] if kept else [Finding(f"{reason}no windows are left: {what}", at)]
+    if kept:
+        return []
+    every = dataset.load_windows()
+    what = f"no windows: groups {config.groups}, names {config.names}, tags {config.tags} select 0 of {len(every)}"
+    return [Finding(f"{reason}{what}{_seen(every, config)}", place)]
+
+
+def _place_of(view: View, split: str) -> str:
+    own = view.config.get(f"{split}_config")
+    return f"{split}_config" if isinstance(own, Mapping) and own else "default_config"
+
+
+def _seen(windows: Sequence[Window], config: SplitConfig) -> str:
+    """What the windows do have of what was asked for."""
+    groups = sorted({window.group for window in windows})
+    if config.groups and not set(config.groups) & set(groups):
+        return f"; its groups: {listed(groups)}"
+    for tag in config.tags or {}:
+        values = sorted({str(window.options[tag]) for window in windows if tag in window.options})
+        return f"; windows have {tag}: {listed(values) or 'nothing'}"
+    return ""
