@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -71,6 +72,8 @@ class RunCLI(LightningCLI):
             {
                 # The batch sampler already gives each process its share.
                 "trainer.use_distributed_sampler": False,
+                # Lightning would take every GPU of the machine.
+                "trainer.devices": 1,
                 # A check of two validation batches before training would only delay the first step.
                 "trainer.num_sanity_val_steps": 0,
                 "trainer.enable_model_summary": False,
@@ -99,9 +102,19 @@ def build(run: RunDir, *, training: bool) -> RunCLI:
         if not isinstance(got, wanted):
             message = f"{type(got).__name__} can't train on several datasets; use rslp.train.{wanted.__name__}"
             raise ConfigError(Problem(message, file=str(run.config), key=f"{what}.class_path"))
+    if cli.trainer.world_size > 1:
+        message = f"{cli.trainer.world_size} processes asked for; training in several processes is not there yet, use 1"
+        raise ConfigError(Problem(message, file=str(run.config), key="trainer.devices"))
     cli.datamodule.seed = cli.model.seed = cli.config.seed
+    _leave_room_for_workers(cli.datamodule.num_workers)
     _checkpoints_first(cli.trainer)
     return cli
+
+
+def _leave_room_for_workers(workers: int) -> None:
+    """Give torch the processors that reading does not need: threads that wait for each other cost more than they do."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - workers))
 
 
 def _for_run(config: Mapping[str, Any], *, run: RunDir, training: bool) -> dict[str, Any]:

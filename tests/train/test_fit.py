@@ -290,6 +290,7 @@ def test_an_unreadable_sample_stops_the_run_and_is_named(tmp_path: Path) -> None
         (("data", "init_args", "sample_mode"), "weights", "weights"),
         (("model", "init_args", "model", "init_args", "loss_weights"), {"nothing": 1.0}, "names the task 'nothing'"),
         (("trainer", "max_epoch"), 3, "max_epoch"),
+        (("trainer", "devices"), 2, "2 processes asked for"),
         (("model", "init_args", "optimizer", "class_path"), "rslearn.train.optimizer.AdamX", "AdamX"),
         (("model", "class_path"), STOCK_MODULE, "use rslp.train.JointModule"),
     ],
