@@ -23,7 +23,7 @@ from rslp.check.faults import faults_of
 from rslp.check.findings import Finding, KeyPath
 from rslp.check.making import MADE_WRONG, constructor_faults
 from rslp.errors import ConfigError, UserError
-from rslp.train.cli import RunCLI
+from rslp.train.cli import RunCLI, run_parser
 from rslp.train.data import MultiDatasetDataModule
 from rslp.train.module import JointModule
 
@@ -81,18 +81,8 @@ def parse(config: Mapping[str, Any]) -> Parsed:
 def _run_parser(config: Mapping[str, Any]) -> CheckCLI:
     noise = io.StringIO()
     with contextlib.redirect_stderr(noise), contextlib.redirect_stdout(noise):
-        return CheckCLI(
-            model_class=L.LightningModule,
-            datamodule_class=L.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=None,
-            seed_everything_default=False,
-            run=False,
-            # The parser writes into what it is given.
-            args=copy.deepcopy(dict(config)),
-            parser_kwargs={"exit_on_error": False},
-        )
+        # The parser writes into what it is given.
+        return run_parser(copy.deepcopy(dict(config)), CheckCLI)
 
 
 def _accepted(cli: CheckCLI) -> Parsed:

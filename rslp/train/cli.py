@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -79,6 +79,9 @@ class RunCLI(LightningCLI):
                 "trainer.enable_model_summary": False,
             }
         )
+
+
+CLI = TypeVar("CLI", bound=RunCLI)
 
 
 def build(run: RunDir, *, training: bool) -> RunCLI:
@@ -177,17 +180,7 @@ def _parse(config: dict[str, Any], *, name: Path) -> RunCLI:
     noise = io.StringIO()
     try:
         with contextlib.redirect_stderr(noise):
-            parsed = RunCLI(
-                model_class=L.LightningModule,
-                datamodule_class=L.LightningDataModule,
-                subclass_mode_model=True,
-                subclass_mode_data=True,
-                save_config_callback=None,
-                seed_everything_default=False,
-                run=False,
-                args=config,
-                parser_kwargs={"exit_on_error": False},
-            )
+            return run_parser(config, RunCLI)
     except (argparse.ArgumentError, SystemExit) as error:
         raise ConfigError(Problem(_cause(noise.getvalue() or str(error)), file=str(name))) from error
     except (ValueError, TypeError) as error:
@@ -195,7 +188,26 @@ def _parse(config: dict[str, Any], *, name: Path) -> RunCLI:
         if (cause := _user_error(error)) is None:
             raise
         raise cause from None
-    return parsed
+
+
+def run_parser(config: dict[str, Any], cls: type[CLI]) -> CLI:
+    """Parse a config as a run does and make everything in it.
+
+    Args:
+        config: the config; the parser writes into it.
+        cls: the command line to use, ``RunCLI`` or one made from it.
+    """
+    return cls(
+        model_class=L.LightningModule,
+        datamodule_class=L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=None,
+        seed_everything_default=False,
+        run=False,
+        args=config,
+        parser_kwargs={"exit_on_error": False},
+    )
 
 
 def _user_error(error: BaseException | None) -> UserError | None:
