@@ -3,7 +3,7 @@
 from rslp.compose.compose import RunConfig, Sources, compose
 from rslp.compose.configs import merge_configs
 from rslp.compose.diff import differences
-from rslp.compose.kinds import config_kind
+from rslp.compose.kinds import config_kind, refuse_unrunnable
 from rslp.compose.kitchen import Anchor
 from rslp.compose.merge import merge
 from rslp.compose.provenance import explain, header, provenance_text
@@ -24,4 +24,5 @@ __all__ = [
     "merge_configs",
     "provenance_text",
     "read_recipe",
+    "refuse_unrunnable",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rslp.compose.merge import pick, short
+from rslp.errors import ConfigError, Problem
 from rslp.files import Template
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
@@ -96,3 +97,25 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "entries": (lambda v: isinstance(v, list) and bool(v), "a list of datasets, at least one"),
     "groups": (_are_groups, "a list of lists of task names"),
 }
+
+
+def refuse_unrunnable(config: Mapping[str, Any], *, name: str) -> None:
+    """Recognise a config of another kind where a run config is wanted.
+
+    Args:
+        config: the config.
+        name: its file, for the message.
+
+    Raises:
+        ConfigError: it is none that a run can be started with.
+    """
+    kind = config_kind(config)
+    if kind == "multi-dataset config":
+        what = f"is a multi-dataset config; first run: python make_multidataset_config.py --cfg {name}"
+    elif kind not in ("run config", None):
+        what = f"is a {kind}, no run config; make_multidataset_config makes one from it"
+    elif missing := [key for key in ("model", "data", "trainer") if not isinstance(config.get(key), Mapping)]:
+        what = f"is no run config: `{missing[0]}` is missing"
+    else:
+        return
+    raise ConfigError(Problem(what, file=name))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from rslp.compose import config_kind, merge, merge_configs
+from rslp.compose import merge, merge_configs, refuse_unrunnable
 from rslp.errors import ConfigError, Problem, UsageError
 from rslp.files import Document, read_yaml, resolve_paths
 
@@ -57,7 +57,7 @@ def check(
     }
     given = {key: value for key, value in constants.items() if value is not None}
     config, missing = _merged(documents, given)
-    _refuse_other_kinds(config, name=documents[-1].name)
+    refuse_unrunnable(config, name=documents[-1].name)
     # rslearn gives each of its loggers a handler of its own, at a level that is read from here when it is imported.
     os.environ.setdefault("RSLEARN_LOGLEVEL", "WARNING")
     from rslp.check.check import Effort
@@ -112,16 +112,3 @@ def _merged(documents: Sequence[Document], constants: Mapping[str, Any]) -> tupl
         for document in documents:
             merged = merge(merged, resolve_paths(document.data, document.folder, name=document.name))
     return resolve_paths(merged, last.folder, name=last.name, line=last.nearest_line), problems
-
-
-def _refuse_other_kinds(config: Mapping[str, Any], *, name: str) -> None:
-    kind = config_kind(config)
-    if kind == "multi-dataset config":
-        what = f"is a multi-dataset config; first run: python make_multidataset_config.py --cfg {name}"
-    elif kind not in ("run config", None):
-        what = f"is a {kind}, no run config; make_multidataset_config makes one from it"
-    elif missing := [key for key in ("model", "data", "trainer") if not isinstance(config.get(key), Mapping)]:
-        what = f"is no run config: `{missing[0]}` is missing"
-    else:
-        return
-    raise ConfigError(Problem(what, file=name))

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from rslp.compose import config_kind, merge_configs
-from rslp.errors import ConfigError, Problem, UsageError
+from rslp.compose import merge_configs, refuse_unrunnable
+from rslp.errors import RunError, UsageError
 from rslp.files import dump_yaml, read_yaml, relativise_paths, write_atomic
 from rslp.launch.job import Job, Mode
 from rslp.launch.plan_local import plan_local
@@ -73,7 +73,8 @@ def launch_finetune(
         "ENCODER_EMBEDDING_SIZE": encoder_embedding_size,
         "PATCH_SIZE": patch_size,
     }
-    run = RunDir.of(Path(os.environ.get("RSLP_PREFIX") or LOCAL_PREFIX).absolute(), rslp_project, experiment_id)
+    run = RunDir.of(_local_prefix(), rslp_project, experiment_id)
+    _refuse_what_cannot_run(run, mode="test" if do_eval else mode, checkpoint=checkpoint)
     job = Job(run=run, mode="test" if do_eval else mode, checkpoint=checkpoint and str(Path(checkpoint).absolute()))
     config = _merged(config_paths, run=run, constants={k: v for k, v in constants.items() if v is not None})
     plan = plan_local(job)
@@ -86,6 +87,36 @@ def launch_finetune(
     return submit_local(plan)
 
 
+def _local_prefix() -> Path:
+    """The folder that local runs lie below.
+
+    Raises:
+        UsageError: RSLP_PREFIX is no local folder.
+    """
+    prefix = os.environ.get("RSLP_PREFIX") or LOCAL_PREFIX
+    if "://" in prefix:
+        raise UsageError(f"RSLP_PREFIX is {prefix}: runs on an object store are not there yet; set it to a folder")
+    return Path(prefix).absolute()
+
+
+def _refuse_what_cannot_run(run: RunDir, *, mode: Mode, checkpoint: str | None) -> None:
+    """Find what the job would fail of, before anything is written.
+
+    Raises:
+        RunError: a mode that is not there, or nothing to evaluate.
+    """
+    if mode == "predict":
+        raise RunError("mode predict is not there yet; validate and test evaluate a run")
+    if mode == "fit":
+        return
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise RunError(f"no checkpoint {checkpoint}")
+    if checkpoint is None and not run.best().exists():
+        raise RunError(
+            f"no checkpoint best.ckpt in {run.checkpoints}: train the run first, or name one with --checkpoint"
+        )
+
+
 def _merged(config_paths: list[str], *, run: RunDir, constants: Mapping[str, Any]) -> dict[str, Any]:
     """The config of the run, with paths as its directory sees them.
 
@@ -96,23 +127,13 @@ def _merged(config_paths: list[str], *, run: RunDir, constants: Mapping[str, Any
         raise UsageError("--config_paths is empty: name the run config that make_multidataset_config wrote")
     documents = [read_yaml(path) for path in config_paths]
     merged = relativise_paths(merge_configs(documents, constants), run.path)
-    _refuse_unrunnable(merged, name=", ".join(document.name for document in documents))
+    refuse_unrunnable(merged, name=", ".join(document.name for document in documents))
     return {**merged, "rslp_project": run.project, "rslp_experiment": run.experiment}
 
 
-def _refuse_unrunnable(config: Mapping[str, Any], *, name: str) -> None:
-    """Recognise a config of another kind before the training stack is loaded."""
-    kind = config_kind(config)
-    if kind == "multi-dataset config":
-        what = f"is a multi-dataset config; first run: python make_multidataset_config.py --cfg {name}"
-    elif kind not in ("run config", None):
-        what = f"is a {kind}, no run config; make_multidataset_config makes one from it"
-    elif missing := [key for key in ("model", "data", "trainer") if not isinstance(config.get(key), Mapping)]:
-        what = f"is no run config: `{missing[0]}` is missing"
-    else:
-        return
-    raise ConfigError(Problem(what, file=name))
-
-
 def _write_config(config: Mapping[str, Any], *, run: RunDir) -> None:
-    write_atomic(run.config, dump_yaml(config))
+    try:
+        write_atomic(run.config, dump_yaml(config))
+    except OSError as error:
+        what = f"{run.path} can't be written: {error.strerror}; RSLP_PREFIX says where runs lie"
+        raise RunError(what) from error

@@ -166,3 +166,25 @@ def test_evaluating_before_training_names_the_folder(place: Path, tmp_path: Path
     done = rslp(*words, "--local", "true", "--do_eval", "true", cwd=tmp_path, code=2)
     assert "no checkpoint best.ckpt in " in done.stderr
     assert str(tmp_path / "project_data/projects/helios_finetuning/none/checkpoints") in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("prefix", "words", "message"),
+    [
+        ("file", (), "can't be written: Not a directory; RSLP_PREFIX says where runs lie"),
+        ("gs://bucket/runs", (), "runs on an object store are not there yet"),
+        ("runs", ("--mode", "predict"), "mode predict is not there yet"),
+        ("runs", ("--do_eval", "true", "--checkpoint", "no.ckpt"), "no checkpoint no.ckpt"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_written(
+    place: Path, tmp_path: Path, prefix: str, words: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RSLP_PREFIX", prefix)
+    config = f"--config_paths+={place / 'example/OUT_multi_dataset.yaml'}"
+    done = rslp("launch_finetune", config, "--experiment_id", "x", "--local", "true", *words, cwd=tmp_path, code=2)
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
