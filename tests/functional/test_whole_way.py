@@ -94,6 +94,7 @@ def test_killed_interrupted_and_started_again_it_finishes(place: Path) -> None:
     wait_for(run / "lock", second)
     while "going on from" not in (line := second.stderr.readline() if second.stderr else ""):
         assert line, "the second start did not go on from the checkpoint"
+        assert "checking" not in line  # what goes on is not checked again
     os.killpg(second.pid, signal.SIGINT)  # Ctrl-C reaches the workers too
     assert second.wait(timeout=120) != 0
     assert "Traceback" not in second.communicate()[1]
@@ -107,6 +108,7 @@ def test_killed_interrupted_and_started_again_it_finishes(place: Path) -> None:
 
     again = rslp(*LAUNCH, cwd=place)
     assert "is done: 3 epochs" in again.stderr
+    assert "checking" not in again.stderr
 
     evaluated = rslp(*LAUNCH, "--do_eval", "true", cwd=place)
     for name in ("crop_type", "vessel_detection", "land_cover", "fuel_moisture"):
@@ -156,6 +158,24 @@ def test_bad_input_is_one_line_and_leaves_nothing(place: Path, tmp_path: Path, c
     assert not (tmp_path / "project_data").exists()
 
 
+def test_what_the_check_finds_is_told_and_nothing_is_started(place: Path, tmp_path: Path) -> None:
+    example = tmp_path / "example"
+    example.mkdir()
+    for path in (place / "example").iterdir():
+        (example / path.name).symlink_to(path)
+    config = example / "OUT_multi_dataset.yaml"
+    text = config.read_text()
+    config.unlink()
+    config.write_text(text.replace("property_name: crop", "property_name: crops"))
+    done = rslp(*LAUNCH, cwd=tmp_path, code=2)
+    faults = [line for line in done.stderr.splitlines() if "have no label with the property 'crops'" in line]
+    assert len(faults) == 3, done.stderr  # one for each split
+    assert done.stderr.endswith(
+        "error: the check found errors, so nothing was started; `--check false` leaves it out\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["example"]
+
+
 def test_evaluating_before_training_names_the_folder(place: Path, tmp_path: Path) -> None:
     words = (
         "launch_finetune",
@@ -172,7 +192,8 @@ def test_evaluating_before_training_names_the_folder(place: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("prefix", "words", "message"),
     [
-        ("file", (), "can't be written: Not a directory; RSLP_PREFIX says where runs lie"),
+        ("file", (), "/file: no folder; RSLP_PREFIX says where runs lie"),
+        ("file", ("--check", "false"), "can't be written: Not a directory; RSLP_PREFIX says where runs lie"),
         ("gs://bucket/runs", (), "runs on an object store are not there yet"),
         ("runs", ("--mode", "predict"), "mode predict is not there yet"),
         ("runs", ("--do_eval", "true", "--checkpoint", "no.ckpt"), "no checkpoint no.ckpt"),
