@@ -385,7 +385,8 @@ def test_another_class_takes_none_of_the_arguments_of_the_one_before(tmp_path, c
     words = ["helios", "make_multidataset_config", "--cfg", str(tmp_path / "multi.yaml"), "--explain"]
     assert main([*words, f"{scheduler}.init_args.patience"]) == 0
     assert capsys.readouterr().out == (
-        f"{scheduler}.init_args.patience fell away: another class took the place of the one that it was an argument of\n"
+        f"{scheduler}.init_args.patience fell away: another class took the place of the one "
+        "that it was an argument of\n"
         f"  beat   base.yaml:{line(base, 'patience: 2')}  2\n"
     )
     assert main([*words, f"{scheduler}.init_args"]) == 0

@@ -123,6 +123,31 @@ def test_killed_interrupted_and_started_again_it_finishes(place: Path) -> None:
         }
 
 
+def test_a_dataset_with_two_tasks_beside_one_with_one(place: Path) -> None:
+    multi = place / "example" / "two_tasks.yaml"
+    config = yaml.safe_load(multi.read_text())
+    config["global_overrides"]["trainer"] |= {"max_epochs": 1, "check_val_every_n_epoch": 1}
+    multi.write_text(yaml.safe_dump(config))
+    done = rslp("make_multidataset_config", "--cfg", "example/two_tasks.yaml", cwd=place)
+    assert "2 datasets: shrubland, crop_type" in done.stdout
+
+    launch = ("launch_finetune", "--config_paths+=example/OUT_two_tasks.yaml", "--rslp_project", "demo")
+    launch += ("--experiment_id", "two", "--local", "true")
+    done = rslp(*launch, cwd=place)
+    assert "no errors in 2 datasets" in done.stdout
+    assert re.search(r"shrubland +│ shrub +│ train", done.stdout), done.stdout
+    rslp(*launch, "--do_eval", "true", cwd=place)
+
+    tasks = {("shrubland", "fuel_moisture"), ("shrubland", "shrub"), ("crop_type", "crop_type")}
+    run = place / "project_data/projects/demo/two"
+    with (run / "metrics.csv").open(newline="") as handle:
+        names = [row["name"].split("/") for row in csv.DictReader(handle)]
+    assert {(name[1], name[2]) for name in names if len(name) == 4 and name[0] == "val"} == tasks
+    for split in ("val", "test"):
+        rows = json.loads((run / "eval" / f"{split}.json").read_text())["rows"]
+        assert {(row["dataset"], row["task"]) for row in rows if row["primary"]} == tasks
+
+
 def test_a_dry_run_prints_the_job_and_writes_nothing(place: Path, tmp_path: Path) -> None:
     words = ("launch_finetune", f"--config_paths+={place / 'example/OUT_multi_dataset.yaml'}", "--experiment_id", "dry")
     done = rslp(*words, "--local", "true", "--dry_run", "true", cwd=tmp_path)
