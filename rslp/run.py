@@ -46,6 +46,11 @@ class RunDir:
         return self.path / "config.yaml"
 
     @property
+    def check(self) -> Path:
+        """What the last check that passed was of."""
+        return self.path / "check.json"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"

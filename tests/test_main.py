@@ -72,6 +72,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
         ["helios", "make_multidataset_config", "--help"],
         ["helios", "make_example", "--help"],
         ["helios", "run", "--help"],
+        ["helios", "check", "--help"],
         ["helios", "lauch_finetune"],
     ],
 )

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rslp.check.findings import Finding, KeyPath
-from rslp.compose.merge import pick
-from rslp.compose.placeholders import names_in, placeholder_names
+from rslp.compose import names_in, pick, placeholder_names
 from rslp.errors import ConfigError, Problem
 from rslp.files import Document, read_yaml, shipped
 

@@ -5,7 +5,8 @@ from rslp.compose.configs import merge_configs
 from rslp.compose.diff import differences
 from rslp.compose.kinds import config_kind, refuse_unrunnable
 from rslp.compose.kitchen import Anchor
-from rslp.compose.merge import merge
+from rslp.compose.merge import merge, pick
+from rslp.compose.placeholders import names_in, placeholder_names
 from rslp.compose.provenance import explain, header, provenance_text
 from rslp.compose.recipe import Entry, Recipe, read_recipe
 
@@ -22,6 +23,9 @@ __all__ = [
     "header",
     "merge",
     "merge_configs",
+    "names_in",
+    "pick",
+    "placeholder_names",
     "provenance_text",
     "read_recipe",
     "refuse_unrunnable",

@@ -84,7 +84,7 @@ def compose(recipe: Recipe, sources: Sources, *, anchor: Anchor, keep_class_path
     layers += [*kitchen.knobs(datasets), over]
     tree = fold(layers)
     derived = {(*TASK, "class_path"): "the class that unites the datasets' tasks"}
-    tree = merge(tree, nest({"class_path": TASK_CLASS}, TASK))
+    tree = merge(merge(tree, nest({"class_path": None}, TASK)), nest({"class_path": TASK_CLASS}, TASK))
     if recipe.later_dialect:
         tree = _with_batch_sizes(tree, derived)
     tree.pop("all_dataset_info_path", None)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rslp.compose.merge import KeyPath, dotted, is_plus, merge, nest, pick, plus_target
+from rslp.compose.merge import OF_A_CLASS, KeyPath, dotted, is_plus, merge, nest, pick, plus_target
 from rslp.errors import ConfigError, Problem
 from rslp.files import Document
 
@@ -103,9 +103,9 @@ def settings(layers: Sequence[Layer], result: Mapping[str, Any]) -> Iterator[tup
         result: the config; values that no layer holds (derived ones) have no settings.
 
     Yields:
-        One pair for each leaf; a list is a leaf.
+        One pair for each leaf; a list is a leaf. Arguments that fell away with their class come too; nobody won there.
     """
-    pieces = [(layer, nest(layer.tree, layer.at), -len(layer.at)) for layer in layers]
+    pieces = [_Piece(layer, nest(layer.tree, layer.at), -len(layer.at)) for layer in layers]
     yield from _trace((), result, pieces)
 
 
@@ -149,37 +149,80 @@ def _holds(tree: Any, at: KeyPath) -> bool:
     return True
 
 
-Piece = tuple[Layer, Any, int]
+@dataclass(frozen=True)
+class _Piece:
+    """What a layer says below some key.
 
+    Attributes:
+        layer: the layer.
+        tree: what it says.
+        depth: how far below the layer's own place; negative above it.
+        fallen: whether it fell away because a layer above names another class.
+    """
 
-def _trace(at: KeyPath, node: Any, pieces: Sequence[Piece]) -> Iterator[tuple[KeyPath, list[Setting]]]:
-    if not isinstance(node, dict) or not node:
-        yield at, _settings_of(at, pieces)
-        return
-    below: dict[Any, list[Piece]] = {}
-    for layer, tree, depth in pieces:
-        if isinstance(tree, dict):
-            for key, value in tree.items():
-                below.setdefault(plus_target(key), []).append(
-                    (layer, _Plus(value) if is_plus(key) else value, depth + 1)
-                )
-    for key, value in node.items():
-        yield from _trace((*at, key), value, below.get(key, []))
-
-
-def _settings_of(at: KeyPath, pieces: Sequence[Piece]) -> list[Setting]:
-    found = []
-    winning = True
-    for layer, value, depth in reversed(pieces):
-        # What lies above the place of a layer is only the way there, said by nobody.
-        if depth < 0 or (isinstance(value, dict) and value):
-            continue
-        plain = value.items if isinstance(value, _Plus) else value
-        found.append(Setting(layer, at[len(at) - depth :], plain, winning))
-        winning = winning and isinstance(value, _Plus)
-    return found[::-1]
+    layer: Layer
+    tree: Any
+    depth: int
+    fallen: bool = False
 
 
 @dataclass(frozen=True)
 class _Plus:
     items: Any
+
+
+def _trace(at: KeyPath, node: Any, pieces: Sequence[_Piece]) -> Iterator[tuple[KeyPath, list[Setting]]]:
+    if not isinstance(node, dict) or not node:
+        yield at, _settings_of(at, pieces)
+        return
+    below = _below(pieces)
+    for key, value in node.items():
+        yield from _trace((*at, key), value, below.get(key, []))
+    for key in below:
+        if key not in node:
+            yield from _trace_fallen((*at, key), [piece for piece in below[key] if piece.fallen])
+
+
+def _trace_fallen(at: KeyPath, pieces: Sequence[_Piece]) -> Iterator[tuple[KeyPath, list[Setting]]]:
+    below = _below(pieces)
+    for key in below:
+        yield from _trace_fallen((*at, key), below[key])
+    if found := _settings_of(at, pieces):
+        yield at, found
+
+
+def _below(pieces: Sequence[_Piece]) -> dict[Any, list[_Piece]]:
+    """Go one key down."""
+    below: dict[Any, list[_Piece]] = {}
+    border = _class_border(pieces)
+    for position, piece in enumerate(pieces):
+        for key, value in piece.tree.items() if isinstance(piece.tree, dict) else ():
+            fallen = piece.fallen or (position < border and plus_target(key) in OF_A_CLASS)
+            inner = _Plus(value) if is_plus(key) else value
+            below.setdefault(plus_target(key), []).append(_Piece(piece.layer, inner, piece.depth + 1, fallen))
+    return below
+
+
+def _class_border(pieces: Sequence[_Piece]) -> int:
+    """The position of the first piece that speaks of the class that was named last."""
+    border, current = 0, None
+    for position, piece in enumerate(pieces):
+        named = piece.tree.get("class_path") if isinstance(piece.tree, dict) else None
+        if isinstance(named, str):
+            border = position if current not in (None, named) else border
+            current = named
+    return border
+
+
+def _settings_of(at: KeyPath, pieces: Sequence[_Piece]) -> list[Setting]:
+    found = []
+    winning = True
+    for piece in reversed(pieces):
+        value = piece.tree
+        # What lies above the place of a layer is only the way there, said by nobody.
+        if piece.depth < 0 or (isinstance(value, dict) and value):
+            continue
+        plain = value.items if isinstance(value, _Plus) else value
+        found.append(Setting(piece.layer, at[len(at) - piece.depth :], plain, winning and not piece.fallen))
+        winning = winning and (piece.fallen or isinstance(value, _Plus))
+    return found[::-1]

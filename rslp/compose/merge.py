@@ -8,13 +8,16 @@ from typing import Any
 from rslp.errors import ConfigError, Problem
 
 KeyPath = tuple[str | int, ...]
+# Beside a class_path: arguments that mean something to this class alone.
+OF_A_CLASS = ("init_args", "dict_kwargs")
 
 
 def merge(base: Any, over: Any) -> Any:
     """Lay one config over another.
 
     A mapping is merged into a mapping, key by key and recursively; a key ending in ``+`` appends its list to the list
-    below; anything else replaces what is below. So an empty mapping over a mapping changes nothing.
+    below; anything else replaces what is below. So an empty mapping over a mapping changes nothing. Where another class
+    is named, the arguments below were those of the class before and fall away.
 
     Args:
         base: the config below.
@@ -37,6 +40,14 @@ def plus_target(key: Any) -> Any:
 def is_plus(key: Any) -> bool:
     """Tell whether a key appends to a list."""
     return isinstance(key, str) and len(key) > 1 and key.endswith("+")
+
+
+def names_another_class(below: Any, over: Any) -> bool:
+    """Tell whether a config lays another class over the one that stands below."""
+    if not isinstance(below, Mapping) or not isinstance(over, Mapping):
+        return False
+    old, new = below.get("class_path"), over.get("class_path")
+    return isinstance(old, str) and isinstance(new, str) and old != new
 
 
 def nest(tree: Any, at: KeyPath) -> Any:
@@ -67,6 +78,8 @@ def _merge(base: Any, over: Any, at: KeyPath) -> Any:
     if not isinstance(over, dict):
         return over
     result = dict(base) if isinstance(base, dict) else {}
+    if names_another_class(base, over):
+        result = {key: value for key, value in result.items() if key not in OF_A_CLASS}
     appended = []
     for key, value in over.items():
         if is_plus(key):

@@ -62,13 +62,19 @@ def explain(run: RunConfig, key: str, name: Name) -> str:
     Raises:
         UsageError: the run config has no such key.
     """
+    traced = dict(settings(run.layers, run.tree))
+    if (
+        fallen := next((leaf for leaf in traced if dotted(leaf) == key and _has_fallen(traced[leaf])), None)
+    ) is not None:
+        reason = "fell away: another class took the place of the one that it was an argument of"
+        return "\n".join([f"{key} {reason}", *_explained(run, fallen, traced[fallen], (), name)])
     at = _find(run.tree, key)
-    for leaf, found in settings(run.layers, run.tree):
+    for leaf, found in traced.items():
         if leaf == at or (leaf == at[: len(leaf)] and leaf):
             return "\n".join(
                 [f"{key} = {_shown(pick(run.tree, at))}", *_explained(run, leaf, found, at[len(leaf) :], name)]
             )
-    parts = [dotted(leaf) for leaf, _ in settings(run.layers, run.tree) if leaf[: len(at)] == at]
+    parts = [dotted(leaf) for leaf in traced if leaf[: len(at)] == at and not _has_fallen(traced[leaf])]
     return "\n".join([f"{key} is a mapping with {len(parts)} values:", *(f"  {part}" for part in parts)])
 
 
@@ -85,6 +91,10 @@ def _explained(run: RunConfig, leaf: KeyPath, found: list[Setting], within: KeyP
             document, line = run.constants[placeholder]
             lines.append(f"         where {{{placeholder}}} is set by {name(document)}:{line}")
     return lines
+
+
+def _has_fallen(found: Sequence[Setting]) -> bool:
+    return bool(found) and not any(setting.won for setting in found)
 
 
 def _find(tree: Mapping[str, Any], key: str) -> KeyPath:

@@ -19,7 +19,8 @@ def make(seed: int, site: Site) -> Scene:
     """Make one window: 16 x 16 px of 10 m around a sampled plot."""
     rng = stream(seed, site.dataset, site.index)
     climate = Climate.of(seed, site, MONTHS)
-    cover, low, high = FUELS[str(rng.choice(list(FUELS)))]
+    shrub = str(rng.choice(list(FUELS)))
+    cover, low, high = FUELS[shrub]
     cover = float(np.clip(cover + rng.normal(0.0, 0.08), 0.25, 0.9))
     drought = _Drought(rng, climate)
     truth = low + (high - low) * drought.wet(np.array([SAMPLED]))[0]
@@ -42,7 +43,7 @@ def make(seed: int, site: Site) -> Scene:
                 times=pick(climate.dates.radar, radar),
             ),
         ),
-        marks=(Mark(ring=((site.size / 2, site.size / 2),), properties={"lfmc": round(recorded, 1)}),),
+        marks=(Mark(ring=((site.size / 2, site.size / 2),), properties={"lfmc": round(recorded, 1), "shrub": shrub}),),
         recorded=np.array([recorded]),
         truth=np.array([truth]),
     )

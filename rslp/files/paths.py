@@ -167,6 +167,18 @@ def resolve_paths(tree: Any, base_dir: str | Path, *, name: str = "", line: Line
     return result
 
 
+def paths_in(tree: Any) -> list[str]:
+    """List the paths that a config names, each once, as they are written."""
+    found: dict[str, None] = {}
+
+    def keep(path: str, _: KeyPath) -> str:
+        found[path] = None
+        return path
+
+    _each_path(tree, keep, ())
+    return list(found)
+
+
 def relativise_paths(tree: Any, base_dir: str | Path) -> Any:
     """Write anchored paths relative to a folder.
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
+from rslp.check.findings import Finding
+from rslp.check.places import Places
 from rslp.compose import merge, merge_configs, refuse_unrunnable
 from rslp.errors import ConfigError, Problem, UsageError
 from rslp.files import Document, read_yaml, resolve_paths
-
-if TYPE_CHECKING:
-    from rslp.check.check import Checked
 
 
 def check(
@@ -62,33 +61,31 @@ def check(
     os.environ.setdefault("RSLEARN_LOGLEVEL", "WARNING")
     from rslp.check.check import Effort
     from rslp.check.check import check as check_all
+    from rslp.check.table import summary_tables
 
     effort = Effort(images=images, labels=labels, max_overlap=max_overlap, data=data, forward=forward)
     checked = check_all(config, effort=effort, console=Console(stderr=True))
-    _tell(checked, documents, missing)
+    if checked.reports:
+        Console().print(*summary_tables(checked.reports))
+    _tell(checked.findings, documents, missing)
     seen = f" in {len(checked.reports)} datasets" if data else "; the data was not looked at"
     sys.stdout.write(f"{', '.join(config_paths)}: no errors{seen}\n")
     return 0
 
 
-def _tell(checked: Checked, documents: Sequence[Document], missing: Sequence[Problem]) -> None:
-    """Print tables and warnings.
+def _tell(findings: Sequence[Finding], documents: Sequence[Document], missing: Sequence[Problem]) -> None:
+    """Print warnings.
 
     Raises:
         ConfigError: all that is wrong.
     """
-    from rslp.check.places import Places
-    from rslp.check.table import summary_tables
-
     places = Places(documents)
-    if checked.reports:
-        Console().print(*summary_tables(checked.reports))
-    for finding in checked.findings:
+    for finding in findings:
         if not finding.error:
             sys.stderr.write(f"warning: {places.problem(finding)}\n")
     lost = [places.traced(problem) for problem in missing]
     known = {(problem.file, problem.line, problem.key) for problem in lost}
-    found = [places.problem(finding) for finding in checked.findings if finding.error]
+    found = [places.problem(finding) for finding in findings if finding.error]
     # A path that is missing is met again by what would read it.
     if errors := [*lost, *(one for one in found if (one.file, one.line, one.key) not in known)]:
         raise ConfigError(errors)

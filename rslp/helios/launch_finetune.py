@@ -11,6 +11,7 @@ from typing import Any, Literal
 from rslp.compose import merge_configs, refuse_unrunnable
 from rslp.errors import RunError, UsageError
 from rslp.files import dump_yaml, read_yaml, relativise_paths, write_atomic
+from rslp.helios.check_gate import ensure_checked
 from rslp.launch.job import Job, Mode
 from rslp.launch.plan_local import plan_local
 from rslp.launch.submit_local import submit_local
@@ -36,6 +37,7 @@ def launch_finetune(
     priority: Literal["low", "normal", "high", "urgent"] = "high",
     retries: int = 0,
     dry_run: bool = False,
+    check: bool = True,
 ) -> int:
     """Fine-tune on the datasets of a run config, or evaluate a run.
 
@@ -59,6 +61,7 @@ def launch_finetune(
         priority: Beaker priority of the job.
         retries: how often a failed job is started again.
         dry_run: print what would be executed, and stop.
+        check: look at config and data first (see helios check); once for each state of them, and not for a dry run.
     """
     if not local:
         where = ", ".join(cluster) if cluster else "a cluster"
@@ -76,13 +79,16 @@ def launch_finetune(
     run = RunDir.of(_local_prefix(), rslp_project, experiment_id)
     _refuse_what_cannot_run(run, mode="test" if do_eval else mode, checkpoint=checkpoint)
     job = Job(run=run, mode="test" if do_eval else mode, checkpoint=checkpoint and str(Path(checkpoint).absolute()))
-    config = _merged(config_paths, run=run, constants={k: v for k, v in constants.items() if v is not None})
+    constants = {name: value for name, value in constants.items() if value is not None}
+    config = _merged(config_paths, run=run, constants=constants)
     plan = plan_local(job)
     if dry_run:
         sys.stdout.write(f"{plan}\n")
         return 0
     # An evaluation is of the config that was trained, whatever has become of the run config since.
     if job.mode == "fit" or not run.config.exists():
+        if check:
+            ensure_checked(config_paths, config=config, run=run, constants=constants, here=local)
         _write_config(config, run=run)
     return submit_local(plan)
 

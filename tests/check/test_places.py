@@ -52,10 +52,10 @@ def test_a_key_is_found_where_it_was_written(sound: Copy, at: tuple[str | int, .
 
 
 def test_the_shipped_base_config_is_named_as_in_a_checkout(sound: Copy) -> None:
-    at = ("model", "init_args", "scheduler", "class_path")
+    at = ("model", "init_args", "optimizer", "class_path")
     problem = Places([read_yaml(sound.path / RUN_CONFIG)]).problem(Finding("wrong", at))
     assert problem.file == "data/helios/v3_multitask/base.yaml"
-    assert problem.key == "model.init_args.scheduler.class_path"
+    assert problem.key == "model.init_args.optimizer.class_path"
 
 
 @pytest.mark.parametrize("provenance", ["none", "broken", "of files that are gone"])

@@ -79,6 +79,23 @@ def test_plus_concatenates(below, above):
         ({"a": [1]}, {"a": [2], "a+": [3]}, {"a": [2, 3]}),
         ({}, {"a": {"b+": [1]}}, {"a": {"b": [1]}}),
         ({"a": 1}, {"a": {"b+": [1]}}, {"a": {"b": [1]}}),
+        # Arguments belong to their class.
+        (
+            {"class_path": "A", "init_args": {"x": 1}, "dict_kwargs": {"y": 2}},
+            {"class_path": "B", "init_args": {"z": 3}},
+            {"class_path": "B", "init_args": {"z": 3}},
+        ),
+        (
+            {"s": {"class_path": "A", "init_args": {"x": 1}}},
+            {"s": {"class_path": "A", "init_args": {"z": 3}}},
+            {"s": {"class_path": "A", "init_args": {"x": 1, "z": 3}}},
+        ),
+        (
+            {"class_path": "A", "init_args": {"x": [1]}},
+            {"class_path": "B", "init_args": {"x+": [2]}},
+            {"class_path": "B", "init_args": {"x": [2]}},
+        ),
+        ({"init_args": {"x": 1}}, {"class_path": "B"}, {"class_path": "B", "init_args": {"x": 1}}),
     ],
 )
 def test_facts_of_merging(base, over, merged):

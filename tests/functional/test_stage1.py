@@ -352,6 +352,47 @@ def test_explain_names_the_line_that_won(tmp_path, capsys, key, wanted):
         assert fragment in said
 
 
+PLATEAU = """    scheduler:
+      class_path: rslearn.train.scheduler.PlateauScheduler
+      init_args:
+        factor: 0.2
+        patience: 2
+"""
+STEPS = """global_overrides:
+  model:
+    init_args:
+      scheduler:
+        class_path: rslearn.train.scheduler.MultiStepScheduler
+        init_args: {milestones: [4]}
+"""
+
+
+def test_another_class_takes_none_of_the_arguments_of_the_one_before(tmp_path, capsys):
+    base = replaced(BASE, "    optimizer:", PLATEAU + "    optimizer:")
+    run = composed(tmp_path, base=base, multi=MULTI + STEPS)
+    scheduler = "model.init_args.scheduler"
+    assert run["model"]["init_args"]["scheduler"] == {
+        "class_path": "rslearn.train.scheduler.MultiStepScheduler",
+        "init_args": {"milestones": [4]},
+    }
+    provenance = json.loads((tmp_path / "OUT.provenance.json").read_text())
+    said = [(e["file"], e["value"].split(".")[-1], e["won"]) for e in provenance[f"{scheduler}.class_path"]]
+    assert said == [("base.yaml", "PlateauScheduler", False), ("multi.yaml", "MultiStepScheduler", True)]
+    assert provenance[f"{scheduler}.init_args.patience"] == [
+        {"file": "base.yaml", "line": line(base, "patience: 2"), "value": 2, "won": False}
+    ]
+    capsys.readouterr()
+    words = ["helios", "make_multidataset_config", "--cfg", str(tmp_path / "multi.yaml"), "--explain"]
+    assert main([*words, f"{scheduler}.init_args.patience"]) == 0
+    assert capsys.readouterr().out == (
+        f"{scheduler}.init_args.patience fell away: another class took the place of the one "
+        "that it was an argument of\n"
+        f"  beat   base.yaml:{line(base, 'patience: 2')}  2\n"
+    )
+    assert main([*words, f"{scheduler}.init_args"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [f"  {scheduler}.init_args.milestones"]
+
+
 def test_diff_lists_what_changed(tmp_path, capsys):
     composed(tmp_path)
     path = write(tmp_path, base=replaced(BASE, "max_epochs: 10", "max_epochs: 20\n  precision: 16"))

@@ -94,6 +94,7 @@ def test_killed_interrupted_and_started_again_it_finishes(place: Path) -> None:
     wait_for(run / "lock", second)
     while "going on from" not in (line := second.stderr.readline() if second.stderr else ""):
         assert line, "the second start did not go on from the checkpoint"
+        assert "checking" not in line  # what goes on is not checked again
     os.killpg(second.pid, signal.SIGINT)  # Ctrl-C reaches the workers too
     assert second.wait(timeout=120) != 0
     assert "Traceback" not in second.communicate()[1]
@@ -107,6 +108,7 @@ def test_killed_interrupted_and_started_again_it_finishes(place: Path) -> None:
 
     again = rslp(*LAUNCH, cwd=place)
     assert "is done: 3 epochs" in again.stderr
+    assert "checking" not in again.stderr
 
     evaluated = rslp(*LAUNCH, "--do_eval", "true", cwd=place)
     for name in ("crop_type", "vessel_detection", "land_cover", "fuel_moisture"):
@@ -119,6 +121,31 @@ def test_killed_interrupted_and_started_again_it_finishes(place: Path) -> None:
             "land_cover",
             "fuel_moisture",
         }
+
+
+def test_a_dataset_with_two_tasks_beside_one_with_one(place: Path) -> None:
+    multi = place / "example" / "two_tasks.yaml"
+    config = yaml.safe_load(multi.read_text())
+    config["global_overrides"]["trainer"] |= {"max_epochs": 1, "check_val_every_n_epoch": 1}
+    multi.write_text(yaml.safe_dump(config))
+    done = rslp("make_multidataset_config", "--cfg", "example/two_tasks.yaml", cwd=place)
+    assert "2 datasets: shrubland, crop_type" in done.stdout
+
+    launch = ("launch_finetune", "--config_paths+=example/OUT_two_tasks.yaml", "--rslp_project", "demo")
+    launch += ("--experiment_id", "two", "--local", "true")
+    done = rslp(*launch, cwd=place)
+    assert "no errors in 2 datasets" in done.stdout
+    assert re.search(r"shrubland +│ shrub +│ train", done.stdout), done.stdout
+    rslp(*launch, "--do_eval", "true", cwd=place)
+
+    tasks = {("shrubland", "fuel_moisture"), ("shrubland", "shrub"), ("crop_type", "crop_type")}
+    run = place / "project_data/projects/demo/two"
+    with (run / "metrics.csv").open(newline="") as handle:
+        names = [row["name"].split("/") for row in csv.DictReader(handle)]
+    assert {(name[1], name[2]) for name in names if len(name) == 4 and name[0] == "val"} == tasks
+    for split in ("val", "test"):
+        rows = json.loads((run / "eval" / f"{split}.json").read_text())["rows"]
+        assert {(row["dataset"], row["task"]) for row in rows if row["primary"]} == tasks
 
 
 def test_a_dry_run_prints_the_job_and_writes_nothing(place: Path, tmp_path: Path) -> None:
@@ -156,6 +183,24 @@ def test_bad_input_is_one_line_and_leaves_nothing(place: Path, tmp_path: Path, c
     assert not (tmp_path / "project_data").exists()
 
 
+def test_what_the_check_finds_is_told_and_nothing_is_started(place: Path, tmp_path: Path) -> None:
+    example = tmp_path / "example"
+    example.mkdir()
+    for path in (place / "example").iterdir():
+        (example / path.name).symlink_to(path)
+    config = example / "OUT_multi_dataset.yaml"
+    text = config.read_text()
+    config.unlink()
+    config.write_text(text.replace("property_name: crop", "property_name: crops"))
+    done = rslp(*LAUNCH, cwd=tmp_path, code=2)
+    faults = [line for line in done.stderr.splitlines() if "have no label with the property 'crops'" in line]
+    assert len(faults) == 3, done.stderr  # one for each split
+    assert done.stderr.endswith(
+        "error: the check found errors, so nothing was started; `--check false` leaves it out\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["example"]
+
+
 def test_evaluating_before_training_names_the_folder(place: Path, tmp_path: Path) -> None:
     words = (
         "launch_finetune",
@@ -172,7 +217,8 @@ def test_evaluating_before_training_names_the_folder(place: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("prefix", "words", "message"),
     [
-        ("file", (), "can't be written: Not a directory; RSLP_PREFIX says where runs lie"),
+        ("file", (), "/file: no folder; RSLP_PREFIX says where runs lie"),
+        ("file", ("--check", "false"), "can't be written: Not a directory; RSLP_PREFIX says where runs lie"),
         ("gs://bucket/runs", (), "runs on an object store are not there yet"),
         ("runs", ("--mode", "predict"), "mode predict is not there yet"),
         ("runs", ("--do_eval", "true", "--checkpoint", "no.ckpt"), "no checkpoint no.ckpt"),
