@@ -53,7 +53,7 @@ def _batch(view: View, windows: Sequence[Window]) -> Batch:
     module = copy.copy(view.module)
     module.split_configs = {**module.split_configs, "train": narrowed}
     source = SampleSource(view.name, data_module=module, split="train", seed=0)
-    batch = collate([source.sample(index % len(source)) for index in range(2)])
+    batch = collate([source.sample(index % len(source)) for index in range(2)], dataset=view.name)
     if isinstance(batch, Fault):
         raise TypeError(batch.message)
     return batch

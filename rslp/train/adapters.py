@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from rslearn.config import LayerType
 from rslearn.dataset import Dataset, Window
@@ -24,6 +25,7 @@ from rslearn.train.model_context import RasterImage, SampleMetadata
 from rslearn.utils.feature import Feature
 from rslearn.utils.geometry import PixelBounds
 from rslearn.utils.vector_format import VectorFormat
+from torchmetrics import Metric, MetricCollection
 
 RawInputs = dict[str, RasterImage | list[Feature]]
 
@@ -136,8 +138,72 @@ def with_dataset(metadata: SampleMetadata, dataset: str) -> SampleMetadata:
     return replace(metadata, dataset_source=dataset)
 
 
+def backward(trainer: Trainer, loss: torch.Tensor) -> None:
+    """Differentiate one of a step's losses as Lightning does with the loss that ``training_step`` returns.
+
+    Gradients are scaled for mixed precision, and callbacks see each backward pass, as under Lightning's accumulation.
+    """
+    trainer.strategy.backward(loss, None)
+
+
+def keep_to_itself(metrics: torch.nn.Module) -> None:
+    """Stop the metrics inside a module from asking other processes when they compute.
+
+    torchmetrics gathers state by state, in an order that depends on what a process has seen: processes that have seen
+    no sample wait for ever, or fail.
+    """
+    for metric in metrics.modules():
+        if isinstance(metric, MetricCollection):
+            metric._enable_compute_groups = False
+        elif isinstance(metric, Metric):
+            metric.distributed_available_fn = _alone
+
+
+def _alone() -> bool:
+    return False
+
+
+def metric_states(metrics: torch.nn.Module) -> list[dict[str, Any]]:
+    """The state of each metric inside a module, on the CPU, in an order that all processes share."""
+    states = []
+    for metric in _metrics_in(metrics):
+        values = {name: _on_cpu(getattr(metric, name)) for name in metric._defaults}
+        states.append({"updates": metric._update_count, "values": values})
+    return states
+
+
+def merge_metric_states(metrics: torch.nn.Module, parts: list[list[dict[str, Any]]]) -> None:
+    """Give the metrics inside a module the state of all processes together.
+
+    Args:
+        metrics: the module.
+        parts: what ``metric_states`` gave in each process, by rank.
+    """
+    for metric, states in zip(_metrics_in(metrics), zip(*parts, strict=True), strict=True):
+        for name, reduction in metric._reductions.items():
+            values = [state["values"][name] for state in states]
+            setattr(metric, name, _merged(values, reduction, metric.device))
+        metric._update_count = sum(state["updates"] for state in states)
+        metric._computed = None
+
+
+def _metrics_in(metrics: torch.nn.Module) -> list[Metric]:
+    return [metric for metric in metrics.modules() if isinstance(metric, Metric)]
+
+
+def _merged(values: list[Any], reduction: Any, device: torch.device) -> Any:
+    if isinstance(values[0], list):
+        return [entry.to(device) for value in values for entry in value]
+    stacked = torch.stack(values).to(device)
+    return reduction(stacked) if reduction else stacked
+
+
+def _on_cpu(value: Any) -> Any:
+    return [entry.cpu() for entry in value] if isinstance(value, list) else value.cpu()
+
+
 def training_position(trainer: Trainer) -> tuple[int, int]:
-    """The epoch and the number of its batches already trained on, as the next training iterator must begin."""
+    """The epoch and the number of its steps already trained on, as the next training iterator must begin."""
     loop = trainer.fit_loop
     epoch = completed_epochs(trainer)
     inside = loop.restarting or loop.epoch_progress.current.ready > epoch

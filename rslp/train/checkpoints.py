@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from rslp.errors import CheckpointError
 from rslp.run import RunDir
-from rslp.train import adapters, preemption
+from rslp.train import adapters, collectives, preemption
 from rslp.train.module import JointModule
 
 _TRAINABLE_KEY = "rslp_trainable"
@@ -55,9 +55,14 @@ class RunCheckpoints(Checkpoint):
         """Take up which parameters train."""
         self._trainable = frozenset(checkpoint[_TRAINABLE_KEY])
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Take signals back from Lightning, which would end the process as if it were done."""
+        preemption.notice.reinstall()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Freeze and thaw as the checkpoint says, after callbacks froze for a run's beginning."""
-        _leave_if_asked()
+        if collectives.any_of(preemption.notice.received is not None, device=pl_module.device):
+            _leave()
         if self._trainable is not None:
             for name, parameter in pl_module.named_parameters():
                 parameter.requires_grad = name in self._trainable
@@ -70,40 +75,40 @@ class RunCheckpoints(Checkpoint):
     def on_train_batch_end(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,  # noqa: ARG002
+        pl_module: LightningModule,
         outputs: Any,  # noqa: ARG002
         batch: Any,  # noqa: ARG002
         batch_idx: int,
     ) -> None:
-        """Save inside an epoch, where the last optimiser step is complete and the epoch goes on."""
-        step = trainer.global_step
-        whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        """Save after an optimiser step inside an epoch, and leave if asked to."""
         ends_epoch = batch_idx + 1 >= trainer.num_training_batches
-        leave = preemption.notice.received is not None
-        if whole_step and not ends_epoch and (leave or step % self._every == 0):
+        leave = _joint(pl_module).asked_to_leave()
+        if not ends_epoch and (leave or trainer.global_step % self._every == 0):
             self._save_last(trainer, epoch_start=False)
-            _leave_if_asked()
+            if leave:
+                # A starter ends all processes with the first that leaves: none may, before the file is there.
+                trainer.strategy.barrier()
+                _leave()
 
     def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Leave if asked to: a validation is repeated from the last checkpoint, and may be long."""
-        if adapters.has_trained(trainer):
-            _leave_if_asked()
+        """Leave if asked to: a validation is repeated from the last checkpoint, and may be long.
+
+        Several processes leave together when they meet at its end.
+        """
+        if adapters.has_trained(trainer) and not collectives.several() and preemption.notice.received is not None:
+            _leave()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights if the score of the run or of a dataset is the best so far."""
         if trainer.sanity_checking or not adapters.has_trained(trainer):
             return
-        if not isinstance(pl_module, JointModule):
-            raise TypeError(f"RunCheckpoints needs a JointModule, got {type(pl_module).__name__}")
-        datasets = [None, *pl_module.datasets()]
-        better = [d for d in datasets if self._improves(d, score=pl_module.score("val", d))]
+        module = _joint(pl_module)
+        better = [d for d in [None, *module.datasets()] if self._improves(d, score=module.score("val", d))]
         if better:
             checkpoint = adapters.dump_checkpoint(trainer, weights_only=True)
             for dataset in better:
                 self._write(trainer, checkpoint, self._run.best(dataset))
-        self._run.write_state(
-            state="running", epoch=trainer.current_epoch + 1, step=trainer.global_step, score=pl_module.score("val")
-        )
+        self._write_state(trainer, epoch=trainer.current_epoch + 1, score=module.score("val"))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Save the end of the run; a run with more epochs goes on from here."""
@@ -117,23 +122,31 @@ class RunCheckpoints(Checkpoint):
         return True
 
     def _save_last(self, trainer: Trainer, *, epoch_start: bool) -> None:
+        _joint(trainer.lightning_module).meters["train"].settle()
         checkpoint = adapters.dump_checkpoint(trainer)
         if epoch_start:
             checkpoint = adapters.as_epoch_start(checkpoint, adapters.completed_epochs(trainer))
         self._write(trainer, checkpoint, self._run.last)
-        self._run.write_state(
-            state="running", epoch=checkpoint["epoch"], step=trainer.global_step, score=self._best.get("")
-        )
+        self._write_state(trainer, epoch=checkpoint["epoch"], score=self._best.get(""))
+
+    def _write_state(self, trainer: Trainer, *, epoch: int, score: float | None) -> None:
+        if trainer.is_global_zero:
+            self._run.write_state(state="running", epoch=epoch, step=trainer.global_step, score=score)
 
     def _write(self, trainer: Trainer, checkpoint: Mapping[str, Any], path: Path) -> None:
         if trainer.is_global_zero:
             write_checkpoint(checkpoint, path)
 
 
-def _leave_if_asked() -> None:
-    """Raise ``Preempted`` once a signal has come."""
-    if preemption.notice.received is not None:
-        raise preemption.Preempted(preemption.notice.received.name)
+def _joint(module: LightningModule) -> JointModule:
+    if not isinstance(module, JointModule):
+        raise TypeError(f"RunCheckpoints needs a JointModule, got {type(module).__name__}")
+    return module
+
+
+def _leave() -> None:
+    received = preemption.notice.received
+    raise preemption.Preempted(received.name if received else "another process was asked to leave")
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 from rslearn.utils.jsonargparse import init_jsonargparse
 
 from rslp.errors import ConfigError, Problem, UserError
@@ -27,8 +28,10 @@ from rslp.train.checkpoints import RunCheckpoints
 from rslp.train.data import MultiDatasetDataModule
 from rslp.train.metrics_log import MetricsLog
 from rslp.train.module import JointModule
+from rslp.train.placement import placed
 from rslp.train.progress import RunProgress
 from rslp.train.samples import seed_of, seeded
+from rslp.train.world import read_world
 
 # Warnings of libraries about themselves or about what is done here on purpose.
 _HINTS = (
@@ -37,6 +40,7 @@ _HINTS = (
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     "You're resuming from a checkpoint that ended before the epoch ended",
     "Found .* module\\(s\\) in eval mode",
+    "The `srun` command is available on your system but is not used",
 )
 
 
@@ -72,8 +76,6 @@ class RunCLI(LightningCLI):
             {
                 # The batch sampler already gives each process its share.
                 "trainer.use_distributed_sampler": False,
-                # Lightning would take every GPU of the machine.
-                "trainer.devices": 1,
                 # A check of two validation batches before training would only delay the first step.
                 "trainer.num_sanity_val_steps": 0,
                 "trainer.enable_model_summary": False,
@@ -97,6 +99,8 @@ def build(run: RunDir, *, training: bool) -> RunCLI:
     document = read_yaml(run.config)
     config = resolve_paths(document.data, run.path, name=document.name, line=document.line)
     _quiet_libraries()
+    # Lightning guesses it from variables that may be inherited from a job that is not ours.
+    rank_zero_only.rank = read_world(os.environ).rank
     init_jsonargparse()
     # Weights that are drawn, not loaded, belong to the run's randomness too.
     with seeded(seed_of(config.get("seed", 0), "weights")):
@@ -105,9 +109,9 @@ def build(run: RunDir, *, training: bool) -> RunCLI:
         if not isinstance(got, wanted):
             message = f"{type(got).__name__} can't train on several datasets; use rslp.train.{wanted.__name__}"
             raise ConfigError(Problem(message, file=str(run.config), key=f"{what}.class_path"))
-    if cli.trainer.world_size > 1:
-        message = f"{cli.trainer.world_size} processes asked for; training in several processes is not there yet, use 1"
-        raise ConfigError(Problem(message, file=str(run.config), key="trainer.devices"))
+    # Lightning's accumulation knows no counts, so the mixture takes it over.
+    cli.datamodule.accumulate(cli.trainer.accumulate_grad_batches)
+    cli.trainer.accumulate_grad_batches = 1
     cli.datamodule.seed = cli.model.seed = cli.config.seed
     _leave_room_for_workers(cli.datamodule.num_workers)
     _checkpoints_first(cli.trainer)
@@ -117,12 +121,13 @@ def build(run: RunDir, *, training: bool) -> RunCLI:
 def _leave_room_for_workers(workers: int) -> None:
     """Give torch the processors that reading does not need: threads that wait for each other cost more than they do."""
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - workers))
+        processors = len(os.sched_getaffinity(0)) // read_world(os.environ).local_size
+        torch.set_num_threads(max(1, processors - workers))
 
 
 def _for_run(config: Mapping[str, Any], *, run: RunDir, training: bool) -> dict[str, Any]:
     """The config with the run's logger and callbacks put into its trainer."""
-    trainer = dict(config.get("trainer") or {})
+    trainer = placed(config.get("trainer") or {}, read_world(os.environ))
     callbacks = list(trainer.get("callbacks") or [])
     if training:
         callbacks = [_placed(callback, folder=run.checkpoints) for callback in callbacks]

@@ -1,9 +1,10 @@
-"""The joint data module: several rslearn datasets, one dataset per batch."""
+"""The joint data module: several rslearn datasets, one per batch, and one batch or several per optimiser step."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Literal
 
 import lightning as L
@@ -13,29 +14,35 @@ from torch.utils.data import DataLoader
 
 from rslp.errors import ConfigError, DataError, Problem
 from rslp.train import adapters, mixture
-from rslp.train.batches import Batch, Fault, JointDataset, KeySampler, collate
-from rslp.train.samples import SampleKey, SampleSource
+from rslp.train.batches import Batch, BatchKey, Fault, JointDataset, StepSampler
+from rslp.train.samples import SampleSource
+from rslp.train.world import read_world
 
 _SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 _PLACE = "data.init_args"
 
 
 class MultiDatasetDataModule(L.LightningDataModule):
-    """Samples of several datasets, mixed batch by batch.
+    """Samples of several datasets, mixed batch by batch; an item of its loaders is the list of a step's batches.
 
     Args:
         data_modules: the datasets by key; of each, rslearn's own description is used (path, inputs, task, splits).
-        num_workers: processes that read samples; 0 reads in the training process. None means one per processor of the
-            machine beyond the first, 8 at most.
+        num_workers: processes that read samples; 0 reads in the training process. None means one per processor beyond
+            the first, 8 at most, of the processors that each training process of the machine has.
         sample_mode: how the next dataset is chosen, see ``rslp.train.mixture``.
         batch_sizes: samples per batch and process: one number for all, or by dataset; None means each dataset's own.
-        refill_batches: go on until the longest dataset is through, drawing shorter ones again.
-        per_dataset_patch_limit: at most so many samples of each dataset per training epoch, over all processes.
+        refill_batches: go on until the longest dataset is through, drawing shorter ones again; the same as
+            ``stop: longest``.
+        per_dataset_patch_limit: at most so many samples of each dataset per training epoch, over all processes: one
+            number for all, or by dataset for some.
         steps_per_dataset: batches in a row of one dataset in mode ``reptile``.
         disabled_datasets: keys that are left out.
         weights: relative shares by dataset, for mode ``weights``.
         temperature: T of mode ``temperature``: shares are proportional to n^(1/T).
-        steps_per_epoch: a fixed number of batches per epoch instead of the datasets' lengths.
+        steps_per_epoch: a fixed number of optimiser steps per epoch instead of the datasets' lengths.
+        datasets_per_step: how many different datasets give one batch each to an optimiser step.
+        stop: when an epoch ends: ``all`` (default): every dataset has been gone through once; ``shortest``: the first
+            one is through; ``longest``: the last one is, shorter ones being drawn again.
 
     Raises:
         ConfigError: no dataset, or an option that names an absent one.
@@ -50,37 +57,52 @@ class MultiDatasetDataModule(L.LightningDataModule):
         ] = "random_cycle",
         batch_sizes: int | dict[str, int] | None = None,
         refill_batches: bool = False,
-        per_dataset_patch_limit: int | None = None,
+        per_dataset_patch_limit: int | dict[str, int] | None = None,
         steps_per_dataset: int | None = None,
         disabled_datasets: list[str] | None = None,
         weights: dict[str, float] | None = None,
         temperature: float | None = None,
         steps_per_epoch: int | None = None,
+        datasets_per_step: int = 1,
+        stop: Literal["all", "shortest", "longest"] | None = None,
     ) -> None:
         super().__init__()
         disabled = set(disabled_datasets or [])
-        for option, names in (("disabled_datasets", disabled), ("batch_sizes", _names(batch_sizes))):
+        for option, names in (
+            ("disabled_datasets", disabled),
+            ("batch_sizes", _names(batch_sizes)),
+            ("per_dataset_patch_limit", _names(per_dataset_patch_limit)),
+        ):
             _refuse_absent(option, names=names, known=set(data_modules))
         self.data_modules = {name: dm for name, dm in sorted(data_modules.items()) if name not in disabled}
         if not self.data_modules:
             raise ConfigError(Problem("no dataset is left to train on", key=f"{_PLACE}.data_modules"))
-        self.num_workers = min(8, max(0, (os.cpu_count() or 1) - 1)) if num_workers is None else num_workers
+        self.num_workers = _spare_processors() if num_workers is None else num_workers
         self.batch_sizes = {
             name: batch_sizes if isinstance(batch_sizes, int) else (batch_sizes or {}).get(name, dm.batch_size)
             for name, dm in self.data_modules.items()
         }
         self.mixture = mixture.Mixture(
             mode=sample_mode,
-            stop="longest" if refill_batches else "all",
+            stop=_stop(stop, refill=refill_batches),
             steps_per_epoch=steps_per_epoch,
             temperature=temperature,
             weights=weights,
-            limits=per_dataset_patch_limit,
+            limits=_without(per_dataset_patch_limit, disabled),
             steps_per_dataset=steps_per_dataset,
+            datasets_per_step=datasets_per_step,
         )
         # Set from the run config's top-level `seed` before training starts.
         self.seed = 0
         self._sources: dict[str, dict[str, SampleSource]] = {}
+
+    def accumulate(self, rounds: int) -> None:
+        """Make each optimiser step of so many rounds of batches: an existing config's ``accumulate_grad_batches``.
+
+        Raises:
+            ConfigError: it is no whole number of at least 1.
+        """
+        self.mixture = replace(self.mixture, accumulate=rounds)
 
     def tasks(self) -> dict[str, list[str]]:
         """The names of each dataset's tasks."""
@@ -112,34 +134,37 @@ class MultiDatasetDataModule(L.LightningDataModule):
         return {name: len(source) for name, source in self.sources(split).items()}
 
     def train_dataloader(self) -> DataLoader[object]:
-        """Batches of the mixture; a new iterator begins where the run stands, also inside an epoch."""
+        """Optimiser steps of the mixture; a new iterator begins where the run stands, also inside an epoch."""
         self.setup("fit")
-        return self._loader("train", KeySampler(len(self._epoch(0)), self._training_batches))
+        return self._loader("train", StepSampler(self._epoch(0).steps, self._training_steps))
 
     def val_dataloader(self) -> DataLoader[object]:
-        """Every validation sample exactly once."""
+        """Every validation sample exactly once, over all processes."""
         return self.evaluation_dataloader("val")
 
     def test_dataloader(self) -> DataLoader[object]:
-        """Every test sample exactly once."""
+        """Every test sample exactly once, over all processes."""
         return self.evaluation_dataloader("test")
 
     def evaluation_dataloader(self, split: str) -> DataLoader[object]:
-        """Every sample of a split exactly once, dataset by dataset."""
+        """Every sample of a split exactly once over all processes, dataset by dataset, one batch an item."""
         world, rank = self._ranks()
         plan = mixture.evaluation(self.sizes(split), self.batch_sizes, world=world, rank=rank)
-        batches = [_keys(batch) for batch in plan]
-        return self._loader(split, KeySampler(len(batches), lambda: iter(batches)))
+        steps = [[BatchKey.of(batch)] for batch in plan]
+        return self._loader(split, StepSampler(len(steps), lambda: iter(steps)))
 
-    def on_before_batch_transfer(self, batch: Batch | Fault, dataloader_idx: int) -> Batch:  # noqa: ARG002
+    def on_before_batch_transfer(self, batch: list[Batch | Fault], dataloader_idx: int) -> list[Batch]:  # noqa: ARG002
         """Stop at a sample that could not be read.
 
         Raises:
             DataError: naming dataset and window.
         """
-        if isinstance(batch, Fault):
-            raise DataError(batch.message)
-        return batch
+        good: list[Batch] = []
+        for part in batch:
+            if isinstance(part, Fault):
+                raise DataError(part.message)
+            good.append(part)
+        return good
 
     def _epoch(self, epoch: int) -> mixture.Batches:
         world, rank = self._ranks()
@@ -147,11 +172,11 @@ class MultiDatasetDataModule(L.LightningDataModule):
             self.sizes("train"), self.batch_sizes, self.mixture, seed=self.seed, epoch=epoch, world=world, rank=rank
         )
 
-    def _training_batches(self) -> Iterator[list[SampleKey]]:
+    def _training_steps(self) -> Iterator[list[BatchKey]]:
         epoch, start = adapters.training_position(self.trainer) if self.trainer else (0, 0)
-        return map(_keys, self._epoch(epoch).starting_at(start))
+        return ([BatchKey.of(batch) for batch in step] for step in self._epoch(epoch).steps_from(start))
 
-    def _loader(self, split: str, sampler: KeySampler) -> DataLoader[object]:
+    def _loader(self, split: str, sampler: StepSampler) -> DataLoader[object]:
         return DataLoader(
             JointDataset(self.sources(split)),
             batch_sampler=sampler,
@@ -159,7 +184,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             # Batches of different datasets take unlike times to read and to train on; a deeper queue evens that out.
             prefetch_factor=4 if self.num_workers > 0 else None,
-            collate_fn=collate,
+            collate_fn=list,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 
@@ -167,8 +192,18 @@ class MultiDatasetDataModule(L.LightningDataModule):
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
 
-def _keys(batch: mixture.Batch) -> list[SampleKey]:
-    return [SampleKey(batch.dataset, i, draw) for i, draw in zip(batch.indices, batch.draws, strict=True)]
+def _spare_processors() -> int:
+    return min(8, max(0, (os.cpu_count() or 1) // read_world(os.environ).local_size - 1))
+
+
+def _stop(stop: mixture.Stop | None, *, refill: bool) -> mixture.Stop:
+    if refill and stop not in (None, "longest"):
+        raise ConfigError(Problem(f"contradicts stop: {stop}; give one of the two", key=f"{_PLACE}.refill_batches"))
+    return "longest" if refill else stop or "all"
+
+
+def _without(limits: int | dict[str, int] | None, disabled: set[str]) -> int | dict[str, int] | None:
+    return {k: v for k, v in limits.items() if k not in disabled} if isinstance(limits, dict) else limits
 
 
 def _names(option: int | dict[str, int] | None) -> set[str]:

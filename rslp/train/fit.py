@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -13,12 +15,13 @@ from rslp.train import preemption
 from rslp.train.checkpoints import read_checkpoint
 from rslp.train.cli import RunCLI, build
 from rslp.train.metrics_log import MetricsLog
+from rslp.train.world import read_world
 
 INTERRUPTED = 130
 
 
 def fit(run: RunDir) -> int:
-    """Train, or go on training, and mark the run as done.
+    """Train, or go on training, and mark the run as done; of several processes, the first alone writes and speaks.
 
     Args:
         run: the run directory.
@@ -32,7 +35,8 @@ def fit(run: RunDir) -> int:
         DataError: a dataset can't be used, or a sample can't be read.
         CheckpointError: no checkpoint of the run can be read, or weights don't fit.
     """
-    with run.locked():
+    first = read_world(os.environ).first
+    with run.locked() if first else nullcontext():
         resume = resume_point(run)
         cli = build(run, training=True)
         step, epoch = _progress(resume)
@@ -41,7 +45,8 @@ def fit(run: RunDir) -> int:
             return 0
         if resume:
             _say(f"going on from {resume} (epoch {epoch}, step {step})")
-        run.done_marker.unlink(missing_ok=True)
+        if first:
+            run.done_marker.unlink(missing_ok=True)
         return _train(cli, run=run, resume=resume, step=step)
 
 
@@ -77,28 +82,35 @@ def _train(cli: RunCLI, *, run: RunDir, resume: Path | None, step: int) -> int:
     for logger in trainer.loggers:
         if isinstance(logger, MetricsLog):
             logger.rewind(step)
-    run.write_state(state="running", epoch=trainer.current_epoch, step=step, score=None)
+    _write_state(run, trainer, state="running", step=step)
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
-    except (SystemExit, preemption.Preempted):
+    except (SystemExit, preemption.Preempted) as cause:
         # Lightning ends the process itself after a Ctrl-C, and after a SIGTERM at an epoch's end.
-        return _left(trainer, run=run)
-    score = cli.model.score("val")
+        return _left(trainer, run=run, cause=cause)
     finished = f"{trainer.current_epoch} epochs, {trainer.global_step} steps"
     _say(f"done: {finished}; --do_eval true evaluates the best checkpoint")
-    run.write_state(state="done", epoch=trainer.current_epoch, step=trainer.global_step, score=score)
-    run.mark_done(step=trainer.global_step, epoch=trainer.current_epoch, checkpoint=run.last)
+    _write_state(run, trainer, state="done", step=trainer.global_step, score=cli.model.score("val"))
+    if trainer.is_global_zero:
+        run.mark_done(step=trainer.global_step, epoch=trainer.current_epoch, checkpoint=run.last)
     return 0
 
 
-def _left(trainer: Trainer, *, run: RunDir) -> int:
+def _left(trainer: Trainer, *, run: RunDir, cause: BaseException) -> int:
     """Say why training ended early; the exit code."""
     signal = preemption.notice.received
-    state, code = ("preempted", preemption.EXIT_CODE) if signal else ("interrupted", INTERRUPTED)
-    run.write_state(state=state, epoch=trainer.current_epoch, step=trainer.global_step, score=None)
+    asked = signal is not None or isinstance(cause, preemption.Preempted)
+    state, code = ("preempted", preemption.EXIT_CODE) if asked else ("interrupted", INTERRUPTED)
+    _write_state(run, trainer, state=state, step=trainer.global_step)
     _say(f"{signal.name if signal else state}: the same command goes on from the last checkpoint")
     return code
 
 
+def _write_state(run: RunDir, trainer: Trainer, *, state: str, step: int, score: float | None = None) -> None:
+    if trainer.is_global_zero:
+        run.write_state(state=state, epoch=trainer.current_epoch, step=step, score=score)
+
+
 def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    if read_world(os.environ).first:
+        sys.stderr.write(text + "\n")

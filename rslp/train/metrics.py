@@ -17,6 +17,7 @@ from rslearn.train.tasks.segmentation import MeanIoUMetric, SegmentationMetric, 
 from rslearn.train.tasks.task import Task
 from torchmetrics import Metric
 
+from rslp.train import adapters
 from rslp.train.metric_types import R2, BalancedAccuracy
 
 
@@ -98,6 +99,20 @@ class TaskMetrics(torch.nn.Module):
         self.metric = chosen[1] if chosen else None
         self.floor_metric = copy.deepcopy(self.metric)
         self.n = 0
+        adapters.keep_to_itself(self)
+
+    def state(self) -> tuple[int, list[dict[str, Any]]]:
+        """What this process has seen, on the CPU."""
+        return self.n, adapters.metric_states(self)
+
+    def merge(self, states: list[tuple[int, list[dict[str, Any]]]]) -> None:
+        """Take up what all processes have seen.
+
+        Args:
+            states: what ``state`` gave in each of them, by rank.
+        """
+        self.n = sum(n for n, _ in states)
+        adapters.merge_metric_states(self, [parts for _, parts in states])
 
     def update(self, outputs: list[Any], *, targets: list[dict[str, Any]], constants: list[Any] | None) -> None:
         """Add a batch.

@@ -18,10 +18,10 @@ from rslp.errors import UsageError
 from rslp.train.mixture_checks import check_fit, check_place
 from rslp.train.mixture_counts import Ints, counts, quotas, shares, supply
 from rslp.train.mixture_order import order, steps
-from rslp.train.mixture_settings import Mixture
+from rslp.train.mixture_settings import Mixture, Stop
 from rslp.train.mixture_stream import Stream, generator, shuffled
 
-__all__ = ["Batch", "Batches", "Mixture", "epoch", "evaluation"]
+__all__ = ["Batch", "Batches", "Mixture", "Stop", "epoch", "evaluation"]
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,18 @@ class Batches:
             raise UsageError(f"cannot start at batch {position} of an epoch that has {len(self)} batches")
         return (self[index] for index in range(position, len(self)))
 
+    def steps_from(self, step: int) -> Iterator[list[Batch]]:
+        """Give the batches of each optimiser step, from a step on.
+
+        Raises:
+            UsageError: the step is not in 0 to the number of steps.
+        """
+        if not 0 <= step <= self.steps:
+            raise UsageError(f"cannot start at step {step} of an epoch that has {self.steps} steps")
+        sizes = np.ones(self.steps, dtype=np.int32) if self._sizes is None else self._sizes
+        edges = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])[step:]
+        return ([self[index] for index in range(first, stop)] for first, stop in pairwise(edges.tolist()))
+
     def _samples(self, part: _Part, number: int, first: int, stop: int) -> tuple[int, ...]:
         if self._seed is None:
             return tuple(range(first, stop))
@@ -193,6 +205,9 @@ def epoch(
     step_sizes = None
     if mixture.datasets_per_step > 1:
         line, step_sizes = steps(line, count, mixture.datasets_per_step)
+    if mixture.accumulate > 1:
+        rounds = np.ones(len(line), dtype=np.int32) if step_sizes is None else step_sizes
+        step_sizes = np.add.reduceat(rounds, np.arange(0, len(rounds), mixture.accumulate), dtype=np.int32)
     parts = [_Part(name, supplies[name].stream, start) for name, start in zip(names, before.tolist(), strict=True)]
     return Batches(parts, line=line, step_sizes=step_sizes, seed=seed, world=world, rank=rank)
 

@@ -92,12 +92,14 @@ def quotas(share: Floats, supplies: Mapping[str, Supply], mixture: Mixture) -> F
         return need
     most = np.array([each.most for each in supplies.values()])
     k = mixture.datasets_per_step
-    wanted = mixture.steps_per_epoch or _steps(share, need, most, mixture)
+    asked = mixture.steps_per_epoch
+    wanted = asked * mixture.accumulate if asked else _steps(share, need, most, mixture)
     most = np.minimum(most, wanted)
     total = min(wanted * k, most.sum())
-    if mixture.steps_per_epoch is not None and total < wanted * k:
-        each = f" of {k} batches" if k > 1 else ""
-        what = f"{wanted} steps{each} are more than the limits allow ({total:.0f} batches); ask for fewer or raise them"
+    if asked is not None and total < wanted * k:
+        size = k * mixture.accumulate
+        each = f" of {size} batches" if size > 1 else ""
+        what = f"{asked} steps{each} are more than the limits allow ({total:.0f} batches); ask for fewer or raise them"
         raise ConfigError(Problem(what, key="mixture.steps_per_epoch"))
     if total > _LONGEST:
         what = f"an epoch would have {total:.3g} batches, above {_LONGEST:.0e}; shorten it or even out the shares"
@@ -106,7 +108,7 @@ def quotas(share: Floats, supplies: Mapping[str, Supply], mixture: Mixture) -> F
 
 
 def _steps(share: Floats, need: Floats, most: Floats, mixture: Mixture) -> int:
-    """Give the optimiser steps after which the first dataset, or the last one, is used up."""
+    """Give the rounds of k batches after which the first dataset, or the last one, is used up."""
     k = mixture.datasets_per_step
     if mixture.stop == "shortest":
         batches = float((need / share).min())

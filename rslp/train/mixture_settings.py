@@ -31,7 +31,8 @@ class Mixture:
             ``shortest``: the first dataset is used up. ``longest``: the last one is; the others start again,
             re-shuffled. Under the latter two the shares p are kept in every epoch up to one batch, and exactly over
             many.
-        steps_per_epoch: optimiser steps (of k batches each) in an epoch, in place of ``stop``; shares as above.
+        steps_per_epoch: optimiser steps (of k batches, times ``accumulate``) in an epoch, in place of ``stop``; shares
+            as above.
         temperature: T > 0 of mode ``temperature``; 1 is ``proportional``, a large T evens the datasets out.
         weights: a positive number for every dataset, for mode ``weights``; only their ratios count.
         limits: the largest number of samples that one epoch draws of each dataset, over all processes together; one
@@ -40,6 +41,9 @@ class Mixture:
         steps_per_dataset: length of a turn in mode ``reptile``, in batches.
         datasets_per_step: k, how many different datasets give one batch each to an optimiser step. Each dataset is at
             most once in a step, so a share above 1 / k cannot be had.
+        accumulate: how many such rounds of k batches make one optimiser step; what was
+            ``trainer.accumulate_grad_batches``. With k = 1 the batches of a step are just consecutive, and may be of
+            one dataset. The last step of an epoch has what is left.
 
     Raises:
         ConfigError: a value out of its range, or one that the chosen mode has no use for.
@@ -53,6 +57,7 @@ class Mixture:
     limits: int | Mapping[str, int] | None = None
     steps_per_dataset: int | None = None
     datasets_per_step: int = 1
+    accumulate: int = 1
 
     @property
     def whole(self) -> bool:
@@ -79,9 +84,9 @@ def _faults(mixture: Mixture) -> Iterator[tuple[str, str]]:
     for name, choices in (("mode", get_args(Mode)), ("stop", get_args(Stop))):
         if getattr(mixture, name) not in choices:
             yield name, f"got {getattr(mixture, name)!r}, allowed: {', '.join(choices)}"
-    for name in ("steps_per_epoch", "steps_per_dataset", "datasets_per_step"):
+    for name in ("steps_per_epoch", "steps_per_dataset", "datasets_per_step", "accumulate"):
         value = getattr(mixture, name)
-        if not (is_count(value) or (value is None and name != "datasets_per_step")):
+        if not (is_count(value) or (value is None and name in ("steps_per_epoch", "steps_per_dataset"))):
             yield name, f"must be a whole number of at least 1, got {value!r}"
     for name, mode in (("temperature", "temperature"), ("weights", "weights"), ("steps_per_dataset", "reptile")):
         if mixture.mode == mode and getattr(mixture, name) is None:

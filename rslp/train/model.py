@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,9 +12,21 @@ from rslearn.models.trunk import DecoderTrunk
 from rslearn.train.model_context import ModelContext, ModelOutput
 
 from rslp.errors import ConfigError, Problem
+from rslp.train.counts import loss_count
 from rslp.train.merged_heads import LabelRange
 
 _PLACE = "model.init_args.model.init_args"
+
+
+@dataclass
+class JointOutput(ModelOutput):
+    """Outputs of a batch, with its losses by task.
+
+    Attributes:
+        losses: for each task its losses by name, weights applied; ``loss_dict`` holds the same as ``<task>_<loss>``.
+    """
+
+    losses: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
 
 class JointModel(torch.nn.Module):
@@ -84,6 +97,23 @@ class JointModel(torch.nn.Module):
                 raise ConfigError(Problem(what, key=f"{_PLACE}.decoders"))
         self._tasks_of = {dataset: list(tasks) for dataset, tasks in tasks_of.items()}
 
+    @property
+    def tasks(self) -> list[str]:
+        """All tasks, by name."""
+        return list(self.loss_weights)
+
+    def tasks_of(self, dataset: str) -> list[str]:
+        """The tasks of a dataset."""
+        return self._tasks_of.get(dataset, [dataset])
+
+    def loss_counts(self, dataset: str, targets: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """For each task of a dataset what its loss over these targets is a mean over, see ``rslp.train.counts``."""
+        counts = {}
+        for task in self.tasks_of(dataset):
+            head = self._modules_of(task)[-1]
+            counts[task] = loss_count(head, self._head_targets(task, [target[task] for target in targets]))
+        return counts
+
     def encode(self, context: ModelContext) -> Any:
         """Features of a batch, usually ``FeatureMaps`` of ``B C H W``."""
         features = self.encoder[0](context)
@@ -91,7 +121,7 @@ class JointModel(torch.nn.Module):
             features = module(features, context)
         return features
 
-    def forward(self, context: ModelContext, targets: list[dict[str, Any]] | None = None) -> ModelOutput:
+    def forward(self, context: ModelContext, targets: list[dict[str, Any]] | None = None) -> JointOutput:
         """Predict the tasks of the batch's dataset.
 
         Args:
@@ -99,21 +129,21 @@ class JointModel(torch.nn.Module):
             targets: for each sample its targets by task; None while predicting.
 
         Returns:
-            for each sample the outputs by task, and the losses ``<task>_<loss>``, weights applied.
+            for each sample the outputs by task, and the losses by task and name, weights applied.
         """
         features = self.encode(context)
         dataset = str(context.metadatas[0].dataset_source)
         outputs: list[dict[str, Any]] = [{} for _ in context.inputs]
-        losses: dict[str, torch.Tensor] = {}
-        for task in self._tasks_of.get(dataset, [dataset]):
+        losses: dict[str, dict[str, torch.Tensor]] = {}
+        for task in self.tasks_of(dataset):
             shared = self._condition(features, task=task, samples=len(outputs))
             result = self._decode(shared, context, task=task, targets=targets)
             # torchvision's detectors predict nothing while they train.
             for output, entry in zip(outputs, result.outputs, strict=not self.training):
                 output[task] = entry
-            for name, loss in result.loss_dict.items():
-                losses[f"{task}_{name}"] = loss * self.loss_weights[task]
-        return ModelOutput(outputs=outputs, loss_dict=losses)
+            losses[task] = {name: loss * self.loss_weights[task] for name, loss in result.loss_dict.items()}
+        flat = {f"{task}_{name}": loss for task, named in losses.items() for name, loss in named.items()}
+        return JointOutput(outputs=outputs, loss_dict=flat, losses=losses)
 
     def _condition(self, features: Any, *, task: str, samples: int) -> Any:
         """Run the shared trunk for one task; the encoder's features stay as they are for the next."""
@@ -125,15 +155,22 @@ class JointModel(torch.nn.Module):
     def _decode(
         self, features: Any, context: ModelContext, *, task: str, targets: list[dict[str, Any]] | None
     ) -> ModelOutput:
-        modules = list(self.decoders[self._decoder_of[task]])  # type: ignore[call-overload]  # it holds ModuleLists
+        modules = self._modules_of(task)
         for module in modules[:-1]:
             features = module(features, context)
-        own = None if targets is None else [target[task] for target in targets]
+        own = None if targets is None else self._head_targets(task, [target[task] for target in targets])
+        output: ModelOutput = modules[-1](features, context, own)
         if (labels := self._ranges.get(task)) is None:
-            output: ModelOutput = modules[-1](features, context, own)
             return output
-        shared: ModelOutput = modules[-1](features, context, own and [labels.shifted(target) for target in own])
-        return ModelOutput([labels.own(entry) for entry in shared.outputs], shared.loss_dict)
+        return ModelOutput([labels.own(entry) for entry in output.outputs], output.loss_dict)
+
+    def _modules_of(self, task: str) -> list[torch.nn.Module]:
+        return list(self.decoders[self._decoder_of[task]])  # type: ignore[call-overload]  # it holds ModuleLists
+
+    def _head_targets(self, task: str, targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The task's targets in the numbering of its head."""
+        labels = self._ranges.get(task)
+        return targets if labels is None else [labels.shifted(target) for target in targets]
 
 
 def _refuse_absent(option: str, names: set[str], *, known: set[str], what: str) -> None:

@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from rslearn.train.lightning_module import RestoreConfig, RslearnLightningModule
-from rslearn.train.model_context import ModelContext, ModelOutput
+from rslearn.train.model_context import ModelContext
 from rslearn.train.optimizer import OptimizerFactory
 from rslearn.train.scheduler import SchedulerFactory
 from rslearn.train.tasks import Task
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from rslp.train import floors
+from rslp.train import adapters, collectives, floors, preemption
 from rslp.train.batches import Batch
+from rslp.train.counts import precise
 from rslp.train.data import MultiDatasetDataModule
+from rslp.train.losses import LossMeter
 from rslp.train.metrics import TaskMetrics, TaskResult
-from rslp.train.model import JointModel
+from rslp.train.model import JointModel, JointOutput
 from rslp.train.samples import seed_of
 
 FLOORS_KEY = "rslp_floors"
+LOSSES_KEY = "rslp_train_losses"
 Results = dict[tuple[str, str], TaskResult]
+_TINY = 1e-12
 
 
 class JointModule(RslearnLightningModule):
-    """Trains a ``JointModel`` on the batches of a ``MultiDatasetDataModule``.
+    """Trains a ``JointModel`` on the optimiser steps of a ``MultiDatasetDataModule``.
+
+    The loss of a step of m batches, m_t of them with task t, over all processes r and batches j, is
+
+        L = sum over t of (m_t / m) w_t (sum over j, r of n_tjr l_tjr) / (sum over j, r of n_tjr)
+
+    l being the head's mean over n units (see ``rslp.train.counts``) and w the task's weight in ``loss_weights``. Each
+    batch's part is differentiated by itself, so one graph is held at a time; the last one is left to Lightning.
 
     Logs ``{train,val,test}/<dataset>/<task>/<metric>``, the normalised score ``{val,test}/score``, and beside them
     rslearn's names (``val_loss``, ``val_<task>/<metric>``), which callbacks of existing configs monitor.
@@ -79,6 +92,8 @@ class JointModule(RslearnLightningModule):
         self.seed = 0
         self.constants: floors.Constants = {}
         self.results: dict[str, Results] = {}
+        self.meters = {split: LossMeter() for split in ("train", "val", "test")}
+        self._asked_to_leave = False
         self._metrics: dict[tuple[str, str], TaskMetrics] = {}
         self._tasks: dict[tuple[str, str], Task] = {}
 
@@ -92,15 +107,19 @@ class JointModule(RslearnLightningModule):
                 self._metrics[dataset, name] = TaskMetrics(task)
         if stage == "fit" and not self.constants:
             data.setup("fit")
-            self.constants = floors.learn_constants(data.sources("train"))
+            learnt = floors.learn_constants(data.sources("train")) if self.trainer.is_global_zero else {}
+            self.constants = self.trainer.strategy.broadcast(learnt)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the floors with the weights: an evaluation needs no training labels."""
+        """Keep the floors, which an evaluation would need training labels for, and the losses since the epoch began."""
         checkpoint[FLOORS_KEY] = self.constants
+        checkpoint[LOSSES_KEY] = self.meters["train"].state()
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take the floors of the run that is gone on with."""
+        """Take the floors and losses of the run that is gone on with."""
         self.constants = checkpoint.get(FLOORS_KEY, {})
+        if LOSSES_KEY in checkpoint and collectives.first():
+            self.meters["train"].load([checkpoint[LOSSES_KEY]])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Optimizer and scheduler; a plateau scheduler follows 1 - score of the last validation."""
@@ -113,23 +132,44 @@ class JointModule(RslearnLightningModule):
     def on_train_epoch_start(self) -> None:
         """Nothing to do: the sampler reads the epoch from the trainer (rslearn sets it here)."""
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
-        """Seed the step's randomness (dropout, sampled anchors) by its place alone: a resumed run repeats it."""
-        torch.manual_seed(seed_of(self.seed, "step", self.current_epoch, batch_idx, self.global_rank))
+    def on_train_epoch_end(self) -> None:
+        """Log the mean losses of the epoch."""
+        self.meters["train"].settle()
+        self.log_dict(self._from_first(self.meters["train"].values("train")))
 
-    def training_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> torch.Tensor:  # noqa: ARG002
-        """The batch's loss: the weighted sum of its tasks' losses."""
-        output = self._forward(batch)
-        loss = _total(output.loss_dict, like=next(self.parameters()))
-        self._log_losses("train", batch=batch, output=output, loss=loss)
-        return loss
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Nothing: Lightning would clear what the first batches of a step have given; it is done before them."""
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
-        """Add a batch to the validation metrics."""
-        self._evaluation_step("val", batch)
+    def training_step(self, batch: list[Batch], batch_idx: int, dataloader_idx: int = 0) -> torch.Tensor:  # noqa: ARG002
+        """Differentiate all batches of a step but the last, whose part of the loss is returned."""
+        optimizer = self.optimizers()
+        if not isinstance(optimizer, LightningOptimizer):
+            raise TypeError("JointModule trains with one optimizer")
+        optimizer.zero_grad()
+        counts = [self.model.loss_counts(part.dataset, part.targets) if part.inputs else {} for part in batch]
+        shares = self._shares(batch, counts)
+        pending: torch.Tensor | None = None
+        for place, part in enumerate(batch):
+            if not part.inputs:
+                continue
+            if pending is not None:
+                adapters.backward(self.trainer, pending)
+            # The randomness of dropout and of sampled anchors depends on the place alone: a resumed run repeats it.
+            torch.manual_seed(seed_of(self.seed, "step", self.current_epoch, batch_idx, place, self.global_rank))
+            output = self._forward(part)
+            self.meters["train"].add(part.dataset, losses=output.losses, counts=counts[place], samples=len(part.inputs))
+            pending = _weighted(output.losses, shares[place], like=self._any_parameter())
+        # A process without a sample in the whole step takes part in it with nothing.
+        return pending if pending is not None else torch.zeros((), device=self.device, requires_grad=True)
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
-        """Add a batch to the test metrics."""
+    def validation_step(self, batch: list[Batch], batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
+        """Add batches to the validation metrics."""
+        # All processes meet after the loop; one that has to leave hurries there.
+        if not (collectives.several() and preemption.notice.received):
+            self._evaluation_step("val", batch)
+
+    def test_step(self, batch: list[Batch], batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
+        """Add batches to the test metrics."""
         self._evaluation_step("test", batch)
 
     def on_validation_epoch_start(self) -> None:
@@ -147,6 +187,10 @@ class JointModule(RslearnLightningModule):
     def on_test_epoch_end(self) -> None:
         """Compute and log the test metrics and the score."""
         self._finish("test")
+
+    def asked_to_leave(self) -> bool:
+        """Whether a scheduler wants the machine: the answer that all processes agreed on at the step's begin."""
+        return self._asked_to_leave if collectives.several() else preemption.notice.received is not None
 
     def datasets(self) -> list[str]:
         """The keys of the datasets."""
@@ -168,14 +212,45 @@ class JointModule(RslearnLightningModule):
             raise TypeError(f"JointModule needs a MultiDatasetDataModule, got {type(data).__name__}")
         return data
 
-    def _forward(self, batch: Batch) -> ModelOutput:
-        output: ModelOutput = self(ModelContext(inputs=batch.inputs, metadatas=batch.metadatas), batch.targets)
+    def _any_parameter(self) -> torch.Tensor:
+        return next(self.parameters())
+
+    def _shares(self, step: list[Batch], counts: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+        """The factor on each batch's mean loss of each task, after all processes have told each other their counts.
+
+        The one message also says whether any of them was asked to leave.
+        """
+        place_of = {task: place for place, task in enumerate(self.model.tasks, start=1)}
+        told = torch.zeros(1 + len(place_of), dtype=precise(self.device), device=self.device)
+        told[0] = float(preemption.notice.received is not None)
+        for own in counts:
+            for task, count in own.items():
+                told[place_of[task]] += count.to(told)
+        totals = collectives.summed(told)
+        if collectives.several():
+            self._asked_to_leave = bool(totals[0].item())
+        often = Counter(task for batch in step for task in self.model.tasks_of(batch.dataset))
+        return [
+            {
+                task: often[task] / len(step) * (count.to(totals) / totals[place_of[task]].clamp(min=_TINY))
+                for task, count in own.items()
+            }
+            for own in counts
+        ]
+
+    def _forward(self, batch: Batch) -> JointOutput:
+        output: JointOutput = self(ModelContext(inputs=batch.inputs, metadatas=batch.metadatas), batch.targets)
         return output
 
-    def _evaluation_step(self, split: str, batch: Batch) -> None:
+    def _evaluation_step(self, split: str, batches: list[Batch]) -> None:
+        for batch in batches:
+            if batch.inputs:
+                self._evaluate(split, batch)
+
+    def _evaluate(self, split: str, batch: Batch) -> None:
         output = self._forward(batch)
-        loss = _total(output.loss_dict, like=next(self.parameters()))
-        self._log_losses(split, batch=batch, output=output, loss=loss)
+        counts = self.model.loss_counts(batch.dataset, batch.targets)
+        self.meters[split].add(batch.dataset, losses=output.losses, counts=counts, samples=len(batch.inputs))
         outputs = list(output.outputs)
         for task in self._tasks_of(batch.dataset):
             targets = [target[task] for target in batch.targets]
@@ -193,18 +268,33 @@ class JointModule(RslearnLightningModule):
     def _tasks_of(self, dataset: str) -> list[str]:
         return [task for d, task in self._metrics if d == dataset]
 
-    def _log_losses(self, split: str, *, batch: Batch, output: ModelOutput, loss: torch.Tensor) -> None:
-        size = len(batch.inputs)
-        options = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": size}
-        self.log(f"{split}_loss", loss, prog_bar=True, **options)  # type: ignore[arg-type]
-        self.log(f"{split}/{batch.dataset}/loss", loss, **options)  # type: ignore[arg-type]
-        for name, value in output.loss_dict.items():
-            self.log(f"{split}_{name}", value, **options)  # type: ignore[arg-type]
+    def _meet(self, split: str) -> None:
+        """Let every process know what all have seen.
+
+        Raises:
+            Preempted: one of them was asked to leave during a training's validation.
+        """
+        if not collectives.several():
+            return
+        leave = split == "val" and preemption.notice.received is not None
+        states = {key: metrics.state() for key, metrics in self._metrics.items()}
+        told = collectives.gathered((leave, states))
+        if any(leave for leave, _ in told) and adapters.has_trained(self.trainer):
+            raise preemption.Preempted("during a validation")
+        for key, metrics in self._metrics.items():
+            metrics.merge([states[key] for _, states in told])
+
+    def _from_first(self, values: dict[str, float]) -> dict[str, float]:
+        """What the first process has, in all of them: callbacks decide by it, and have to decide alike."""
+        told: dict[str, float] = self.trainer.strategy.broadcast(values)
+        return told
 
     def _finish(self, split: str) -> None:
+        self._meet(split)
+        self.meters[split].settle()
         results = {key: metrics.result() for key, metrics in self._metrics.items()}
         self.results[split] = results
-        logged: dict[str, float] = {}
+        logged = self._from_first(self.meters[split].values(split))
         for (dataset, task), result in results.items():
             for name, value in result.values.items():
                 logged[f"{split}/{dataset}/{task}/{name}"] = value
@@ -216,5 +306,11 @@ class JointModule(RslearnLightningModule):
         self.log_dict(logged)
 
 
-def _total(losses: Mapping[str, torch.Tensor], *, like: torch.Tensor) -> torch.Tensor:
-    return sum(losses.values(), start=torch.zeros((), device=like.device))
+def _weighted(
+    losses: Mapping[str, Mapping[str, torch.Tensor]], shares: Mapping[str, torch.Tensor], *, like: torch.Tensor
+) -> torch.Tensor:
+    total = torch.zeros((), device=like.device)
+    for task, named in losses.items():
+        for loss in named.values():
+            total = total + loss * shares[task].to(loss)
+    return total

@@ -15,7 +15,9 @@ class RunProgress(RichProgressBar):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave a line behind."""
         super().on_validation_end(trainer, pl_module)
-        if trainer.state.fn != TrainerFn.FITTING or self.progress is None or not isinstance(pl_module, JointModule):
+        if trainer.state.fn != TrainerFn.FITTING or not trainer.is_global_zero:
+            return
+        if self.progress is None or not isinstance(pl_module, JointModule):
             return
         names = [None, *pl_module.datasets()]
         scores = [(name or "score", pl_module.score("val", name)) for name in names]
