@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rslearn.train.model_context import SampleMetadata
 from torch.utils.data import Dataset, Sampler
 
-from rslp.errors import DataError
+from rslp.train.faults import Fault
+from rslp.train.reading import read
 from rslp.train.samples import Sample, SampleKey, SampleSource
 
 
@@ -17,51 +17,42 @@ class Batch(NamedTuple):
     """Samples of one dataset.
 
     Attributes:
-        inputs: for each sample its inputs, rasters ``C T H W``.
+        dataset: the key of the dataset that all samples are of.
+        inputs: for each sample its inputs, rasters ``C T H W``; empty if none of the batch's samples can be used.
         targets: for each sample its targets by task.
         metadatas: for each sample where it comes from; ``dataset_source`` is the dataset's key.
+        faults: samples that can't be used, which are not in it.
     """
 
+    dataset: str
     inputs: list[dict[str, Any]]
     targets: list[dict[str, Any]]
     metadatas: list[SampleMetadata]
-
-    @property
-    def dataset(self) -> str:
-        """The key of the dataset that all samples are of."""
-        return str(self.metadatas[0].dataset_source)
+    faults: tuple[Fault, ...] = ()
 
 
-@dataclass(frozen=True)
-class Fault:
-    """A sample that could not be read, on its way from a worker to the process that can stop the run."""
+class JointDataset(Dataset[tuple[str, Sample | None, tuple[Fault, ...]]]):
+    """All datasets of a split behind one ``__getitem__`` that takes a ``SampleKey``.
 
-    message: str
+    Args:
+        sources: the datasets.
+        replace: whether another sample takes the place of one that can't be used.
+    """
 
-
-class JointDataset(Dataset[Sample | Fault]):
-    """All datasets of a split behind one ``__getitem__`` that takes a ``SampleKey``."""
-
-    def __init__(self, sources: Mapping[str, SampleSource]) -> None:
+    def __init__(self, sources: Mapping[str, SampleSource], *, replace: bool) -> None:
         self._sources = sources
+        self._replace = replace
 
-    def __getitem__(self, key: SampleKey) -> Sample | Fault:
-        """The sample, or its fault: an exception raised in a worker would arrive as pages of traceback."""
-        try:
-            return self._sources[key.dataset].sample(key.index, draw=key.draw)
-        except DataError as error:
-            return Fault(str(error))
+    def __getitem__(self, key: SampleKey) -> tuple[str, Sample | None, tuple[Fault, ...]]:
+        """The sample of a dataset, with the faults that were met on the way to it."""
+        return key.dataset, *read(self._sources[key.dataset], key, replace=self._replace)
 
 
-def collate(samples: Sequence[Sample | Fault]) -> Batch | Fault:
+def collate(read: Sequence[tuple[str, Sample | None, tuple[Fault, ...]]]) -> Batch:
     """Put samples side by side; nothing is stacked, since decoders stack what they need."""
-    good: list[Sample] = []
-    for sample in samples:
-        if isinstance(sample, Fault):
-            return sample
-        good.append(sample)
-    inputs, targets, metadatas = zip(*good, strict=True)
-    return Batch(list(inputs), list(targets), list(metadatas))
+    good = [sample for _, sample, _ in read if sample is not None]
+    faults = tuple(fault for _, _, of_sample in read for fault in of_sample)
+    return Batch(read[0][0], [s[0] for s in good], [s[1] for s in good], [s[2] for s in good], faults)
 
 
 class KeySampler(Sampler[list[SampleKey]]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 from rslearn.train.data_module import RslearnDataModule
@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from rslp.errors import ConfigError, DataError, Problem
 from rslp.train import adapters, mixture
-from rslp.train.batches import Batch, Fault, JointDataset, KeySampler, collate
+from rslp.train.batches import Batch, JointDataset, KeySampler, collate
+from rslp.train.faults import FaultPolicy, FaultRecord, OnFault
 from rslp.train.samples import SampleKey, SampleSource
 
 _SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
@@ -36,6 +37,9 @@ class MultiDatasetDataModule(L.LightningDataModule):
         weights: relative shares by dataset, for mode ``weights``.
         temperature: T of mode ``temperature``: shares are proportional to n^(1/T).
         steps_per_epoch: a fixed number of batches per epoch instead of the datasets' lengths.
+        on_fault: what is done about a sample that can't be used: ``stop``, or ``skip``, which draws another one in its
+            place in training and leaves it out of an evaluation.
+        max_faults: so many different samples may be skipped in each process; one more ends the run.
 
     Raises:
         ConfigError: no dataset, or an option that names an absent one.
@@ -56,6 +60,8 @@ class MultiDatasetDataModule(L.LightningDataModule):
         weights: dict[str, float] | None = None,
         temperature: float | None = None,
         steps_per_epoch: int | None = None,
+        on_fault: OnFault = "stop",
+        max_faults: int = 100,
     ) -> None:
         super().__init__()
         disabled = set(disabled_datasets or [])
@@ -78,6 +84,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
             limits=per_dataset_patch_limit,
             steps_per_dataset=steps_per_dataset,
         )
+        self.faults = FaultRecord(FaultPolicy(on_fault, max_faults))
         # Set from the run config's top-level `seed` before training starts.
         self.seed = 0
         self._sources: dict[str, dict[str, SampleSource]] = {}
@@ -131,15 +138,24 @@ class MultiDatasetDataModule(L.LightningDataModule):
         batches = [_keys(batch) for batch in plan]
         return self._loader(split, KeySampler(len(batches), lambda: iter(batches)))
 
-    def on_before_batch_transfer(self, batch: Batch | Fault, dataloader_idx: int) -> Batch:  # noqa: ARG002
-        """Stop at a sample that could not be read.
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002
+        """Record the samples that can't be used, in the order of training, however far workers read ahead.
 
         Raises:
-            DataError: naming dataset and window.
+            DataError: the policy is to stop, or nothing could be read in a sample's place.
         """
-        if isinstance(batch, Fault):
-            raise DataError(batch.message)
+        self.faults.take(batch.faults)
+        if self.trainer is not None and self.trainer.training and not batch.inputs:
+            raise DataError(f"dataset {batch.dataset!r}: no sample can be read; the last: {batch.faults[-1].message}")
         return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on with: the samples that were skipped."""
+        return {"faults": self.faults.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the record of the run that is gone on with."""
+        self.faults.load_state_dict(state_dict["faults"])
 
     def _epoch(self, epoch: int) -> mixture.Batches:
         world, rank = self._ranks()
@@ -153,7 +169,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
 
     def _loader(self, split: str, sampler: KeySampler) -> DataLoader[object]:
         return DataLoader(
-            JointDataset(self.sources(split)),
+            JointDataset(self.sources(split), replace=split == "train" and self.faults.policy.skips),
             batch_sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,

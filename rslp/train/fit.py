@@ -13,6 +13,7 @@ from rslp.train import preemption
 from rslp.train.checkpoints import read_checkpoint
 from rslp.train.cli import RunCLI, build
 from rslp.train.metrics_log import MetricsLog
+from rslp.train.reading import workers_watched
 
 INTERRUPTED = 130
 
@@ -30,6 +31,7 @@ def fit(run: RunDir) -> int:
         RunError: another process trains in this directory.
         ConfigError: the config can't be run.
         DataError: a dataset can't be used, or a sample can't be read.
+        TrainingError: a loss is not a number, or a worker process was killed.
         CheckpointError: no checkpoint of the run can be read, or weights don't fit.
     """
     with run.locked():
@@ -79,14 +81,19 @@ def _train(cli: RunCLI, *, run: RunDir, resume: Path | None, step: int) -> int:
             logger.rewind(step)
     run.write_state(state="running", epoch=trainer.current_epoch, step=step, score=None)
     try:
-        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
+        with workers_watched():
+            trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
     except (SystemExit, preemption.Preempted):
         # Lightning ends the process itself after a Ctrl-C, and after a SIGTERM at an epoch's end.
         return _left(trainer, run=run)
     score = cli.model.score("val")
+    skipped = ", ".join(f"{n} {split}" for split, n in cli.datamodule.faults.counts().items())
     finished = f"{trainer.current_epoch} epochs, {trainer.global_step} steps"
+    if skipped:
+        finished += f", without samples that can't be used ({skipped}; see above)"
     _say(f"done: {finished}; --do_eval true evaluates the best checkpoint")
-    run.write_state(state="done", epoch=trainer.current_epoch, step=trainer.global_step, score=score)
+    progress = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+    run.write_state(state="done", **progress, score=score, faults=cli.datamodule.faults.counts())
     run.mark_done(step=trainer.global_step, epoch=trainer.current_epoch, checkpoint=run.last)
     return 0
 

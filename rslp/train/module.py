@@ -92,7 +92,7 @@ class JointModule(RslearnLightningModule):
                 self._metrics[dataset, name] = TaskMetrics(task)
         if stage == "fit" and not self.constants:
             data.setup("fit")
-            self.constants = floors.learn_constants(data.sources("train"))
+            self.constants = floors.learn_constants(data.sources("train"), skip=data.faults.policy.skips)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the floors with the weights: an evaluation needs no training labels."""
@@ -173,6 +173,8 @@ class JointModule(RslearnLightningModule):
         return output
 
     def _evaluation_step(self, split: str, batch: Batch) -> None:
+        if not batch.inputs:
+            return
         output = self._forward(batch)
         loss = _total(output.loss_dict, like=next(self.parameters()))
         self._log_losses(split, batch=batch, output=output, loss=loss)
