@@ -31,6 +31,10 @@ class RunError(UserError):
     """A run directory in a state that forbids what was asked: locked, unfinished, without a checkpoint."""
 
 
+class TrainingError(UserError):
+    """Training that can't go on: a loss that is not a number, a worker process that was killed."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One fault in a config file: where it stands and what would be right.

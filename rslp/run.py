@@ -8,11 +8,13 @@ import json
 import os
 import socket
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rslp.errors import RunError
 from rslp.files import write_atomic
@@ -125,7 +127,14 @@ class RunDir:
             handle.truncate()
             handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             handle.flush()
+            os.register_at_fork(after_in_child=partial(_close, weakref.ref(handle)))
             yield
+
+
+def _close(reference: weakref.ref[TextIO]) -> None:
+    """Let go of a lock in a child process: one that outlives its killed parent must not hold the run up."""
+    if (handle := reference()) is not None:
+        handle.close()
 
 
 def sha256(path: Path) -> str:

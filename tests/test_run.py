@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -51,6 +52,23 @@ def test_the_lock_is_exclusive_and_dies_with_its_holder(tmp_path: Path) -> None:
     holder.communicate()
     with run.locked():
         assert (tmp_path / "lock").exists()
+
+
+def test_the_lock_dies_with_its_holder_though_a_worker_of_it_lives_on(tmp_path: Path) -> None:
+    code = "import os, time; from pathlib import Path; from rslp.run import RunDir\n"
+    code += f"with RunDir(Path({str(tmp_path)!r})).locked():\n    child = os.fork()\n"
+    code += "    if child: print(child, flush=True)\n    time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    child = int(holder.stdout.readline())
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    try:
+        with RunDir(tmp_path).locked():
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        holder.stdout.close()
 
 
 def test_the_state_carries_a_heartbeat(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from rslp.files import write_atomic
 from rslp.run import RunDir, sha256
 from rslp.train.checkpoints import load_weights, read_checkpoint
 from rslp.train.cli import RunCLI, build
+from rslp.train.reading import workers_watched
 from rslp.train.samples import SampleSource
 
 
@@ -51,6 +52,7 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
             commit=git_commit(),
             data_fingerprint=fingerprint(cli.datamodule.sources(split)),
             score=cli.model.score(split),
+            faults=tuple(cli.datamodule.faults.messages(split)),
             rows=rows_of(cli.model.results[split]),
         )
         write_atomic(run.evaluation(split), evaluation.json())
@@ -61,7 +63,8 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
 
 def _run_split(cli: RunCLI, split: str) -> None:
     loop = cli.trainer.validate if split == "val" else cli.trainer.test
-    loop(cli.model, datamodule=cli.datamodule, verbose=False)
+    with workers_watched():
+        loop(cli.model, datamodule=cli.datamodule, verbose=False)
 
 
 def fingerprint(sources: Mapping[str, SampleSource]) -> str:

@@ -57,6 +57,7 @@ class Evaluation:
         commit: git commit of the code, None outside a checkout.
         data_fingerprint: hash over the samples' identities.
         score: mean normalised score of the tasks.
+        faults: the samples that could not be used and are in no value, with what is wrong with each.
         rows: the values.
     """
 
@@ -68,6 +69,7 @@ class Evaluation:
     commit: str | None
     data_fingerprint: str
     score: float | None
+    faults: tuple[str, ...]
     rows: tuple[Row, ...]
 
     def json(self) -> str:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
+import traceback
 import warnings
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -200,6 +203,19 @@ def _merged(values: list[Any], reduction: Any, device: torch.device) -> Any:
 
 def _on_cpu(value: Any) -> Any:
     return [entry.cpu() for entry in value] if isinstance(value, list) else value.cpu()
+
+
+def worker_death(error: RuntimeError | OSError | EOFError) -> str | None:
+    """How a worker of torch's loader died, if that is what the error says; torch has no type for it.
+
+    The kernel's notice of the death may come first, or the failure to fetch a tensor that the dead worker shared.
+    """
+    found = re.search(r"DataLoader worker \(pid.*?\) (is killed by signal: \w+|exited unexpectedly)", str(error))
+    if found:
+        return found.group(1)
+    frames = (Path(frame.filename).parts[-3:] for frame in traceback.extract_tb(error.__traceback__))
+    fetching = ("torch", "multiprocessing", "reductions.py") in frames
+    return "its samples can't be fetched any more" if fetching else None
 
 
 def training_position(trainer: Trainer) -> tuple[int, int]:

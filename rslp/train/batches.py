@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from rslearn.train.model_context import SampleMetadata
 from torch.utils.data import Dataset, Sampler
 
-from rslp.errors import DataError
 from rslp.train import mixture
+from rslp.train.faults import Fault
+from rslp.train.reading import read
 from rslp.train.samples import Sample, SampleKey, SampleSource
 
 
@@ -19,22 +20,18 @@ class Batch(NamedTuple):
 
     Attributes:
         dataset: the key of the dataset that all samples are of.
-        inputs: for each sample its inputs, rasters ``C T H W``; empty for a process without a share in the batch.
+        inputs: for each sample its inputs, rasters ``C T H W``; empty for a process without a share in the batch, and
+            if none of the batch's samples can be used.
         targets: for each sample its targets by task.
         metadatas: for each sample where it comes from; ``dataset_source`` is the dataset's key.
+        faults: samples that can't be used, which are not in it.
     """
 
     dataset: str
     inputs: list[dict[str, Any]]
     targets: list[dict[str, Any]]
     metadatas: list[SampleMetadata]
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A sample that could not be read, on its way from a worker to the process that can stop the run."""
-
-    message: str
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,35 +53,31 @@ class BatchKey:
         return cls(planned.dataset, tuple(SampleKey(planned.dataset, index, draw) for index, draw in drawn))
 
 
-class JointDataset(Dataset[Batch | Fault]):
+class JointDataset(Dataset[Batch]):
     """All datasets of a split behind one ``__getitem__`` that takes a ``BatchKey``.
 
     Whole batches, not samples, are its items, so that an item of the loader is the list of an optimiser step's batches.
+
+    Args:
+        sources: the datasets.
+        replace: whether another sample takes the place of one that can't be used.
     """
 
-    def __init__(self, sources: Mapping[str, SampleSource]) -> None:
+    def __init__(self, sources: Mapping[str, SampleSource], *, replace: bool) -> None:
         self._sources = sources
+        self._replace = replace
 
-    def __getitem__(self, key: BatchKey) -> Batch | Fault:
-        """The batch, or the fault of one of its samples."""
-        return collate([self._sample(sample) for sample in key.samples], dataset=key.dataset)
-
-    def _sample(self, key: SampleKey) -> Sample | Fault:
-        """A sample, or its fault: an exception raised in a worker would arrive as pages of traceback."""
-        try:
-            return self._sources[key.dataset].sample(key.index, draw=key.draw)
-        except DataError as error:
-            return Fault(str(error))
+    def __getitem__(self, key: BatchKey) -> Batch:
+        """The batch, with the faults that were met on the way to it."""
+        source = self._sources[key.dataset]
+        return collate([read(source, sample, replace=self._replace) for sample in key.samples], dataset=key.dataset)
 
 
-def collate(samples: Sequence[Sample | Fault], *, dataset: str) -> Batch | Fault:
+def collate(read: Sequence[tuple[Sample | None, tuple[Fault, ...]]], *, dataset: str) -> Batch:
     """Put samples of a dataset side by side; nothing is stacked, since decoders stack what they need."""
-    good: list[Sample] = []
-    for sample in samples:
-        if isinstance(sample, Fault):
-            return sample
-        good.append(sample)
-    return Batch(dataset, [s[0] for s in good], [s[1] for s in good], [s[2] for s in good])
+    good = [sample for sample, _ in read if sample is not None]
+    faults = tuple(fault for _, of_sample in read for fault in of_sample)
+    return Batch(dataset, [s[0] for s in good], [s[1] for s in good], [s[2] for s in good], faults)
 
 
 class StepSampler(Sampler[list[BatchKey]]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 from rslearn.train.data_module import RslearnDataModule
@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from rslp.errors import ConfigError, DataError, Problem
 from rslp.train import adapters, mixture
-from rslp.train.batches import Batch, BatchKey, Fault, JointDataset, StepSampler
+from rslp.train.batches import Batch, BatchKey, JointDataset, StepSampler
+from rslp.train.faults import FaultPolicy, FaultRecord, OnFault
 from rslp.train.samples import SampleSource
 from rslp.train.world import read_world
 
@@ -43,6 +44,9 @@ class MultiDatasetDataModule(L.LightningDataModule):
         datasets_per_step: how many different datasets give one batch each to an optimiser step.
         stop: when an epoch ends: ``all`` (default): every dataset has been gone through once; ``shortest``: the first
             one is through; ``longest``: the last one is, shorter ones being drawn again.
+        on_fault: what is done about a sample that can't be used: ``stop``, or ``skip``, which draws another one in its
+            place in training and leaves it out of an evaluation.
+        max_faults: so many different samples may be skipped in each process; one more ends the run.
 
     Raises:
         ConfigError: no dataset, or an option that names an absent one.
@@ -65,6 +69,8 @@ class MultiDatasetDataModule(L.LightningDataModule):
         steps_per_epoch: int | None = None,
         datasets_per_step: int = 1,
         stop: Literal["all", "shortest", "longest"] | None = None,
+        on_fault: OnFault = "stop",
+        max_faults: int = 100,
     ) -> None:
         super().__init__()
         disabled = set(disabled_datasets or [])
@@ -92,6 +98,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
             steps_per_dataset=steps_per_dataset,
             datasets_per_step=datasets_per_step,
         )
+        self.faults = FaultRecord(FaultPolicy(on_fault, max_faults))
         # Set from the run config's top-level `seed` before training starts.
         self.seed = 0
         self._sources: dict[str, dict[str, SampleSource]] = {}
@@ -153,18 +160,25 @@ class MultiDatasetDataModule(L.LightningDataModule):
         steps = [[BatchKey.of(batch)] for batch in plan]
         return self._loader(split, StepSampler(len(steps), lambda: iter(steps)))
 
-    def on_before_batch_transfer(self, batch: list[Batch | Fault], dataloader_idx: int) -> list[Batch]:  # noqa: ARG002
-        """Stop at a sample that could not be read.
+    def on_before_batch_transfer(self, batch: list[Batch], dataloader_idx: int) -> list[Batch]:  # noqa: ARG002
+        """Record the samples that can't be used, in the order of training, however far workers read ahead.
 
         Raises:
-            DataError: naming dataset and window.
+            DataError: the policy is to stop, or nothing could be read in a sample's place.
         """
-        good: list[Batch] = []
         for part in batch:
-            if isinstance(part, Fault):
-                raise DataError(part.message)
-            good.append(part)
-        return good
+            self.faults.take(part.faults)
+            if self.trainer is not None and self.trainer.training and part.faults and not part.inputs:
+                raise DataError(f"dataset {part.dataset!r}: no sample can be read; the last: {part.faults[-1].message}")
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on with: the samples that were skipped."""
+        return {"faults": self.faults.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the record of the run that is gone on with."""
+        self.faults.load_state_dict(state_dict["faults"])
 
     def _epoch(self, epoch: int) -> mixture.Batches:
         world, rank = self._ranks()
@@ -178,7 +192,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
 
     def _loader(self, split: str, sampler: StepSampler) -> DataLoader[object]:
         return DataLoader(
-            JointDataset(self.sources(split)),
+            JointDataset(self.sources(split), replace=split == "train" and self.faults.policy.skips),
             batch_sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,

@@ -6,6 +6,7 @@ import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 
@@ -15,6 +16,7 @@ from rslp.train import preemption
 from rslp.train.checkpoints import read_checkpoint
 from rslp.train.cli import RunCLI, build
 from rslp.train.metrics_log import MetricsLog
+from rslp.train.reading import workers_watched
 from rslp.train.world import read_world
 
 INTERRUPTED = 130
@@ -33,6 +35,7 @@ def fit(run: RunDir) -> int:
         RunError: another process trains in this directory.
         ConfigError: the config can't be run.
         DataError: a dataset can't be used, or a sample can't be read.
+        TrainingError: a loss is not a number, or a worker process was killed.
         CheckpointError: no checkpoint of the run can be read, or weights don't fit.
     """
     first = read_world(os.environ).first
@@ -84,13 +87,18 @@ def _train(cli: RunCLI, *, run: RunDir, resume: Path | None, step: int) -> int:
             logger.rewind(step)
     _write_state(run, trainer, state="running", step=step)
     try:
-        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
+        with workers_watched():
+            trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
     except (SystemExit, preemption.Preempted) as cause:
         # Lightning ends the process itself after a Ctrl-C, and after a SIGTERM at an epoch's end.
         return _left(trainer, run=run, cause=cause)
+    faults = cli.datamodule.faults.counts()
+    skipped = ", ".join(f"{n} {split}" for split, n in faults.items())
     finished = f"{trainer.current_epoch} epochs, {trainer.global_step} steps"
+    if skipped:
+        finished += f", without samples that can't be used ({skipped}; see above)"
     _say(f"done: {finished}; --do_eval true evaluates the best checkpoint")
-    _write_state(run, trainer, state="done", step=trainer.global_step, score=cli.model.score("val"))
+    _write_state(run, trainer, state="done", step=trainer.global_step, score=cli.model.score("val"), faults=faults)
     if trainer.is_global_zero:
         run.mark_done(step=trainer.global_step, epoch=trainer.current_epoch, checkpoint=run.last)
     return 0
@@ -106,9 +114,9 @@ def _left(trainer: Trainer, *, run: RunDir, cause: BaseException) -> int:
     return code
 
 
-def _write_state(run: RunDir, trainer: Trainer, *, state: str, step: int, score: float | None = None) -> None:
+def _write_state(run: RunDir, trainer: Trainer, *, state: str, step: int, **more: Any) -> None:
     if trainer.is_global_zero:
-        run.write_state(state=state, epoch=trainer.current_epoch, step=step, score=score)
+        run.write_state(**{"state": state, "epoch": trainer.current_epoch, "step": step, "score": None} | more)
 
 
 def _say(text: str) -> None:

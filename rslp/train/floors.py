@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from rslearn.train.tasks.regression import RegressionTask
 from rslearn.train.tasks.segmentation import SegmentationTask
 from rslearn.train.tasks.task import Task
 
+from rslp.errors import DataError
 from rslp.train.samples import SampleSource
 
 # Dataset -> task -> majority class, or mean label (in the units of the loss); plain numbers that a checkpoint can hold.
@@ -28,22 +29,36 @@ def tasks_by_name(task: Task, dataset: str) -> dict[str, Task]:
     return dict(task.tasks) if isinstance(task, MultiTask) else {dataset: task}
 
 
-def learn_constants(sources: Mapping[str, SampleSource]) -> Constants:
+def learn_constants(sources: Mapping[str, SampleSource], *, skip: bool = False) -> Constants:
     """Majority class or mean label of each task, from at most ``MAX_SAMPLES`` evenly spread training samples.
 
     Args:
         sources: the training split by dataset.
+        skip: leave out samples whose labels can't be read.
+
+    Raises:
+        DataError: a label can't be read, and is not to be skipped.
     """
     constants: Constants = {}
     for dataset, source in sources.items():
         indices = range(0, len(source), max(1, len(source) // MAX_SAMPLES))
-        targets = [source.targets(i) for i in indices]
+        targets = list(_targets(source, indices, skip=skip))
         constants[dataset] = {
             name: constant
             for name, task in tasks_by_name(source.task, dataset).items()
             if (constant := learn_constant(task, [target[name] for target in targets])) is not None
         }
     return constants
+
+
+def _targets(source: SampleSource, indices: Iterable[int], *, skip: bool) -> Iterator[dict[str, Any]]:
+    for index in indices:
+        try:
+            yield source.targets(index)
+        except DataError:
+            # A sample that is skipped is recorded when the mixture draws it.
+            if not skip:
+                raise
 
 
 def learn_constant(task: Task, targets: Iterable[Mapping[str, Any]]) -> float | None:

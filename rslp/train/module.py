@@ -107,7 +107,9 @@ class JointModule(RslearnLightningModule):
                 self._metrics[dataset, name] = TaskMetrics(task)
         if stage == "fit" and not self.constants:
             data.setup("fit")
-            learnt = floors.learn_constants(data.sources("train")) if self.trainer.is_global_zero else {}
+            learnt: floors.Constants = {}
+            if self.trainer.is_global_zero:
+                learnt = floors.learn_constants(data.sources("train"), skip=data.faults.policy.skips)
             self.constants = self.trainer.strategy.broadcast(learnt)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

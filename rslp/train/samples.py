@@ -12,18 +12,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from rasterio.errors import RasterioError
 from rslearn.dataset import Dataset, Window
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput
 from rslearn.train.model_context import SampleMetadata
+from rslearn.train.tasks.multi_task import MultiTask
 from rslearn.train.transforms import Sequential
 from rslearn.utils.geometry import PixelBounds
 
 from rslp.errors import DataError
 from rslp.train import adapters
+from rslp.train.soundness import check_finite, check_target, faults_of
 
 Sample = tuple[dict[str, Any], dict[str, Any], SampleMetadata]
+# What a transform raises at an image that it can't take.
+_TRANSFORM_FAULTS = (ValueError, LookupError, AssertionError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -130,8 +133,11 @@ class SampleSource:
         bounds = place.bounds or adapters.draw_crop(place.window, self._config.get_crop_size(), rng)
         raw, (inputs, targets, metadata) = self._read(index, bounds=bounds, wanted=self._inputs, rng=rng)
         inputs.update({name: raw[name] for name, spec in self._inputs.items() if spec.passthrough and name in raw})
-        with seeded(rng.getrandbits(63)):
+        what = self.identity(index)
+        with seeded(rng.getrandbits(63)), faults_of(f"{what}: the transforms fail", kinds=_TRANSFORM_FAULTS):
             inputs, targets = self._transforms(inputs, targets)
+        # Here, since a transform may mend an image (fill its gaps) or spoil it (the logarithm of 0).
+        check_finite(inputs, inputs=self._inputs, what=what)
         return inputs, targets, adapters.with_dataset(metadata, self.name)
 
     def targets(self, index: int) -> dict[str, Any]:
@@ -148,14 +154,31 @@ class SampleSource:
     def _read(
         self, index: int, *, bounds: PixelBounds, wanted: dict[str, DataInput], rng: random.Random
     ) -> tuple[adapters.RawInputs, Sample]:
-        place = self._places[index]
-        try:
-            raw = adapters.read_inputs(self._dataset, place.window, bounds=bounds, inputs=wanted, rng=rng)
-            metadata = adapters.sample_metadata(place.window, bounds=bounds, crop=place.crop)
+        place, what = self._places[index], self.identity(index)
+        raw: adapters.RawInputs = {}
+        for name, spec in wanted.items():
+            with faults_of(f"{what}: layer {', '.join(spec.layers)}: can't read the sample"):
+                raw |= adapters.read_inputs(self._dataset, place.window, bounds=bounds, inputs={name: spec}, rng=rng)
+        metadata = adapters.sample_metadata(place.window, bounds=bounds, crop=place.crop)
+        with faults_of(f"{what}: layer {', '.join(self._layers_of(None))}: can't read the label"):
             inputs, targets = self.task.process_inputs(raw, metadata=metadata, load_targets=self._load_targets)
-        except (OSError, ValueError, KeyError, AssertionError, RasterioError) as error:
-            raise DataError(f"{self.identity(index)}: can't read the sample: {_reason(error)}") from error
+        if self._load_targets:
+            self._check(targets, what=what)
         return raw, (inputs, targets, metadata)
+
+    def _check(self, targets: dict[str, Any], *, what: str) -> None:
+        """Check the labels of each task, before a transform touches them."""
+        if not isinstance(self.task, MultiTask):
+            return check_target(self.task, targets, what=f"{what}: layer {', '.join(self._layers_of(None))}")
+        for name, task in self.task.tasks.items():
+            check_target(task, targets[name], what=f"{what}: layer {', '.join(self._layers_of(name))}")
+        return None
+
+    def _layers_of(self, task: str | None) -> list[str]:
+        """The layers that hold the labels, of one task of several or of all."""
+        of = self.task.input_mapping[task] if task is not None and isinstance(self.task, MultiTask) else self._inputs
+        read = [self._inputs[name] for name in of if name in self._inputs]
+        return sorted({layer for spec in read if spec.is_target for layer in spec.layers})
 
     def _list_places(self) -> list[_Place]:
         windows = adapters.list_windows(self._dataset, self._inputs, self._config)
@@ -166,10 +189,6 @@ class SampleSource:
             crops = adapters.all_crops(window, self._config)
             places += [_Place(window, bounds, (i, len(crops))) for i, bounds in enumerate(crops)]
         return places
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else f"{type(error).__name__} in the task's label reading"
 
 
 def open_dataset(name: str, data_module: RslearnDataModule) -> Dataset:
