@@ -10,7 +10,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
@@ -22,6 +22,7 @@ from rslearn.utils.jsonargparse import init_jsonargparse
 from rslp.check.faults import faults_of
 from rslp.check.findings import Finding, KeyPath
 from rslp.check.making import MADE_WRONG, constructor_faults
+from rslp.compose import head_faults
 from rslp.errors import ConfigError, UserError
 from rslp.train.cli import RunCLI, run_parser
 from rslp.train.data import MultiDatasetDataModule
@@ -66,6 +67,12 @@ def parse(config: Mapping[str, Any]) -> Parsed:
     Returns:
         What was made, and every fault that was found, deepest keys first.
     """
+    heads = tuple(Finding(fault.what, fault.at) for fault in head_faults(config) if not fault.spare)
+    parsed = _parsed(config)
+    return replace(parsed, findings=(*parsed.findings, *heads))
+
+
+def _parsed(config: Mapping[str, Any]) -> Parsed:
     init_jsonargparse()
     with _quiet():
         failure = "the config can't be parsed"
