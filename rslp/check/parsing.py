@@ -21,11 +21,12 @@ from rslearn.utils.jsonargparse import init_jsonargparse
 
 from rslp.check.faults import faults_of
 from rslp.check.findings import Finding, KeyPath
-from rslp.check.making import MADE_WRONG, constructor_faults
+from rslp.check.making import MADE_WRONG, argument_of, constructor_faults
 from rslp.compose import head_faults
 from rslp.errors import ConfigError, UserError
 from rslp.train.cli import RunCLI, run_parser
 from rslp.train.data import MultiDatasetDataModule
+from rslp.train.mixture_checks import check_fit
 from rslp.train.module import JointModule
 
 DATA_MODULES: KeyPath = ("data", "init_args", "data_modules")
@@ -105,6 +106,11 @@ def _accepted(cli: CheckCLI) -> Parsed:
         module.model.set_datasets(data.tasks())
     except ConfigError as error:
         findings = [Finding(problem.what, tuple(problem.key.split("."))) for problem in error.problems]
+    try:
+        # Whether there are windows is another question: here it is whether all that names datasets names these.
+        check_fit(dict.fromkeys(data.data_modules, 1), data.batch_sizes, data.mixture)
+    except ConfigError as error:
+        findings += [Finding(p.what, ("data", "init_args", *argument_of(p.key))) for p in error.problems]
     return Parsed(data.data_modules, module, tuple(findings))
 
 
