@@ -312,7 +312,6 @@ def test_a_faulty_class_of_rslearn_is_replaced_and_the_reason_told(tmp_path, cap
         run = run[key]
     assert run == [{"class_path": "rslp.helios.pad.Pad", "init_args": {"size": 16, "mode": "center"}}]
     assert "): rslearn's pads the width twice in mode center" in capsys.readouterr().err
-    assert table()["rslp.helios.pad.Pad"] == table()["rslearn.train.transforms.pad.Pad"]
 
 
 def test_an_old_override_beats_a_new_base(tmp_path):
