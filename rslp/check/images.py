@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rslp.check.findings import Finding, KeyPath, listed, warning
 from rslp.check.layers import bands_of
 from rslp.check.reading import ImageStats
-from rslp.check.units import NOTHING, Range, expected_units, offset_groups, units_of
+from rslp.check.units import NOTHING, Range, all_offset, expected_units, offset_groups, units_of
 from rslp.check.view import View
 
 _MUCH_NODATA, _NEARLY_ALL_NODATA = 0.3, 0.95
@@ -98,12 +98,20 @@ def _units(view: View, name: str, stats: Mapping[str, ImageStats], *, expected: 
 
 
 def _offset(who: str, stats: Mapping[str, ImageStats], at: KeyPath) -> list[Finding]:
-    groups = offset_groups([image.whole.low for image in stats.values()])
+    darkest = [image.whole.low for image in stats.values()]
+    groups = offset_groups(darkest)
     if groups is None:
-        return []
+        return [warning(_bright(who, darkest), at)] if all_offset(darkest) else []
     what = f"{who}: {groups[0]} of {sum(groups)} windows carry the offset of +1000 of processing baseline 04.00, "
     what += f"{groups[1]} do not; subtract it where it is (rslearn: harmonize: true)"
     return [Finding(what, at)]
+
+
+def _bright(who: str, darkest: Sequence[float]) -> str:
+    return (
+        f"{who}: no value in {len(darkest)} windows is below {min(darkest):.0f}: they seem to carry the offset of "
+        "+1000 of processing baseline 04.00; subtract it (rslearn: harmonize: true), unless all is as bright as sand"
+    )
 
 
 def _by_band(found: Sequence[ImageStats]) -> list[Range]:

@@ -17,6 +17,10 @@ from rslp.errors import ConfigError, UserError
 # What constructors of rslearn, Lightning and torch raise at arguments that they don't like.
 MADE_WRONG = (ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError, OSError, ImportError)
 
+_MIXTURE = "mixture."
+# Fields of the mixture -> the arguments of the data module that set them.
+_ARGUMENTS = {"mode": "sample_mode", "stop": "refill_batches", "limits": "per_dataset_patch_limit"}
+
 
 @dataclass(frozen=True)
 class Node:
@@ -88,13 +92,25 @@ def _raised(node: Node, error: BaseException) -> list[Finding]:
         findings = []
         for problem in error.problems:
             # `HeliosNormalize.band_names.x` names the argument within the class.
-            words = problem.key.removeprefix(f"{name}.").split(".") if problem.key else []
-            at = (*node.at, *words) if words and words[0] in node.arguments else node.at
-            findings.append(Finding(f"{name}: {problem.what}", at))
+            words = argument_of(problem.key.removeprefix(f"{name}."))
+            known = words[:1] and (words[0] in node.arguments or words[0] in parameters(node.kind))
+            findings.append(Finding(f"{name}: {problem.what}", (*node.at, *words) if known else node.at))
         return findings
     if isinstance(error, UserError):
         return [Finding(" ".join(str(error).split()), (*node.at, *_named_in(node, str(error))))]
     return [Finding(f"{name} refuses its arguments: {telling_line(str(error)) or type(error).__name__}", node.at)]
+
+
+def argument_of(key: str) -> KeyPath:
+    """The argument that a message's key is about: the mixture's own words are not those that a config has.
+
+    Args:
+        key: dotted key, for example ``mixture.limits.crops``.
+    """
+    if not key.startswith(_MIXTURE):
+        return tuple(key.split(".")) if key else ()
+    first, *rest = key.removeprefix(_MIXTURE).split(".")
+    return (_ARGUMENTS.get(first, first), *rest)
 
 
 def _user_error(error: BaseException | None) -> UserError | None:

@@ -10,7 +10,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
@@ -21,10 +21,12 @@ from rslearn.utils.jsonargparse import init_jsonargparse
 
 from rslp.check.faults import faults_of
 from rslp.check.findings import Finding, KeyPath
-from rslp.check.making import MADE_WRONG, constructor_faults
+from rslp.check.making import MADE_WRONG, argument_of, constructor_faults
+from rslp.compose import head_faults
 from rslp.errors import ConfigError, UserError
 from rslp.train.cli import RunCLI, run_parser
 from rslp.train.data import MultiDatasetDataModule
+from rslp.train.mixture_checks import check_fit
 from rslp.train.module import JointModule
 
 DATA_MODULES: KeyPath = ("data", "init_args", "data_modules")
@@ -66,6 +68,12 @@ def parse(config: Mapping[str, Any]) -> Parsed:
     Returns:
         What was made, and every fault that was found, deepest keys first.
     """
+    heads = tuple(Finding(fault.what, fault.at) for fault in head_faults(config) if not fault.spare)
+    parsed = _parsed(config)
+    return replace(parsed, findings=(*parsed.findings, *heads))
+
+
+def _parsed(config: Mapping[str, Any]) -> Parsed:
     init_jsonargparse()
     with _quiet():
         failure = "the config can't be parsed"
@@ -98,6 +106,11 @@ def _accepted(cli: CheckCLI) -> Parsed:
         module.model.set_datasets(data.tasks())
     except ConfigError as error:
         findings = [Finding(problem.what, tuple(problem.key.split("."))) for problem in error.problems]
+    try:
+        # Whether there are windows is another question: here it is whether all that names datasets names these.
+        check_fit(dict.fromkeys(data.data_modules, 1), data.batch_sizes, data.mixture)
+    except ConfigError as error:
+        findings += [Finding(p.what, ("data", "init_args", *argument_of(p.key))) for p in error.problems]
     return Parsed(data.data_modules, module, tuple(findings))
 
 

@@ -23,6 +23,8 @@ NODATA_BELOW = -9999.0
 # Since baseline 04.00 (25 January 2022) Sentinel-2's digital numbers carry an offset of 1000.
 # Source: ESA, Sentinel-2 Products Specification Document, RADIO_ADD_OFFSET.
 OFFSET = 1000.0
+# Fewer windows than these may all be bright by chance.
+FEW = 8
 
 
 @dataclass(frozen=True)
@@ -110,3 +112,19 @@ def offset_groups(darkest: Sequence[float]) -> tuple[int, int] | None:
         return None
     apart = high[0] - low[-1] >= 400 and abs(float(np.median(high) - np.median(low)) - OFFSET) < 400
     return (len(high), len(low)) if apart else None
+
+
+def all_offset(darkest: Sequence[float]) -> bool:
+    """Tell whether all windows may carry Sentinel-2's offset of 1000: none is ever darker.
+
+    Water, shadow, dense green in the red, snow in the short-wave infrared are below 1000 without it; only ground that
+    is bright in every band on every date (a sand desert) is not.
+
+    Args:
+        darkest: per window its darkest digital number, over all dates and bands; NaN where it has none.
+    """
+    values = np.array([value for value in darkest if np.isfinite(value)], dtype=np.float64)
+    # Noise takes a few pixels of no reflectance a little below the offset.
+    return (
+        len(values) >= FEW and float(np.quantile(values, 0.05)) >= 0.97 * OFFSET and float(values.min()) > 0.8 * OFFSET
+    )

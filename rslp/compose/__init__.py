@@ -3,6 +3,7 @@
 from rslp.compose.compose import RunConfig, Sources, compose
 from rslp.compose.configs import merge_configs
 from rslp.compose.diff import differences
+from rslp.compose.heads import head_faults
 from rslp.compose.kinds import config_kind, refuse_unrunnable
 from rslp.compose.kitchen import Anchor
 from rslp.compose.merge import merge, pick
@@ -20,6 +21,7 @@ __all__ = [
     "config_kind",
     "differences",
     "explain",
+    "head_faults",
     "header",
     "merge",
     "merge_configs",

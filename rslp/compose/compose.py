@@ -9,7 +9,7 @@ from typing import Any
 from rslp.compose.datasets import DATA_MODULES, TASK, TASK_CLASS
 from rslp.compose.heads import derived_heads, head_problems
 from rslp.compose.kitchen import BATCH_SIZES, Anchor, Kitchen
-from rslp.compose.layers import Layer, fold
+from rslp.compose.layers import Layer
 from rslp.compose.merge import KeyPath, merge, nest, pick
 from rslp.compose.modern import finish, told
 from rslp.compose.recipe import Recipe
@@ -82,7 +82,7 @@ def compose(recipe: Recipe, sources: Sources, *, anchor: Anchor, keep_class_path
     # The base config, the datasets put in their places, the flat keys, the global overrides.
     layers = [kitchen.emptied(base), *(part for dataset in datasets for part in dataset.placed())]
     layers += [*kitchen.knobs(datasets), over]
-    tree = fold(layers)
+    tree = kitchen.folded(layers)
     derived = {(*TASK, "class_path"): "the class that unites the datasets' tasks"}
     tree = merge(merge(tree, nest({"class_path": None}, TASK)), nest({"class_path": TASK_CLASS}, TASK))
     if recipe.later_dialect:
@@ -92,7 +92,8 @@ def compose(recipe: Recipe, sources: Sources, *, anchor: Anchor, keep_class_path
         tree = finish(tree, derived)
     kitchen.problems += unknown_names(tree, layers, lenient=keep_class_paths)
     kitchen.problems += [p for layer in (local, *own) for p in unknown_names(layer.tree, [layer], lenient=True)]
-    kitchen.problems += head_problems(tree, layers, kitchen.notes)
+    if not kitchen.names_clash(datasets):
+        kitchen.problems += head_problems(tree, layers, kitchen.notes)
     kitchen.stop_on_problems()
     # Merged heads come last: they are derived from the decoders as the overrides left them.
     if recipe.merge_heads:

@@ -68,28 +68,53 @@ def label_ranges(numbers: Mapping[str, int], groups: Sequence[Sequence[str]]) ->
     return ranges, total
 
 
-def head_problems(tree: Mapping[str, Any], layers: Sequence[Layer], notes: list[str]) -> list[Problem]:
-    """Compare each decoder's number of outputs with its task's number of classes."""
-    problems = []
+@dataclass(frozen=True)
+class HeadFault:
+    """A decoder that does not fit its task.
+
+    Attributes:
+        at: key path in the run config.
+        what: what is wrong.
+        spare: whether it only has more outputs than are needed.
+    """
+
+    at: KeyPath
+    what: str
+    spare: bool = False
+
+
+def head_faults(tree: Mapping[str, Any]) -> list[HeadFault]:
+    """Compare each decoder's number of outputs with the classes of its task, or of the tasks that share it."""
+    faults = []
     decoders, tasks = pick(tree, DECODERS), pick(tree, (*TASK, "init_args", "tasks"))
+    shared, offsets = (pick(tree, (*MODEL_ARGS, key)) or {} for key in ("decoder_to_target", "task_label_offsets"))
     for name, decoder in (decoders if isinstance(decoders, Mapping) else {}).items():
-        at = (*DECODERS, name)
-        if not isinstance(tasks, Mapping) or name not in tasks:
-            problems.append(
-                problem_at(layers, at, f"no dataset has the task {name!r}{did_you_mean(name, tasks or {})}")
-            )
-            continue
-        outputs = outputs_of(decoder) if isinstance(decoder, list) else None
-        wanted = _classes_of(tasks[name])
-        if outputs is None or wanted is None or outputs.number == wanted:
-            continue
-        place = (*at, outputs.position, "init_args", outputs.key)
-        problem = problem_at(layers, place, f"{outputs.number} outputs, but the task {name!r} has {wanted} classes")
+        for task in pick(shared, (name,)) or [name]:
+            at = (*DECODERS, name)
+            if not isinstance(tasks, Mapping) or task not in tasks:
+                faults.append(HeadFault(at, f"no dataset has the task {task!r}{did_you_mean(task, tasks or {})}"))
+                continue
+            outputs = outputs_of(decoder) if isinstance(decoder, list) else None
+            wanted, first = _classes_of(tasks[task]), pick(offsets, (task, "offset")) or 0
+            if outputs is None or wanted is None or outputs.number == wanted + first:
+                continue
+            where = f", from output {first} on" if first else ""
+            what = f"{outputs.number} outputs, but the task {task!r} has {wanted} classes{where}"
+            place = (*at, outputs.position, "init_args", outputs.key)
+            faults.append(HeadFault(place, what, spare=outputs.number > wanted + first))
+    return faults
+
+
+def head_problems(tree: Mapping[str, Any], layers: Sequence[Layer], notes: list[str]) -> list[Problem]:
+    """Tell of decoders that do not fit their tasks, at their place in the source."""
+    problems = []
+    for fault in head_faults(tree):
+        problem = problem_at(layers, fault.at, fault.what)
         # A spare output is harmless, and some published configs have one; a missing one fails in the first batch.
-        if outputs.number < wanted:
-            problems.append(problem)
-        else:
+        if fault.spare:
             notes.append(f"{problem}; the others stay unused")
+        else:
+            problems.append(problem)
     return problems
 
 

@@ -17,7 +17,7 @@ from rslp.compose.datasets import (
     override_problems,
 )
 from rslp.compose.keys import CONSTANTS
-from rslp.compose.layers import Layer
+from rslp.compose.layers import Layer, fold
 from rslp.compose.merge import KeyPath, merge, nest, pick
 from rslp.compose.modern import Change, modernise
 from rslp.compose.placeholders import Filler, placeholder_names, unused
@@ -93,16 +93,19 @@ class Kitchen:
                 self.notes.append(str(layer.problem(what, at)))
 
     def make_datasets(self, files: list[list[Layer]], local: Layer, own: list[Layer]) -> list[Dataset]:
-        """Join each entry's files and overrides; find names that clash."""
+        """Join each entry's files and overrides; a dataset that can't be made ends the composition here."""
         datasets: list[Dataset] = []
         for entry, layers, overrides in zip(self.recipe.entries, files, own, strict=True):
-            made, problems = make_dataset(entry, layers, [local, overrides])
+            try:
+                made, problems = make_dataset(entry, layers, [local, overrides])
+            except ConfigError as error:
+                made, problems = None, list(error.problems)
             self.problems += problems
             if made is not None:
                 self.problems += override_problems(overrides, list(made.tasks))
                 datasets.append(made)
-        self.stop_on_problems()
-        self._check_clashes(datasets)
+        if len(datasets) < len(files):
+            self.stop_on_problems()
         every = list(dict.fromkeys(task for dataset in datasets for task in dataset.tasks))
         self.problems += override_problems(local, every)
         return datasets
@@ -150,7 +153,17 @@ class Kitchen:
             self.problems += error.problems
             return tree
 
-    def _check_clashes(self, datasets: list[Dataset]) -> None:
+    def folded(self, layers: list[Layer]) -> dict[str, Any]:
+        """Fold the layers; what can't be appended ends the composition here."""
+        try:
+            return fold(layers)
+        except ConfigError as error:
+            self.problems += error.problems
+            raise ConfigError(dict.fromkeys(self.problems)) from None
+
+    def names_clash(self, datasets: list[Dataset]) -> bool:
+        """Find names that two entries have."""
+        before = len(self.problems)
         seen: dict[str, Dataset] = {}
         for dataset in datasets:
             for name in dict.fromkeys((dataset.key, *dataset.tasks.values())):
@@ -159,4 +172,4 @@ class Kitchen:
                     what = f"{name!r} is a task or name of an entry before it too; give one of them a name of its own"
                     layer = Layer({}, (), self.recipe.document, ())
                     self.problems.append(layer.problem(what, dataset.entry.at))
-        self.stop_on_problems()
+        return len(self.problems) > before

@@ -26,6 +26,7 @@ _PACKAGES = (
     "rslp.helios.galileo",
     "rslp.helios.model",
     "rslp.helios.norm",
+    "rslp.helios.pad",
     "rslp.helios.tasks",
     "rslp.train",
     "rslp.train.checkpoints",

@@ -25,6 +25,14 @@ CLASSES: dict[str, str] = {
     "rslp.transforms.mask.Mask": "rslearn.train.transforms.mask.Mask",
 }
 
+# Classes of rslearn 0.1.19 with a fault -> ours, and what the fault is.
+REPAIRS: dict[str, tuple[str, str]] = {
+    "rslearn.train.transforms.pad.Pad": (
+        "rslp.helios.pad.Pad",
+        "rslearn's pads the width twice in mode center, and does not crop in mode topleft",
+    ),
+}
+
 _ADAMW = "rslearn.train.optimizer.AdamW"
 _PLATEAU = "rslearn.train.scheduler.PlateauScheduler"
 _TRUNK = "rslearn.models.trunk.DecoderTrunk"
@@ -91,11 +99,13 @@ class Change:
         old: the old name.
         new: the present one.
         place: ``file:line``.
+        why: the reason, where it is not just a name.
     """
 
     old: str
     new: str
     place: str
+    why: str = ""
 
 
 def modernise(layer: Layer, changes: list[Change]) -> Layer:
@@ -120,13 +130,13 @@ def modernise(layer: Layer, changes: list[Change]) -> Layer:
 
 def told(changes: Sequence[Change]) -> list[str]:
     """Write one line for each kind of change, with its first place and how many there are."""
-    places: dict[tuple[str, str], list[str]] = {}
+    places: dict[tuple[str, str, str], list[str]] = {}
     for change in changes:
-        places.setdefault((change.old, change.new), []).append(change.place)
+        places.setdefault((change.old, change.new, change.why), []).append(change.place)
     lines = []
-    for (old, new), found in places.items():
+    for (old, new, why), found in places.items():
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        lines.append(f"{old} is {new} now ({found[0]}{more})")
+        lines.append(f"{old} is {new} now ({found[0]}{more}){why and f': {why}'}")
     return lines
 
 
@@ -140,7 +150,31 @@ def finish(tree: dict[str, Any], derived: dict[KeyPath, str]) -> dict[str, Any]:
     scheduler = pick(tree, (*_MODULE, "scheduler"))
     if isinstance(scheduler, Mapping) and "class_path" not in scheduler:
         tree = merge(tree, nest(None, (*_MODULE, "scheduler")))
+    return _with_overlaps(tree, derived)
+
+
+def _with_overlaps(tree: dict[str, Any], derived: dict[KeyPath, str]) -> dict[str, Any]:
+    """Turn ``overlap_ratio`` into ``overlap_pixels``, where the size of the crops is known.
+
+    That is known only now: another file, or the split's default, may set it.
+    """
+    for at in _places(tree, ("data", "init_args", "data_modules", "*", "init_args", "*")):
+        split = pick(tree, at)
+        size = split.get("crop_size", pick(tree, (*at[:-1], "default_config", "crop_size")))
+        edge = size[0] if isinstance(size, list) and size else size
+        ratio = split.get("overlap_ratio")
+        if at[-1] not in _SPLITS or not _is_number(ratio) or not _is_number(edge):
+            continue
+        changed = {key: value for key, value in split.items() if key != "overlap_ratio"}
+        if "overlap_pixels" not in changed:
+            changed["overlap_pixels"] = round(edge * ratio)
+            derived[(*at, "overlap_pixels")] = f"overlap_ratio {ratio} of crop_size {edge}"
+        tree = _set(tree, at, changed)
     return tree
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class _Work:
@@ -162,6 +196,9 @@ class _Work:
         if old in CLASSES:
             result["class_path"] = CLASSES[old]
             self._note(old, CLASSES[old], (*at, "class_path"))
+        if old in REPAIRS:
+            result["class_path"], why = REPAIRS[old]
+            self._note(old, result["class_path"], (*at, "class_path"), why)
         if old in ARGUMENTS and isinstance(result.get("init_args"), Mapping):
             result["init_args"] = self._arguments(result["init_args"], ARGUMENTS[old], (*at, "init_args"))
         return result
@@ -196,8 +233,8 @@ class _Work:
             self._note(name, new, (*at, name))
         return result
 
-    def _note(self, old: str, new: str, at: KeyPath) -> None:
-        self._changes.append(Change(old, new, f"{self._layer.document.name}:{self._layer.line(at)}"))
+    def _note(self, old: str, new: str, at: KeyPath, why: str = "") -> None:
+        self._changes.append(Change(old, new, f"{self._layer.document.name}:{self._layer.line(at)}", why))
 
 
 def _places(tree: Any, pattern: KeyPath, at: KeyPath = ()) -> list[KeyPath]:

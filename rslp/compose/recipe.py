@@ -83,10 +83,7 @@ def read_recipe(document: Document) -> Recipe:
         raise ConfigError(Problem("is no multi-dataset config: it must hold keys such as dataset_cfgs", document.name))
     kind = config_kind(data)
     if kind not in (None, "multi-dataset config"):
-        what = (
-            f"is a {kind}, not a multi-dataset config; name it in the {_HOME[str(kind)]} of one, and give that to --cfg"
-        )
-        raise ConfigError(Problem(what, document.name))
+        raise ConfigError(Problem(f"is a {kind}, not a multi-dataset config; {_REMEDY[str(kind)]}", document.name))
     reader = _Reader(document)
     recipe = reader.read(data)
     if reader.problems or recipe is None:
@@ -98,7 +95,11 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-_HOME = {"dataset config": "dataset_cfgs", "base config": "base_cfg", "run config": "base_cfg"}
+_REMEDY = {
+    "dataset config": "name it in the dataset_cfgs of one, and give that to --cfg",
+    "base config": "name it in the base_cfg of one, and give that to --cfg",
+    "run config": "it is made already: launch_finetune --config_paths+= runs it",
+}
 
 
 @dataclass

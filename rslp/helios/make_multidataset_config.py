@@ -56,8 +56,13 @@ def _make(cfg: str, *, keep_class_paths: bool, key: str | None, old: str | None)
     output = _output_path(recipe)
     sources = read_sources(recipe)
     documents = all_documents(recipe, sources)
-    _refuse_input(output, documents, recipe)
-    run = compose(recipe, sources, anchor=anchor_for(recipe), keep_class_paths=keep_class_paths)
+    problems = _inputs_at(output, documents, recipe)
+    try:
+        run = compose(recipe, sources, anchor=anchor_for(recipe), keep_class_paths=keep_class_paths)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from None
+    if problems:
+        raise ConfigError(problems)
     for note in run.notes:
         sys.stderr.write(f"note: {note}\n")
     names = _Names(output.parent)
@@ -145,10 +150,11 @@ def _output_path(recipe: Recipe) -> Path:
     return Path(os.path.normpath(output))
 
 
-def _refuse_input(output: Path, documents: Sequence[Document], recipe: Recipe) -> None:
-    for document in documents:
-        path = path_of(document)
-        if "://" not in path and output.exists() and Path(path).samefile(output):
-            what = f"would overwrite {document.name}, which is an input"
-            line = recipe.document.line(("output_path",))
-            raise ConfigError(Problem(what, recipe.document.name, line, "output_path"))
+def _inputs_at(output: Path, documents: Sequence[Document], recipe: Recipe) -> list[Problem]:
+    """What would be overwritten that the run config is made from."""
+    line = recipe.document.line(("output_path",))
+    return [
+        Problem(f"would overwrite {document.name}, which is an input", recipe.document.name, line, "output_path")
+        for document in {path_of(document): document for document in documents}.values()
+        if "://" not in path_of(document) and output.exists() and Path(path_of(document)).samefile(output)
+    ]

@@ -90,6 +90,11 @@ def _offset_in_half(copy: Copy) -> None:
         copy.edit_raster(window, "sentinel2", lambda v: np.where(v > 0, v + 1000, v).astype(v.dtype))
 
 
+def _five_crops(config: dict[str, Any]) -> None:
+    decoder = config["model"]["init_args"]["model"]["init_args"]["decoders"]["crop_type"]
+    decoder[0]["init_args"]["out_channels"] = 5
+
+
 def _class_nine(copy: Copy) -> None:
     def change(values: Any) -> Any:
         values[:, :3, :3] = 9
@@ -211,6 +216,8 @@ FAULTS = [
           "fuel_moisture.yaml", "property_name:", "have no label with the property 'lfmc'"),
     Fault("8-bit instead of digital numbers", "data", _EIGHT_BIT,
           "vessel_detection.yaml", "landsat: [", "looks like 8-bit"),
+    Fault("decoder with fewer outputs than classes", "data", lambda copy: copy.edit_made(_five_crops),
+          "crop_type.yaml", "out_channels:", "5 outputs, but the task 'crop_type' has 6 classes", after=True),
     Fault("no object anywhere", "data", _no_objects,
           "vessel_detection.yaml", "property_name:", "no object with the property 'category'"),
     # What is not there, or twice.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rslp.main import main
@@ -25,6 +27,19 @@ def test_a_sound_example_passes_and_its_table_tells_what_is_there(
     assert "error" not in said.err
     # It looks, and touches nothing.
     assert {path: path.stat().st_mtime_ns for path in sorted(sound.path.rglob("*"))} == before
+
+
+def test_an_offset_everywhere_is_a_warning(sound: Copy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = Copy.of(sound.path, tmp_path)
+    for split in ("train", "val", "test"):
+        for window in copy.windows("fuel_moisture", split):
+            copy.edit_raster(window, "sentinel2", lambda values: np.where(values > 0, values + 1000, 0))
+    copy.compose()
+    assert command(f"--config_paths+={copy.path / RUN_CONFIG}", "--forward", "false") == 0
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "+1000" in line]
+    place = f"{copy.path}/fuel_moisture.yaml:{copy.line('fuel_moisture.yaml', 'sentinel2_l2a:')}: data.init_args.inputs"
+    assert said.startswith(f"warning: {place}")
+    assert re.search(r"no value in \d+ windows is below 1\d\d\d: they seem to carry the offset of \+1000", said)
 
 
 def test_without_data_only_the_config_is_looked_at(

@@ -21,6 +21,7 @@ from rslp.check.units import (
     REFLECTANCE,
     SCALED,
     Range,
+    all_offset,
     offset_groups,
     units_of,
 )
@@ -75,6 +76,23 @@ def test_an_offset_in_some_windows_is_counted_and_in_all_or_none_is_no_mixture(v
     assert offset_groups(values) is None
     assert offset_groups([value + 1000 for value in values]) is None
     assert offset_groups([*values, *(value + 1000 for value in values), math.nan]) == (len(values), len(values))
+
+
+@pytest.mark.parametrize(
+    ("darkest", "offset"),
+    [
+        ([1000 + 40 * i for i in range(16)], True),
+        ([990.0] + [1010 + 40 * i for i in range(30)] + [math.nan], True),
+        ([40 * i for i in range(16)], False),
+        ([300.0] + [1010 + 40 * i for i in range(30)], False),
+        ([900 + 10 * i for i in range(16)], False),
+        ([1200.0] * 7, False),
+        ([math.nan] * 20, False),
+        ([], False),
+    ],
+)
+def test_windows_that_are_never_dark_seem_to_carry_the_offset(darkest: list[float], offset: bool) -> None:
+    assert all_offset(darkest) is offset
 
 
 @given(st.lists(st.integers(0, 3000), min_size=60, max_size=80, unique=True))

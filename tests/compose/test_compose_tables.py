@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+from importlib.resources import files
 
 import pytest
 import yaml
@@ -10,7 +11,8 @@ import yaml
 from rslp.compose.keys import KEYS
 from rslp.compose.kinds import wrong_value
 from rslp.compose.make_vocabulary import arguments_of
-from rslp.compose.modern import ARGUMENTS, CLASSES, MOVES
+from rslp.compose.merge import pick
+from rslp.compose.modern import ARGUMENTS, CLASSES, MOVES, REPAIRS
 from rslp.compose.schema import DOCS_FILE, SCHEMA_FILE, documented, json_schema
 from rslp.compose.vocabulary import table
 
@@ -27,7 +29,7 @@ def test_the_tables_of_the_page_are_fresh():
 
 
 def test_the_example_of_the_page_is_sound():
-    (example,) = re.findall(r"```yaml\n(.*?)```", DOCS_FILE.read_text(), flags=re.DOTALL)
+    example, *_ = re.findall(r"```yaml\n(.*?)```", DOCS_FILE.read_text(), flags=re.DOTALL)
     data = yaml.safe_load(example)
     assert set(data) <= set(KEYS)
     assert all(wrong_value(KEYS[key].kind, value) is None for key, value in data.items())
@@ -52,7 +54,18 @@ def test_present_names_are_known():
     needs_extras = {path for path in CLASSES.values() if "terramind" in path}
     assert set(CLASSES.values()) - needs_extras - {"rslp.helios.tasks.MarineInfraTask"} <= set(table())
     assert not set(CLASSES) & set(CLASSES.values())
+    assert all(table()[ours] == table()[old] for old, (ours, _) in REPAIRS.items())
     for path, moves in ARGUMENTS.items():
         assert {new for new, _ in moves.values()} <= table()[path]
     module = table()["rslp.train.JointModule"]
     assert {move.new[0] for move in MOVES if move.at == ("model", "init_args")} <= module
+
+
+def test_the_page_shows_the_two_tasks_as_they_are_shipped():
+    _, _, entries = re.findall(r"```yaml\n(.*?)```", DOCS_FILE.read_text(), flags=re.DOTALL)
+    folder = files("rslp.example").joinpath("configs")
+    shipped = yaml.safe_load(folder.joinpath("two_tasks.yaml").read_text(encoding="utf-8"))
+    shown = yaml.safe_load(entries)
+    assert shown["dataset_cfgs"] == shipped["dataset_cfgs"]
+    model = ("global_overrides", "model", "init_args", "model")
+    assert pick(shown, model) == pick(shipped, model)

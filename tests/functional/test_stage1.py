@@ -281,6 +281,39 @@ def test_old_names_are_brought_up_to_date_and_told(tmp_path, capsys):
     assert f"fields.yaml:{line(fields, 'patch_size: 64')}" in told
 
 
+def test_a_share_of_overlap_becomes_pixels_of_the_crop_that_wins(tmp_path, capsys):
+    def pixels(default: str, val: str, more: str = "") -> dict:
+        fields = replaced(
+            FIELDS, "    train_config:", f"    default_config: {default}\n    val_config: {val}\n    train_config:"
+        )
+        made = composed(tmp_path, fields=fields, multi=MULTI + more)
+        return made["data"]["init_args"]["data_modules"]["fields"]["init_args"]["val_config"]
+
+    ratio = "{load_all_patches: true, overlap_ratio: 0.25%s}"
+    assert pixels("{patch_size: 64}", ratio % "") == {"load_all_crops": True, "overlap_pixels": 16}
+    assert pixels("{crop_size: 64}", ratio % ", patch_size: [32, 16]")["overlap_pixels"] == 8
+    local = "local_overrides: {data: {init_args: {val_config: {crop_size: 128}}}}\n"
+    assert pixels("{crop_size: 64}", ratio % ", patch_size: 32", local)["overlap_pixels"] == 32
+    assert pixels("{crop_size: 64}", ratio % ", overlap_pixels: 3") == {"load_all_crops": True, "overlap_pixels": 3}
+    assert pixels("{}", ratio % "")["overlap_ratio"] == 0.25  # nobody says of what
+    capsys.readouterr()
+    pixels("{crop_size: 64}", ratio % "")
+    key = "data.init_args.data_modules.fields.init_args.val_config.overlap_pixels"
+    assert main(["helios", "make_multidataset_config", "--cfg", str(tmp_path / "multi.yaml"), "--explain", key]) == 0
+    assert capsys.readouterr().out.endswith(f"{key} = 16\n  derived: overlap_ratio 0.25 of crop_size 64\n")
+
+
+def test_a_faulty_class_of_rslearn_is_replaced_and_the_reason_told(tmp_path, capsys):
+    pad = "[{class_path: rslearn.train.transforms.pad.Pad, init_args: {size: 16, mode: center}}]"
+    fields = replaced(FIELDS, "    train_config:", f"    val_config: {{transforms: {pad}}}\n    train_config:")
+    transforms = "data.init_args.data_modules.fields.init_args.val_config.transforms"
+    run = composed(tmp_path, fields=fields)
+    for key in transforms.split("."):
+        run = run[key]
+    assert run == [{"class_path": "rslp.helios.pad.Pad", "init_args": {"size": 16, "mode": "center"}}]
+    assert "): rslearn's pads the width twice in mode center" in capsys.readouterr().err
+
+
 def test_an_old_override_beats_a_new_base(tmp_path):
     multi = MULTI + "global_overrides: {model: {init_args: {lr: 0.5}}}\n"
     optimizer = composed(tmp_path, multi=multi)["model"]["init_args"]["optimizer"]

@@ -218,6 +218,28 @@ def test_all_problems_of_all_files_come_at_once(tmp_path, capsys):
         assert place in said
 
 
+def test_faults_of_unlike_kinds_come_at_once(tmp_path, capsys):
+    text = replaced(MULTI, "  - crops.yaml\n", "  - crops.yaml\n  - crops.yaml\n").replace(
+        "encoder_embedding_size: 16\n", ""
+    )
+    text = (
+        replaced(text, "output_path: OUT.yaml", "output_path: crops.yaml")
+        + "global_overrides: {trainer: {max_epoch: 3}}\n"
+    )
+    path = write(tmp_path, multi=text, crops=replaced(CROPS, "/data/crops", "nowhere"))
+    assert main(["helios", "make_multidataset_config", "--cfg", str(path)]) == 2
+    said = capsys.readouterr().err
+    for wanted in (
+        "would overwrite",
+        "no constant fills the placeholder {ENCODER_EMBEDDING_SIZE}",
+        "'nowhere' does not exist",
+        "did you mean max_epochs?",
+        "'crops' is a task or name of an entry before it too",
+    ):
+        assert said.count(wanted) >= 1, said
+    assert said.count("would overwrite") == 1
+
+
 def test_all_unreadable_files_are_named_at_once(tmp_path, capsys):
     path = write(tmp_path, multi=replaced(MULTI, "  - crops.yaml\n", "  - gone.yaml\n"), fields="a: [", base="b: }")
     assert main(["helios", "make_multidataset_config", "--cfg", str(path)]) == 2

@@ -1,0 +1,63 @@
+"""What the parser and the constructors refuse, at the keys that a person wrote."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rslp.check.making import argument_of
+from rslp.check.parsing import parse
+from tests.tiny import run_config
+
+DATA = ("data", "init_args")
+TWO = {"classify": ("nowhere", "classify"), "segment": ("nowhere", "segment")}
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (
+            {"sample_mode": "temperature", "per_dataset_patch_limit": 0},
+            {
+                (*DATA, "temperature"): "mode temperature needs it",
+                (*DATA, "per_dataset_patch_limit"): "at least 1, got 0",
+            },
+        ),
+        ({"sample_mode": "weights", "weights": {"classify": -1.0}}, {(*DATA, "weights", "classify"): "positive"}),
+        ({"sample_mode": "weights", "weights": {"classify": 1.0}}, {(*DATA, "weights"): "no value for segment"}),
+        ({"sample_mode": "randomly"}, {(*DATA, "sample_mode"): "randomly"}),
+        ({"refill_batches": True, "steps_per_epoch": 3}, {(*DATA, "steps_per_epoch"): "contradicts"}),
+    ],
+)
+def test_faults_of_the_mixture_stand_at_the_arguments_of_the_config(
+    given: dict[str, Any], wanted: dict[tuple[str, ...], str]
+) -> None:
+    found = {finding.at: finding.what for finding in parse(run_config(TWO, **given)).findings}
+    assert set(found) == set(wanted)
+    for at, message in wanted.items():
+        assert message in found[at]
+
+
+def test_a_sound_config_has_no_fault_and_a_small_head_has_one() -> None:
+    config = run_config(TWO)
+    assert parse(config).findings == ()
+    config["model"]["init_args"]["task"]["init_args"]["tasks"]["segment"]["init_args"]["num_classes"] = 5
+    (found,) = parse(config).findings
+    assert found.at[-4:] == ("segment", 0, "init_args", "out_channels")
+    assert found.what == "2 outputs, but the task 'segment' has 5 classes"
+
+
+@pytest.mark.parametrize(
+    ("key", "argument"),
+    [
+        ("mixture.limits.crops", ("per_dataset_patch_limit", "crops")),
+        ("mixture.mode", ("sample_mode",)),
+        ("mixture.stop", ("refill_batches",)),
+        ("mixture.steps_per_epoch", ("steps_per_epoch",)),
+        ("band_names.x", ("band_names", "x")),
+        ("", ()),
+    ],
+)
+def test_a_key_of_the_mixture_is_told_as_the_argument_that_set_it(key: str, argument: tuple[str, ...]) -> None:
+    assert argument_of(key) == argument
