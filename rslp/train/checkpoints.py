@@ -55,10 +55,6 @@ class RunCheckpoints(Checkpoint):
         """Take up which parameters train."""
         self._trainable = frozenset(checkpoint[_TRAINABLE_KEY])
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Take signals back from Lightning, which would end the process as if it were done."""
-        preemption.notice.reinstall()
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Freeze and thaw as the checkpoint says, after callbacks froze for a run's beginning."""
         if collectives.any_of(preemption.notice.received is not None, device=pl_module.device):

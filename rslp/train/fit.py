@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 
 from rslp.errors import CheckpointError
 from rslp.run import RunDir
-from rslp.train import preemption
+from rslp.train import adapters, preemption
 from rslp.train.checkpoints import read_checkpoint
 from rslp.train.cli import RunCLI, build
 from rslp.train.metrics_log import MetricsLog
@@ -83,10 +83,11 @@ def _train(cli: RunCLI, *, run: RunDir, resume: Path | None, step: int) -> int:
         if isinstance(logger, MetricsLog):
             logger.rewind(step)
     _write_state(run, trainer, state="running", step=step)
+    adapters.keep_signal_handlers(trainer)
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
     except (SystemExit, preemption.Preempted) as cause:
-        # Lightning ends the process itself after a Ctrl-C, and after a SIGTERM at an epoch's end.
+        # Lightning ends the process itself after a Ctrl-C.
         return _left(trainer, run=run, cause=cause)
     finished = f"{trainer.current_epoch} epochs, {trainer.global_step} steps"
     _say(f"done: {finished}; --do_eval true evaluates the best checkpoint")

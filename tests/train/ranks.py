@@ -16,7 +16,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 240
+TIMEOUT = 500
 
 
 def start_ranks(command: Sequence[str], *, world: int) -> list[subprocess.Popen[str]]:
