@@ -31,6 +31,7 @@ _PACKAGES = (
     "rslp.train",
     "rslp.train.checkpoints",
     "rslp.train.heads",
+    "rslp.train.surgery",
 )
 _SINGLE = ("lightning.pytorch.Trainer",)
 

@@ -19,6 +19,7 @@ CLASSES: dict[str, str] = {
     "rslearn.models.multitask.MultiTaskModel": "rslp.train.JointModel",
     "rslearn.models.terremind.Terremind": "rslearn.models.terramind.Terramind",
     "rslearn.models.terremind.TerremindNormalize": "rslearn.models.terramind.TerramindNormalize",
+    "rslearn.train.callbacks.gradients.MiniPCGrad": "rslp.train.surgery.MiniPCGrad",
     "rslearn.train.data_module.MultiDatasetDataModule": "rslp.train.MultiDatasetDataModule",
     "rslearn.train.lightning_module.RslearnLightningModule": "rslp.train.JointModule",
     "rslp.satlas.train.MarineInfraTask": "rslp.helios.tasks.MarineInfraTask",

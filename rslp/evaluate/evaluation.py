@@ -55,9 +55,11 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
             faults=tuple(cli.datamodule.faults.messages(split)),
             rows=rows_of(cli.model.results[split]),
         )
-        write_atomic(run.evaluation(split), evaluation.json())
+        if cli.trainer.is_global_zero:
+            write_atomic(run.evaluation(split), evaluation.json())
         evaluations.append(evaluation)
-    print_table(evaluations)
+    if cli.trainer.is_global_zero:
+        print_table(evaluations)
     return evaluations
 
 

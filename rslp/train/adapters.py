@@ -149,6 +149,18 @@ def backward(trainer: Trainer, loss: torch.Tensor) -> None:
     trainer.strategy.backward(loss, None)
 
 
+def keep_signal_handlers(trainer: Trainer) -> None:
+    """Leave a process's signal handlers as they are while it trains.
+
+    Lightning's handler of SIGTERM broadcasts from rank 0 inside the handler: a signal to any process hangs all of them.
+    """
+    trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
+
+
+def _nothing() -> None:
+    pass
+
+
 def keep_to_itself(metrics: torch.nn.Module) -> None:
     """Stop the metrics inside a module from asking other processes when they compute.
 

@@ -55,10 +55,6 @@ class RunCheckpoints(Checkpoint):
         """Take up which parameters train."""
         self._trainable = frozenset(checkpoint[_TRAINABLE_KEY])
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Take signals back from Lightning, which would end the process as if it were done."""
-        preemption.notice.reinstall()
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Freeze and thaw as the checkpoint says, after callbacks froze for a run's beginning."""
         if collectives.any_of(preemption.notice.received is not None, device=pl_module.device):
@@ -86,8 +82,6 @@ class RunCheckpoints(Checkpoint):
         if not ends_epoch and (leave or trainer.global_step % self._every == 0):
             self._save_last(trainer, epoch_start=False)
             if leave:
-                # A starter ends all processes with the first that leaves: none may, before the file is there.
-                trainer.strategy.barrier()
                 _leave()
 
     def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
@@ -128,6 +122,8 @@ class RunCheckpoints(Checkpoint):
             checkpoint = adapters.as_epoch_start(checkpoint, adapters.completed_epochs(trainer))
         self._write(trainer, checkpoint, self._run.last)
         self._write_state(trainer, epoch=checkpoint["epoch"], score=self._best.get(""))
+        # A starter ends all processes with the first that leaves: none may, before the file is there.
+        trainer.strategy.barrier()
 
     def _write_state(self, trainer: Trainer, *, epoch: int, score: float | None) -> None:
         if trainer.is_global_zero:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from rslearn.utils.jsonargparse import init_jsonargparse
@@ -109,6 +109,9 @@ def build(run: RunDir, *, training: bool) -> RunCLI:
         if not isinstance(got, wanted):
             message = f"{type(got).__name__} can't train on several datasets; use rslp.train.{wanted.__name__}"
             raise ConfigError(Problem(message, file=str(run.config), key=f"{what}.class_path"))
+    if any(isinstance(callback, GradientAccumulationScheduler) for callback in _callbacks(cli.trainer)):
+        message = "GradientAccumulationScheduler is not supported: the length of a step is part of the mixture"
+        raise ConfigError(Problem(message, file=str(run.config), key="trainer.callbacks"))
     # Lightning's accumulation knows no counts, so the mixture takes it over.
     cli.datamodule.accumulate(cli.trainer.accumulate_grad_batches)
     cli.trainer.accumulate_grad_batches = 1

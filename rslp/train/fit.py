@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 
 from rslp.errors import CheckpointError
 from rslp.run import RunDir
-from rslp.train import preemption
+from rslp.train import adapters, preemption
 from rslp.train.checkpoints import read_checkpoint
 from rslp.train.cli import RunCLI, build
 from rslp.train.metrics_log import MetricsLog
@@ -86,11 +86,12 @@ def _train(cli: RunCLI, *, run: RunDir, resume: Path | None, step: int) -> int:
         if isinstance(logger, MetricsLog):
             logger.rewind(step)
     _write_state(run, trainer, state="running", step=step)
+    adapters.keep_signal_handlers(trainer)
     try:
         with workers_watched():
             trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
     except (SystemExit, preemption.Preempted) as cause:
-        # Lightning ends the process itself after a Ctrl-C, and after a SIGTERM at an epoch's end.
+        # Lightning ends the process itself after a Ctrl-C.
         return _left(trainer, run=run, cause=cause)
     faults = cli.datamodule.faults.counts()
     skipped = ", ".join(f"{n} {split}" for split, n in faults.items())

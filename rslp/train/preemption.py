@@ -2,8 +2,8 @@
 
 The handlers only take a note, and are installed before the training stack is imported: a signal during those seconds
 would otherwise kill the process. Reading workers inherit them, and so outlive a signal that a scheduler sends to every
-process of a job. Lightning puts its own handler first, which would end the process with exit code 0, as if it were
-done, and among several processes talks to the others from within a signal handler: ours are installed again after that.
+process of a job. Lightning's own handler is left out (``adapters.keep_signal_handlers``): it would end the process with
+exit code 0, as if it were done, and among several processes it talks to the others and hangs.
 """
 
 from __future__ import annotations
@@ -26,11 +26,9 @@ class Notice:
 
     Attributes:
         received: the signal that came, None before.
-        installed: whether notes are taken.
     """
 
     received: signal.Signals | None = None
-    installed: bool = False
 
     def note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Take a note of a signal; everything else happens between two batches."""
@@ -38,14 +36,8 @@ class Notice:
 
     def install(self) -> None:
         """Take notes of the signals from now on."""
-        self.installed = True
         for number in SIGNALS:
             signal.signal(number, self.note)
-
-    def reinstall(self) -> None:
-        """Take notes again after a library has put its own handlers in place, if notes were taken before."""
-        if self.installed:
-            self.install()
 
 
 notice = Notice()

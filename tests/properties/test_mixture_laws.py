@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from hypothesis import assume, given, settings
@@ -182,6 +183,29 @@ def test_a_step_holds_different_datasets(case: Case, number: int) -> None:
         assert all(len(group) == k for group in groups)
     if case.mixture.steps_per_epoch is not None:
         assert len(groups) == case.mixture.steps_per_epoch
+
+
+@quick
+@given(cases(limits=False), st.integers(0, 9), st.integers(2, 5), st.data())
+def test_rounds_make_longer_steps_of_the_same_batches(
+    case: Case, number: int, rounds: int, data: st.DataObject
+) -> None:
+    mixture = replace(case.mixture, accumulate=rounds)
+    asked = case.mixture.steps_per_epoch
+    plain = replace(case, mixture=replace(case.mixture, steps_per_epoch=asked and asked * rounds))
+    single, long = list(plain.epoch(number).steps_from(0)), replace(case, mixture=mixture).epoch(number)
+    assert [drawn(step) for step in long.steps_from(0)] == [
+        drawn(batch for step in single[i : i + rounds] for batch in step) for i in range(0, len(single), rounds)
+    ]
+    assert long.steps == math.ceil(len(single) / rounds)
+    start = data.draw(st.integers(0, long.steps))
+    assert list(long.steps_from(start)) == list(long.steps_from(0))[start:]
+    for step, batches in enumerate(long.steps_from(0)):
+        assert {(batch.step, batch.step_size) for batch in batches} == {(step, len(batches))}
+
+
+def drawn(step: Iterable[Batch]) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    return [(batch.dataset, batch.indices, batch.draws) for batch in step]
 
 
 @quick

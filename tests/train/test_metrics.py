@@ -160,3 +160,39 @@ def test_a_kind_of_task_that_we_do_not_know_has_no_primary_metric() -> None:
         pass
 
     assert primary_metric(Other()) is None
+
+
+MANY = {
+    "classification": ClassificationTask(
+        property_name="p", classes=CLASSES, enable_f1_metric=True, enable_confusion_matrix=True
+    ),
+    "segmentation": SegmentationTask(num_classes=3, enable_miou_metric=True, enable_f1_metric=True),
+    "detection": DetectionTask(
+        property_name="p", classes=["bg", "thing"], enable_map_metric=True, enable_f1_metric=True
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("cut", [0, 1])
+def test_what_several_processes_saw_adds_up_also_if_one_saw_nothing(kind: str, cut: int) -> None:
+    _, targets, constant = TASKS[kind]
+    task = MANY.get(kind, TASKS[kind][0])
+    assert constant is not None
+    outputs = [truth(task, target) for target in targets]
+    outputs[0] = constant_output(task, constant, targets[0])
+    constants = [constant_output(task, constant, target) for target in targets]
+    ranks = [TaskMetrics(task) for _ in range(3)]
+    whole = TaskMetrics(task)
+    for metrics, part in (
+        (whole, slice(None)), (ranks[0], slice(0, cut)), (ranks[2], slice(cut, None))
+    ):  # fmt: skip
+        if outputs[part]:
+            metrics.update(outputs[part], targets=targets[part], constants=constants[part])
+    states = [metrics.state() for metrics in ranks]
+    expected = whole.result()
+    assert len(expected.values) >= 2
+    for metrics in ranks:
+        metrics.merge(states)
+        assert metrics.result() == expected
+        assert metrics.n == 0

@@ -9,6 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rslearn.models.component import FeatureMaps, FeatureVector
+from rslearn.models.conv import Conv
+from rslearn.models.faster_rcnn import FasterRCNN
 from rslearn.models.multitask import MultiTaskModel
 from rslearn.models.pooling_decoder import PoolingDecoder
 from rslearn.models.task_embedding import TaskChannelEmbedding
@@ -16,6 +18,7 @@ from rslearn.models.trunk import DecoderTrunk
 from rslearn.train.model_context import ModelContext, RasterImage, SampleMetadata
 from rslearn.train.tasks.classification import ClassificationHead
 from rslearn.train.tasks.regression import RegressionHead
+from rslearn.train.tasks.segmentation import SegmentationHead
 
 from rslp.errors import ConfigError
 from rslp.train.merged_heads import LabelRange
@@ -171,3 +174,84 @@ def test_feature_vectors_pass_without_a_trunk() -> None:
 
     model = JointModel([Vector()], {"crops": [ClassificationHead()]})
     assert len(list(model(context("crops"), TARGETS).outputs)) == 2
+
+
+def raster(values: torch.Tensor) -> RasterImage:
+    return RasterImage(values[None, None])
+
+
+def test_two_segmentations_in_one_head_learn_their_own_labels() -> None:
+    torch.manual_seed(0)
+    offsets = {name: {"outputs_key": "classes", "offset": 2 * i, "num_outputs": 2} for i, name in enumerate("ab")}
+    model = JointModel(
+        [TinyEncoder()],
+        {"head": [Conv(8, 4, 1, activation=torch.nn.Identity()), SegmentationHead()]},
+        decoder_to_target={"head": ["a", "b"]},
+        task_label_offsets=offsets,
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    images = torch.stack([entry["image"].image[0, 0] for entry in context("a").inputs])
+    labels = {"a": (images > 0).long(), "b": (images < 0).long()}
+    for _ in range(60):
+        optimizer.zero_grad()
+        for task, truth in labels.items():
+            targets = [{task: {"classes": raster(t), "valid": raster(torch.ones(8, 8))}} for t in truth]
+            sum(model(context(task), targets).loss_dict.values()).backward()
+        optimizer.step()
+    for task, truth in labels.items():
+        outputs = torch.stack([entry[task] for entry in model(context(task)).outputs])
+        assert outputs.shape == (2, 2, 8, 8)
+        assert (outputs.argmax(dim=1) == truth).float().mean() > 0.95
+        torch.testing.assert_close(outputs.sum(dim=1), torch.ones(2, 8, 8))
+
+
+def test_two_detections_in_one_head_are_told_apart() -> None:
+    torch.manual_seed(0)
+    offsets = {name: {"outputs_key": "labels", "offset": 2 * i, "num_outputs": 2} for i, name in enumerate("ab")}
+    head = FasterRCNN(downsample_factors=[1], num_channels=8, num_classes=4, anchor_sizes=[[4]])
+    model = JointModel(
+        [TinyEncoder()], {"head": [head]}, decoder_to_target={"head": ["a", "b"]}, task_label_offsets=offsets
+    )
+    seen: list[torch.Tensor] = []
+    head.register_forward_pre_hook(lambda _, args: seen.extend(target["labels"] for target in args[2] or []))
+    box = {"boxes": torch.tensor([[2.0, 2.0, 6.0, 6.0]]), "labels": torch.tensor([1]), "valid": torch.tensor(1)}
+    for task, label_in_head in (("a", 1), ("b", 3)):
+        seen.clear()
+        assert model(context(task), [{task: box}, {task: box}]).loss_dict
+        assert [int(labels) for labels in seen] == [label_in_head] * 2
+        model.eval()
+        for entry in model(context(task)).outputs:
+            assert set(entry[task]["labels"].tolist()) <= {0, 1}
+        model.train()
+
+
+def test_two_regressions_share_a_head_without_ranges_and_keep_their_values() -> None:
+    """rslearn 0.1.19 renormalises every shared output as if it were a probability: all values would be 1."""
+    model = JointModel(
+        [TinyEncoder()], {"head": [PoolingDecoder(8, 1), RegressionHead()]}, decoder_to_target={"head": ["a", "b"]}
+    )
+    targets = {name: [{name: {"value": torch.tensor(2.0), "valid": torch.tensor(1.0)}}] * 2 for name in "ab"}
+    values = {name: [float(entry[name].detach()) for entry in model(context(name)).outputs] for name in "ab"}
+    assert values["a"] == values["b"]
+    assert all(abs(value - 1) > 1e-3 for value in values["a"])
+    assert set(model(context("b"), targets["b"]).loss_dict) == {"b_regress"}
+
+
+def test_the_index_of_a_task_embedding_does_not_depend_on_the_order_of_a_mapping() -> None:
+    orders = (decoders(), dict(reversed(decoders().items())))
+    embeddings = [TaskChannelEmbedding(8) for _ in orders]
+    for order, embedding in zip(orders, embeddings, strict=True):
+        JointModel([TinyEncoder()], order, trunk=DecoderTrunk(task_embedding=embedding))
+    assert embeddings[0].target_to_embed_idx == embeddings[1].target_to_embed_idx == {"crops": 0, "moisture": 1}
+
+
+def test_a_task_embedding_conditions_what_a_decoder_says() -> None:
+    torch.manual_seed(1)
+    model = JointModel(
+        [TinyEncoder()],
+        {"head": classify(3)},
+        trunk=DecoderTrunk(task_embedding=TaskChannelEmbedding(8)),
+        decoder_to_target={"head": ["a", "b"]},
+    )
+    a, b = (torch.stack([entry[name] for entry in model(context(name)).outputs]) for name in "ab")
+    assert (a - b).abs().max() > 1e-3
