@@ -86,16 +86,21 @@ def _train(cli: RunCLI, *, run: RunDir, resume: Path | None, step: int) -> int:
     except (SystemExit, preemption.Preempted):
         # Lightning ends the process itself after a Ctrl-C, and after a SIGTERM at an epoch's end.
         return _left(trainer, run=run)
-    score = cli.model.score("val")
-    skipped = ", ".join(f"{n} {split}" for split, n in cli.datamodule.faults.counts().items())
-    finished = f"{trainer.current_epoch} epochs, {trainer.global_step} steps"
-    if skipped:
-        finished += f", without samples that can't be used ({skipped}; see above)"
-    _say(f"done: {finished}; --do_eval true evaluates the best checkpoint")
-    progress = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-    run.write_state(state="done", **progress, score=score, faults=cli.datamodule.faults.counts())
-    run.mark_done(step=trainer.global_step, epoch=trainer.current_epoch, checkpoint=run.last)
+    _finish(cli, run=run)
     return 0
+
+
+def _finish(cli: RunCLI, *, run: RunDir) -> None:
+    """Say what was done and what was left out, and mark the run as done."""
+    epoch, step, faults = cli.trainer.current_epoch, cli.trainer.global_step, cli.datamodule.faults.counts()
+    left_out = [f"{count} {split} samples that can't be used" for split, count in faults.items()]
+    if odd := len(cli.model.finite.skipped):
+        left_out.append(f"{odd} steps that were not finite")
+    without = f", without {', '.join(left_out)}" if left_out else ""
+    _say(f"done: {epoch} epochs, {step} steps{without}; --do_eval true evaluates the best checkpoint")
+    left = {"faults": faults, "nonfinite_steps": odd}
+    run.write_state(state="done", epoch=epoch, step=step, score=cli.model.score("val"), **left)
+    run.mark_done(step=step, epoch=epoch, checkpoint=run.last)
 
 
 def _left(trainer: Trainer, *, run: RunDir) -> int:

@@ -12,16 +12,19 @@ from rslearn.train.model_context import ModelContext, ModelOutput
 from rslearn.train.optimizer import OptimizerFactory
 from rslearn.train.scheduler import SchedulerFactory
 from rslearn.train.tasks import Task
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from rslp.train import floors
+from rslp.train import adapters, floors
 from rslp.train.batches import Batch
 from rslp.train.data import MultiDatasetDataModule
+from rslp.train.finite import FiniteGuard, FinitePolicy, OnNonfinite
 from rslp.train.metrics import TaskMetrics, TaskResult
 from rslp.train.model import JointModel
 from rslp.train.samples import seed_of
 
 FLOORS_KEY = "rslp_floors"
+FINITE_KEY = "rslp_nonfinite"
 Results = dict[tuple[str, str], TaskResult]
 
 
@@ -43,6 +46,9 @@ class JointModule(RslearnLightningModule):
         plateau_patience: its patience, epochs.
         plateau_min_lr: its smallest learning rate.
         plateau_cooldown: its cooldown, epochs.
+        on_nonfinite: what is done about a step whose loss or gradients are not finite: ``stop``, or ``skip``, which
+            leaves weights and optimiser as they are.
+        max_nonfinite: so many steps may be skipped; one more ends the run.
     """
 
     model: JointModel
@@ -60,6 +66,8 @@ class JointModule(RslearnLightningModule):
         plateau_patience: int = 10,
         plateau_min_lr: float = 0,
         plateau_cooldown: int = 0,
+        on_nonfinite: OnNonfinite = "stop",
+        max_nonfinite: int = 10,
     ) -> None:
         super().__init__(
             model=model,
@@ -77,6 +85,7 @@ class JointModule(RslearnLightningModule):
         # rslearn's united metrics hide which dataset a value is of, and swallow errors of keys.
         del self.val_metrics, self.test_metrics
         self.seed = 0
+        self.finite = FiniteGuard(FinitePolicy(on_nonfinite, max_nonfinite))
         self.constants: floors.Constants = {}
         self.results: dict[str, Results] = {}
         self._metrics: dict[tuple[str, str], TaskMetrics] = {}
@@ -97,10 +106,13 @@ class JointModule(RslearnLightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the floors with the weights: an evaluation needs no training labels."""
         checkpoint[FLOORS_KEY] = self.constants
+        checkpoint[FINITE_KEY] = self.finite.state_dict()
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Take the floors of the run that is gone on with."""
         self.constants = checkpoint.get(FLOORS_KEY, {})
+        if FINITE_KEY in checkpoint:
+            self.finite.load_state_dict(checkpoint[FINITE_KEY])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Optimizer and scheduler; a plateau scheduler follows 1 - score of the last validation."""
@@ -120,9 +132,15 @@ class JointModule(RslearnLightningModule):
     def training_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> torch.Tensor:  # noqa: ARG002
         """The batch's loss: the weighted sum of its tasks' losses."""
         output = self._forward(batch)
+        self.finite.note(batch, output.loss_dict)
         loss = _total(output.loss_dict, like=next(self.parameters()))
         self._log_losses("train", batch=batch, output=output, loss=loss)
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Look whether the step can be taken."""
+        scaled = adapters.scales_gradients(self.trainer)
+        self.finite.check(self, optimizer, step=self.trainer.global_step, gradients=not scaled)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
         """Add a batch to the validation metrics."""

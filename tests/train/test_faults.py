@@ -222,7 +222,7 @@ def test_faults_are_skipped_counted_and_survive_a_resume(
     reference = start(tmp_path / "a", skipping(faulty))
     state = json.loads((reference.path / "state.json").read_text())
     assert state["faults"] == {"train": 2, "val": 2}
-    assert "without samples that can't be used (2 train, 2 val" in capsys.readouterr().err
+    assert "without 2 train samples that can't be used, 2 val samples" in capsys.readouterr().err
     config = skipping(faulty, num_workers=2)
     killed = start(tmp_path / "b", config, die_at=8)
     capsys.readouterr()
