@@ -134,7 +134,8 @@ def _for_run(config: Mapping[str, Any], *, run: RunDir, training: bool) -> dict[
     else:
         callbacks, trainer["logger"] = [], False
         trainer["enable_checkpointing"] = False
-    if not any("ProgressBar" in str(callback.get("class_path")) for callback in callbacks):
+    shown = trainer.get("enable_progress_bar") is not False
+    if shown and not any("ProgressBar" in str(callback.get("class_path")) for callback in callbacks):
         callbacks.append({"class_path": _path_of(RunProgress)})
     trainer |= {"callbacks": callbacks, "default_root_dir": str(run.path)}
     return {**config, "trainer": trainer}

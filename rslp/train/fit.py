@@ -35,6 +35,7 @@ def fit(run: RunDir) -> int:
         CheckpointError: no checkpoint of the run can be read, or weights don't fit.
     """
     with run.locked():
+        run.sweep()
         resume = resume_point(run)
         cli = build(run, training=True)
         step, epoch = _progress(resume)
