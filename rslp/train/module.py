@@ -15,7 +15,7 @@ from rslearn.train.tasks import Task
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from rslp.train import adapters, floors
+from rslp.train import adapters, floors, freezing, warmup
 from rslp.train.batches import Batch
 from rslp.train.data import MultiDatasetDataModule
 from rslp.train.finite import FiniteGuard, FinitePolicy, OnNonfinite
@@ -86,6 +86,7 @@ class JointModule(RslearnLightningModule):
         del self.val_metrics, self.test_metrics
         self.seed = 0
         self.finite = FiniteGuard(FinitePolicy(on_nonfinite, max_nonfinite))
+        self._resting = freezing.Resting()
         self.constants: floors.Constants = {}
         self.results: dict[str, Results] = {}
         self._metrics: dict[tuple[str, str], TaskMetrics] = {}
@@ -115,15 +116,34 @@ class JointModule(RslearnLightningModule):
             self.finite.load_state_dict(checkpoint[FINITE_KEY])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Optimizer and scheduler; a plateau scheduler follows 1 - score of the last validation."""
-        config = super().configure_optimizers()
-        if isinstance(self.schedulers.get("scheduler"), ReduceLROnPlateau):
-            every = self.trainer.check_val_every_n_epoch or 1
-            config["lr_scheduler"] |= {"monitor": "val/score_loss", "frequency": every}  # type: ignore[operator]
-        return config
+        """Optimizer and scheduler; a plateau scheduler follows 1 - score of the last validation.
+
+        What thaws later is in the optimizer from the start, so that schedulers know its groups.
+        """
+        stages = freezing.stages_of(self.trainer)
+        later = [p for stage in stages if stage.thaw_at_epoch is not None for p in stage.parameters]
+        never = {p for stage in stages if stage.thaw_at_epoch is None for p in stage.parameters}
+        for parameter in later:
+            parameter.requires_grad = parameter not in never
+        optimizer = self.optimizer_factory.build(self)
+        freezing.apply(self.trainer, epoch=0)
+        freezing.split_groups(optimizer, stages)
+        warmup.attach(optimizer)
+        if self.scheduler_factory is None:
+            return {"optimizer": optimizer}  # type: ignore[typeddict-item]
+        scheduler = self.schedulers["scheduler"] = self.scheduler_factory.build(optimizer)
+        config: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            config |= {"monitor": "val/score_loss", "frequency": self.trainer.check_val_every_n_epoch or 1}
+        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[typeddict-item]
+
+    def on_train_start(self) -> None:
+        """Let what is frozen rest, after callbacks have frozen and thawed, also where a run goes on inside an epoch."""
+        self._resting.follow(self.model.encoder)
 
     def on_train_epoch_start(self) -> None:
-        """Nothing to do: the sampler reads the epoch from the trainer (rslearn sets it here)."""
+        """Let what is frozen rest, after callbacks have frozen and thawed for this epoch."""
+        self._resting.follow(self.model.encoder)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Seed the step's randomness (dropout, sampled anchors) by its place alone: a resumed run repeats it."""
