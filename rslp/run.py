@@ -106,6 +106,12 @@ class RunDir:
         marker: dict[str, Any] = json.loads(self.done_marker.read_text(encoding="utf-8"))
         return marker
 
+    def sweep(self) -> None:
+        """Remove what a killed process had begun to write; to be called under the lock."""
+        for folder in (self.path, self.checkpoints, self.evaluation("").parent):
+            for begun in folder.glob(".*.tmp"):
+                begun.unlink(missing_ok=True)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for one trainer.

@@ -10,12 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rslp.train.data import MultiDatasetDataModule
+    from rslp.train.freezing import Freeze
     from rslp.train.model import JointModel
     from rslp.train.module import JointModule
+    from rslp.train.optimizer import LayerwiseAdamW
 
-__all__ = ["JointModel", "JointModule", "MultiDatasetDataModule"]
+__all__ = ["Freeze", "JointModel", "JointModule", "LayerwiseAdamW", "MultiDatasetDataModule"]
 
-_HOMES = {"JointModel": "model", "JointModule": "module", "MultiDatasetDataModule": "data"}
+_HOMES = {
+    "Freeze": "freezing",
+    "JointModel": "model",
+    "JointModule": "module",
+    "LayerwiseAdamW": "optimizer",
+    "MultiDatasetDataModule": "data",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -251,6 +251,11 @@ def has_trained(trainer: Trainer) -> bool:
     return bool(progress.started)
 
 
+def scales_gradients(trainer: Trainer) -> bool:
+    """Whether half precision scales the loss: its scaler leaves out steps whose gradients overflow by itself."""
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
+
+
 def dump_checkpoint(trainer: Trainer, *, weights_only: bool = False) -> dict[str, Any]:
     """Lightning's checkpoint as a mapping, before it is written."""
     checkpoint: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only)

@@ -10,6 +10,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
+from rslearn.train.callbacks.freeze_unfreeze import FreezeUnfreeze
 from rslearn.utils.jsonargparse import init_jsonargparse
 
 from rslp.errors import ConfigError, Problem, UserError
@@ -26,6 +28,7 @@ from rslp.files import read_yaml, resolve_paths
 from rslp.run import RunDir
 from rslp.train.checkpoints import RunCheckpoints
 from rslp.train.data import MultiDatasetDataModule
+from rslp.train.freezing import Freeze
 from rslp.train.metrics_log import MetricsLog
 from rslp.train.module import JointModule
 from rslp.train.placement import placed
@@ -133,7 +136,7 @@ def _for_run(config: Mapping[str, Any], *, run: RunDir, training: bool) -> dict[
     trainer = placed(config.get("trainer") or {}, read_world(os.environ))
     callbacks = list(trainer.get("callbacks") or [])
     if training:
-        callbacks = [_placed(callback, folder=run.checkpoints) for callback in callbacks]
+        callbacks = [_taken_over(callback, folder=run.checkpoints) for callback in callbacks]
         if not any(_is_class(callback, RunCheckpoints) for callback in callbacks):
             callbacks.append({"class_path": _path_of(RunCheckpoints), "init_args": {"run_dir": str(run.path)}})
         log = {"class_path": _path_of(MetricsLog), "init_args": {"path": str(run.metrics)}}
@@ -142,18 +145,24 @@ def _for_run(config: Mapping[str, Any], *, run: RunDir, training: bool) -> dict[
     else:
         callbacks, trainer["logger"] = [], False
         trainer["enable_checkpointing"] = False
-    if not any("ProgressBar" in str(callback.get("class_path")) for callback in callbacks):
+    shown = trainer.get("enable_progress_bar") is not False
+    if shown and not any("ProgressBar" in str(callback.get("class_path")) for callback in callbacks):
         callbacks.append({"class_path": _path_of(RunProgress)})
     trainer |= {"callbacks": callbacks, "default_root_dir": str(run.path)}
     return {**config, "trainer": trainer}
 
 
-def _placed(callback: dict[str, Any], *, folder: Path) -> dict[str, Any]:
-    """An existing config's ModelCheckpoint keeps its meaning: its files lie beside ours, ``last.ckpt`` is ours."""
-    if not _is_class(callback, ModelCheckpoint):
-        return callback
-    init_args = {"dirpath": str(folder), **(callback.get("init_args") or {}), "save_last": False}
-    return {**callback, "init_args": init_args}
+def _taken_over(callback: dict[str, Any], *, folder: Path) -> dict[str, Any]:
+    """An existing config's callback, doing what it always meant.
+
+    ModelCheckpoint's files lie beside ours, and ``last.ckpt`` is ours; FreezeUnfreeze is our ``Freeze``.
+    """
+    init_args = callback.get("init_args") or {}
+    if _is_class(callback, ModelCheckpoint):
+        return {**callback, "init_args": {"dirpath": str(folder), **init_args, "save_last": False}}
+    if _is_class(callback, FreezeUnfreeze) and not set(init_args) - set(signature(FreezeUnfreeze).parameters):
+        return {"class_path": _path_of(Freeze), "init_args": Freeze.settings_of(init_args)}
+    return callback
 
 
 def _is_class(callback: Mapping[str, Any], wanted: type) -> bool:

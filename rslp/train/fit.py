@@ -40,6 +40,8 @@ def fit(run: RunDir) -> int:
     """
     first = read_world(os.environ).first
     with run.locked() if first else nullcontext():
+        if first:
+            run.sweep()
         resume = resume_point(run)
         cli = build(run, training=True)
         step, epoch = _progress(resume)
@@ -93,16 +95,23 @@ def _train(cli: RunCLI, *, run: RunDir, resume: Path | None, step: int) -> int:
     except (SystemExit, preemption.Preempted) as cause:
         # Lightning ends the process itself after a Ctrl-C.
         return _left(trainer, run=run, cause=cause)
-    faults = cli.datamodule.faults.counts()
-    skipped = ", ".join(f"{n} {split}" for split, n in faults.items())
-    finished = f"{trainer.current_epoch} epochs, {trainer.global_step} steps"
-    if skipped:
-        finished += f", without samples that can't be used ({skipped}; see above)"
-    _say(f"done: {finished}; --do_eval true evaluates the best checkpoint")
-    _write_state(run, trainer, state="done", step=trainer.global_step, score=cli.model.score("val"), faults=faults)
+    _finish(cli, run=run)
+    return 0
+
+
+def _finish(cli: RunCLI, *, run: RunDir) -> None:
+    """Say what was done and what was left out, and mark the run as done."""
+    trainer, faults = cli.trainer, cli.datamodule.faults.counts()
+    left_out = [f"{count} {split} samples that can't be used" for split, count in faults.items()]
+    if odd := len(cli.model.finite.skipped):
+        left_out.append(f"{odd} steps that were not finite")
+    without = f", without {', '.join(left_out)}" if left_out else ""
+    reached = f"{trainer.current_epoch} epochs, {trainer.global_step} steps"
+    _say(f"done: {reached}{without}; --do_eval true evaluates the best checkpoint")
+    left = {"faults": faults, "nonfinite_steps": odd}
+    _write_state(run, trainer, state="done", step=trainer.global_step, score=cli.model.score("val"), **left)
     if trainer.is_global_zero:
         run.mark_done(step=trainer.global_step, epoch=trainer.current_epoch, checkpoint=run.last)
-    return 0
 
 
 def _left(trainer: Trainer, *, run: RunDir, cause: BaseException) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from rslp.files import write_atomic
 
 _HEADER = ("step", "epoch", "name", "value")
 
@@ -71,8 +74,15 @@ class MetricsLog(Logger):
         if not self._path.exists():
             return
         with self._path.open(newline="", encoding="utf-8") as handle:
-            rows = [row for row in csv.DictReader(handle) if (row["step"] or "").isdigit() and int(row["step"]) < step]
-        with self._path.open("w", newline="", encoding="utf-8") as handle:
-            writer = csv.DictWriter(handle, _HEADER)
-            writer.writeheader()
-            writer.writerows(rows)
+            rows = [row for row in csv.DictReader(handle) if _is_before(row, step)]
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, _HEADER)
+        writer.writeheader()
+        writer.writerows(rows)
+        # At once: a kill in the middle of it would lose what the run has logged so far.
+        write_atomic(self._path, text.getvalue())
+
+
+def _is_before(row: Mapping[str, str | None], step: int) -> bool:
+    """Whether a row is of an earlier step, and whole: a kill may have cut the last one short."""
+    return None not in row.values() and (row["step"] or "").isdigit() and int(row["step"] or 0) < step

@@ -14,12 +14,14 @@ from rslearn.train.model_context import ModelContext
 from rslearn.train.optimizer import OptimizerFactory
 from rslearn.train.scheduler import SchedulerFactory
 from rslearn.train.tasks import Task
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from rslp.train import adapters, collectives, floors, preemption
+from rslp.train import adapters, collectives, floors, freezing, preemption, warmup
 from rslp.train.batches import Batch
 from rslp.train.counts import precise
 from rslp.train.data import MultiDatasetDataModule
+from rslp.train.finite import FiniteGuard, FinitePolicy, OnNonfinite
 from rslp.train.losses import LossMeter
 from rslp.train.metrics import TaskMetrics, TaskResult
 from rslp.train.model import JointModel, JointOutput
@@ -27,6 +29,7 @@ from rslp.train.samples import seed_of
 
 FLOORS_KEY = "rslp_floors"
 LOSSES_KEY = "rslp_train_losses"
+FINITE_KEY = "rslp_nonfinite"
 Results = dict[tuple[str, str], TaskResult]
 _TINY = 1e-12
 
@@ -56,6 +59,9 @@ class JointModule(RslearnLightningModule):
         plateau_patience: its patience, epochs.
         plateau_min_lr: its smallest learning rate.
         plateau_cooldown: its cooldown, epochs.
+        on_nonfinite: what is done about a step whose loss or gradients are not finite: ``stop``, or ``skip``, which
+            leaves weights and optimiser as they are.
+        max_nonfinite: so many steps may be skipped; one more ends the run.
     """
 
     model: JointModel
@@ -73,6 +79,8 @@ class JointModule(RslearnLightningModule):
         plateau_patience: int = 10,
         plateau_min_lr: float = 0,
         plateau_cooldown: int = 0,
+        on_nonfinite: OnNonfinite = "stop",
+        max_nonfinite: int = 10,
     ) -> None:
         super().__init__(
             model=model,
@@ -90,6 +98,8 @@ class JointModule(RslearnLightningModule):
         # rslearn's united metrics hide which dataset a value is of, and swallow errors of keys.
         del self.val_metrics, self.test_metrics
         self.seed = 0
+        self.finite = FiniteGuard(FinitePolicy(on_nonfinite, max_nonfinite))
+        self._resting = freezing.Resting()
         self.constants: floors.Constants = {}
         self.results: dict[str, Results] = {}
         self.meters = {split: LossMeter() for split in ("train", "val", "test")}
@@ -116,23 +126,45 @@ class JointModule(RslearnLightningModule):
         """Keep the floors, which an evaluation would need training labels for, and the losses since the epoch began."""
         checkpoint[FLOORS_KEY] = self.constants
         checkpoint[LOSSES_KEY] = self.meters["train"].state()
+        checkpoint[FINITE_KEY] = self.finite.state_dict()
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Take the floors and losses of the run that is gone on with."""
         self.constants = checkpoint.get(FLOORS_KEY, {})
         if LOSSES_KEY in checkpoint and collectives.first():
             self.meters["train"].load([checkpoint[LOSSES_KEY]])
+        if FINITE_KEY in checkpoint:
+            self.finite.load_state_dict(checkpoint[FINITE_KEY])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Optimizer and scheduler; a plateau scheduler follows 1 - score of the last validation."""
-        config = super().configure_optimizers()
-        if isinstance(self.schedulers.get("scheduler"), ReduceLROnPlateau):
-            every = self.trainer.check_val_every_n_epoch or 1
-            config["lr_scheduler"] |= {"monitor": "val/score_loss", "frequency": every}  # type: ignore[operator]
-        return config
+        """Optimizer and scheduler; a plateau scheduler follows 1 - score of the last validation.
+
+        What thaws later is in the optimizer from the start, so that schedulers know its groups.
+        """
+        stages = freezing.stages_of(self.trainer)
+        later = [p for stage in stages if stage.thaw_at_epoch is not None for p in stage.parameters]
+        never = {p for stage in stages if stage.thaw_at_epoch is None for p in stage.parameters}
+        for parameter in later:
+            parameter.requires_grad = parameter not in never
+        optimizer = self.optimizer_factory.build(self)
+        freezing.apply(self.trainer, epoch=0)
+        freezing.split_groups(optimizer, stages)
+        warmup.attach(optimizer)
+        if self.scheduler_factory is None:
+            return {"optimizer": optimizer}  # type: ignore[typeddict-item]
+        scheduler = self.schedulers["scheduler"] = self.scheduler_factory.build(optimizer)
+        config: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            config |= {"monitor": "val/score_loss", "frequency": self.trainer.check_val_every_n_epoch or 1}
+        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[typeddict-item]
+
+    def on_train_start(self) -> None:
+        """Let what is frozen rest, after callbacks have frozen and thawed, also where a run goes on inside an epoch."""
+        self._resting.follow(self.model.encoder)
 
     def on_train_epoch_start(self) -> None:
-        """Nothing to do: the sampler reads the epoch from the trainer (rslearn sets it here)."""
+        """Let what is frozen rest, after callbacks have frozen and thawed for this epoch."""
+        self._resting.follow(self.model.encoder)
 
     def on_train_epoch_end(self) -> None:
         """Log the mean losses of the epoch."""
@@ -148,6 +180,7 @@ class JointModule(RslearnLightningModule):
         if not isinstance(optimizer, LightningOptimizer):
             raise TypeError("JointModule trains with one optimizer")
         optimizer.zero_grad()
+        self.finite.begin()
         counts = [self.model.loss_counts(part.dataset, part.targets) if part.inputs else {} for part in batch]
         shares = self._shares(batch, counts)
         pending: torch.Tensor | None = None
@@ -159,10 +192,16 @@ class JointModule(RslearnLightningModule):
             # The randomness of dropout and of sampled anchors depends on the place alone: a resumed run repeats it.
             torch.manual_seed(seed_of(self.seed, "step", self.current_epoch, batch_idx, place, self.global_rank))
             output = self._forward(part)
+            self.finite.note(part, output.loss_dict)
             self.meters["train"].add(part.dataset, losses=output.losses, counts=counts[place], samples=len(part.inputs))
             pending = _weighted(output.losses, shares[place], like=self._any_parameter())
         # A process without a sample in the whole step takes part in it with nothing.
         return pending if pending is not None else torch.zeros((), device=self.device, requires_grad=True)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Look whether the step can be taken."""
+        scaled = adapters.scales_gradients(self.trainer)
+        self.finite.check(self, optimizer, step=self.trainer.global_step, gradients=not scaled)
 
     def validation_step(self, batch: list[Batch], batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
         """Add batches to the validation metrics."""

@@ -115,5 +115,5 @@ def _wrong_classes(classes: torch.Tensor, count: int) -> str:
     odd = classes[((classes < 0) & (classes != _IGNORED)) | (classes >= count)]
     if not len(odd):
         return ""
-    found = ", ".join(str(int(value)) for value in odd.unique()[:5])
+    found = ", ".join(map(str, sorted(set(odd.tolist()))[:5]))
     return f"{len(odd)} of {classes.numel()} labels are no class of the task: got {found}, allowed are 0 to {count - 1}"

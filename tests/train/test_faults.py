@@ -16,7 +16,7 @@ import rasterio
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rslearn.train.data_module import RslearnDataModule
-from rslearn.train.dataset import DataInput
+from rslearn.train.dataset import DataInput, SplitConfig
 from rslearn.train.tasks.classification import ClassificationTask
 from rslearn.train.tasks.multi_task import MultiTask
 from rslearn.train.tasks.regression import RegressionTask
@@ -41,7 +41,7 @@ TASKS: dict[str, Callable[[], Task]] = {
 }
 
 
-def source(path: Path, kind: str, *, split: str = "train") -> SampleSource:
+def source(path: Path, kind: str, *, cls: type[SampleSource] = SampleSource, **settings: Any) -> SampleSource:
     label = (
         DataInput("raster", ["label"], bands=["class"], is_target=True)
         if kind == "segment"
@@ -51,16 +51,9 @@ def source(path: Path, kind: str, *, split: str = "train") -> SampleSource:
         path=str(path),
         inputs={"image": DataInput("raster", ["image"], bands=["a", "b"], passthrough=True), "label": label},
         task=MultiTask({kind: TASKS[kind]()}, input_mapping={kind: {"label": "targets"}}),
-        train_config=tags("train"),
-        val_config=tags("val"),
+        train_config=SplitConfig(tags={"split": "train"}, **settings),
     )
-    return SampleSource("crops", data_module=module, split=split, seed=0)
-
-
-def tags(split: str) -> Any:
-    from rslearn.train.dataset import SplitConfig
-
-    return SplitConfig(tags={"split": split})
+    return cls("crops", data_module=module, split="train", seed=0)
 
 
 def file_of(path: Path, layer: str, window: str = "w000") -> Path:
@@ -222,7 +215,7 @@ def test_faults_are_skipped_counted_and_survive_a_resume(
     reference = start(tmp_path / "a", skipping(faulty))
     state = json.loads((reference.path / "state.json").read_text())
     assert state["faults"] == {"train": 2, "val": 2}
-    assert "without samples that can't be used (2 train, 2 val" in capsys.readouterr().err
+    assert "without 2 train samples that can't be used, 2 val samples" in capsys.readouterr().err
     config = skipping(faulty, num_workers=2)
     killed = start(tmp_path / "b", config, die_at=8)
     capsys.readouterr()
