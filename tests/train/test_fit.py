@@ -276,7 +276,7 @@ def test_an_unreadable_sample_stops_the_run_and_is_named(tmp_path: Path) -> None
         for tif in path.glob("windows/default/w00[0-5]/layers/image/*/*.tif"):
             tif.write_bytes(b"this is no GeoTIFF")
         run = write_run(folder, run_config({"crops": (str(path), "classify")}, num_workers=workers))
-        with pytest.raises(DataError, match=r"^crops/default/w00\d/\d+_0_\d+_8: can't read the sample") as caught:
+        with pytest.raises(DataError, match=r"^crops/default/w00\d/\d+_0_\d+_8: layer image: can't read") as caught:
             fit(run)
         assert "\n" not in str(caught.value)
 
