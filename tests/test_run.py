@@ -56,8 +56,8 @@ def test_the_lock_is_exclusive_and_dies_with_its_holder(tmp_path: Path) -> None:
 
 def test_the_lock_dies_with_its_holder_though_a_worker_of_it_lives_on(tmp_path: Path) -> None:
     code = "import os, time; from pathlib import Path; from rslp.run import RunDir\n"
-    code += f"with RunDir(Path({str(tmp_path)!r})).locked():\n    child = os.fork()\n"
-    code += "    if child: print(child, flush=True)\n    time.sleep(60)"
+    code += f"r, w = os.pipe()\nwith RunDir(Path({str(tmp_path)!r})).locked():\n    child = os.fork()\n"
+    code += "    if child: os.read(r, 1); print(child, flush=True)\n    else: os.write(w, b'.')\n    time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     child = int(holder.stdout.readline())

@@ -128,6 +128,9 @@ def split_groups(optimizer: Optimizer, stages: Iterable[Freeze]) -> None:
             own = {"params": theirs, "lr": group["lr"] * stage.lr_factor}
             if stage.warmup_steps:
                 own[STEPS] = stage.warmup_steps
+            if "name" in options:
+                # LearningRateMonitor refuses two groups of one name.
+                own["name"] = f"{options['name']} ({', '.join(stage.paths)})"
             optimizer.add_param_group({**options, **own})
     optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
 

@@ -18,7 +18,7 @@ from rslp.run import RunDir
 from rslp.train.fit import fit
 from rslp.train.freezing import Freeze, Resting
 from tests.tiny import run_config, write_dataset, write_run
-from tests.train.test_fit import Killed, same, weights
+from tests.train.test_fit import Killed, logged, same, weights
 
 STOCK = "rslearn.train.callbacks.freeze_unfreeze.FreezeUnfreeze"
 SEEN: dict[str, list[Any]] = {}
@@ -96,7 +96,8 @@ def run_of(
         "class_path": "rslp.train.checkpoints.RunCheckpoints",
         "init_args": {"run_dir": str(run.path), "every_n_steps": 2},
     }
-    config["trainer"]["callbacks"] = [*callbacks, watch, saving]
+    monitor = {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}
+    config["trainer"] |= {"callbacks": [*callbacks, watch, saving, monitor], "log_every_n_steps": 1}
     if not run.path.exists():
         write_run(folder, config)
     run.config.write_text(json.dumps(config))
@@ -124,6 +125,11 @@ def test_stages_thaw_in_turn_and_constants_stay(reference: RunDir) -> None:
     by_epoch = [SEEN["reference"][3 * epoch]["trains"] for epoch in range(4)]
     assert by_epoch == [[False, False], [False, True], [True, True], [True, True]]
     assert all(at["constant"] for at in SEEN["reference"])
+
+
+def test_every_groups_rate_is_logged_under_its_name(reference: RunDir) -> None:
+    names = {row["name"].rpartition("/")[2] for row in logged(reference) if row["name"].startswith("lr-AdamW")}
+    assert {"decoders", "encoder, layer 1 (model.encoder.0.blocks.0)", "encoder, layer 2 (model.encoder)"} <= names
 
 
 def test_what_is_frozen_rests_and_what_is_thawed_trains(reference: RunDir) -> None:

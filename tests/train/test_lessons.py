@@ -7,6 +7,7 @@ and fails on a variant of it that has the bug again.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import random
@@ -286,7 +287,8 @@ class Wrapping(cli.RunCLI):
 
 
 def own_sampler(made: type[cli.RunCLI], config: dict[str, Any]) -> None:
-    parsed = cli.run_parser(cli._for_run(config, run=RunDir(Path("unused")), training=False), made)
+    # The parser writes into what it is given.
+    parsed = cli.run_parser(cli._for_run(copy.deepcopy(config), run=RunDir(Path("unused")), training=False), made)
     assert not parsed.trainer._accelerator_connector.use_distributed_sampler
 
 
