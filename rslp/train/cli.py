@@ -43,6 +43,8 @@ _HINTS = (
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     "You're resuming from a checkpoint that ended before the epoch ended",
     "Found .* module\\(s\\) in eval mode",
+    # Values that all processes share already.
+    "It is recommended to use `self.log\\(.*sync_dist=True",
     "The `srun` command is available on your system but is not used",
 )
 
@@ -103,7 +105,7 @@ def build(run: RunDir, *, training: bool) -> RunCLI:
     config = resolve_paths(document.data, run.path, name=document.name, line=document.line)
     _quiet_libraries()
     # Lightning guesses it from variables that may be inherited from a job that is not ours.
-    rank_zero_only.rank = read_world(os.environ).rank
+    rank_zero_only.rank = read_world(os.environ).rank  # type: ignore[attr-defined]
     init_jsonargparse()
     # Weights that are drawn, not loaded, belong to the run's randomness too.
     with seeded(seed_of(config.get("seed", 0), "weights")):

@@ -77,7 +77,7 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     for bucket in _buckets(gradients):
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
         distributed.all_reduce(flat)
-        for gradient, total in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+        for gradient, total in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
             gradient.copy_(total.view_as(gradient))
 
 

@@ -18,12 +18,16 @@ State = dict[str, list[tuple[list[str], list[float]]]]
 class LossMeter:
     """The losses of one split since it began.
 
+    Args:
+        only_finite: leave out losses that are not finite.
+
     Attributes:
         sums: for each loss its sum and its count.
         samples: number of samples by dataset.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, only_finite: bool = False) -> None:
+        self._only_finite = only_finite
         self.sums: Sums = {}
         self.samples: dict[str, int] = {}
 
@@ -48,6 +52,8 @@ class LossMeter:
             for name, loss in named.items():
                 mean = loss.detach().to(precise(loss.device))
                 count = counts[task].to(mean)
+                if self._only_finite:
+                    count = torch.where(torch.isfinite(mean), count, 0)
                 part = torch.stack([torch.where(count > 0, mean * count, 0), count])
                 key = (dataset, task, name)
                 self.sums[key] = self.sums[key] + part if key in self.sums else part

@@ -165,7 +165,8 @@ class JointModel(torch.nn.Module):
         return ModelOutput([labels.own(entry) for entry in output.outputs], output.loss_dict)
 
     def _modules_of(self, task: str) -> list[torch.nn.Module]:
-        return list(self.decoders[self._decoder_of[task]])  # type: ignore[call-overload]  # it holds ModuleLists
+        modules: list[torch.nn.Module] = list(self.decoders[self._decoder_of[task]])  # type: ignore[call-overload]
+        return modules
 
     def _head_targets(self, task: str, targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The task's targets in the numbering of its head."""

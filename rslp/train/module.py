@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,19 +18,18 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from rslp.train import adapters, collectives, floors, freezing, preemption, warmup
 from rslp.train.batches import Batch
-from rslp.train.counts import precise
 from rslp.train.data import MultiDatasetDataModule
 from rslp.train.finite import FiniteGuard, FinitePolicy, OnNonfinite
 from rslp.train.losses import LossMeter
 from rslp.train.metrics import TaskMetrics, TaskResult
 from rslp.train.model import JointModel, JointOutput
 from rslp.train.samples import seed_of
+from rslp.train.shares import agreed, shares, weighted
 
 FLOORS_KEY = "rslp_floors"
 LOSSES_KEY = "rslp_train_losses"
 FINITE_KEY = "rslp_nonfinite"
 Results = dict[tuple[str, str], TaskResult]
-_TINY = 1e-12
 
 
 class JointModule(RslearnLightningModule):
@@ -102,7 +100,8 @@ class JointModule(RslearnLightningModule):
         self._resting = freezing.Resting()
         self.constants: floors.Constants = {}
         self.results: dict[str, Results] = {}
-        self.meters = {split: LossMeter() for split in ("train", "val", "test")}
+        # A step that is left out because it is not finite is not in the epoch's mean either.
+        self.meters = {split: LossMeter(only_finite=split == "train") for split in ("train", "val", "test")}
         self._asked_to_leave = False
         self._metrics: dict[tuple[str, str], TaskMetrics] = {}
         self._tasks: dict[tuple[str, str], Task] = {}
@@ -194,7 +193,7 @@ class JointModule(RslearnLightningModule):
             output = self._forward(part)
             self.finite.note(part, output.loss_dict)
             self.meters["train"].add(part.dataset, losses=output.losses, counts=counts[place], samples=len(part.inputs))
-            pending = _weighted(output.losses, shares[place], like=self._any_parameter())
+            pending = weighted(output.losses, shares[place], like=self._any_parameter())
         # A process without a sample in the whole step takes part in it with nothing.
         return pending if pending is not None else torch.zeros((), device=self.device, requires_grad=True)
 
@@ -257,27 +256,12 @@ class JointModule(RslearnLightningModule):
         return next(self.parameters())
 
     def _shares(self, step: list[Batch], counts: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
-        """The factor on each batch's mean loss of each task, after all processes have told each other their counts.
-
-        The one message also says whether any of them was asked to leave.
-        """
-        place_of = {task: place for place, task in enumerate(self.model.tasks, start=1)}
-        told = torch.zeros(1 + len(place_of), dtype=precise(self.device), device=self.device)
-        told[0] = float(preemption.notice.received is not None)
-        for own in counts:
-            for task, count in own.items():
-                told[place_of[task]] += count.to(told)
-        totals = collectives.summed(told)
+        """The factor on each batch's mean loss of each task; whether to leave is agreed on by the same message."""
+        asked = preemption.notice.received is not None
+        totals, asked_somewhere = agreed(counts, tasks=self.model.tasks, asked=asked, device=self.device)
         if collectives.several():
-            self._asked_to_leave = bool(totals[0].item())
-        often = Counter(task for batch in step for task in self.model.tasks_of(batch.dataset))
-        return [
-            {
-                task: often[task] / len(step) * (count.to(totals) / totals[place_of[task]].clamp(min=_TINY))
-                for task, count in own.items()
-            }
-            for own in counts
-        ]
+            self._asked_to_leave = bool(asked_somewhere.item())
+        return shares(counts, totals=totals, tasks=[self.model.tasks_of(batch.dataset) for batch in step])
 
     def _forward(self, batch: Batch) -> JointOutput:
         output: JointOutput = self(ModelContext(inputs=batch.inputs, metadatas=batch.metadatas), batch.targets)
@@ -345,13 +329,3 @@ class JointModule(RslearnLightningModule):
             logged[f"{split}/score"] = score
             logged[f"{split}/score_loss"] = 1 - score
         self.log_dict(logged)
-
-
-def _weighted(
-    losses: Mapping[str, Mapping[str, torch.Tensor]], shares: Mapping[str, torch.Tensor], *, like: torch.Tensor
-) -> torch.Tensor:
-    total = torch.zeros((), device=like.device)
-    for task, named in losses.items():
-        for loss in named.values():
-            total = total + loss * shares[task].to(loss)
-    return total

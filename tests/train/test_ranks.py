@@ -162,24 +162,42 @@ def uneven(folder: Path, *, largest: int) -> dict[str, Any]:
     return joint(data, epochs=2)
 
 
+def dumped(config: dict[str, Any]) -> str:
+    """In the order as it is, in which initial weights are drawn."""
+    return yaml.safe_dump(config, sort_keys=False)
+
+
 def helios_run(run: RunDir) -> list[str]:
     return ["-m", "rslp.main", "helios", "run", "--run_dir", str(run.path)]
 
 
-def test_a_warning_to_one_process_ends_both_with_143_and_the_run_goes_on(tmp_path: Path) -> None:
+def warn_and_wait(run: RunDir, **where: Any) -> list[tuple[int, str]]:
+    """Run on two processes, of which one is sent SIGTERM; the run's config is put back."""
+    text = run.config.read_text()
+    config = yaml.safe_load(text)
+    at = {"class_path": "tests.train.ranks.Terminate", "init_args": where}
+    run.config.write_text(dumped({**config, "trainer": {**config["trainer"], "callbacks": [at]}}))
+    ended = finish(start_ranks(helios_run(run), world=2))
+    run.config.write_text(text)
+    return ended
+
+
+def test_a_warning_to_one_process_saves_once_and_ends_both_with_143(tmp_path: Path) -> None:
+    run = RunDir(place(tmp_path, "uneven", uneven(tmp_path / "data", largest=9), world=2, batch=4))
+    ended = warn_and_wait(run, rank=1, step=2)
+    assert [code for code, _ in ended] == [143, 143], ended
+    assert read_checkpoint(run.last)["global_step"] == 3
+    assert json.loads((run.path / "state.json").read_text())["state"] == "preempted"
+    assert "goes on from the last checkpoint" in ended[0][1]
+    assert ended[1][1] == ""  # the first process alone speaks
+
+
+@pytest.mark.slow
+def test_a_run_that_was_warned_ends_like_one_that_was_not(tmp_path: Path) -> None:
     config = uneven(tmp_path / "data", largest=9)
     one, two = (RunDir(place(tmp_path, "uneven", config, world=world, batch=4)) for world in (1, 2))
     assert fit(one) == 0
-    warned = yaml.safe_load(two.config.read_text())
-    at = {"class_path": "tests.train.ranks.Terminate", "init_args": {"rank": 1, "step": 2}}
-    two.config.write_text(yaml.safe_dump({**warned, "trainer": {**warned["trainer"], "callbacks": [at]}}))
-    ended = finish(start_ranks(helios_run(two), world=2))
-    assert [code for code, _ in ended] == [143, 143], ended
-    assert read_checkpoint(two.last)["global_step"] == 3
-    assert json.loads((two.path / "state.json").read_text())["state"] == "preempted"
-    assert "goes on from the last checkpoint" in ended[0][1]
-    assert ended[1][1] == ""  # the first process alone speaks
-    two.config.write_text(yaml.safe_dump(warned))
+    assert [code for code, _ in warn_and_wait(two, rank=1, step=2)] == [143, 143]
     ended = finish(start_ranks(helios_run(two), world=2))
     assert [code for code, _ in ended] == [0, 0], ended
     same_training(one, two, steps=12)
@@ -199,19 +217,21 @@ def test_datasets_of_1_7_and_1000_windows_never_hang(tmp_path: Path, world: int)
 def test_a_warning_during_a_validation_ends_both_with_143(tmp_path: Path) -> None:
     config = uneven(tmp_path / "data", largest=9)
     run = RunDir(place(tmp_path, "uneven", config, world=2, batch=4))
-    config = yaml.safe_load(run.config.read_text())
-    init_args = {"rank": 0, "step": 6, "validating": True}
-    config["trainer"]["callbacks"] = [{"class_path": "tests.train.ranks.Terminate", "init_args": init_args}]
-    run.config.write_text(yaml.safe_dump(config))
-    ended = finish(start_ranks(helios_run(run), world=2))
+    ended = warn_and_wait(run, rank=0, step=6, validating=True)
     assert [code for code, _ in ended] == [143, 143], ended
 
 
 @pytest.mark.slow
-def test_torchrun_starts_a_run(tmp_path: Path) -> None:
+def test_torchrun_starts_a_run_and_ends_with_1_when_it_is_preempted(tmp_path: Path) -> None:
     run = RunDir(place(tmp_path, "uneven", uneven(tmp_path / "data", largest=9), world=2, batch=4))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "RSLP_RANKS": "torchrun", "OMP_NUM_THREADS": "1"}
     command = [*torchrun, *helios_run(run)]
+    config = yaml.safe_load(run.config.read_text())
+    at = {"class_path": "tests.train.ranks.Terminate", "init_args": {"rank": 1, "step": 2}}
+    run.config.write_text(dumped({**config, "trainer": {**config["trainer"], "callbacks": [at]}}))
+    assert subprocess.run(command, env=environment, check=False, timeout=TIMEOUT).returncode == 1
+    assert json.loads((run.path / "state.json").read_text())["state"] == "preempted"
+    run.config.write_text(dumped(config))
     subprocess.run(command, env=environment, check=True, timeout=TIMEOUT)
     assert (run.done() or {})["step"] == 12
