@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,7 @@ SwitchType=switch/none
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 KillWait=5
+EnforcePartLimits=ALL
 MinJobAge=86400
 NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=4 RealMemory=4000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP PriorityTier=1 GraceTime=20
@@ -141,7 +142,7 @@ def _daemon(cluster: Cluster, stack: ExitStack, *words: str) -> None:
     stack.callback(process.terminate)
 
 
-def _until(ready, what: str, *, seconds: float = 30) -> None:  # type: ignore[no-untyped-def]
+def _until(ready: Callable[[], bool], what: str, *, seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < end, f"{what} did not come up"

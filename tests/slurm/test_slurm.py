@@ -19,10 +19,9 @@ import yaml
 
 from rslp.run import RunDir
 from rslp.train.checkpoints import read_checkpoint
-from rslp.train.fit import fit
 from tests.slurm import cluster as slurm
 from tests.slurm.cluster import Cluster
-from tests.tiny import run_config, write_dataset, write_run
+from tests.tiny import run_config, write_dataset
 
 pytestmark = pytest.mark.skipif(
     bool(slurm.missing()), reason=f"SLURM is not installed: no {', '.join(slurm.missing())}"
@@ -42,14 +41,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("data")
     datasets = {kind: (str(write_dataset(folder / kind, kind)), kind) for kind in ("classify", "regress")}
     return run_config(datasets, epochs=3, dropout=0.2)
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory, config: dict[str, Any]) -> RunDir:
-    """The same run, on this machine and undisturbed."""
-    run = write_run(tmp_path_factory.mktemp("reference"), config)
-    assert fit(run) == 0
-    return run
 
 
 class User:
@@ -86,6 +77,15 @@ class User:
         while not state.exists() or json.loads(state.read_text())["step"] < step:
             assert time.monotonic() < end, self.log(name)[-2000:]
             time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory, config: dict[str, Any], cluster: Cluster) -> RunDir:
+    """The same run, on this machine and undisturbed."""
+    user = User(tmp_path_factory.mktemp("reference"), cluster)
+    (user.place / "run.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    user.says("launch_finetune", "--config_paths+=run.yaml", "--experiment_id", "here", "--local", "true")
+    return user.run("here")
 
 
 @pytest.fixture
@@ -154,21 +154,17 @@ def test_an_array_is_a_run_for_each_file(user: User, config: dict[str, Any], ref
     assert any(not torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
-def test_a_failing_run_is_tried_again_and_counts(user: User, config: dict[str, Any], reference: RunDir) -> None:
+def test_a_failing_run_is_tried_again_and_counted(user: User, config: dict[str, Any], reference: RunDir) -> None:
     failing = with_callback(config, "FailFirst", file=str(user.place / "count"), times=2)
-    job = user.launches("failing", failing, "--retries", "2")
-    user.cluster.wait(job, "COMPLETED")
-    assert (user.place / "count").read_text() == "2"
-    assert "failed with exit code 1; queued again as retry 2 of 2" in user.log("failing")
-    assert_same_weights(user.run("failing"), reference)
-
-
-def test_no_retry_is_left(user: User, config: dict[str, Any]) -> None:
-    failing = with_callback(config, "FailFirst", file=str(user.place / "count"), times=9)
-    job = user.launches("hopeless", failing)
+    job = user.launches("failing", failing, "--retries", "1")
     user.cluster.wait(job, "FAILED")
-    assert "failed with exit code 1; no retry is left" in user.log("hopeless")
-    assert re.search(r"hopeless +slurm +\d+ +failed", user.says("jobs"))
+    assert (user.place / "count").read_text() == "2"
+    log = user.log("failing")
+    assert "failed with exit code 1; queued again as retry 1 of 1" in log
+    assert "failed with exit code 1; no retry is left (1 allowed)" in log
+    assert re.search(rf"failing +slurm +{job} +failed", user.says("jobs"))
+    user.cluster.wait(user.launches("failing", failing), "COMPLETED")
+    assert_same_weights(user.run("failing"), reference)
 
 
 def test_a_users_mistake_is_not_tried_again(user: User, config: dict[str, Any]) -> None:
@@ -192,10 +188,14 @@ def test_preempted_it_goes_on_to_the_same_weights(user: User, config: dict[str, 
 
 
 def test_out_of_time_it_goes_on_to_the_same_weights(user: User, config: dict[str, Any], reference: RunDir) -> None:
-    words = ("--time_limit", "1m", "--slurm.notice", "40")
-    job = user.launches("limited", with_callback(config, "Slow", seconds=1.8), *words)
-    about = user.cluster.wait(job, "COMPLETED", seconds=240)
-    assert int(about["Restarts"]) >= 1
+    slow = with_callback(config, "Slow", seconds=1.0)
+    job = user.launches("limited", slow, "--time_limit", "10m", "--slurm.notice", "60")
+    user.waits_for_step("limited", 6)
+    user.cluster.ask("scontrol", "update", f"jobid={job}", "EndTime=now+70")
+    user.cluster.wait(job, "PENDING")
+    user.cluster.ask("scontrol", "update", f"jobid={job}", "TimeLimit=10")
+    about = user.cluster.wait(job, "COMPLETED")
+    assert int(about["Restarts"]) == 1
     assert "taken away before its end: it is queued again" in user.log("limited")
     assert_same_weights(user.run("limited"), reference)
 
