@@ -121,7 +121,7 @@ def launch_finetune(
         image=image_name,
         clusters=tuple(cluster or ()),
     )
-    own = _array(job, array or ())
+    own = _array(job, array or (), engine=where)
     jobs = [each for each, _ in own]
     for each in jobs:
         _refuse_what_cannot_run(each)
@@ -163,14 +163,16 @@ def _absolute(checkpoint: str) -> str:
     return checkpoint if "://" in checkpoint else str(Path(checkpoint).absolute())
 
 
-def _array(job: Job, files: Sequence[str]) -> list[tuple[Job, list[str]]]:
+def _array(job: Job, files: Sequence[str], *, engine: EngineName) -> list[tuple[Job, list[str]]]:
     """The jobs to submit, each with the configs of its own.
 
     Raises:
-        UsageError: two runs of the same name.
+        UsageError: two runs of the same name, or an engine without arrays.
     """
     if not files:
         return [(job, [])]
+    if engine != "slurm":
+        raise UsageError("--array is for --engine slurm")
     names = [f"{job.run.experiment}-{Path(file).stem}" for file in files]
     if twins := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"--array has two files for the run {', '.join(twins)}: a run is named after its file")
@@ -215,8 +217,6 @@ def _plan(
     """
     if engine == "slurm":
         return plan_slurm(jobs, defaults_from(os.environ, slurm), folder=Path.cwd())
-    if len(jobs) > 1:
-        raise UsageError("--array is for --engine slurm")
     if engine == "local":
         return plan_local(jobs[0], detach=detach)
     if engine == "skypilot":

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def test_submitted_followed_and_done_as_on_this_machine(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--nodes", "9"), "Requested node configuration is not available"),
+        (("--nodes", "9"), "More processors requested than permitted"),
         (("--memory", "1TiB"), "Requested node configuration is not available"),
         (("--time_limit", "9d"), "Requested time limit is invalid"),
         (("--slurm.partition", "no such"), "invalid partition specified: no such"),
@@ -139,19 +140,34 @@ def test_what_the_cluster_cannot_give_is_refused_in_one_line(
 
 
 def test_an_array_is_a_run_for_each_file(user: User, config: dict[str, Any], reference: RunDir) -> None:
+    # No part of a name is a sign to a shell, to sbatch or to SLURM's patterns of file names.
+    name = "a b'c\"$HOME`id`#é%j"
     for seed in range(3):
         (user.place / f"seed{seed}.yaml").write_text(f"seed: {seed}\n")
     files = [f"--array+=seed{seed}.yaml" for seed in range(3)]
-    job = user.launches("array", config, *files)
+    job = user.launches(name, config, *files)
     for seed in range(3):
         user.cluster.wait(f"{job}_{seed}", "COMPLETED")
     table = user.says("jobs")
     for seed in range(3):
-        assert re.search(rf"array-seed{seed} +slurm +{job}_{seed} +succeeded", table)
-        assert "done: 3 epochs" in user.log(f"array-seed{seed}")
-    assert_same_weights(user.run("array-seed0"), reference)
-    weights = [read_checkpoint(user.run(f"array-seed{seed}").last)["state_dict"] for seed in range(2)]
+        assert re.search(rf"{re.escape(name)}-seed{seed} +slurm +{job}_{seed} +succeeded", table)
+        assert "done: 3 epochs" in user.log(f"{name}-seed{seed}")
+    assert_same_weights(user.run(f"{name}-seed0"), reference)
+    weights = [read_checkpoint(user.run(f"{name}-seed{seed}").last)["state_dict"] for seed in range(2)]
     assert any(not torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+@pytest.mark.skipif(find_spec("rslp.train.world") is None, reason="training in several processes is not there yet")
+def test_two_nodes_with_two_processes_each_train_as_four_processes_here(user: User, config: dict[str, Any]) -> None:
+    job = user.launches("nodes", config, "--nodes", "2", "--gpus", "2")
+    here = ("--config_paths+=nodes.yaml", "--experiment_id", "here", "--local", "true", "--gpus", "4")
+    user.says("launch_finetune", *here)
+    user.cluster.wait(job, "COMPLETED")
+    assert user.run("nodes").done()
+    got, wanted = (read_checkpoint(user.run(name).last)["state_dict"] for name in ("nodes", "here"))
+    for key in wanted:
+        # Sums over processes may be taken in another order.
+        torch.testing.assert_close(got[key], wanted[key], rtol=1e-5, atol=1e-6)
 
 
 def test_a_failing_run_is_tried_again_and_counted(user: User, config: dict[str, Any], reference: RunDir) -> None:
