@@ -125,6 +125,7 @@ def launch_finetune(
     jobs = [each for each, _ in own]
     for each in jobs:
         _refuse_what_cannot_run(each)
+    plan = _plan(where, jobs, detach=detach, slurm=slurm, skypilot=skypilot)
     constants = {
         "CHECKPOINT_PATH": helios_checkpoint_path,
         "ENCODER_EMBEDDING_SIZE": encoder_embedding_size,
@@ -132,7 +133,6 @@ def launch_finetune(
     }
     given = {key: value for key, value in constants.items() if value is not None}
     configs = [_config([*config_paths, *more], run=each.run, constants=given, profiler=profiler) for each, more in own]
-    plan = _plan(where, jobs, detach=detach, slurm=slurm, skypilot=skypilot)
     if dry_run:
         sys.stdout.write(f"{plan}\n")
         return 0
