@@ -84,8 +84,9 @@ def launch_finetune(
         encoder_embedding_size: fills {ENCODER_EMBEDDING_SIZE}, likewise.
         patch_size: fills {PATCH_SIZE}, likewise.
         profiler: Lightning's profiler; its table is printed at the end.
-        gpus: GPUs of each machine, and so its processes; processes on the CPU where there are no GPUs.
-        nodes: machines of the job.
+        gpus: GPUs of each machine, and so its processes; processes on the CPU where there are no GPUs. An evaluation
+            takes one.
+        nodes: machines of the job; an evaluation takes one.
         cpus: processors of each machine.
         memory: main memory of each machine, for example 64GiB.
         time_limit: after this long the cluster ends the job, for example 36h or 12:00:00.
@@ -103,12 +104,15 @@ def launch_finetune(
         skypilot: options of SkyPilot alone.
     """
     where = _engine(engine, local=local, cluster=cluster)
+    purpose: Mode = "test" if do_eval else mode
+    # An evaluation is one process: what it costs does not repay the rest.
+    machines, processes = (nodes, gpus) if purpose == "fit" else (1, 1)
     job = Job(
         run=RunDir.of(prefix(remote=where in _REMOTE), rslp_project, experiment_id),
-        mode="test" if do_eval else mode,
+        mode=purpose,
         checkpoint=_absolute(checkpoint) if checkpoint else None,
-        nodes=nodes,
-        gpus=gpus,
+        nodes=machines,
+        gpus=processes,
         cpus=cpus,
         memory=parse_memory(memory) if memory else None,
         time_limit=parse_duration(time_limit) if time_limit else None,

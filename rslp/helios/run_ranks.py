@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from rslp.errors import UsageError
 from rslp.launch.job import Job, Mode
 from rslp.launch.outcome import checked_code
 from rslp.launch.ranks import INTERRUPTED, PREEMPTED, Group, free_port, run_group
@@ -38,6 +39,8 @@ def run_ranks(
         address: the address of machine 0.
         port: a port of machine 0 that is free; may be left out on a single machine.
     """
+    if nodes > 1 and not port:
+        raise UsageError("--port is needed with several machines: they can't guess which port machine 0 finds free")
     job = Job(run=RunDir(Path(run_dir)), mode=mode, checkpoint=checkpoint, gpus=ranks, nodes=nodes, retries=retries)
     for attempt in range(job.retries + 1):
         group = Group(per_node=job.gpus, nodes=job.nodes, node=node, address=address, port=port or free_port())

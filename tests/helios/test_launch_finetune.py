@@ -104,6 +104,15 @@ def test_without_slurm_it_says_so(
     assert not (place / "project_data").exists()
 
 
+def test_an_evaluation_is_one_process(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "a.ckpt").touch()
+    words = ("--engine", "slurm", "--nodes", "2", "--gpus", "4", "--do_eval", "true", "--checkpoint", "a.ckpt")
+    assert launch(*words, "--dry_run", "true") == 0
+    script = capsys.readouterr().out
+    assert "#SBATCH --nodes=1\n#SBATCH --ntasks-per-node=1\n" in script
+    assert f"--mode test --checkpoint {place}/a.ckpt" in script
+
+
 def test_a_running_run_keeps_its_config(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = a_run(place)
     run.config.write_text("theirs: true\n")
