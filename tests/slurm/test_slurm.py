@@ -28,6 +28,9 @@ pytestmark = pytest.mark.skipif(
     bool(slurm.missing()), reason=f"SLURM is not installed: no {', '.join(slurm.missing())}"
 )
 ROOT = Path(__file__).parents[2]
+SEVERAL = pytest.mark.skipif(
+    find_spec("rslp.train.world") is None, reason="training in several processes is not there yet"
+)
 SLURM = ("--engine", "slurm", "--slurm.gres", "none")
 
 
@@ -157,7 +160,7 @@ def test_an_array_is_a_run_for_each_file(user: User, config: dict[str, Any], ref
     assert any(not torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
-@pytest.mark.skipif(find_spec("rslp.train.world") is None, reason="training in several processes is not there yet")
+@SEVERAL
 def test_two_nodes_with_two_processes_each_train_as_four_processes_here(user: User, config: dict[str, Any]) -> None:
     job = user.launches("nodes", config, "--nodes", "2", "--gpus", "2")
     here = ("--config_paths+=nodes.yaml", "--experiment_id", "here", "--local", "true", "--gpus", "4")
@@ -192,7 +195,7 @@ def test_a_users_mistake_is_not_tried_again(user: User, config: dict[str, Any]) 
 
 
 def test_preempted_it_goes_on_to_the_same_weights(user: User, config: dict[str, Any], reference: RunDir) -> None:
-    job = user.launches("preempted", with_callback(config, "Slow", seconds=0.4), "--nodes", "1")
+    job = user.launches("preempted", with_callback(config, "Slow", seconds=0.4))
     user.waits_for_step("preempted", 6)
     user.cluster.ask("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
     about = user.cluster.wait(job, "COMPLETED")
@@ -201,6 +204,18 @@ def test_preempted_it_goes_on_to_the_same_weights(user: User, config: dict[str, 
     assert "taken away before its end: it is queued again" in log
     assert "going on from" in log
     assert_same_weights(user.run("preempted"), reference)
+
+
+@SEVERAL
+@pytest.mark.slow
+def test_preempted_on_two_nodes_it_goes_on_to_the_same_weights(user: User, config: dict[str, Any]) -> None:
+    job = user.launches("nodes", with_callback(config, "Slow", seconds=1.5), "--nodes", "2", "--gpus", "2")
+    user.waits_for_step("nodes", 2)
+    user.cluster.ask("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
+    calm = user.launches("calm", config, "--nodes", "2", "--gpus", "2")
+    assert int(user.cluster.wait(job, "COMPLETED", seconds=300)["Restarts"]) == 1
+    user.cluster.wait(calm, "COMPLETED", seconds=300)
+    assert_same_weights(user.run("nodes"), user.run("calm"))
 
 
 def test_out_of_time_it_goes_on_to_the_same_weights(user: User, config: dict[str, Any], reference: RunDir) -> None:
