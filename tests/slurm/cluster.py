@@ -116,7 +116,14 @@ def start(folder: Path, stack: ExitStack) -> Cluster:
     for n in range(NODES):
         _daemon(cluster, stack, "slurmd", "-D", "-N", f"n{n + 1}", "-f", str(conf))
     _until(lambda: _states(cluster) == ["idle"] * NODES, "the nodes")
+    stack.callback(_empty, cluster)
     return cluster
+
+
+def _empty(cluster: Cluster) -> None:
+    """End what a failed test has left running: jobs outlive the daemons."""
+    cluster.ask("scancel", "--full", f"--user={getpass.getuser()}")
+    _until(lambda: not cluster.ask("squeue", "--noheader"), "the last job's end")
 
 
 def _states(cluster: Cluster) -> list[str]:
