@@ -211,3 +211,22 @@ def test_what_was_never_submitted_can_be_neither_followed_nor_cancelled(
 ) -> None:
     assert main(["helios", workflow, "--experiment_id", "nothing"]) == 2
     assert "nothing does not exist; `helios jobs` lists the runs" in capsys.readouterr().err
+
+
+def test_logs_of_a_job_that_waits_and_a_reader_that_leaves(place: Path) -> None:
+    run = a_run(place)
+    record = Record.of(
+        Job(run=run), engine="local", id=f"999999@{os.uname().nodename}@1", plan="", log=str(run.logs / "a.log")
+    )
+    write_record(run, record)
+    command = [sys.executable, "-m", "rslp.main", "helios", "logs", "--experiment_id", "x"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "has printed nothing yet: failed" in done.stderr
+    run.logs.mkdir()
+    (run.logs / "a.log").write_text("line\n" * 100_000)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "line\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
