@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from rslp.launch.ranks import _die_with_parent
+from rslp.launch.ranks import _die_with_parent, free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 NODES = 2
@@ -52,7 +52,8 @@ PreemptMode=REQUEUE
 KillWait=5
 EnforcePartLimits=ALL
 MinJobAge=86400
-NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=4 RealMemory=4000 State=UNKNOWN
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={first} CPUs=4 RealMemory=4000 State=UNKNOWN
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second} CPUs=4 RealMemory=4000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP PriorityTier=1 GraceTime=20
 PartitionName=urgent Nodes=ALL Default=NO MaxTime=INFINITE State=UP PriorityTier=10
 """
@@ -99,11 +100,11 @@ def start(folder: Path, stack: ExitStack) -> Cluster:
     for name in ("state", *(f"spool-n{n + 1}" for n in range(NODES))):
         (folder / name).mkdir(parents=True)
     folder.chmod(0o755)
-    port = _free_ports(NODES + 1)
+    port, *nodes = sorted({free_port() for _ in range(NODES + 3)})
     conf = folder / "slurm.conf"
     host = socket.gethostname().partition(".")[0]
     names = {"host": host, "user": getpass.getuser(), "folder": folder}
-    conf.write_text(_CONF.format(**names, port=port, first=port + 1, last=port + NODES))
+    conf.write_text(_CONF.format(**names, port=port, first=nodes[0], second=nodes[1]))
     key = folder / "munge.key"
     key.write_bytes(secrets.token_bytes(128))
     key.chmod(0o600)
@@ -149,18 +150,8 @@ def _daemon(cluster: Cluster, stack: ExitStack, *words: str) -> None:
     stack.callback(process.terminate)
 
 
-def _until(ready: Callable[[], bool], what: str, *, seconds: float = 30) -> None:
+def _until(ready: Callable[[], bool], what: str, *, seconds: float = 90) -> None:
     end = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < end, f"{what} did not come up"
         time.sleep(0.1)
-
-
-def _free_ports(count: int) -> int:
-    """The first of some neighbouring ports that nobody listens on."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port + count < 65000:
-            return port
