@@ -5,7 +5,7 @@ READY := .venv/.ready
 # A run of tests or of the example shares the machine with its data-loading workers; more threads only get in the way.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-long lint check schema docs outputs bench
+.PHONY: help setup demo test test-long lint check golden schema docs outputs bench
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ lint: $(READY) ## format, style, types, imports
 	$(BIN)/lint-imports
 
 check: lint test ## lint and test
+
+golden: $(READY) ## accept today's plans of all engines as the right ones (tests/launch/golden)
+	RSLP_ACCEPT=1 $(BIN)/python -m pytest tests/launch/test_plans.py -k accepted
 
 schema: $(READY) ## make the shipped tables anew: argument names, the JSON schema of multi-dataset configs
 	$(BIN)/python -m rslp.compose.make_vocabulary

@@ -11,6 +11,7 @@ import argparse
 import difflib
 import importlib
 import inspect
+import os
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -86,7 +87,8 @@ def parse(workflow: Workflow, prog: str, args: Sequence[str]) -> dict[str, Any]:
     options = [option for action in parser._actions for option in action.option_strings]
     _refuse_unknown(args, options)
     try:
-        return dict(parser.parse_args(list(args)).as_dict())
+        # Groups of options become their dataclasses.
+        return dict(vars(parser.instantiate(parser.parse_args(list(args)))))
     except argparse.ArgumentError as error:
         raise UsageError(_one_line(str(error))) from error
 
@@ -138,6 +140,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except BrokenPipeError:
+        # Whoever read has seen enough, such as `… | head`; nothing may be flushed there at the end either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return INTERRUPTED

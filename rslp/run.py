@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import socket
 import time
 import weakref
@@ -43,6 +44,11 @@ class RunDir:
         return cls(Path(prefix) / "projects" / project / experiment)
 
     @property
+    def location(self) -> str:
+        """The directory as command lines name it; a path object would eat a slash of ``gs://…``."""
+        return re.sub(r"^(\w+):/(?!/)", r"\1://", str(self.path))
+
+    @property
     def config(self) -> Path:
         """What is really run: the merged config, the only one that is parsed."""
         return self.path / "config.yaml"
@@ -76,6 +82,25 @@ class RunDir:
         return self.path / "eval" / f"{split}.json"
 
     @property
+    def logs(self) -> Path:
+        """The folder of what jobs print."""
+        return self.path / "logs"
+
+    def job(self, mode: str = "fit") -> Path:
+        """What is known of the run's last submission in a mode."""
+        return self.path / ("job.json" if mode == "fit" else f"job-{mode}.json")
+
+    @property
+    def lock(self) -> Path:
+        """Held by whoever trains in this directory."""
+        return self.path / "lock"
+
+    @property
+    def state(self) -> Path:
+        """How far the run is, with a heartbeat."""
+        return self.path / "state.json"
+
+    @property
     def project(self) -> str:
         """The project's name, taken from the path."""
         return self.path.parent.name
@@ -92,7 +117,7 @@ class RunDir:
 
     def write_state(self, **values: Any) -> None:
         """Replace ``state.json``; a heartbeat (seconds since 1970) is added."""
-        write_atomic(self.path / "state.json", json.dumps({**values, "heartbeat": time.time()}, indent=1) + "\n")
+        write_atomic(self.state, json.dumps({**values, "heartbeat": time.time()}, indent=1) + "\n")
 
     def mark_done(self, *, step: int, epoch: int, checkpoint: Path) -> None:
         """Write the marker of success with the final checkpoint's hash."""
@@ -122,7 +147,7 @@ class RunDir:
             RunError: another process trains in this directory.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("a+", encoding="utf-8") as handle:
+        with self.lock.open("a+", encoding="utf-8") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

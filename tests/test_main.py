@@ -73,6 +73,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(
         ["helios", "make_example", "--help"],
         ["helios", "run", "--help"],
         ["helios", "check", "--help"],
+        ["helios", "run_ranks", "--help"],
+        ["helios", "run_slurm", "--run_dirs+=x"],
+        ["helios", "jobs"],
+        ["helios", "logs", "--experiment_id", "none"],
+        ["helios", "cancel", "--experiment_id", "none"],
         ["helios", "lauch_finetune"],
     ],
 )

@@ -221,7 +221,7 @@ def test_evaluating_before_training_names_the_folder(place: Path, tmp_path: Path
         ("file", ("--check", "false"), "can't be written: Not a directory; RSLP_PREFIX says where runs lie"),
         ("gs://bucket/runs", (), "runs on an object store are not there yet"),
         ("runs", ("--mode", "predict"), "mode predict is not there yet"),
-        ("runs", ("--do_eval", "true", "--checkpoint", "no.ckpt"), "no checkpoint no.ckpt"),
+        ("runs", ("--do_eval", "true", "--checkpoint", "no.ckpt"), "/no.ckpt\n"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_is_written(

@@ -1,0 +1,33 @@
+"""What happens to a run in these tests: it is slow, or it fails for a while."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class Slow(Callback):
+    """Takes its time for each batch, so that something can happen meanwhile."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        time.sleep(self.seconds)
+
+
+class FailFirst(Callback):
+    """Fails in the middle of a step, as often as it is told to; counts in a file."""
+
+    def __init__(self, file: str, times: int) -> None:
+        self.file = Path(file)
+        self.times = times
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        failed = int(self.file.read_text()) if self.file.exists() else 0
+        if trainer.global_step >= 2 and failed < self.times:
+            self.file.write_text(str(failed + 1))
+            raise ArithmeticError("a fault that comes and goes")
