@@ -69,6 +69,20 @@ class RunDir:
         return self.path / "eval" / f"{split}.json"
 
     @property
+    def logs(self) -> Path:
+        """The folder of what jobs print."""
+        return self.path / "logs"
+
+    def job(self, mode: str = "fit") -> Path:
+        """What is known of the run's last submission in a mode."""
+        return self.path / ("job.json" if mode == "fit" else f"job-{mode}.json")
+
+    @property
+    def state(self) -> Path:
+        """How far the run is, with a heartbeat."""
+        return self.path / "state.json"
+
+    @property
     def project(self) -> str:
         """The project's name, taken from the path."""
         return self.path.parent.name
@@ -85,7 +99,7 @@ class RunDir:
 
     def write_state(self, **values: Any) -> None:
         """Replace ``state.json``; a heartbeat (seconds since 1970) is added."""
-        write_atomic(self.path / "state.json", json.dumps({**values, "heartbeat": time.time()}, indent=1) + "\n")
+        write_atomic(self.state, json.dumps({**values, "heartbeat": time.time()}, indent=1) + "\n")
 
     def mark_done(self, *, step: int, epoch: int, checkpoint: Path) -> None:
         """Write the marker of success with the final checkpoint's hash."""

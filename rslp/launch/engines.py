@@ -1,0 +1,41 @@
+"""The engines: where a job can run, and what each of them can be asked."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from typing import Literal, Protocol, cast, get_args
+
+from rslp.errors import RunError
+from rslp.launch.record import Record
+from rslp.run import RunDir
+
+EngineName = Literal["local", "slurm", "beaker", "skypilot"]
+ENGINES: tuple[str, ...] = get_args(EngineName)
+State = Literal["queued", "running", "succeeded", "failed", "cancelled", "unknown"]
+
+_HOMES = {"local": "rslp.launch.submit_local", "slurm": "rslp.launch.submit_slurm"}
+
+
+class Engine(Protocol):
+    """What a module ``submit_<engine>`` offers besides ``submit``, which takes the engine's own plan."""
+
+    def state(self, run: RunDir, record: Record) -> State:
+        """How a submission stands; ``succeeded`` only when the run's marker of success is there."""
+
+    def log(self, run: RunDir, record: Record, *, follow: bool) -> Iterator[str]:
+        """The output of a submission in pieces; with ``follow`` until it ends."""
+
+    def cancel(self, run: RunDir, record: Record) -> None:
+        """Ask a submission to save and leave."""
+
+
+def engine(name: str) -> Engine:
+    """The engine of a submission; its client is imported now.
+
+    Raises:
+        RunError: no engine of this version.
+    """
+    if name not in _HOMES:
+        raise RunError(f"engine {name!r} can't be asked; known: {', '.join(_HOMES)}")
+    return cast(Engine, importlib.import_module(_HOMES[name]))

@@ -1,0 +1,94 @@
+"""What is known of a submission: one small file in the run directory, from which it is followed and cancelled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+
+from rslp.errors import RunError
+from rslp.files import write_atomic
+from rslp.launch.job import MODES, Job, Mode
+from rslp.run import RunDir
+
+_SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One submission of one run in one mode.
+
+    Attributes:
+        engine: where it went.
+        id: what the engine calls it.
+        mode: what it does with the run.
+        submitted: when, ISO 8601 in UTC.
+        plan: what was sent, as it was printed.
+        log: the file with its output; empty when the engine keeps it, or when it went to a terminal.
+        failures: how often it failed and was started again.
+        cancelled: a person cancelled it.
+    """
+
+    engine: str
+    id: str
+    mode: Mode
+    submitted: str
+    plan: str
+    log: str = ""
+    failures: int = 0
+    cancelled: bool = False
+
+    @classmethod
+    def of(cls, job: Job, *, engine: str, id: str, plan: str, log: str = "") -> Record:
+        """The record of a job that is submitted now."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(engine=engine, id=id, mode=job.mode, submitted=now, plan=plan, log=log)
+
+
+def write_record(run: RunDir, record: Record) -> None:
+    """Keep the record in the run directory; the one of an earlier submission in this mode is replaced."""
+    write_atomic(run.job(record.mode), json.dumps({"schema": _SCHEMA, **asdict(record)}, indent=1) + "\n")
+
+
+def read_record(run: RunDir, mode: Mode = "fit") -> Record | None:
+    """The run's last submission in a mode, or None when there was none.
+
+    Raises:
+        RunError: the file is not what ``write_record`` wrote.
+    """
+    path = run.job(mode)
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        schema = content.pop("schema")
+        if schema != _SCHEMA:
+            raise RunError(f"{path} is of schema {schema}; this version of rslp reads schema {_SCHEMA}")
+        return Record(**content)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RunError(f"{path} is no record of a submission: {error}") from error
+
+
+def latest(run: RunDir, modes: Iterable[str] = MODES) -> Record | None:
+    """The newest submission of a run, whatever it does."""
+    records = [record for mode in modes if (record := read_record(run, mode))]  # type: ignore[arg-type]
+    return max(records, key=lambda record: record.submitted, default=None)
+
+
+def note_failure(run: RunDir, mode: Mode) -> int:
+    """Count one more failure of the run's submission.
+
+    Returns:
+        how often it has failed by now.
+    """
+    record = read_record(run, mode)
+    if record is None:
+        return 1
+    write_record(run, replace(record, failures=record.failures + 1))
+    return record.failures + 1
+
+
+def note_cancelled(run: RunDir, record: Record) -> None:
+    """Keep that a person cancelled it: it must not start itself again."""
+    write_record(run, replace(record, cancelled=True))
