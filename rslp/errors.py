@@ -31,6 +31,14 @@ class RunError(UserError):
     """A run directory in a state that forbids what was asked: locked, unfinished, without a checkpoint."""
 
 
+class StoreError(UserError):
+    """An object store that can't be reached, or that refuses."""
+
+
+class LaunchError(UserError):
+    """What a cluster, or what is to be sent to it, makes impossible: a wrong image or secret, code with a key in it."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One fault in a config file: where it stands and what would be right.

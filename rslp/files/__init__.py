@@ -12,6 +12,7 @@ from rslp.files.paths import (
     resolve_paths,
     shipped,
 )
+from rslp.files.stores import Store, is_remote
 from rslp.files.writing import write_atomic
 
 __all__ = [
@@ -19,11 +20,13 @@ __all__ = [
     "PATH_ARGS",
     "Anchored",
     "Document",
+    "Store",
     "Template",
     "anchor_paths",
     "dump_yaml",
     "find_file",
     "is_portable",
+    "is_remote",
     "parse_yaml",
     "plain_scalar",
     "read_yaml",
