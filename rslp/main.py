@@ -86,7 +86,8 @@ def parse(workflow: Workflow, prog: str, args: Sequence[str]) -> dict[str, Any]:
     options = [option for action in parser._actions for option in action.option_strings]
     _refuse_unknown(args, options)
     try:
-        return dict(parser.parse_args(list(args)).as_dict())
+        # Groups of options become their dataclasses.
+        return dict(vars(parser.instantiate(parser.parse_args(list(args)))))
     except argparse.ArgumentError as error:
         raise UsageError(_one_line(str(error))) from error
 

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -39,6 +40,11 @@ class RunDir:
             if not name or name in (".", "..") or "/" in name or "\\" in name or name != name.strip():
                 raise RunError(f"{what} name {name!r} can't be a folder name: use letters, digits, '-', '_', '.'")
         return cls(Path(prefix) / "projects" / project / experiment)
+
+    @property
+    def location(self) -> str:
+        """The directory as command lines name it; a path object would eat a slash of ``gs://…``."""
+        return re.sub(r"^(\w+):/(?!/)", r"\1://", str(self.path))
 
     @property
     def config(self) -> Path:
@@ -76,6 +82,11 @@ class RunDir:
     def job(self, mode: str = "fit") -> Path:
         """What is known of the run's last submission in a mode."""
         return self.path / ("job.json" if mode == "fit" else f"job-{mode}.json")
+
+    @property
+    def lock(self) -> Path:
+        """Held by whoever trains in this directory."""
+        return self.path / "lock"
 
     @property
     def state(self) -> Path:
@@ -123,7 +134,7 @@ class RunDir:
             RunError: another process trains in this directory.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("a+", encoding="utf-8") as handle:
+        with self.lock.open("a+", encoding="utf-8") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -8,5 +8,10 @@ workflows = {
     "make_multidataset_config": "rslp.helios.make_multidataset_config:make_multidataset_config",
     "check": "rslp.helios.check:check",
     "launch_finetune": "rslp.helios.launch_finetune:launch_finetune",
+    "jobs": "rslp.helios.jobs:jobs",
+    "logs": "rslp.helios.logs:logs",
+    "cancel": "rslp.helios.cancel:cancel",
     "run": "rslp.helios.run:run",
+    "run_ranks": "rslp.helios.run_ranks:run_ranks",
+    "run_slurm": "rslp.helios.run_slurm:run_slurm",
 }

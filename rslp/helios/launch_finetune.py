@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rslp.compose import merge_configs, refuse_unrunnable
 from rslp.errors import RunError, UsageError
-from rslp.files import dump_yaml, read_yaml, relativise_paths, write_atomic
-from rslp.launch.job import Job, Mode
-from rslp.launch.plan_local import plan_local
-from rslp.launch.submit_local import submit_local
+from rslp.helios.settle import merged_config, settled
+from rslp.launch import submit_local, submit_slurm
+from rslp.launch.engines import EngineName, refuse_second
+from rslp.launch.job import Job, Mode, Priority
+from rslp.launch.plan_local import LocalPlan, plan_local
+from rslp.launch.plan_skypilot import SkyPilotOptions, SkyPilotPlan, plan_skypilot
+from rslp.launch.plan_slurm import SlurmOptions, SlurmPlan, defaults_from, plan_slurm
+from rslp.launch.prefix import prefix
+from rslp.launch.quantities import parse_duration, parse_memory, parse_mounts, parse_pairs
+from rslp.launch.record import Record
 from rslp.run import RunDir
 
-LOCAL_PREFIX = "project_data/"
+Plan = LocalPlan | SlurmPlan | SkyPilotPlan
+_REMOTE: tuple[EngineName, ...] = ("beaker", "skypilot")
+_NO_SLURM = SlurmOptions()
+_NO_SKYPILOT = SkyPilotOptions()
 
 
 def launch_finetune(
@@ -24,116 +35,232 @@ def launch_finetune(
     config_paths: list[str],
     rslp_project: str = "helios_finetuning",
     local: bool = False,
+    engine: EngineName | None = None,
+    cluster: list[str] | None = None,
     do_eval: bool = False,
     mode: Mode = "fit",
     checkpoint: str | None = None,
+    array: list[str] | None = None,
     helios_checkpoint_path: str | None = None,
     encoder_embedding_size: int | None = None,
     patch_size: int | None = None,
-    cluster: list[str] | None = None,
-    image_name: str = "henryh/rslp_multidataset_stable",
+    profiler: Literal["simple", "advanced"] | None = None,
     gpus: int = 1,
-    priority: Literal["low", "normal", "high", "urgent"] = "high",
+    nodes: int = 1,
+    cpus: int | None = None,
+    memory: str | None = None,
+    time_limit: str | None = None,
     retries: int = 0,
+    preemptible: bool = True,
+    priority: Priority = "high",
+    image_name: str = "henryh/rslp_multidataset_stable",
+    mounts: list[str] | None = None,
+    env: list[str] | None = None,
+    secrets: list[str] | None = None,
+    detach: bool = False,
     dry_run: bool = False,
+    slurm: SlurmOptions = _NO_SLURM,
+    skypilot: SkyPilotOptions = _NO_SKYPILOT,
 ) -> int:
-    """Fine-tune on the datasets of a run config, or evaluate a run.
+    """Fine-tune on the datasets of a run config, or evaluate a run: here, on SLURM, or on Beaker.
 
-    The run lives in {RSLP_PREFIX}/projects/{rslp_project}/{experiment_id}/; RSLP_PREFIX is an environment variable and
-    defaults to project_data/ here. Started again with the same words, a run that was interrupted goes on.
+    The run lives in {RSLP_PREFIX}/projects/{rslp_project}/{experiment_id}/; RSLP_PREFIX comes from the environment or
+    from a file .env in the current directory, and defaults to project_data/ (to gs://rslearn-eai for Beaker). Started
+    again with the same words, a run that was interrupted goes on.
 
     Args:
         experiment_id: the run's name.
         config_paths: the run config that make_multidataset_config wrote; several are merged, later ones win.
         rslp_project: the project that the run belongs to.
-        local: run here, in the foreground.
+        local: run on this machine; short for --engine local.
+        engine: where to run; beaker when clusters are named. skypilot only renders a task, with --dry_run true.
+        cluster: Beaker clusters to run on.
         do_eval: evaluate the run on its validation and test split instead of training.
         mode: fit, validate (validation split) or test (validation and test split); do_eval is short for test.
         checkpoint: the checkpoint to evaluate; the run's best one when left out.
+        array: several runs in one submission (SLURM): one run {experiment_id}-{name of the file} for each of these
+            configs, which are merged over config_paths.
         helios_checkpoint_path: fills {CHECKPOINT_PATH} in a config that make_multidataset_config has not made.
         encoder_embedding_size: fills {ENCODER_EMBEDDING_SIZE}, likewise.
         patch_size: fills {PATCH_SIZE}, likewise.
-        cluster: Beaker clusters to run on.
-        image_name: Beaker image of the job.
-        gpus: GPUs of the job.
+        profiler: Lightning's profiler; its table is printed at the end.
+        gpus: GPUs of each machine, and so its processes; processes on the CPU where there are no GPUs.
+        nodes: machines of the job.
+        cpus: processors of each machine.
+        memory: main memory of each machine, for example 64GiB.
+        time_limit: after this long the cluster ends the job, for example 36h or 12:00:00.
+        retries: how often a failed job is started again; being preempted does not count.
+        preemptible: the cluster may take the machine away; the run goes on when there is room again.
         priority: Beaker priority of the job.
-        retries: how often a failed job is started again.
-        dry_run: print what would be executed, and stop.
+        image_name: container image of the job (Beaker, SkyPilot).
+        mounts: SOURCE:/target, what the job sees besides its image (Beaker, SkyPilot).
+        env: NAME=VALUE, variables of the job.
+        secrets: NAME=SECRET, variables of the job whose values are never shown: names of Beaker's secrets, elsewhere of
+            variables that are set here.
+        detach: run here, but in the background.
+        dry_run: print what would be submitted, and stop.
+        slurm: options of SLURM alone.
+        skypilot: options of SkyPilot alone.
     """
-    if not local:
-        where = ", ".join(cluster) if cluster else "a cluster"
-        raise UsageError(
-            f"submitting {image_name} to {where} with {priority} priority is not there yet; "
-            "`--local true` runs here, in the foreground"
-        )
-    if gpus != 1 or retries:
-        raise UsageError("a local run takes one process for now: leave out --gpus and --retries")
+    where = _engine(engine, local=local, cluster=cluster)
+    job = Job(
+        run=RunDir.of(prefix(remote=where in _REMOTE), rslp_project, experiment_id),
+        mode="test" if do_eval else mode,
+        checkpoint=_absolute(checkpoint) if checkpoint else None,
+        nodes=nodes,
+        gpus=gpus,
+        cpus=cpus,
+        memory=parse_memory(memory) if memory else None,
+        time_limit=parse_duration(time_limit) if time_limit else None,
+        priority=priority,
+        retries=retries,
+        preemptible=preemptible,
+        env=parse_pairs("--env", env or ()),
+        secrets=parse_pairs("--secrets", secrets or ()),
+        mounts=parse_mounts(mounts or ()),
+        image=image_name,
+        clusters=tuple(cluster or ()),
+    )
+    own = _array(job, array or ())
+    jobs = [each for each, _ in own]
+    for each in jobs:
+        _refuse_what_cannot_run(each)
     constants = {
         "CHECKPOINT_PATH": helios_checkpoint_path,
         "ENCODER_EMBEDDING_SIZE": encoder_embedding_size,
         "PATCH_SIZE": patch_size,
     }
-    run = RunDir.of(_local_prefix(), rslp_project, experiment_id)
-    _refuse_what_cannot_run(run, mode="test" if do_eval else mode, checkpoint=checkpoint)
-    job = Job(run=run, mode="test" if do_eval else mode, checkpoint=checkpoint and str(Path(checkpoint).absolute()))
-    config = _merged(config_paths, run=run, constants={k: v for k, v in constants.items() if v is not None})
-    plan = plan_local(job)
+    given = {key: value for key, value in constants.items() if value is not None}
+    configs = [_config([*config_paths, *more], run=each.run, constants=given, profiler=profiler) for each, more in own]
+    plan = _plan(where, jobs, detach=detach, slurm=slurm, skypilot=skypilot)
     if dry_run:
         sys.stdout.write(f"{plan}\n")
         return 0
-    # An evaluation is of the config that was trained, whatever has become of the run config since.
-    if job.mode == "fit" or not run.config.exists():
-        _write_config(config, run=run)
-    return submit_local(plan)
+    return _submit(plan, list(zip(jobs, configs, strict=True)))
 
 
-def _local_prefix() -> Path:
-    """The folder that local runs lie below.
+def _engine(engine: EngineName | None, *, local: bool, cluster: Sequence[str] | None) -> EngineName:
+    """Where the job runs.
 
     Raises:
-        UsageError: RSLP_PREFIX is no local folder.
+        UsageError: nowhere, or in two places.
     """
-    prefix = os.environ.get("RSLP_PREFIX") or LOCAL_PREFIX
-    if "://" in prefix:
-        raise UsageError(f"RSLP_PREFIX is {prefix}: runs on an object store are not there yet; set it to a folder")
-    return Path(prefix).absolute()
+    said: dict[str, EngineName] = {}
+    if engine:
+        said[f"--engine {engine}"] = engine
+    if local:
+        said["--local true"] = "local"
+    if cluster:
+        said["--cluster"] = "beaker"
+    if not said:
+        raise UsageError("say where to run: --local true, --engine slurm, or Beaker's --cluster+=NAME")
+    if len(set(said.values())) > 1:
+        raise UsageError(f"{' and '.join(said)} contradict each other")
+    return next(iter(said.values()))
 
 
-def _refuse_what_cannot_run(run: RunDir, *, mode: Mode, checkpoint: str | None) -> None:
+def _absolute(checkpoint: str) -> str:
+    return checkpoint if "://" in checkpoint else str(Path(checkpoint).absolute())
+
+
+def _array(job: Job, files: Sequence[str]) -> list[tuple[Job, list[str]]]:
+    """The jobs to submit, each with the configs of its own.
+
+    Raises:
+        UsageError: two runs of the same name.
+    """
+    if not files:
+        return [(job, [])]
+    names = [f"{job.run.experiment}-{Path(file).stem}" for file in files]
+    if twins := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"--array has two files for the run {', '.join(twins)}: a run is named after its file")
+    runs = [RunDir.of(job.run.path.parents[2], job.run.project, name) for name in names]
+    return [(replace(job, run=run), [file]) for run, file in zip(runs, files, strict=True)]
+
+
+def _refuse_what_cannot_run(job: Job) -> None:
     """Find what the job would fail of, before anything is written.
 
     Raises:
         RunError: a mode that is not there, or nothing to evaluate.
     """
-    if mode == "predict":
+    if job.mode == "predict":
         raise RunError("mode predict is not there yet; validate and test evaluate a run")
-    if mode == "fit":
+    if job.mode == "fit" or "://" in job.run.location:
         return
-    if checkpoint is not None and not Path(checkpoint).is_file():
-        raise RunError(f"no checkpoint {checkpoint}")
-    if checkpoint is None and not run.best().exists():
+    if job.checkpoint is not None and not Path(job.checkpoint).is_file():
+        raise RunError(f"no checkpoint {job.checkpoint}")
+    if job.checkpoint is None and not job.run.best().exists():
         raise RunError(
-            f"no checkpoint best.ckpt in {run.checkpoints}: train the run first, or name one with --checkpoint"
+            f"no checkpoint best.ckpt in {job.run.checkpoints}: train the run first, or name one with --checkpoint"
         )
 
 
-def _merged(config_paths: list[str], *, run: RunDir, constants: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of the run, with paths as its directory sees them.
+def _config(
+    config_paths: Sequence[str], *, run: RunDir, constants: Mapping[str, Any], profiler: str | None
+) -> dict[str, Any]:
+    config = merged_config(config_paths, run=run, constants=constants)
+    if profiler is None:
+        return config
+    return {**config, "trainer": {**config.get("trainer", {}), "profiler": profiler}}
+
+
+def _plan(
+    engine: EngineName, jobs: Sequence[Job], *, detach: bool, slurm: SlurmOptions, skypilot: SkyPilotOptions
+) -> Plan:
+    """What is submitted.
 
     Raises:
-        ConfigError: a config is missing or broken, or is none that a run can be started with.
+        UsageError: what the engine can't do.
     """
-    if not config_paths:
-        raise UsageError("--config_paths is empty: name the run config that make_multidataset_config wrote")
-    documents = [read_yaml(path) for path in config_paths]
-    merged = relativise_paths(merge_configs(documents, constants), run.path)
-    refuse_unrunnable(merged, name=", ".join(document.name for document in documents))
-    return {**merged, "rslp_project": run.project, "rslp_experiment": run.experiment}
+    if engine == "slurm":
+        return plan_slurm(jobs, defaults_from(os.environ, slurm), folder=Path.cwd())
+    if len(jobs) > 1:
+        raise UsageError("--array is for --engine slurm")
+    if engine == "local":
+        return plan_local(jobs[0], detach=detach)
+    if engine == "skypilot":
+        return plan_skypilot(jobs[0], skypilot)
+    where = ", ".join(jobs[0].clusters) or "a cluster"
+    raise UsageError(
+        f"submitting {jobs[0].image} to {where} with {jobs[0].priority} priority is not there yet; "
+        "`--local true` runs here, in the foreground"
+    )
 
 
-def _write_config(config: Mapping[str, Any], *, run: RunDir) -> None:
-    try:
-        write_atomic(run.config, dump_yaml(config))
-    except OSError as error:
-        what = f"{run.path} can't be written: {error.strerror}; RSLP_PREFIX says where runs lie"
-        raise RunError(what) from error
+def _submit(plan: Plan, runs: Sequence[tuple[Job, Mapping[str, Any]]]) -> int:
+    """Submit a plan, once every run has its config.
+
+    Raises:
+        RunError: a run is at work already, or the engine refuses.
+        UsageError: a plan that is rendered only.
+    """
+    if isinstance(plan, SkyPilotPlan):
+        raise UsageError(
+            "SkyPilot tasks are rendered only: write one with --dry_run true, give it to `sky jobs launch`"
+        )
+    if "://" in (location := runs[0][0].run.location):
+        raise UsageError(f"RSLP_PREFIX leads to {location}: runs on an object store are not there yet; set a folder")
+    for job, _ in runs:
+        refuse_second(job.run, job.mode)
+    if isinstance(plan, SlurmPlan):
+        submit_slurm.try_out(plan)
+    with ExitStack() as stack:
+        for job, config in runs:
+            # An evaluation is of the config that was trained, whatever has become of the run config since.
+            if job.mode == "fit" or not job.run.config.exists():
+                stack.enter_context(settled(job.run, config))
+        records = submit_slurm.submit(plan) if isinstance(plan, SlurmPlan) else (submit_local.submit(plan),)
+    for record, (job, _) in zip(records, runs, strict=True):
+        sys.stdout.write(_how_to_go_on(record, job.run))
+    return 0
+
+
+def _how_to_go_on(record: Record, run: RunDir) -> str:
+    command = "python -m rslp.main helios"
+    words = f"--rslp_project {shlex.quote(run.project)} --experiment_id {shlex.quote(run.experiment)}"
+    return (
+        f"submitted: {record.engine} {record.id.partition('@')[0]}, {run.path}\n"
+        f"  follow:  {command} logs {words} --follow true\n"
+        f"  cancel:  {command} cancel {words}\n"
+    )

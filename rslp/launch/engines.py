@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from typing import Literal, Protocol, cast, get_args
 
 from rslp.errors import RunError
-from rslp.launch.record import Record
+from rslp.launch.job import Mode
+from rslp.launch.record import Record, read_record
 from rslp.run import RunDir
 
 EngineName = Literal["local", "slurm", "beaker", "skypilot"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
-State = Literal["queued", "running", "succeeded", "failed", "cancelled", "unknown"]
+State = Literal["queued", "running", "succeeded", "failed", "stopped", "cancelled", "unknown"]
 
 _HOMES = {"local": "rslp.launch.submit_local", "slurm": "rslp.launch.submit_slurm"}
 
@@ -39,3 +40,26 @@ def engine(name: str) -> Engine:
     if name not in _HOMES:
         raise RunError(f"engine {name!r} can't be asked; known: {', '.join(_HOMES)}")
     return cast(Engine, importlib.import_module(_HOMES[name]))
+
+
+def known_state(run: RunDir, record: Record) -> State | None:
+    """How a submission stands, or None when its engine can't be asked from here."""
+    if record.engine not in _HOMES:
+        return None
+    try:
+        return engine(record.engine).state(run, record)
+    except RunError:
+        return None
+
+
+def refuse_second(run: RunDir, mode: Mode) -> None:
+    """Refuse to submit what waits or runs already.
+
+    Raises:
+        RunError: it does.
+    """
+    record = read_record(run, mode)
+    state = known_state(run, record) if record else None
+    if record and state in ("queued", "running"):
+        name = record.id.partition("@")[0]
+        raise RunError(f"{run.path} is {state} already ({record.engine} {name}); `helios cancel` ends that first")

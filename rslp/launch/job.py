@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from types import MappingProxyType
 from typing import Literal, get_args
 
 from rslp.errors import UsageError
@@ -16,7 +15,6 @@ Mode = Literal["fit", "validate", "test", "predict"]
 MODES: tuple[str, ...] = get_args(Mode)
 Priority = Literal["low", "normal", "high", "urgent"]
 
-_NOTHING: Mapping[str, str] = MappingProxyType({})
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -69,8 +67,8 @@ class Job:
     priority: Priority = "high"
     retries: int = 0
     preemptible: bool = True
-    env: Mapping[str, str] = field(default=_NOTHING)
-    secrets: Mapping[str, str] = field(default=_NOTHING)
+    env: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict)
     mounts: tuple[Mount, ...] = ()
     image: str = ""
     clusters: tuple[str, ...] = ()
@@ -102,7 +100,7 @@ class Job:
 
     def words(self) -> tuple[str, ...]:
         """The options of the job: which run, in which mode."""
-        words = ("--run_dir", str(self.run.path), "--mode", self.mode)
+        words = ("--run_dir", self.run.location, "--mode", self.mode)
         return words if self.checkpoint is None else (*words, "--checkpoint", self.checkpoint)
 
     def command(self, python: str) -> tuple[str, ...]:

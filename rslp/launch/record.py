@@ -26,7 +26,8 @@ class Record:
         submitted: when, ISO 8601 in UTC.
         plan: what was sent, as it was printed.
         log: the file with its output; empty when the engine keeps it, or when it went to a terminal.
-        failures: how often it failed and was started again.
+        failures: how often it has failed.
+        standstills: how often in a row it was taken away without having got further.
         cancelled: a person cancelled it.
     """
 
@@ -37,6 +38,7 @@ class Record:
     plan: str
     log: str = ""
     failures: int = 0
+    standstills: int = 0
     cancelled: bool = False
 
     @classmethod
@@ -76,6 +78,19 @@ def latest(run: RunDir, modes: Iterable[str] = MODES) -> Record | None:
     return max(records, key=lambda record: record.submitted, default=None)
 
 
+def the_record(run: RunDir, mode: Mode | None = None) -> Record:
+    """The run's last submission, or its last in a mode.
+
+    Raises:
+        RunError: there is none.
+    """
+    record = latest(run) if mode is None else read_record(run, mode)
+    if record is None:
+        known = "was never submitted" if run.path.exists() else "does not exist"
+        raise RunError(f"{run.path} {known}{f' in mode {mode}' if mode else ''}; `helios jobs` lists the runs")
+    return record
+
+
 def note_failure(run: RunDir, mode: Mode) -> int:
     """Count one more failure of the run's submission.
 
@@ -87,6 +102,20 @@ def note_failure(run: RunDir, mode: Mode) -> int:
         return 1
     write_record(run, replace(record, failures=record.failures + 1))
     return record.failures + 1
+
+
+def note_standstill(run: RunDir, mode: Mode, *, stood: bool) -> int:
+    """Keep whether the run has got further before it was taken away.
+
+    Returns:
+        how often in a row it has not.
+    """
+    record = read_record(run, mode)
+    if record is None:
+        return 0
+    count = record.standstills + 1 if stood else 0
+    write_record(run, replace(record, standstills=count))
+    return count
 
 
 def note_cancelled(run: RunDir, record: Record) -> None:

@@ -1,0 +1,48 @@
+"""The workflow that lists runs and how they stand."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rslp.errors import UsageError
+from rslp.launch.overview import Row, overview
+from rslp.launch.prefix import prefix
+
+_HEADS = ("project", "experiment", "engine", "job", "state", "epoch", "best", "age")
+
+
+def jobs(rslp_project: str | None = None) -> int:
+    """List the runs below RSLP_PREFIX: where they were submitted, how they stand, their best score, when last heard of.
+
+    Args:
+        rslp_project: only the runs of this project.
+    """
+    place = prefix(remote=False)
+    if "://" in place:
+        raise UsageError(f"RSLP_PREFIX is {place}: runs on an object store can't be listed yet")
+    rows = overview(Path(place), rslp_project)
+    if not rows:
+        sys.stdout.write(f"no runs in {place}\n")
+        return 0
+    table = [_HEADS, *map(_cells, rows)]
+    widths = [max(len(line[column]) for line in table) for column in range(len(_HEADS))]
+    for line in table:
+        sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n")
+    return 0
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    epoch = "" if row.epoch is None else str(row.epoch)
+    best = "" if row.best is None else f"{row.best:.3f}"
+    return (row.project, row.experiment, row.engine, row.job, row.state, epoch, best, _span(row.age))
+
+
+def _span(seconds: float | None) -> str:
+    """A duration in its largest unit."""
+    if seconds is None:
+        return ""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,37 @@
+"""The workflow that shows what a run prints."""
+
+from __future__ import annotations
+
+import sys
+
+from rslp.launch.engines import engine
+from rslp.launch.job import Mode
+from rslp.launch.prefix import find_run
+from rslp.launch.record import the_record
+
+
+def logs(
+    experiment_id: str,
+    rslp_project: str = "helios_finetuning",
+    mode: Mode | None = None,
+    follow: bool = False,
+) -> int:
+    """Show what a run has printed, over all its starts.
+
+    Args:
+        experiment_id: the run's name.
+        rslp_project: the project that the run belongs to.
+        mode: which of its jobs; the one that was submitted last when left out.
+        follow: go on until the job ends; exit code 0 when it has succeeded, 1 when not.
+    """
+    run = find_run(rslp_project, experiment_id)
+    record = the_record(run, mode)
+    where = engine(record.engine)
+    for piece in where.log(run, record, follow=follow):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    if not follow:
+        return 0
+    state = where.state(run, record)
+    sys.stderr.write(f"{run.path}: {state}\n")
+    return 0 if state == "succeeded" else 1

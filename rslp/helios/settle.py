@@ -1,0 +1,88 @@
+"""Put a run's config in its place: only if it can be used, only if nobody trains with another, and else nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from rslp.compose import merge_configs, refuse_unrunnable
+from rslp.errors import RunError, UsageError
+from rslp.files import dump_yaml, read_yaml, relativise_paths, write_atomic
+from rslp.run import RunDir
+
+
+def merged_config(config_paths: Sequence[str], *, run: RunDir, constants: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the run, with paths as its directory sees them.
+
+    Args:
+        config_paths: the configs, later ones over earlier ones.
+        run: the run directory.
+        constants: what fills placeholders.
+
+    Raises:
+        ConfigError: a config is missing or broken, or is none that a run can be started with.
+    """
+    if not config_paths:
+        raise UsageError("--config_paths is empty: name the run config that make_multidataset_config wrote")
+    documents = [read_yaml(path) for path in config_paths]
+    merged = relativise_paths(merge_configs(documents, constants), run.path)
+    refuse_unrunnable(merged, name=", ".join(document.name for document in documents))
+    return {**merged, "rslp_project": run.project, "rslp_experiment": run.experiment}
+
+
+@contextmanager
+def settled(run: RunDir, config: Mapping[str, Any]) -> Iterator[None]:
+    """Give a run its config while it is submitted; if that fails, everything is as before.
+
+    Args:
+        run: the run directory; it is locked, so that a training in it keeps its config.
+        config: the config.
+
+    Raises:
+        RunError: another process trains in this directory, or it can't be written.
+    """
+    made = [folder for folder in (run.path, *run.path.parents) if not folder.exists()]
+    lock = None if run.lock.exists() else run.lock
+    try:
+        with ExitStack() as stack:
+            former = _write(run, config, stack=stack)
+            try:
+                yield
+            except BaseException:
+                _restore(run.config, former)
+                raise
+    except BaseException:
+        _remove(made, lock=lock)
+        raise
+
+
+def _write(run: RunDir, config: Mapping[str, Any], *, stack: ExitStack) -> bytes | None:
+    """Lock the run and write its config; what was there before."""
+    try:
+        stack.enter_context(run.locked())
+        former = run.config.read_bytes() if run.config.exists() else None
+        write_atomic(run.config, dump_yaml(config))
+    except OSError as error:
+        what = f"{run.path} can't be written: {error.strerror}; RSLP_PREFIX says where runs lie"
+        raise RunError(what) from error
+    return former
+
+
+def _restore(path: Path, content: bytes | None) -> None:
+    if content is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_atomic(path, content)
+
+
+def _remove(folders: Sequence[Path], *, lock: Path | None) -> None:
+    """Take away what was made, as far as nobody else has put something there."""
+    if lock is not None:
+        lock.unlink(missing_ok=True)
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return

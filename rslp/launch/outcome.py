@@ -1,0 +1,49 @@
+"""How a submission ended, as the run directory tells it: what counts is what the run left, not an exit code."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+
+from rslp.launch.job import Mode
+from rslp.launch.record import Record
+from rslp.run import RunDir
+
+# A file's time and the record's come from different clocks, and the record's has no fractions.
+_SLACK = 5.0
+_SPLITS: dict[str, tuple[str, ...]] = {"validate": ("val",), "test": ("val", "test")}
+
+
+def succeeded(run: RunDir, record: Record) -> bool:
+    """Whether a submission has done what it was to do: trained to the marker of success, or written its evaluation."""
+    since = datetime.fromisoformat(record.submitted).timestamp() - _SLACK
+    return _finished(run, record.mode, since=since)
+
+
+def _finished(run: RunDir, mode: Mode, *, since: float = 0) -> bool:
+    if mode == "fit":
+        return run.done() is not None
+    evaluations = [run.evaluation(split) for split in _SPLITS.get(mode, ())]
+    return bool(evaluations) and all(path.exists() and path.stat().st_mtime >= since for path in evaluations)
+
+
+def checked_code(run: RunDir, mode: Mode, code: int) -> tuple[int, str]:
+    """The exit code of a job, and what is wrong when it says 0 without having done its work.
+
+    Args:
+        run: the run directory.
+        mode: what the job was to do.
+        code: what its processes ended with.
+    """
+    if code == 0 and not _finished(run, mode):
+        left = run.done_marker if mode == "fit" else run.path / "eval"
+        return 1, f"the job ended with exit code 0, but {left} is not there: it has not succeeded"
+    return code, ""
+
+
+def steps_done(run: RunDir) -> int | None:
+    """The optimiser steps that the run's state speaks of; None before the first state."""
+    if not run.state.exists():
+        return None
+    state: dict[str, int] = json.loads(run.state.read_text(encoding="utf-8"))
+    return state.get("step")

@@ -1,0 +1,226 @@
+"""Start the processes of a job on one machine, and end with what they ended with.
+
+They get torchrun's variables. torchrun itself is not used: it turns every exit code into 1 with a page of traceback,
+forgets who was preempted, and dies of SIGUSR1 without its children.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+INTERRUPTED, PREEMPTED = 130, 143
+_LEAVING = (INTERRUPTED, PREEMPTED)
+_FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+_TAIL = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The processes of a job, and which of them are on this machine.
+
+    Attributes:
+        per_node: processes of each machine.
+        nodes: machines.
+        node: which of them this is, from 0.
+        address: where rank 0 is found.
+        port: the port that rank 0 listens on; 0 picks a free one, which only works on a single machine.
+    """
+
+    per_node: int
+    nodes: int = 1
+    node: int = 0
+    address: str = "127.0.0.1"
+    port: int = 0
+
+    def variables(self, local_rank: int) -> dict[str, str]:
+        """What one process is told of itself and the others."""
+        return {
+            "RSLP_RANKS": "torchrun",
+            "RANK": str(self.node * self.per_node + local_rank),
+            "LOCAL_RANK": str(local_rank),
+            "WORLD_SIZE": str(self.nodes * self.per_node),
+            "LOCAL_WORLD_SIZE": str(self.per_node),
+            "GROUP_RANK": str(self.node),
+            "MASTER_ADDR": self.address,
+            "MASTER_PORT": str(self.port),
+        }
+
+
+def exit_code(returned: int) -> int:
+    """An exit code as a shell would give it, from what ``subprocess`` returned.
+
+    A process that SIGUSR1 kills had not come to taking note of it: it is as preempted as one that had.
+    """
+    code = returned if returned >= 0 else 128 - returned
+    return PREEMPTED if code == 128 + signal.SIGUSR1 else code
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Patience:
+    """How long the others may take once one process has ended.
+
+    Attributes:
+        leaving: after a process left because all were asked to: another may still be writing the checkpoint. Seconds.
+        failing: after a process failed: the others wait for it in vain, but may say why before. Seconds.
+    """
+
+    leaving: float = 120
+    failing: float = 10
+
+
+def run_group(
+    command: Sequence[str],
+    group: Group,
+    *,
+    logs: Path,
+    environment: Mapping[str, str],
+    patience: Patience | None = None,
+) -> int:
+    """Run a command once for each rank of this machine, and wait for all of them.
+
+    Rank 0 speaks on this terminal, every other one into ``logs/rank<n>.log``; what a rank said last is shown when it
+    failed alone. Signals to this process reach each rank once. If this process is killed, its ranks are too.
+
+    Args:
+        command: the words that every rank runs.
+        group: how many, and which of them are here.
+        logs: the folder of the other ranks' output.
+        environment: the variables that all ranks have besides their own.
+        patience: how long the others may take once one has ended.
+
+    Returns:
+        0 when all did; the code of the first that failed; 143 or 130 when they left because they were asked to.
+    """
+    watch = _Watch(patience or Patience())
+    with ExitStack() as stack:
+        for number in _FORWARDED:
+            stack.callback(signal.signal, number, signal.signal(number, watch.forward))
+        for local_rank in range(group.per_node):
+            own = group.variables(local_rank)
+            output = None
+            if own["RANK"] != "0":
+                logs.mkdir(parents=True, exist_ok=True)
+                output = logs / f"rank{own['RANK']}.log"
+            watch.start(command, {**environment, **own}, output=output)
+        code = watch.wait()
+    watch.explain()
+    return code
+
+
+@dataclass
+class _Rank:
+    process: subprocess.Popen[bytes]
+    output: Path | None
+    code: int | None = None
+    killed: bool = False
+
+
+@dataclass
+class _Watch:
+    """The running ranks, in the order of their start, and how they ended."""
+
+    patience: Patience
+    ranks: list[_Rank] = field(default_factory=list)
+    ended: list[_Rank] = field(default_factory=list)
+    received: list[int] = field(default_factory=list)
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str], *, output: Path | None) -> None:
+        # A group of its own: Ctrl-C in the terminal then reaches a rank only once, through us.
+        if output is None:
+            process = subprocess.Popen(command, env=environment, process_group=0, preexec_fn=_die_with_parent())
+        else:
+            with output.open("ab") as stream:
+                process = subprocess.Popen(
+                    command,
+                    env=environment,
+                    process_group=0,
+                    preexec_fn=_die_with_parent(),
+                    stdout=stream,
+                    stderr=subprocess.STDOUT,
+                )
+        self.ranks.append(_Rank(process, output))
+        for number in self.received:
+            process.send_signal(number)
+
+    def forward(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Pass a signal on; whoever presses Ctrl-C twice does not want to wait."""
+        self.received.append(number)
+        impatient = self.received.count(signal.SIGINT) > 1
+        for rank in self.ranks:
+            if rank.code is None and rank.process.poll() is None:
+                rank.process.send_signal(signal.SIGKILL if impatient else number)
+
+    def wait(self) -> int:
+        """Wait for all ranks; those that outstay the others' end are killed."""
+        deadline = float("inf")
+        while len(self.ended) < len(self.ranks):
+            for rank in self.ranks:
+                if rank.code is None and (code := rank.process.poll()) is not None:
+                    rank.code = exit_code(code)
+                    self.ended.append(rank)
+                    grace = self.patience.leaving if rank.code in (0, *_LEAVING) else self.patience.failing
+                    deadline = min(deadline, time.monotonic() + grace)
+            if time.monotonic() > deadline:
+                self._kill_the_rest()
+                deadline = float("inf")
+            time.sleep(0.05)
+        return self._code()
+
+    def _kill_the_rest(self) -> None:
+        for rank in self.ranks:
+            if rank.code is None:
+                rank.killed = True
+                rank.process.kill()
+
+    def _code(self) -> int:
+        codes = [rank.code for rank in self.ended if not rank.killed and rank.code is not None]
+        failed = [code for code in codes if code not in (0, *_LEAVING)]
+        if failed:
+            return failed[0]
+        if any(rank.killed for rank in self.ranks):
+            # All others had ended well, and this one never did.
+            return 1
+        return next((code for code in _LEAVING if code in codes), 0)
+
+    def explain(self) -> None:
+        """Show what the first rank to fail said, unless rank 0 has said as much on the terminal."""
+        failed = [rank for rank in self.ended if not rank.killed and rank.code not in (0, *_LEAVING)]
+        if not failed or any(rank.output is None and rank.code == failed[0].code for rank in failed):
+            return
+        output = failed[0].output
+        if output is None:
+            return
+        lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
+        sys.stderr.write(f"{output} ends with:\n" + "".join(f"  {line}\n" for line in lines[-_TAIL:]))
+
+
+def _die_with_parent() -> Callable[[], None]:
+    """What a child does first: have the kernel kill it when this process ends, however it ends."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    parent = os.getpid()
+    set_parent_death_signal = 1
+
+    def arrange() -> None:
+        prctl(set_parent_death_signal, int(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return arrange
