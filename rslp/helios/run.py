@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from rslp.errors import RunError
+from rslp.files import is_remote
 from rslp.launch.job import Mode
+from rslp.launch.remote_run import run_in_copy
 from rslp.run import RunDir
 from rslp.train import preemption
 
@@ -22,6 +25,9 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
     """
     # rslearn gives each of its loggers a handler of its own, at a level that is read from here when it is imported.
     os.environ.setdefault("RSLEARN_LOGLEVEL", "WARNING")
+    if is_remote(run_dir):
+        start = (sys.executable, "-m", "rslp.main", "helios", "run", "--mode", mode)
+        return run_in_copy(run_dir, start, checkpoint=checkpoint, trains=mode == "fit")
     directory = RunDir(Path(run_dir))
     if not directory.config.is_file():
         raise RunError(f"{directory.config} does not exist: start the run with launch_finetune")

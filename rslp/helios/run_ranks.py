@@ -6,9 +6,11 @@ import os
 import sys
 from pathlib import Path
 
+from rslp.files import is_remote
 from rslp.launch.job import Job, Mode
 from rslp.launch.outcome import checked_code
 from rslp.launch.ranks import INTERRUPTED, PREEMPTED, Group, free_port, run_group
+from rslp.launch.remote_run import run_in_copy
 from rslp.run import RunDir
 
 _NO_RETRY = (0, 2, INTERRUPTED, PREEMPTED)
@@ -38,6 +40,11 @@ def run_ranks(
         address: the address of machine 0.
         port: a port of machine 0 that is free; may be left out on a single machine.
     """
+    if is_remote(run_dir):
+        words = ("--mode", mode, "--ranks", str(ranks), "--retries", str(retries), "--nodes", str(nodes))
+        group = ("--node", str(node), "--address", address, "--port", str(port))
+        start = (sys.executable, "-m", "rslp.main", "helios", "run_ranks", *words, *group)
+        return run_in_copy(run_dir, start, checkpoint=checkpoint, trains=mode == "fit", writes=node == 0)
     job = Job(run=RunDir(Path(run_dir)), mode=mode, checkpoint=checkpoint, gpus=ranks, nodes=nodes, retries=retries)
     for attempt in range(job.retries + 1):
         group = Group(per_node=job.gpus, nodes=job.nodes, node=node, address=address, port=port or free_port())
