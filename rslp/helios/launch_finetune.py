@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rslp.errors import RunError, UsageError
+from rslp.helios.launch_beaker import Shipment, pack, ship
 from rslp.helios.settle import merged_config, settled
 from rslp.launch import submit_local, submit_slurm
 from rslp.launch.engines import EngineName, refuse_second
@@ -24,7 +25,7 @@ from rslp.launch.quantities import parse_duration, parse_memory, parse_mounts, p
 from rslp.launch.record import Record
 from rslp.run import RunDir
 
-Plan = LocalPlan | SlurmPlan | SkyPilotPlan
+Plan = LocalPlan | SlurmPlan | SkyPilotPlan | Shipment
 _REMOTE: tuple[EngineName, ...] = ("beaker", "skypilot")
 _NO_SLURM = SlurmOptions()
 _NO_SKYPILOT = SkyPilotOptions()
@@ -221,11 +222,7 @@ def _plan(
         return plan_local(jobs[0], detach=detach)
     if engine == "skypilot":
         return plan_skypilot(jobs[0], skypilot)
-    where = ", ".join(jobs[0].clusters) or "a cluster"
-    raise UsageError(
-        f"submitting {jobs[0].image} to {where} with {jobs[0].priority} priority is not there yet; "
-        "`--local true` runs here, in the foreground"
-    )
+    return pack(jobs[0])
 
 
 def _submit(plan: Plan, runs: Sequence[tuple[Job, Mapping[str, Any]]]) -> int:
@@ -239,6 +236,9 @@ def _submit(plan: Plan, runs: Sequence[tuple[Job, Mapping[str, Any]]]) -> int:
         raise UsageError(
             "SkyPilot tasks are rendered only: write one with --dry_run true, give it to `sky jobs launch`"
         )
+    if isinstance(plan, Shipment):
+        sys.stdout.write(_how_to_go_on(ship(plan, runs[0][1]), runs[0][0].run))
+        return 0
     if "://" in (location := runs[0][0].run.location):
         raise UsageError(f"RSLP_PREFIX leads to {location}: runs on an object store are not there yet; set a folder")
     for job, _ in runs:
@@ -260,7 +260,7 @@ def _how_to_go_on(record: Record, run: RunDir) -> str:
     command = "python -m rslp.main helios"
     words = f"--rslp_project {shlex.quote(run.project)} --experiment_id {shlex.quote(run.experiment)}"
     return (
-        f"submitted: {record.engine} {record.id.partition('@')[0]}, {run.path}\n"
+        f"submitted: {record.engine} {record.id.partition('@')[0]}, {run.location}\n"
         f"  follow:  {command} logs {words} --follow true\n"
         f"  cancel:  {command} cancel {words}\n"
     )

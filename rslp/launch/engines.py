@@ -15,7 +15,11 @@ EngineName = Literal["local", "slurm", "beaker", "skypilot"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
 State = Literal["queued", "running", "succeeded", "failed", "stopped", "cancelled", "unknown"]
 
-_HOMES = {"local": "rslp.launch.submit_local", "slurm": "rslp.launch.submit_slurm"}
+_HOMES = {
+    "local": "rslp.launch.submit_local",
+    "slurm": "rslp.launch.submit_slurm",
+    "beaker": "rslp.launch.submit_beaker",
+}
 
 
 class Engine(Protocol):

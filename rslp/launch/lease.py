@@ -154,7 +154,9 @@ def _dead(holder: Mapping[str, Any]) -> bool:
     """Whether the holder is known to be gone: an earlier start of the same job, or a process of this machine."""
     if holder["job"] and holder["job"] == _job():
         return True
-    return bool(holder["host"] == socket.gethostname() and not Path(f"/proc/{holder['process']}").exists())
+    # This very process may hold it from before it became another program.
+    here = holder["host"] == socket.gethostname()
+    return here and (holder["process"] == os.getpid() or not Path(f"/proc/{holder['process']}").exists())
 
 
 def _job() -> str:
