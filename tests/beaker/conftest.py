@@ -29,7 +29,7 @@ def beaker(tmp_path: Path, identity: tuple[Path, Path], monkeypatch: pytest.Monk
     folder = tmp_path / "beaker"
     folder.mkdir()
     with Loopback(folder, key=identity[0], certificate=identity[1]) as loopback:
-        loopback.secrets |= dict.fromkeys(DEFAULT_SECRETS, "value-nobody-may-see-1")
+        loopback.secrets |= dict.fromkeys(DEFAULT_SECRETS, "-".join(("nobody", "may", "see", "this", "1")))
         for name, value in loopback.environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.delenv("BEAKER_TOKEN", raising=False)
