@@ -26,7 +26,7 @@ def glimpse(location: str) -> Iterator[RunDir]:
     """
     project, experiment = location.rstrip("/").split("/")[-2:]
     with glimpse_all(location.rsplit("/projects/", 1)[0], f"{project}/{experiment}") as prefix:
-        yield RunDir(prefix / "projects" / project / experiment)
+        yield RunDir(prefix / "projects" / project / experiment, origin=location)
 
 
 @contextmanager
