@@ -176,7 +176,7 @@ def _array(job: Job, files: Sequence[str]) -> list[tuple[Job, list[str]]]:
     if twins := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"--array has two files for the run {', '.join(twins)}: a run is named after its file")
     runs = [RunDir.of(job.run.path.parents[2], job.run.project, name) for name in names]
-    return [(replace(job, run=run), [file]) for run, file in zip(runs, files, strict=True)]
+    return [(replace(job, run=run, name=job.title), [file]) for run, file in zip(runs, files, strict=True)]
 
 
 def _refuse_what_cannot_run(job: Job) -> None:

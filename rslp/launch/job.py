@@ -98,6 +98,17 @@ class Job:
         """Processes of the job, over all machines."""
         return self.nodes * self.gpus
 
+    def secret_variables(self) -> Mapping[str, str]:
+        """Variable in the job -> variable of the launching shell that holds its value, where there is no secret store.
+
+        Raises:
+            UsageError: a secret's name can't be that of a variable.
+        """
+        for name, source in self.secrets.items():
+            if not _VARIABLE.fullmatch(source):
+                raise UsageError(f"--secrets {name}: {source!r} can't be an environment variable, and is read from one")
+        return self.secrets
+
     def words(self) -> tuple[str, ...]:
         """The options of the job: which run, in which mode."""
         words = ("--run_dir", self.run.location, "--mode", self.mode)

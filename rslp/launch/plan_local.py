@@ -66,4 +66,4 @@ def plan_local(job: Job, *, detach: bool = False) -> LocalPlan:
         more = ("--retries", str(job.retries)) if job.retries else ()
         command = (*command[:4], "run_ranks", *job.words(), "--ranks", str(job.gpus), *more)
     log = job.run.logs / f"local-{job.mode}.log" if detach else None
-    return LocalPlan(job=job, command=command, environment=job.env, secrets=job.secrets, log=log)
+    return LocalPlan(job=job, command=command, environment=job.env, secrets=job.secret_variables(), log=log)

@@ -81,7 +81,7 @@ def plan_slurm(jobs: Sequence[Job], options: SlurmOptions, *, folder: Path, pyth
         "export RSLP_RANKS=slurm",
         *(f"export {name}={shlex.quote(value)}" for name, value in sorted(job.env.items())),
         # The value comes with the environment that sbatch is called from; it stands nowhere in the script.
-        *(f'export {name}="${source}"' for name, source in sorted(job.secrets.items())),
+        *(f'export {name}="${source}"' for name, source in sorted(job.secret_variables().items())),
     ]
     lines = ["#!/bin/bash", *directives, "", *exports, f"exec {shlex.join(_command(jobs, python))}", ""]
     return SlurmPlan(jobs=tuple(jobs), script="\n".join(lines), secrets=tuple(sorted(set(job.secrets.values()))))

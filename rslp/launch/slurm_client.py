@@ -51,7 +51,7 @@ def describe(job: str) -> dict[str, str]:
     try:
         text = slurm("scontrol", "--oneliner", "show", "job", job)
     except RunError as error:
-        if "Invalid job id" in str(error):
+        if "Invalid job id" in str(error) or " not found" in str(error):
             return {}
         raise
     # Values with blanks (names, paths) are cut; none of those is asked for.
