@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rslp.errors import RunError, UsageError
+from rslp.files import Store, is_remote
 from rslp.helios.launch_beaker import Shipment, pack, ship
 from rslp.helios.settle import merged_config, settled
 from rslp.launch import submit_local, submit_slurm
@@ -23,6 +24,7 @@ from rslp.launch.plan_slurm import SlurmOptions, SlurmPlan, defaults_from, plan_
 from rslp.launch.prefix import prefix
 from rslp.launch.quantities import parse_duration, parse_memory, parse_mounts, parse_pairs
 from rslp.launch.record import Record
+from rslp.launch.remote_config import settled_in_store
 from rslp.run import RunDir
 
 Plan = LocalPlan | SlurmPlan | SkyPilotPlan | Shipment
@@ -239,8 +241,8 @@ def _submit(plan: Plan, runs: Sequence[tuple[Job, Mapping[str, Any]]]) -> int:
     if isinstance(plan, Shipment):
         sys.stdout.write(_how_to_go_on(ship(plan, runs[0][1]), runs[0][0].run))
         return 0
-    if "://" in (location := runs[0][0].run.location):
-        raise UsageError(f"RSLP_PREFIX leads to {location}: runs on an object store are not there yet; set a folder")
+    if is_remote(runs[0][0].run.location):
+        return _run_here_in_store(plan, *runs[0])
     for job, _ in runs:
         refuse_second(job.run, job.mode)
     if isinstance(plan, SlurmPlan):
@@ -253,6 +255,22 @@ def _submit(plan: Plan, runs: Sequence[tuple[Job, Mapping[str, Any]]]) -> int:
         records = submit_slurm.submit(plan) if isinstance(plan, SlurmPlan) else (submit_local.submit(plan),)
     for record, (job, _) in zip(records, runs, strict=True):
         sys.stdout.write(_how_to_go_on(record, job.run))
+    return 0
+
+
+def _run_here_in_store(plan: Plan, job: Job, config: Mapping[str, Any]) -> int:
+    """Run on this machine what lies on an object store; does not come back when all is well.
+
+    Raises:
+        UsageError: SLURM, or in the background.
+    """
+    if not isinstance(plan, LocalPlan) or plan.log is not None:
+        raise UsageError(
+            f"RSLP_PREFIX leads to {job.run.location}: runs on an object store are for Beaker, and for this machine in "
+            "the foreground; set a folder"
+        )
+    with settled_in_store(Store(job.run.location), config, keep=job.mode != "fit"):
+        submit_local.submit(plan)
     return 0
 
 

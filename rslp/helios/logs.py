@@ -24,14 +24,14 @@ def logs(
         mode: which of its jobs; the one that was submitted last when left out.
         follow: go on until the job ends; exit code 0 when it has succeeded, 1 when not.
     """
-    run = find_run(rslp_project, experiment_id)
-    record = the_record(run, mode)
-    where = engine(record.engine)
-    for piece in where.log(run, record, follow=follow):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    if not follow:
-        return 0
-    state = where.state(run, record)
-    sys.stderr.write(f"{run.path}: {state}\n")
+    with find_run(rslp_project, experiment_id) as run:
+        record = the_record(run, mode)
+        where = engine(record.engine)
+        for piece in where.log(run, record, follow=follow):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        if not follow:
+            return 0
+        state = where.state(run, record)
+    sys.stderr.write(f"{run.location}: {state}\n")
     return 0 if state == "succeeded" else 1

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from rslp.errors import UsageError
+from rslp.files import is_remote
+from rslp.launch.glimpse import glimpse
 from rslp.run import RunDir
 
 LOCAL_PREFIX = "project_data/"

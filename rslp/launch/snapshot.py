@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import tomllib
 import zipfile
@@ -17,12 +16,12 @@ from typing import Any
 
 from rslp.errors import LaunchError
 from rslp.files import Store, is_remote, write_atomic
-from rslp.launch.secrets import find_secret, redact, secret_values
-from rslp.launch.tree import Tree, code_tree
+from rslp.launch.secrets import find_secret
+from rslp.launch.software import code_record
+from rslp.launch.tree import Tree, code_tree, known_secrets
 
 MANIFEST = "snapshot.json"
 MAX_BYTES = 50_000_000
-_MAX_DIFF = 1_000_000
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -51,18 +50,8 @@ class Snapshot:
         return f"code/{self.digest}.zip"
 
     def record(self) -> str:
-        """What is kept in the run directory as ``code.json``: version, commit, what differs from it, the hash."""
-        diff = redact(self.tree.diff, self.secrets)
-        content = {
-            "schema": 1,
-            "version": metadata.version("rslp"),
-            "commit": self.tree.commit,
-            "dirty": bool(diff),
-            "diff": diff[:_MAX_DIFF],
-            "diff_cut": len(diff) > _MAX_DIFF,
-            "snapshot": self.digest,
-        }
-        return json.dumps(content, indent=1) + "\n"
+        """What the run directory keeps of it as ``code.json``."""
+        return code_record(self.tree, self.secrets, snapshot=self.digest)
 
 
 def take_snapshot(tree: Tree | None = None, *, max_bytes: int = MAX_BYTES) -> Snapshot:
@@ -85,7 +74,7 @@ def take_snapshot(tree: Tree | None = None, *, max_bytes: int = MAX_BYTES) -> Sn
             f"that travel with a job; the largest: {listed}. Move data out of the checkout, or list it in .gitignore"
         )
     files = {name: (tree.root / name).read_bytes() for name in tree.names}
-    secrets = _secrets(tree)
+    secrets = known_secrets(tree)
     held = [f"{name} holds {what}" for name, content in files.items() if (what := find_secret(content, secrets))]
     if held:
         raise LaunchError(f"the code can't be sent: {'; '.join(held[:5])}. Remove it, or list the file in .gitignore")
@@ -122,12 +111,6 @@ def send(snapshot: Snapshot, run_location: str, *, patience: float = 600) -> str
     except OSError as error:
         raise LaunchError(f"{target} can't be written: {error.strerror}") from error
     return str(target)
-
-
-def _secrets(tree: Tree) -> frozenset[str]:
-    files = (*tree.root.glob(".env"), *tree.root.glob(".env.*"), *tree.root.glob("*.env"))
-    texts = [path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file()]
-    return secret_values(os.environ, texts=texts, urls=tree.remotes)
 
 
 def _zip(files: dict[str, bytes]) -> bytes:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import rslp
-from rslp.launch.secrets import is_secret_name
+from rslp.launch.secrets import is_secret_name, secret_values
 
 # Data and results that lie around in a checkout untracked; code is never of these kinds.
 _DATA = (
@@ -54,6 +54,13 @@ def code_tree(package: Path | None = None) -> Tree:
         return _checkout(root)
     names = [*_below(package, root), *_below(root / "data" / "helios", root, like="*.yaml")]
     return Tree(root, tuple(sorted(names)))
+
+
+def known_secrets(tree: Tree) -> frozenset[str]:
+    """The secret values of this machine's environment, of ``.env`` files in the tree, and of its remotes."""
+    files = (*tree.root.glob(".env"), *tree.root.glob(".env.*"), *tree.root.glob("*.env"))
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file()]
+    return secret_values(os.environ, texts=texts, urls=tree.remotes)
 
 
 def _checkout(root: Path) -> Tree:
