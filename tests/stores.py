@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -76,30 +75,25 @@ class Server:
             "AWS_DEFAULT_REGION": "us-east-1",
         }
 
+    def bucket(self, name: str, monkeypatch: pytest.MonkeyPatch) -> str:
+        """Make a bucket, lead this process's environment to the server, and give the bucket's URL."""
+        for variable, value in self.environment.items():
+            monkeypatch.setenv(variable, value)
+        import fsspec
+
+        fsspec.get_filesystem_class(self.scheme).clear_instance_cache()
+        if self.scheme == "s3":
+            fsspec.filesystem("s3").mkdir(name)
+        return f"{self.scheme}://{name}"
+
 
 @contextmanager
 def store_server(scheme: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A running store with a bucket, to which this process's environment leads."""
+    """A running store with one bucket, to which this process's environment leads."""
     server = Server(scheme)
     server.start()
     try:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        import fsspec
-
-        fsspec.get_filesystem_class(scheme).clear_instance_cache()
-        if scheme == "s3":
-            fsspec.filesystem("s3").mkdir(BUCKET)
+        server.bucket(BUCKET, monkeypatch)
         yield server
     finally:
         server.stop()
-
-
-def files_of(root: str) -> dict[str, int]:
-    """Names and sizes below a URL."""
-    from rslp.files import Store
-
-    return Store(root, patience=5).sizes()
-
-
-__all__ = ["BUCKET", "Path", "Server", "files_of", "store_server"]

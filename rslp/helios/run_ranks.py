@@ -42,8 +42,8 @@ def run_ranks(
     """
     if is_remote(run_dir):
         words = ("--mode", mode, "--ranks", str(ranks), "--retries", str(retries), "--nodes", str(nodes))
-        group = ("--node", str(node), "--address", address, "--port", str(port))
-        start = (sys.executable, "-m", "rslp.main", "helios", "run_ranks", *words, *group)
+        place = ("--node", str(node), "--address", address, "--port", str(port))
+        start = (sys.executable, "-m", "rslp.main", "helios", "run_ranks", *words, *place)
         return run_in_copy(run_dir, start, checkpoint=checkpoint, trains=mode == "fit", writes=node == 0)
     job = Job(run=RunDir(Path(run_dir)), mode=mode, checkpoint=checkpoint, gpus=ranks, nodes=nodes, retries=retries)
     for attempt in range(job.retries + 1):

@@ -119,7 +119,7 @@ def _workload(client: Beaker, record: Record) -> BeakerWorkload:
 def _status(workload: BeakerWorkload) -> str:
     from beaker.types import BeakerWorkloadStatus
 
-    return BeakerWorkloadStatus(workload.status).name
+    return str(BeakerWorkloadStatus(workload.status).name)
 
 
 def _refuse_second(client: Beaker, plan: BeakerPlan) -> None:

@@ -68,9 +68,9 @@ class Pusher:
         Raises:
             StoreError: the store can't be reached; what did not go stays unsent.
         """
-        before = len(self.sent), dict(self.sent)
+        before = dict(self.sent)
         done = (self.folder / DONE).exists()
-        if not done and self.sent.pop(DONE, None):
+        if not done and self.sent.pop(DONE, None) is not None:
             store.delete(DONE)
         # A second name for the checkpoint that is the last one now: what is sent before it is at least as new.
         last = self._staged_last()
@@ -81,7 +81,7 @@ class Pusher:
             self._send_last(store, last)
         for name in (STATE, *((DONE,) if done else ())):
             self._send(store, name, self.folder / name)
-        return sum(before[1].get(name) != signature for name, signature in self.sent.items())
+        return sum(before.get(name) != signature for name, signature in self.sent.items())
 
     def _names(self) -> Iterator[str]:
         for path in sorted(self.folder.rglob("*")):
