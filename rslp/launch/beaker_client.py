@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,7 +12,7 @@ from rslp.errors import LaunchError
 from rslp.launch.plan_beaker import BeakerPlan
 
 if TYPE_CHECKING:
-    from beaker import Beaker
+    from beaker import Beaker, BeakerExperimentSpec
 
 Answer = TypeVar("Answer")
 
@@ -119,6 +119,26 @@ def look_up(client: Beaker, plan: BeakerPlan) -> None:
         for secret in wanted:
             if secret not in known_secrets:
                 raise _missing("secret", secret, known_secrets, where=f" in the workspace {plan.workspace}")
+
+
+def spec_of(plan: BeakerPlan) -> BeakerExperimentSpec:
+    """A plan's specification as the client takes it; what it makes of that is what the plan shows."""
+    from beaker import BeakerDataMount, BeakerDataSource, BeakerExperimentSpec
+
+    spec = BeakerExperimentSpec.from_json(dict(plan.spec))
+    (task,), (planned,) = spec.tasks, plan.spec["tasks"]
+    # Reading JSON, the client (2.8.1) leaves a mount's source a mapping and would send its hostPath as host_path.
+    task.datasets = [
+        BeakerDataMount(source=BeakerDataSource(**_snake(mount["source"])), mount_path=mount["mountPath"])
+        for mount in planned["datasets"]
+    ]
+    if spec.to_json() != plan.spec:
+        raise AssertionError(f"the client would send another specification than planned: {spec.to_json()}")
+    return spec
+
+
+def _snake(source: Mapping[str, str]) -> dict[str, str]:
+    return {"host_path" if key == "hostPath" else key: value for key, value in source.items()}
 
 
 def _cluster_name(name: str, like: str) -> str:

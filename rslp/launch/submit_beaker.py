@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rslp.errors import LaunchError, RunError
 from rslp.files import Store, is_remote, write_atomic
-from rslp.launch.beaker_client import connected, look_up, within
+from rslp.launch.beaker_client import connected, look_up, spec_of, within
 from rslp.launch.engines import State
 from rslp.launch.glimpse import glimpse
 from rslp.launch.outcome import succeeded
@@ -96,10 +96,10 @@ def cancel(run: RunDir, record: Record) -> None:  # noqa: ARG001
 
 
 def _create(client: Beaker, plan: BeakerPlan) -> str:
-    from beaker import BeakerExperimentSpec, exceptions
+    from beaker import exceptions
 
     try:
-        made = client.experiment.create(name=plan.name, spec=BeakerExperimentSpec.from_json(dict(plan.spec)))
+        made = client.experiment.create(name=plan.name, spec=spec_of(plan))
     except exceptions.BeakerExperimentConflict as error:
         raise LaunchError(f"Beaker has an experiment {plan.name!r} already; submit again for another name") from error
     identity: str = made.experiment.id
