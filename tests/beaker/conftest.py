@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests import tiny
+from tests.hold import holding
 from tests.stores import Server, store_server
 
 pytest.importorskip("beaker", reason="beaker-py is not installed: pip install -e '.[beaker]'")
@@ -45,11 +46,12 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's folder, with a run config and settings, which a test may add to."""
+    """The user's folder, with a config of a run that holds while `../hold` exists."""
     place = tmp_path / "user"
     place.mkdir()
     datasets = {kind: (str(tiny.write_dataset(tmp_path / kind, kind)), kind) for kind in ("classify", "regress")}
-    (place / "OUT.yaml").write_text(yaml.safe_dump(tiny.run_config(datasets, epochs=3), sort_keys=False))
+    config = holding(tiny.run_config(datasets, epochs=3), tmp_path / "hold")
+    (place / "OUT.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.chdir(place)
     return place

@@ -111,10 +111,11 @@ class Experiment:
 
     def _watch(self, replica: Replica, siblings: list[Replica]) -> None:
         assert replica.process is not None and replica.process.stdout is not None
-        for line in replica.process.stdout:
-            with self.changed:
-                replica.lines.append(pb2.JobLog(timestamp=now(), message=line))
-                self.changed.notify_all()
+        with replica.process.stdout as output:
+            for line in output:
+                with self.changed:
+                    replica.lines.append(pb2.JobLog(timestamp=now(), message=line))
+                    self.changed.notify_all()
         returned = replica.process.wait()
         with self.changed:
             status = replica.job.status

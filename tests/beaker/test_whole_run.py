@@ -51,7 +51,7 @@ def wait_for(name: str, beaker: Loopback, *, seconds: float = 200) -> None:
 
 
 def test_it_trains_to_the_end_though_the_machine_is_taken_away(
-    beaker: Loopback, capsys: pytest.CaptureFixture[str]
+    beaker: Loopback, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = subprocess.run([sys.executable, *shlex.split(COMMAND)[1:]], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -61,6 +61,7 @@ def test_it_trains_to_the_end_though_the_machine_is_taken_away(
     assert main(["helios", "jobs"]) == 0
     assert f"beaker  {beaker.only.id}  running" in capsys.readouterr().out
     beaker.only.preempt()
+    (place.parent / "hold").unlink()
     # Follows over both starts, to the end.
     assert main(["helios", "logs", *NAMED, "--follow", "true"]) == 0
     said = capsys.readouterr()
@@ -76,12 +77,13 @@ def test_it_trains_to_the_end_though_the_machine_is_taken_away(
     assert not [text[:80] for text in everything for secret in beaker.secrets.values() if secret in text]
 
 
-def test_two_machines_train_together_and_start_again_when_one_breaks(beaker: Loopback) -> None:
+def test_two_machines_train_together_and_start_again_when_one_breaks(beaker: Loopback, place: Path) -> None:
     pytest.importorskip("rslp.train.world", reason="training on several ranks is not there yet")
     words = shlex.split(COMMAND)[3:]
     assert main([*words, "--nodes", "2", "--retries", "1", "--dry_run", "false"]) == 0
     wait_for("checkpoints/last.ckpt", beaker)
     beaker.only.crash(rank=1)
+    (place.parent / "hold").unlink()
     assert beaker.wait_for_end(beaker.only, seconds=300) == Status.STATUS_SUCCEEDED, beaker.only.output()
     assert len(beaker.only.replicas) == 4 and "going on from" in beaker.only.output()
 

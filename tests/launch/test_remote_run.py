@@ -19,6 +19,7 @@ from rslp.files import Store
 from rslp.launch.lease import NAME, Pace
 from rslp.launch.remote_run import run_in_copy
 from tests import tiny
+from tests.hold import holding
 from tests.stores import Server
 
 QUICK = Pace(beat=0.2, stale=1, settle=0.05, push=0.1)
@@ -128,6 +129,7 @@ def test_a_killed_run_goes_on_elsewhere_to_the_same_weights(
     config = tiny.run_config(datasets, epochs=3, dropout=0.2)
     local = tiny.write_run(tmp_path / "local", config)
     reference = start(str(local.path))
+    config = holding(config, tmp_path / "hold")
     s3.write("config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
     monkeypatch.setenv("RSLP_SCRATCH", str(tmp_path / "first machine"))
     first = start(s3.root)
@@ -136,6 +138,7 @@ def test_a_killed_run_goes_on_elsewhere_to_the_same_weights(
         assert first.poll() is None and time.monotonic() < end
         time.sleep(0.05)
     first.kill()
+    (tmp_path / "hold").unlink()
     first.communicate()
     assert s3.read("DONE.json") is None and s3.read(NAME) is not None
 
