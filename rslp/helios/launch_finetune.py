@@ -87,8 +87,9 @@ def launch_finetune(
         encoder_embedding_size: fills {ENCODER_EMBEDDING_SIZE}, likewise.
         patch_size: fills {PATCH_SIZE}, likewise.
         profiler: Lightning's profiler; its table is printed at the end.
-        gpus: GPUs of each machine, and so its processes; processes on the CPU where there are no GPUs.
-        nodes: machines of the job.
+        gpus: GPUs of each machine, and so its processes; processes on the CPU where there are no GPUs. An evaluation
+            takes one.
+        nodes: machines of the job; an evaluation takes one.
         cpus: processors of each machine.
         memory: main memory of each machine, for example 64GiB.
         time_limit: after this long the cluster ends the job, for example 36h or 12:00:00.
@@ -106,12 +107,15 @@ def launch_finetune(
         skypilot: options of SkyPilot alone.
     """
     where = _engine(engine, local=local, cluster=cluster)
+    purpose: Mode = "test" if do_eval else mode
+    # An evaluation is one process: what it costs does not repay the rest.
+    machines, processes = (nodes, gpus) if purpose == "fit" else (1, 1)
     job = Job(
         run=RunDir.of(prefix(remote=where in _REMOTE), rslp_project, experiment_id),
-        mode="test" if do_eval else mode,
+        mode=purpose,
         checkpoint=_absolute(checkpoint) if checkpoint else None,
-        nodes=nodes,
-        gpus=gpus,
+        nodes=machines,
+        gpus=processes,
         cpus=cpus,
         memory=parse_memory(memory) if memory else None,
         time_limit=parse_duration(time_limit) if time_limit else None,
@@ -124,10 +128,11 @@ def launch_finetune(
         image=image_name,
         clusters=tuple(cluster or ()),
     )
-    own = _array(job, array or ())
+    own = _array(job, array or (), engine=where)
     jobs = [each for each, _ in own]
     for each in jobs:
         _refuse_what_cannot_run(each)
+    plan = _plan(where, jobs, detach=detach, slurm=slurm, skypilot=skypilot)
     constants = {
         "CHECKPOINT_PATH": helios_checkpoint_path,
         "ENCODER_EMBEDDING_SIZE": encoder_embedding_size,
@@ -135,7 +140,6 @@ def launch_finetune(
     }
     given = {key: value for key, value in constants.items() if value is not None}
     configs = [_config([*config_paths, *more], run=each.run, constants=given, profiler=profiler) for each, more in own]
-    plan = _plan(where, jobs, detach=detach, slurm=slurm, skypilot=skypilot)
     if dry_run:
         sys.stdout.write(f"{plan}\n")
         return 0
@@ -166,14 +170,16 @@ def _absolute(checkpoint: str) -> str:
     return checkpoint if "://" in checkpoint else str(Path(checkpoint).absolute())
 
 
-def _array(job: Job, files: Sequence[str]) -> list[tuple[Job, list[str]]]:
+def _array(job: Job, files: Sequence[str], *, engine: EngineName) -> list[tuple[Job, list[str]]]:
     """The jobs to submit, each with the configs of its own.
 
     Raises:
-        UsageError: two runs of the same name.
+        UsageError: two runs of the same name, or an engine without arrays.
     """
     if not files:
         return [(job, [])]
+    if engine != "slurm":
+        raise UsageError("--array is for --engine slurm")
     names = [f"{job.run.experiment}-{Path(file).stem}" for file in files]
     if twins := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"--array has two files for the run {', '.join(twins)}: a run is named after its file")
@@ -218,8 +224,6 @@ def _plan(
     """
     if engine == "slurm":
         return plan_slurm(jobs, defaults_from(os.environ, slurm), folder=Path.cwd())
-    if len(jobs) > 1:
-        raise UsageError("--array is for --engine slurm")
     if engine == "local":
         return plan_local(jobs[0], detach=detach)
     if engine == "skypilot":

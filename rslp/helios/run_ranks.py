@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from rslp.errors import UsageError
 from rslp.files import is_remote
 from rslp.launch.job import Job, Mode
 from rslp.launch.outcome import checked_code
@@ -40,6 +41,8 @@ def run_ranks(
         address: the address of machine 0.
         port: a port of machine 0 that is free; may be left out on a single machine.
     """
+    if nodes > 1 and not port:
+        raise UsageError("--port is needed with several machines: they can't guess which port machine 0 finds free")
     if is_remote(run_dir):
         words = ("--mode", mode, "--ranks", str(ranks), "--retries", str(retries), "--nodes", str(nodes))
         place = ("--node", str(node), "--address", address, "--port", str(port))

@@ -114,6 +114,24 @@ def leased(location: str, pace: Pace) -> Iterator[Lease]:
             lease.release()
 
 
+def await_holder(location: str, pace: Pace) -> None:
+    """Wait until machine 0 of this job holds the lease: what lies in the store stands still then, until all train.
+
+    Raises:
+        RunError: it does not come.
+    """
+    store, end, before = Store(location), time.monotonic() + 20 * pace.stale, None
+    while time.monotonic() < end:
+        holder = _read(store)
+        if holder is not None and holder["job"] == _job():
+            # One that was left behind by an earlier start does not change.
+            if before is not None and holder != before:
+                return
+            before = holder
+        time.sleep(pace.beat / 3)
+    raise RunError(f"{location}: the first machine of the job has not started")
+
+
 def _take(store: Store, lease: Lease, pace: Pace) -> bool:
     """Try to get the lease; whether it is held now.
 

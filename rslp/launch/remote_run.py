@@ -19,7 +19,7 @@ from types import FrameType
 
 from rslp.errors import RunError, StoreError
 from rslp.files import Store
-from rslp.launch.lease import Lease, Pace, leased
+from rslp.launch.lease import Lease, Pace, await_holder, leased
 from rslp.launch.ranks import PREEMPTED, die_with_parent, exit_code
 from rslp.launch.transfer import Pusher, pull
 
@@ -44,7 +44,8 @@ def run_in_copy(
         start: the words to run, to which the copy is added as ``--run_dir``.
         checkpoint: the checkpoint to evaluate, added as ``--checkpoint``; one of the run itself is taken from the copy.
         trains: whether the command trains: it then needs the run's lease.
-        writes: whether this machine sends results back; of several machines only the first does.
+        writes: whether this machine sends results back; of several machines only the first does, and the others wait
+            for it before they make their copies.
         pace: how often things happen.
 
     Returns:
@@ -58,6 +59,8 @@ def run_in_copy(
     with ExitStack() as stack:
         stack.enter_context(child.forwarding())
         lease = stack.enter_context(leased(location, pace) if trains and writes else nullcontext())
+        if trains and not writes:
+            await_holder(location, pace)
         folder = _scratch(location)
         pull(Store(location), folder)
         pusher = Pusher(folder)

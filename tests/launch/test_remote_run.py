@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -70,8 +71,25 @@ def _await(store: Store, name: str) -> bytes | None:
     return content
 
 
-def test_who_does_not_write_sends_nothing_and_needs_no_lease(store: Store) -> None:
-    assert run(store, f"{HERE}(here / 'metrics.csv').write_text('1')", writes=False) == 0
+def test_the_other_machines_wait_for_the_first_and_send_nothing(store: Store) -> None:
+    codes: list[int] = []
+    write = f"{HERE}(here / 'other.csv').write_text('1')\nassert (here / 'config.yaml').read_text() == 'b: 2'"
+    # An earlier start's lease stands still, and its machine 0 changed the run before it ended.
+    store.write(NAME, json.dumps({"token": "t", "job": "", "host": "h", "process": 1, "beats": 3}).encode())
+    with pytest.MonkeyPatch.context() as patch:
+        # Signals can only be taken by a main thread, which the other machine has and this thread is not.
+        patch.setattr("rslp.launch.remote_run._FORWARDED", ())
+        other = threading.Thread(target=lambda: codes.append(run(store, write, writes=False)))
+        other.start()
+        time.sleep(1)
+        store.write("config.yaml", b"b: 2")
+        assert run(store, "time.sleep(2)") == 0
+        other.join()
+    assert codes == [0] and "other.csv" not in store.sizes()
+
+
+def test_an_evaluation_on_other_machines_waits_for_nobody(store: Store) -> None:
+    assert run(store, f"{HERE}(here / 'metrics.csv').write_text('1')", writes=False, trains=False) == 0
     assert set(store.sizes()) == {"config.yaml"}
 
 
