@@ -29,6 +29,8 @@ from rslp.run import RunDir
 
 Plan = LocalPlan | SlurmPlan | SkyPilotPlan | Shipment
 _REMOTE: tuple[EngineName, ...] = ("beaker", "skypilot")
+# How long a person waits for a store that can't be reached, s.
+_PATIENCE = 60
 _NO_SLURM = SlurmOptions()
 _NO_SKYPILOT = SkyPilotOptions()
 
@@ -273,7 +275,7 @@ def _run_here_in_store(plan: Plan, job: Job, config: Mapping[str, Any]) -> int:
             f"RSLP_PREFIX leads to {job.run.location}: runs on an object store are for Beaker, and for this machine in "
             "the foreground; set a folder"
         )
-    with settled_in_store(Store(job.run.location), config, keep=job.mode != "fit"):
+    with settled_in_store(Store(job.run.location, patience=_PATIENCE), config, keep=job.mode != "fit"):
         submit_local.submit(plan)
     return 0
 

@@ -87,22 +87,21 @@ class Lease:
 
 
 @contextmanager
-def leased(location: str, pace: Pace) -> Iterator[Lease]:
+def leased(store: Store, pace: Pace) -> Iterator[Lease]:
     """Hold the lease on a run directory.
 
     Args:
-        location: the run directory's URL.
+        store: the run directory.
         pace: how often things happen.
 
     Raises:
         RunError: another job trains in this run.
         StoreError: the store can't be reached.
     """
-    store = Store(location)
     lease = Lease(store)
     while not _take(store, lease, pace):
         continue
-    quick = Lease(Store(location, patience=pace.beat), token=lease.token, lost=lease.lost, _ended=lease._ended)
+    quick = Lease(Store(store.root, patience=pace.beat), token=lease.token, lost=lease.lost, _ended=lease._ended)
     thread = threading.Thread(target=quick.keep, args=(pace,), daemon=True)
     thread.start()
     try:

@@ -97,8 +97,14 @@ def experiment_name(job: Job, unique: str) -> str:
     return f"{plain[: _LONGEST_NAME - len(unique) - 1]}_{unique}"
 
 
+def _replicas(job: Job) -> int:
+    """An evaluation is one process."""
+    return job.nodes if job.mode == "fit" else 1
+
+
 def _task(job: Job, settings: BeakerSettings, *, code: CodeRef, name: str) -> dict[str, Any]:
     context: dict[str, Any] = {"priority": job.priority}
+    many = _replicas(job) > 1
     if settings.min_runtime is not None:
         context["minRuntime"] = round(settings.min_runtime * 3600 * _SECOND)
     task = {
@@ -111,12 +117,12 @@ def _task(job: Job, settings: BeakerSettings, *, code: CodeRef, name: str) -> di
         "envVars": _variables(job, settings, name=name),
         "datasets": [*_mounts(job, settings)],
         "resources": _resources(job, settings),
-        "hostNetworking": job.nodes > 1,
+        "hostNetworking": many,
     }
-    if job.nodes > 1:
+    if many:
         task["replicas"] = job.nodes
-    task["leaderSelection"] = job.nodes > 1
-    if job.nodes > 1:
+    task["leaderSelection"] = many
+    if many:
         task |= {
             "propagateFailure": True,
             "propagatePreemption": True,
@@ -129,7 +135,7 @@ def _task(job: Job, settings: BeakerSettings, *, code: CodeRef, name: str) -> di
 
 def _words(job: Job) -> tuple[str, ...]:
     """What the code's Python runs; Beaker tells each replica which one it is, and where the first one is."""
-    if job.ranks == 1:
+    if job.ranks == 1 or job.mode != "fit":
         return job.command("")[1:]
     words = ("-m", "rslp.main", "helios", "run_ranks", *job.words(), "--ranks", str(job.gpus))
     if job.nodes == 1:

@@ -29,7 +29,7 @@ def settled_in_store(
         RunError: another job trains in this run.
         StoreError: the store can't be reached.
     """
-    with leased(store.root, pace):
+    with leased(store, pace):
         former = store.read(NAME)
         if keep and former is not None:
             yield

@@ -58,7 +58,7 @@ def run_in_copy(
     child = _Child()
     with ExitStack() as stack:
         stack.enter_context(child.forwarding())
-        lease = stack.enter_context(leased(location, pace) if trains and writes else nullcontext())
+        lease = stack.enter_context(leased(Store(location), pace) if trains and writes else nullcontext())
         if trains and not writes:
             await_holder(location, pace)
         folder = _scratch(location)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from beaker import Beaker
     from beaker.types import BeakerWorkload
 
+# A person waits: a store that can't be reached is said sooner than in a job. Seconds.
+PATIENCE = 60
 _STATES: dict[str, State] = {
     **dict.fromkeys(("submitted", "queued", "initializing", "ready_to_start"), "queued"),
     **dict.fromkeys(("running", "stopping", "uploading_results"), "running"),
@@ -149,11 +151,11 @@ def _prepared(plan: BeakerPlan, *, snapshot: Snapshot, config: Mapping[str, Any]
     job, location = plan.job, plan.job.run.location
     if not is_remote(location):
         job.run.path.mkdir(parents=True, exist_ok=True)
-    store = Store(location)
+    store = Store(location, patience=PATIENCE)
     if job.mode != "fit" and job.checkpoint is None and "checkpoints/best.ckpt" not in store.sizes():
         raise RunError(f"no checkpoint best.ckpt in {location}: train the run first, or name one with --checkpoint")
     with settled_in_store(store, config, keep=job.mode != "fit"):
-        send(snapshot, location)
+        send(snapshot, location, patience=PATIENCE)
         store.write("code.json", snapshot.record().encode())
         yield
 

@@ -23,17 +23,17 @@ def plant(store: Store, **values: Any) -> None:
 
 
 def test_it_is_given_back(s3: Store) -> None:
-    with leased(s3.root, QUICK):
+    with leased(s3, QUICK):
         assert s3.read(NAME) is not None
     assert s3.read(NAME) is None
 
 
 def test_a_living_holder_is_named(s3: Store) -> None:
-    with leased(s3.root, QUICK) as held:
+    with leased(s3, QUICK) as held:
         # As another machine sees it: whose process lives, it can't tell.
         held.store.write(NAME, held.content())
         told = pytest.raises(RunError, match=r"process \d+ on elsewhere is already training in this run directory")
-        with told, _seen_from_elsewhere(), leased(s3.root, QUICK):
+        with told, _seen_from_elsewhere(), leased(s3, QUICK):
             pass
 
 
@@ -52,7 +52,7 @@ class _seen_from_elsewhere:
 def test_a_dead_holder_is_waited_for_and_replaced(s3: Store) -> None:
     plant(s3)
     begun = time.monotonic()
-    with leased(s3.root, QUICK):
+    with leased(s3, QUICK):
         assert time.monotonic() - begun >= QUICK.stale
         assert b"elsewhere" not in (s3.read(NAME) or b"")
 
@@ -65,12 +65,12 @@ def test_an_earlier_start_of_the_job_and_a_dead_process_need_no_waiting(
     monkeypatch.setattr("socket.gethostname", lambda: "here")
     plant(s3, **known)
     begun = time.monotonic()
-    with leased(s3.root, QUICK):
+    with leased(s3, QUICK):
         assert time.monotonic() - begun < QUICK.stale
 
 
 def test_who_was_replaced_notices_and_does_not_take_the_others_lease_away(s3: Store) -> None:
-    with leased(s3.root, QUICK) as held:
+    with leased(s3, QUICK) as held:
         plant(s3, token="newer")
         assert held.lost.wait(10)
     assert b"newer" in (s3.read(NAME) or b"")
@@ -84,7 +84,7 @@ def test_of_many_at_once_one_gets_it(s3: Store, monkeypatch: pytest.MonkeyPatch)
 
     def compete() -> None:
         try:
-            with leased(s3.root, QUICK) as held:
+            with leased(s3, QUICK) as held:
                 got.append(held)
                 over.wait(30)
         except RunError:
