@@ -103,6 +103,11 @@ def find_secret(content: bytes, known: Iterable[str]) -> str | None:
     return None
 
 
+def holds_login(text: str) -> bool:
+    """Whether a URL in a text has a user or password in it."""
+    return _IN_URL.search(text) is not None
+
+
 def redact(text: str, known: Iterable[str]) -> str:
     """A text without known secrets, keys, and users and passwords in URLs."""
     for value in sorted(known, key=len, reverse=True):

@@ -157,3 +157,35 @@ def test_a_local_prefix_is_a_warning(
     assert main([*LAUNCH, "--cluster+=ai2/jupiter"]) == 0
     assert "is a folder of this machine; the job sees it only if it is mounted there" in capsys.readouterr().err
     assert (place / "runs/projects/tests/first/config.yaml").is_file()
+
+
+# Put together here: the code with this test in it has to travel.
+VALUE = "".join(("s3cr3t", "-of-the-", "test-1"))
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (("--env+=PASSED_ON=" + VALUE,), "the plan would hold the value of a secret"),
+        (("--env+=PROXY=https://me:word@proxy.example.org",), "the plan would hold a login in a URL"),
+        (("--checkpoint", f"/{VALUE}/a.ckpt", "--mode", "test"), "the plan would hold the value of a secret"),
+        (("--helios_checkpoint_path", f"/x/{VALUE}"), "the run config would hold the value of a secret"),
+    ],
+)
+def test_secrets_are_neither_shown_nor_sent(
+    words: tuple[str, ...],
+    where: str,
+    beaker: Loopback,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("OUT.yaml").write_text(Path("OUT.yaml").read_text() + "rslp_description: '{CHECKPOINT_PATH}'\n")
+    monkeypatch.setenv("MY_API_TOKEN", VALUE)
+    monkeypatch.setenv("RSLP_PREFIX", "s3://no-store-is-asked")
+    if "--helios_checkpoint_path" not in words:
+        words = (*words, "--helios_checkpoint_path", "/x")
+    assert main([*LAUNCH, "--cluster+=ai2/jupiter", *words]) == 2
+    said = capsys.readouterr()
+    assert where in said.err and VALUE not in said.err + said.out
+    assert beaker.calls == []
