@@ -11,6 +11,7 @@ import argparse
 import difflib
 import importlib
 import inspect
+import os
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -139,6 +140,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except BrokenPipeError:
+        # Whoever read has seen enough, such as `… | head`; nothing may be flushed there at the end either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return INTERRUPTED

@@ -27,11 +27,16 @@ def logs(
     with find_run(rslp_project, experiment_id) as run:
         record = the_record(run, mode)
         where = engine(record.engine)
+        silent = True
         for piece in where.log(run, record, follow=follow):
             sys.stdout.write(piece)
             sys.stdout.flush()
-        if not follow:
+            silent = False
+        if not follow and not silent:
             return 0
         state = where.state(run, record)
+    if not follow:
+        sys.stderr.write(f"{run.location} has printed nothing yet: {state}\n")
+        return 0
     sys.stderr.write(f"{run.location}: {state}\n")
     return 0 if state == "succeeded" else 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +79,8 @@ def _restore(path: Path, content: bytes | None) -> None:
 
 def _remove(folders: Sequence[Path], *, lock: Path | None) -> None:
     """Take away what was made, as far as nobody else has put something there."""
-    if lock is not None:
-        lock.unlink(missing_ok=True)
-    for folder in folders:
-        try:
+    with suppress(OSError):
+        if lock is not None:
+            lock.unlink(missing_ok=True)
+        for folder in folders:
             folder.rmdir()
-        except OSError:
-            return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ INTERRUPTED, PREEMPTED = 130, 143
 _LEAVING = (INTERRUPTED, PREEMPTED)
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 _TAIL = 20
+_PORTS = (15000, 32000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +69,18 @@ def exit_code(returned: int) -> int:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on.
+
+    Below the range that systems give to outgoing connections: one of those could take the port before it is used.
+    """
+    while True:
+        port = random.SystemRandom().randrange(*_PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
 
 
 @dataclass
