@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
@@ -12,9 +13,8 @@ from tests import tiny
 from tests.hold import holding
 from tests.stores import Server, store_server
 
-pytest.importorskip("beaker", reason="beaker-py is not installed: pip install -e '.[beaker]'")
-
-from tests.beaker.loopback import Loopback, make_certificate
+if TYPE_CHECKING:
+    from tests.beaker.loopback import Loopback
 
 DEFAULT_SECRETS = ("RSLEARN_WANDB_API_KEY", "RSLEARN_WEKA_KEY", "RSLEARN_WEKA_SECRET", "RSLEARN_GCP_CREDENTIALS")
 
@@ -22,11 +22,15 @@ DEFAULT_SECRETS = ("RSLEARN_WANDB_API_KEY", "RSLEARN_WEKA_KEY", "RSLEARN_WEKA_SE
 @pytest.fixture(scope="session")
 def identity(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """One certificate for all: gRPC reads the roots that it trusts once in a process."""
+    from tests.beaker.loopback import make_certificate
+
     return make_certificate(tmp_path_factory.mktemp("certificate"))
 
 
 @pytest.fixture
 def beaker(tmp_path: Path, identity: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
+    from tests.beaker.loopback import Loopback
+
     folder = tmp_path / "beaker"
     folder.mkdir()
     with Loopback(folder, key=identity[0], certificate=identity[1]) as loopback:

@@ -16,13 +16,12 @@ from concurrent import futures
 from pathlib import Path
 from typing import Any
 
-import grpc
+import pytest
 import yaml
-from beaker import beaker_pb2 as pb2
-from beaker import beaker_pb2_grpc as rpc
 
-from tests.beaker.tasks import FINAL, Experiment, Replica, Status, now
+from tests.beaker.tasks import FINAL, Experiment, Replica, Status, now, pb2
 
+grpc, rpc = pytest.importorskip("grpc"), pytest.importorskip("beaker.beaker_pb2_grpc")
 TOKEN = "loopback-token-0123456789"
 ANSWER = tuple[int, dict[str, Any]]
 

@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from beaker import beaker_pb2 as pb2
+import pytest
 
+pb2 = pytest.importorskip("beaker.beaker_pb2", reason="beaker-py is not installed: pip install -e '.[beaker]'")
 Status = pb2.WorkloadStatus
 FINAL = (Status.STATUS_SUCCEEDED, Status.STATUS_FAILED, Status.STATUS_CANCELED)
 

@@ -26,3 +26,11 @@ def test_the_paces_of_the_page_are_the_codes() -> None:
     pace = Pace()
     assert f"sign of life every {pace.beat:.0f} s" in page and f"not for {pace.stale:.0f} s" in page
     assert pace.push == 2 and "every two seconds" in page
+
+
+def test_make_ci_and_the_image_install_by_the_same_script() -> None:
+    root = DOCS.parent
+    image = (root / "Dockerfile").read_text()
+    assert ".ci/install" in (root / "Makefile").read_text() and ".ci/install" in image
+    copied = re.findall(r"^COPY (.+) \S+$", image, re.MULTILINE)
+    assert copied and all((root / name).exists() for line in copied for name in line.split())
