@@ -12,9 +12,9 @@ help: ## what there is
 
 setup: $(READY) ## make .venv with everything in it
 
-$(READY): pyproject.toml setup.py constraints.txt
+$(READY): pyproject.toml setup.py constraints.txt .ci/install
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	.ci/install $(BIN)/python
 	touch $(READY)
 
 EXAMPLE := example

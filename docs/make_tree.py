@@ -15,6 +15,7 @@ OTHERS = {
     "make_multidataset_config.py": "the original command of stage 1",
     "data/helios/v3_multitask/": "base.yaml and multi-dataset configs, with the run configs they make",
     "examples/real_points/": "own arrays of pixel time series as datasets; a real pretrained encoder on real labels",
+    "Dockerfile, .ci/install": "the image of cluster jobs, and the one install step that it shares with make and CI",
     "benchmarks/": "reproducible measurements",
     "docs/": "a page per noun",
     "tests/": "mirrors rslp/; functional/ types the real commands, properties/ holds laws",

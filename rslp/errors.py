@@ -35,6 +35,14 @@ class TrainingError(UserError):
     """Training that can't go on: a loss that is not a number, a worker process that was killed."""
 
 
+class StoreError(UserError):
+    """An object store that can't be reached, or that refuses."""
+
+
+class LaunchError(UserError):
+    """What a cluster, or what is to be sent to it, makes impossible: a wrong image or secret, code with a key in it."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One fault in a config file: where it stands and what would be right.

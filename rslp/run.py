@@ -27,9 +27,11 @@ class RunDir:
 
     Attributes:
         path: the directory itself.
+        origin: where the run lies when this directory is a copy of it, for messages.
     """
 
     path: Path
+    origin: str = ""
 
     @classmethod
     def of(cls, prefix: str | Path, project: str, experiment: str) -> RunDir:
@@ -46,7 +48,7 @@ class RunDir:
     @property
     def location(self) -> str:
         """The directory as command lines name it; a path object would eat a slash of ``gs://…``."""
-        return re.sub(r"^(\w+):/(?!/)", r"\1://", str(self.path))
+        return self.origin or re.sub(r"^(\w+):/(?!/)", r"\1://", str(self.path))
 
     @property
     def config(self) -> Path:

@@ -47,7 +47,7 @@ def test_a_workflows_help_shows_its_options(capsys: pytest.CaptureFixture[str]) 
         ([*LAUNCH, "--experiment_id", "x", "--local", "true"], "config_paths"),
         ([*LAUNCH, "--experiment_id", "x", "--config_paths+=/no/a.yaml", "--local", "true"], "a.yaml: no such file"),
         ([*LAUNCH, "--experiment_id", "a/b", "--config_paths+=x.yaml", "--local", "true"], "experiment name 'a/b'"),
-        ([*LAUNCH, "--experiment_id", "x", "--config_paths+=x.yaml", "--cluster+=ai2/jupiter"], "--local true"),
+        ([*LAUNCH, "--experiment_id", "x", "--config_paths+=x.yaml", "--cluster+=ai2/jupiter"], "x.yaml: no such"),
         (["helios", "run", "--run_dir", "/no/such/run"], "/no/such/run/config.yaml does not exist"),
         (["helios", "run", "--run_dir", "/no/such/run", "--mode", "fitt"], "fitt"),
     ],

@@ -13,6 +13,7 @@ from rslp.files.paths import (
     resolve_paths,
     shipped,
 )
+from rslp.files.stores import Store, is_remote
 from rslp.files.writing import write_atomic
 
 __all__ = [
@@ -20,11 +21,13 @@ __all__ = [
     "PATH_ARGS",
     "Anchored",
     "Document",
+    "Store",
     "Template",
     "anchor_paths",
     "dump_yaml",
     "find_file",
     "is_portable",
+    "is_remote",
     "parse_yaml",
     "paths_in",
     "plain_scalar",

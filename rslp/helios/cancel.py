@@ -19,12 +19,12 @@ def cancel(experiment_id: str, rslp_project: str = "helios_finetuning", mode: Mo
         rslp_project: the project that the run belongs to.
         mode: which of its jobs; the one that was submitted last when left out.
     """
-    run = find_run(rslp_project, experiment_id)
-    record = the_record(run, mode)
-    where = engine(record.engine)
-    state = where.state(run, record)
-    if state not in ("queued", "running", "unknown"):
-        raise RunError(f"{run.path} is not at work: {state}")
-    where.cancel(run, record)
-    sys.stdout.write(f"asked {run.path} to leave ({record.engine} {record.id.partition('@')[0]}, was {state})\n")
+    with find_run(rslp_project, experiment_id) as run:
+        record = the_record(run, mode)
+        where = engine(record.engine)
+        state = where.state(run, record)
+        if state not in ("queued", "running", "unknown"):
+            raise RunError(f"{run.location} is not at work: {state}")
+        where.cancel(run, record)
+    sys.stdout.write(f"asked {run.location} to leave ({record.engine} {record.id.partition('@')[0]}, was {state})\n")
     return 0

@@ -15,7 +15,7 @@ from typing import Any
 
 from rslp.compose import pick
 from rslp.errors import RunError
-from rslp.files import dump_yaml, paths_in, resolve_paths, write_atomic
+from rslp.files import dump_yaml, is_remote, paths_in, resolve_paths, write_atomic
 from rslp.run import RunDir
 
 _STACK = ("torch", "lightning", "rslearn")
@@ -58,6 +58,10 @@ def ensure_checked(
         words = ["--data", "false"]
     state = fingerprint(resolved, words=words)
     if _passed(run) == state:
+        return
+    if is_remote(run.location):
+        # Where every word costs a journey, a run that is sent again is checked again.
+        _run_check([*_named(config_paths, constants), *words])
         return
     _refuse_unwritable(run)
     _run_check([*_named(config_paths, constants), *words])

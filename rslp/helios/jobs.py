@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
-from rslp.errors import UsageError
+from rslp.files import is_remote
+from rslp.launch.glimpse import glimpse_all
 from rslp.launch.overview import Row, overview
 from rslp.launch.prefix import prefix
 
@@ -19,9 +21,8 @@ def jobs(rslp_project: str | None = None) -> int:
         rslp_project: only the runs of this project.
     """
     place = prefix(remote=False)
-    if "://" in place:
-        raise UsageError(f"RSLP_PREFIX is {place}: runs on an object store can't be listed yet")
-    rows = overview(Path(place), rslp_project)
+    with glimpse_all(place, rslp_project or "") if is_remote(place) else nullcontext(Path(place)) as folder:
+        rows = overview(folder, rslp_project)
     if not rows:
         sys.stdout.write(f"no runs in {place}\n")
         return 0

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rslp.errors import RunError, UsageError
+from rslp.files import Store, is_remote
 from rslp.helios.check_gate import ensure_checked
+from rslp.helios.launch_beaker import Shipment, pack, ship
 from rslp.helios.settle import merged_config, settled
 from rslp.launch import submit_local, submit_slurm
 from rslp.launch.engines import EngineName, refuse_second
@@ -23,10 +25,13 @@ from rslp.launch.plan_slurm import SlurmOptions, SlurmPlan, defaults_from, plan_
 from rslp.launch.prefix import prefix
 from rslp.launch.quantities import parse_duration, parse_memory, parse_mounts, parse_pairs
 from rslp.launch.record import Record
+from rslp.launch.remote_config import settled_in_store
 from rslp.run import RunDir
 
-Plan = LocalPlan | SlurmPlan | SkyPilotPlan
+Plan = LocalPlan | SlurmPlan | SkyPilotPlan | Shipment
 _REMOTE: tuple[EngineName, ...] = ("beaker", "skypilot")
+# How long a person waits for a store that can't be reached, s.
+_PATIENCE = 60
 _NO_SLURM = SlurmOptions()
 _NO_SKYPILOT = SkyPilotOptions()
 
@@ -213,7 +218,7 @@ def _refuse_what_cannot_run(job: Job) -> None:
 
 def _takes_config(job: Job) -> bool:
     """Whether the run's config is written: an evaluation is of what was trained, whatever a config says since."""
-    return job.mode == "fit" or not job.run.config.exists()
+    return job.mode == "fit" or not (is_remote(job.run.location) or job.run.config.exists())
 
 
 def _config(
@@ -239,11 +244,7 @@ def _plan(
         return plan_local(jobs[0], detach=detach)
     if engine == "skypilot":
         return plan_skypilot(jobs[0], skypilot)
-    where = ", ".join(jobs[0].clusters) or "a cluster"
-    raise UsageError(
-        f"submitting {jobs[0].image} to {where} with {jobs[0].priority} priority is not there yet; "
-        "`--local true` runs here, in the foreground"
-    )
+    return pack(jobs[0])
 
 
 def _submit(plan: Plan, runs: Sequence[tuple[Job, Mapping[str, Any]]]) -> int:
@@ -257,8 +258,11 @@ def _submit(plan: Plan, runs: Sequence[tuple[Job, Mapping[str, Any]]]) -> int:
         raise UsageError(
             "SkyPilot tasks are rendered only: write one with --dry_run true, give it to `sky jobs launch`"
         )
-    if "://" in (location := runs[0][0].run.location):
-        raise UsageError(f"RSLP_PREFIX leads to {location}: runs on an object store are not there yet; set a folder")
+    if isinstance(plan, Shipment):
+        sys.stdout.write(_how_to_go_on(ship(plan, runs[0][1]), runs[0][0].run))
+        return 0
+    if is_remote(runs[0][0].run.location):
+        return _run_here_in_store(plan, *runs[0])
     for job, _ in runs:
         refuse_second(job.run, job.mode)
     if isinstance(plan, SlurmPlan):
@@ -273,11 +277,27 @@ def _submit(plan: Plan, runs: Sequence[tuple[Job, Mapping[str, Any]]]) -> int:
     return 0
 
 
+def _run_here_in_store(plan: Plan, job: Job, config: Mapping[str, Any]) -> int:
+    """Run on this machine what lies on an object store; does not come back when all is well.
+
+    Raises:
+        UsageError: SLURM, or in the background.
+    """
+    if not isinstance(plan, LocalPlan) or plan.log is not None:
+        raise UsageError(
+            f"RSLP_PREFIX leads to {job.run.location}: runs on an object store are for Beaker, and for this machine in "
+            "the foreground; set a folder"
+        )
+    with settled_in_store(Store(job.run.location, patience=_PATIENCE), config, keep=job.mode != "fit"):
+        submit_local.submit(plan)
+    return 0
+
+
 def _how_to_go_on(record: Record, run: RunDir) -> str:
     command = "python -m rslp.main helios"
     words = f"--rslp_project {shlex.quote(run.project)} --experiment_id {shlex.quote(run.experiment)}"
     return (
-        f"submitted: {record.engine} {record.id.partition('@')[0]}, {run.path}\n"
+        f"submitted: {record.engine} {record.id.partition('@')[0]}, {run.location}\n"
         f"  follow:  {command} logs {words} --follow true\n"
         f"  cancel:  {command} cancel {words}\n"
     )

@@ -24,19 +24,19 @@ def logs(
         mode: which of its jobs; the one that was submitted last when left out.
         follow: go on until the job ends; exit code 0 when it has succeeded, 1 when not.
     """
-    run = find_run(rslp_project, experiment_id)
-    record = the_record(run, mode)
-    where = engine(record.engine)
-    silent = True
-    for piece in where.log(run, record, follow=follow):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-        silent = False
-    if not follow and not silent:
-        return 0
-    state = where.state(run, record)
+    with find_run(rslp_project, experiment_id) as run:
+        record = the_record(run, mode)
+        where = engine(record.engine)
+        silent = True
+        for piece in where.log(run, record, follow=follow):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+            silent = False
+        if not follow and not silent:
+            return 0
+        state = where.state(run, record)
     if not follow:
-        sys.stderr.write(f"{run.path} has printed nothing yet: {state}\n")
+        sys.stderr.write(f"{run.location} has printed nothing yet: {state}\n")
         return 0
-    sys.stderr.write(f"{run.path}: {state}\n")
+    sys.stderr.write(f"{run.location}: {state}\n")
     return 0 if state == "succeeded" else 1

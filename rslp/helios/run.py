@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from rslp.errors import RunError
+from rslp.files import is_remote
 from rslp.launch.job import Mode
+from rslp.launch.remote_run import run_in_copy
+from rslp.launch.software import record_software
 from rslp.run import RunDir
 from rslp.train import preemption
 
@@ -22,10 +26,15 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
     """
     # rslearn gives each of its loggers a handler of its own, at a level that is read from here when it is imported.
     os.environ.setdefault("RSLEARN_LOGLEVEL", "WARNING")
+    if is_remote(run_dir):
+        start = (sys.executable, "-m", "rslp.main", "helios", "run", "--mode", mode)
+        return run_in_copy(run_dir, start, checkpoint=checkpoint, trains=mode == "fit")
     directory = RunDir(Path(run_dir))
     if not directory.config.is_file():
         raise RunError(f"{directory.config} does not exist: start the run with launch_finetune")
     if mode == "fit":
+        if _is_first():
+            record_software(directory)
         # Before the imports of the training stack, which take seconds.
         preemption.notice.install()
         from rslp.train.fit import fit
@@ -37,3 +46,9 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
 
     evaluate(directory, splits=("val", "test") if mode == "test" else ("val",), checkpoint=checkpoint)
     return 0
+
+
+def _is_first() -> bool:
+    """Whether this is the job's first process, the only one that writes."""
+    rank = {"torchrun": "RANK", "slurm": "SLURM_PROCID"}.get(os.environ.get("RSLP_RANKS", ""))
+    return rank is None or os.environ.get(rank, "0") == "0"

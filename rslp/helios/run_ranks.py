@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 from rslp.errors import UsageError
+from rslp.files import is_remote
 from rslp.launch.job import Job, Mode
 from rslp.launch.outcome import checked_code
 from rslp.launch.ranks import INTERRUPTED, PREEMPTED, Group, free_port, run_group
+from rslp.launch.remote_run import run_in_copy
 from rslp.run import RunDir
 
 _NO_RETRY = (0, 2, INTERRUPTED, PREEMPTED)
@@ -41,6 +43,11 @@ def run_ranks(
     """
     if nodes > 1 and not port:
         raise UsageError("--port is needed with several machines: they can't guess which port machine 0 finds free")
+    if is_remote(run_dir):
+        words = ("--mode", mode, "--ranks", str(ranks), "--retries", str(retries), "--nodes", str(nodes))
+        place = ("--node", str(node), "--address", address, "--port", str(port))
+        start = (sys.executable, "-m", "rslp.main", "helios", "run_ranks", *words, *place)
+        return run_in_copy(run_dir, start, checkpoint=checkpoint, trains=mode == "fit", writes=node == 0)
     job = Job(run=RunDir(Path(run_dir)), mode=mode, checkpoint=checkpoint, gpus=ranks, nodes=nodes, retries=retries)
     for attempt in range(job.retries + 1):
         group = Group(per_node=job.gpus, nodes=job.nodes, node=node, address=address, port=port or free_port())

@@ -27,7 +27,7 @@ def merged_config(config_paths: Sequence[str], *, run: RunDir, constants: Mappin
     if not config_paths:
         raise UsageError("--config_paths is empty: name the run config that make_multidataset_config wrote")
     documents = [read_yaml(path) for path in config_paths]
-    merged = relativise_paths(merge_configs(documents, constants), run.path)
+    merged = relativise_paths(merge_configs(documents, constants), run.location)
     refuse_unrunnable(merged, name=", ".join(document.name for document in documents))
     return {**merged, "rslp_project": run.project, "rslp_experiment": run.experiment}
 

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterator
 from typing import Literal, Protocol, cast, get_args
 
-from rslp.errors import RunError
+from rslp.errors import LaunchError, RunError
 from rslp.launch.job import Mode
 from rslp.launch.record import Record, read_record
 from rslp.run import RunDir
@@ -15,7 +15,11 @@ EngineName = Literal["local", "slurm", "beaker", "skypilot"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
 State = Literal["queued", "running", "succeeded", "failed", "stopped", "cancelled", "unknown"]
 
-_HOMES = {"local": "rslp.launch.submit_local", "slurm": "rslp.launch.submit_slurm"}
+_HOMES = {
+    "local": "rslp.launch.submit_local",
+    "slurm": "rslp.launch.submit_slurm",
+    "beaker": "rslp.launch.submit_beaker",
+}
 
 
 class Engine(Protocol):
@@ -48,7 +52,7 @@ def known_state(run: RunDir, record: Record) -> State | None:
         return None
     try:
         return engine(record.engine).state(run, record)
-    except RunError:
+    except (RunError, LaunchError):
         return None
 
 
@@ -62,4 +66,4 @@ def refuse_second(run: RunDir, mode: Mode) -> None:
     state = known_state(run, record) if record else None
     if record and state in ("queued", "running"):
         name = record.id.partition("@")[0]
-        raise RunError(f"{run.path} is {state} already ({record.engine} {name}); `helios cancel` ends that first")
+        raise RunError(f"{run.location} is {state} already ({record.engine} {name}); `helios cancel` ends that first")

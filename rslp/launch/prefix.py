@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from rslp.errors import UsageError
+from rslp.files import is_remote
+from rslp.launch.glimpse import glimpse
 from rslp.run import RunDir
 
 LOCAL_PREFIX = "project_data/"
@@ -44,13 +46,16 @@ def _from_file(path: Path) -> str:
     return value
 
 
-def find_run(project: str, experiment: str) -> RunDir:
-    """The directory of a run that was submitted from here.
+@contextmanager
+def find_run(project: str, experiment: str) -> Iterator[RunDir]:
+    """The directory of a run that was submitted from here; of one on an object store, a copy of what is small in it.
 
     Raises:
-        UsageError: it lies on an object store.
+        StoreError: the store can't be reached.
     """
-    place = prefix(remote=False)
-    if "://" in place:
-        raise UsageError(f"RSLP_PREFIX is {place}: runs on an object store can't be followed yet; set a folder")
-    return RunDir.of(place, project, experiment)
+    run = RunDir.of(prefix(remote=False), project, experiment)
+    if not is_remote(run.location):
+        yield run
+        return
+    with glimpse(run.location) as copy:
+        yield copy

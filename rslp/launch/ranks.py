@@ -155,14 +155,14 @@ class _Watch:
     def start(self, command: Sequence[str], environment: Mapping[str, str], *, output: Path | None) -> None:
         # A group of its own: Ctrl-C in the terminal then reaches a rank only once, through us.
         if output is None:
-            process = subprocess.Popen(command, env=environment, process_group=0, preexec_fn=_die_with_parent())
+            process = subprocess.Popen(command, env=environment, process_group=0, preexec_fn=die_with_parent())
         else:
             with output.open("ab") as stream:
                 process = subprocess.Popen(
                     command,
                     env=environment,
                     process_group=0,
-                    preexec_fn=_die_with_parent(),
+                    preexec_fn=die_with_parent(),
                     stdout=stream,
                     stderr=subprocess.STDOUT,
                 )
@@ -222,7 +222,7 @@ class _Watch:
         sys.stderr.write(f"{output} ends with:\n" + "".join(f"  {line}\n" for line in lines[-_TAIL:]))
 
 
-def _die_with_parent() -> Callable[[], None]:
+def die_with_parent() -> Callable[[], None]:
     """What a child does first: have the kernel kill it when this process ends, however it ends."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     parent = os.getpid()

@@ -86,8 +86,8 @@ def the_record(run: RunDir, mode: Mode | None = None) -> Record:
     """
     record = latest(run) if mode is None else read_record(run, mode)
     if record is None:
-        known = "was never submitted" if run.path.exists() else "does not exist"
-        raise RunError(f"{run.path} {known}{f' in mode {mode}' if mode else ''}; `helios jobs` lists the runs")
+        known = "was never submitted" if run.config.exists() else "does not exist"
+        raise RunError(f"{run.location} {known}{f' in mode {mode}' if mode else ''}; `helios jobs` lists the runs")
     return record
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rslp.errors import RunError, UsageError
+from rslp.files import is_remote
 from rslp.launch.engines import State
 from rslp.launch.outcome import succeeded
 from rslp.launch.plan_local import LocalPlan
@@ -33,7 +34,9 @@ def submit(plan: LocalPlan) -> Record:
     sys.stdout.flush()
     sys.stderr.flush()
     if plan.log is None:
-        write_record(plan.job.run, _record(plan, os.getpid()))
+        # Where a run on an object store runs is seen by its lease.
+        if not is_remote(plan.job.run.location):
+            write_record(plan.job.run, _record(plan, os.getpid()))
         os.execve(plan.command[0], plan.command, environment)
     plan.log.parent.mkdir(parents=True, exist_ok=True)
     with plan.log.open("ab") as log:

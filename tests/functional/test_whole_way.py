@@ -219,7 +219,11 @@ def test_evaluating_before_training_names_the_folder(place: Path, tmp_path: Path
     [
         ("file", (), "/file: no folder; RSLP_PREFIX says where runs lie"),
         ("file", ("--check", "false"), "can't be written: Not a directory; RSLP_PREFIX says where runs lie"),
-        ("gs://bucket/runs", (), "runs on an object store are not there yet"),
+        (
+            "nonsense://bucket/runs",
+            (),
+            "nonsense://bucket/runs/projects/helios_finetuning/x: Protocol not known: nonsense",
+        ),
         ("runs", ("--mode", "predict"), "mode predict is not there yet"),
         ("runs", ("--do_eval", "true", "--checkpoint", "no.ckpt"), "/no.ckpt\n"),
     ],

@@ -1,0 +1,191 @@
+"""The lease on a run directory in an object store: one job trains in it, and a dead job's lease is taken over.
+
+A store has no locks. The lease is an object that its holder rewrites every few seconds; whoever wants it watches
+whether it still changes, so that clocks of different machines need not agree.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rslp.errors import RunError, StoreError
+from rslp.files import Store
+
+NAME = "lease.json"
+JOB_VARIABLE = "RSLP_JOB"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How often things happen, s.
+
+    Attributes:
+        beat: between two signs of life of a lease's holder.
+        stale: a lease without a sign of life for so long is free.
+        settle: a new holder looks again after so long whether the lease is still its own.
+        push: between two looks at what has changed in the run directory.
+    """
+
+    beat: float = 15
+    stale: float = 60
+    settle: float = 1
+    push: float = 2
+
+
+@dataclass
+class Lease:
+    """A lease that is held.
+
+    Attributes:
+        store: the run directory.
+        token: the holder's own.
+        beats: signs of life so far.
+        lost: set once another job has taken the lease.
+    """
+
+    store: Store
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    beats: int = 0
+    lost: threading.Event = field(default_factory=threading.Event)
+    _ended: threading.Event = field(default_factory=threading.Event)
+
+    def content(self) -> bytes:
+        """What the object holds now."""
+        who = {"token": self.token, "host": socket.gethostname(), "process": os.getpid(), "job": _job()}
+        return json.dumps({**who, "beats": self.beats, "written": time.time()}).encode()
+
+    def keep(self, pace: Pace) -> None:
+        """Give signs of life until the end, or until the lease is lost; runs in a thread of its own."""
+        while not self._ended.wait(pace.beat):
+            try:
+                holder = _read(self.store)
+                if holder is not None and holder["token"] != self.token:
+                    self.lost.set()
+                    return
+                self.beats += 1
+                self.store.write(NAME, self.content())
+            except StoreError:
+                # Out of reach: nobody else can take the lease over what they can't reach either, or they may.
+                continue
+
+    def release(self) -> None:
+        """Let the next job have the run at once."""
+        self._ended.set()
+        holder = _read(self.store)
+        if holder is not None and holder["token"] == self.token:
+            self.store.delete(NAME)
+
+
+@contextmanager
+def leased(store: Store, pace: Pace) -> Iterator[Lease]:
+    """Hold the lease on a run directory.
+
+    Args:
+        store: the run directory.
+        pace: how often things happen.
+
+    Raises:
+        RunError: another job trains in this run.
+        StoreError: the store can't be reached.
+    """
+    lease = Lease(store)
+    while not _take(store, lease, pace):
+        continue
+    quick = Lease(Store(store.root, patience=pace.beat), token=lease.token, lost=lease.lost, _ended=lease._ended)
+    thread = threading.Thread(target=quick.keep, args=(pace,), daemon=True)
+    thread.start()
+    try:
+        yield lease
+    finally:
+        lease._ended.set()
+        thread.join(timeout=2 * pace.beat)
+        if not lease.lost.is_set():
+            lease.release()
+
+
+def await_holder(location: str, pace: Pace) -> None:
+    """Wait until machine 0 of this job holds the lease: what lies in the store stands still then, until all train.
+
+    Raises:
+        RunError: it does not come.
+    """
+    store, end, before = Store(location), time.monotonic() + 20 * pace.stale, None
+    while time.monotonic() < end:
+        holder = _read(store)
+        if holder is not None and holder["job"] == _job():
+            # One that was left behind by an earlier start does not change.
+            if before is not None and holder != before:
+                return
+            before = holder
+        time.sleep(pace.beat / 3)
+    raise RunError(f"{location}: the first machine of the job has not started")
+
+
+def _take(store: Store, lease: Lease, pace: Pace) -> bool:
+    """Try to get the lease; whether it is held now.
+
+    Raises:
+        RunError: its holder lives.
+    """
+    if not store.create(NAME, lease.content()):
+        holder = _read(store)
+        if holder is None:
+            return False
+        if not _dead(holder):
+            _wait_for_the_end_of(holder, store, pace)
+        store.write(NAME, lease.content())
+    # Two may have seen the same stale lease, and a store without conditional puts creates it for both: the last wins.
+    time.sleep(pace.settle)
+    holder = _read(store)
+    return holder is not None and holder["token"] == lease.token
+
+
+def _wait_for_the_end_of(holder: Mapping[str, Any], store: Store, pace: Pace) -> None:
+    """Watch a lease until it is stale, given back, or shows life.
+
+    Raises:
+        RunError: its holder lives.
+    """
+    end = time.monotonic() + pace.stale
+    while time.monotonic() < end:
+        time.sleep(min(pace.beat / 3, pace.stale))
+        now = _read(store)
+        if now is None:
+            return
+        if now != holder:
+            where = f"process {now['process']} on {now['host']}" + (f" (job {now['job']})" if now["job"] else "")
+            raise RunError(f"{store.root}: {where} is already training in this run directory")
+
+
+def _dead(holder: Mapping[str, Any]) -> bool:
+    """Whether the holder is known to be gone: an earlier start of the same job, or a process of this machine."""
+    if holder["job"] and holder["job"] == _job():
+        return True
+    # This very process may hold it from before it became another program.
+    here = holder["host"] == socket.gethostname()
+    return here and (holder["process"] == os.getpid() or not Path(f"/proc/{holder['process']}").exists())
+
+
+def _job() -> str:
+    return os.environ.get(JOB_VARIABLE, "")
+
+
+def _read(store: Store) -> dict[str, Any] | None:
+    content = store.read(NAME)
+    if content is None:
+        return None
+    try:
+        holder: dict[str, Any] = json.loads(content)
+    except ValueError:
+        return None
+    return holder

@@ -1,0 +1,119 @@
+"""The original's command line, sent to a Beaker that runs it, with everything of the run in an object store."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rslp.files import Store
+from rslp.main import main
+from tests.beaker.loopback import Loopback
+from tests.beaker.tasks import Status
+from tests.stores import Server
+
+ROOT = Path(__file__).parents[2]
+COMMAND = (
+    "python -m rslp.main helios launch_finetune --config_paths+=OUT.yaml --rslp_project tests --experiment_id first "
+    "--cluster+=ai2/jupiter --image_name henryh/rslp_multidataset_stable"
+)
+RUN = "s3://bucket/projects/tests/first"
+NAMED = ("--rslp_project", "tests", "--experiment_id", "first")
+
+
+def test_the_command_is_the_readmes() -> None:
+    shown = COMMAND.replace("OUT.yaml", "[CONFIG]").replace(" tests ", " [PROJECT] ").replace("first", "[ID]")
+    shown = shown.replace("ai2/jupiter", "[CLUSTER]").replace("henryh/rslp_multidataset_stable", "[IMAGE_NAME]")
+    assert shown in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def settings(place: Path, beaker: Loopback, store: Server) -> None:
+    """Settings that lead the job to the store; its key is a secret."""
+    key = store.environment["AWS_SECRET_ACCESS_KEY"]
+    beaker.secrets["STORE_KEY"] = key
+    env = {name: value for name, value in store.environment.items() if value != key}
+    own = {"env": env, "secrets": {"AWS_SECRET_ACCESS_KEY": "STORE_KEY"}, "files": {}, "weka": {}}
+    (place / ".rslp.yaml").write_text(yaml.safe_dump({"beaker": own}))
+
+
+def wait_for(name: str, beaker: Loopback, *, seconds: float = 200) -> None:
+    store, end = Store(RUN, patience=10), time.monotonic() + seconds
+    while store.read(name) is None:
+        assert time.monotonic() < end, beaker.only.output()
+        time.sleep(0.1)
+
+
+def test_it_trains_to_the_end_though_the_machine_is_taken_away(
+    beaker: Loopback, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = subprocess.run([sys.executable, *shlex.split(COMMAND)[1:]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"submitted: beaker {beaker.only.id}, {RUN}" in done.stdout
+    run = Store(RUN, patience=10)
+    wait_for("checkpoints/last.ckpt", beaker)
+    assert main(["helios", "jobs"]) == 0
+    assert f"beaker  {beaker.only.id}  running" in capsys.readouterr().out
+    beaker.only.preempt()
+    (place.parent / "hold").unlink()
+    # Follows over both starts, to the end.
+    assert main(["helios", "logs", *NAMED, "--follow", "true"]) == 0
+    said = capsys.readouterr()
+    assert "going on from" in said.out and f"{RUN}: succeeded" in said.err
+    assert beaker.wait_for_end(beaker.only, seconds=200) == Status.STATUS_SUCCEEDED
+    assert [each.job.status.exit_code for each in beaker.only.replicas] == [143, 0]
+    assert json.loads(run.read("DONE.json") or b"")["epoch"] == 3
+    code = json.loads(run.read("code.json") or b"")
+    assert f"code {code['snapshot'][:12]} on " in said.out
+    assert f"code/{code['snapshot']}.zip" in run.sizes() and "lease.json" not in run.sizes()
+    assert b"torch==" in (run.read("environment.txt") or b"")
+    everything = [said.out, str(beaker.only.spec), *((run.read(name) or b"").decode("latin-1") for name in run.sizes())]
+    assert not [text[:80] for text in everything for secret in beaker.secrets.values() if secret in text]
+
+
+def test_two_machines_train_together_and_start_again_when_one_breaks(beaker: Loopback, place: Path) -> None:
+    pytest.importorskip("rslp.train.world", reason="training on several ranks is not there yet")
+    words = shlex.split(COMMAND)[3:]
+    assert main([*words, "--nodes", "2", "--retries", "1", "--dry_run", "false"]) == 0
+    wait_for("checkpoints/last.ckpt", beaker)
+    beaker.only.crash(rank=1)
+    (place.parent / "hold").unlink()
+    assert beaker.wait_for_end(beaker.only, seconds=300) == Status.STATUS_SUCCEEDED, beaker.only.output()
+    assert len(beaker.only.replicas) == 4 and "going on from" in beaker.only.output()
+
+
+def test_cancelled_it_leaves(beaker: Loopback, capsys: pytest.CaptureFixture[str]) -> None:
+    beaker.runs_tasks = False
+    assert main(shlex.split(COMMAND)[3:]) == 0
+    beaker.only.task["arguments"], beaker.only.task["command"] = (
+        [],
+        ["sh", "-c", "trap 'exit 143' TERM; sleep 60 & wait"],
+    )
+    beaker.only.start_all()
+    time.sleep(0.5)
+    assert main(["helios", "cancel", *NAMED]) == 0
+    assert beaker.wait_for_end(beaker.only, seconds=60) == Status.STATUS_CANCELED
+    assert [each.job.status.exit_code for each in beaker.only.replicas] == [143]
+    assert main(["helios", "cancel", *NAMED]) == 2
+    assert f"{RUN} is not at work: cancelled" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ends", ["exit 3", "exit 0 without its work"])
+def test_what_fails_is_not_called_a_success(
+    ends: str, beaker: Loopback, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beaker.runs_tasks = False
+    assert main([*shlex.split(COMMAND)[3:], "--retries", "1"]) == 0
+    beaker.only.task["arguments"], beaker.only.task["command"] = [], ["sh", "-c", f"echo out; {ends[:6]}"]
+    beaker.only.start_all()
+    assert main(["helios", "logs", *NAMED, "--follow", "true"]) == 1
+    said = capsys.readouterr()
+    assert f"{RUN}: failed" in said.err
+    # Failed for Beaker too: then it is started once more.
+    assert said.out.count("out\n") == (2 if ends == "exit 3" else 1)

@@ -1,0 +1,116 @@
+"""What lies in the store can always go on, whenever the sending was cut off."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rslp.errors import StoreError
+from rslp.files import Store
+from rslp.launch.transfer import DONE, LAST, PREVIOUS, Pusher, pull
+
+
+def write(folder: Path, name: str, text: str) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name("." + path.name)
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def train(folder: Path, step: int) -> None:
+    """What a run writes at a step, in its order."""
+    with (folder / "metrics.csv").open("a") as log:
+        log.write(f"{step}\n")
+    write(folder, "checkpoints/best.ckpt", f"best of {step}")
+    write(folder, "checkpoints/previous.ckpt", f"last of {step - 1}")
+    write(folder, LAST, f"last of {step}")
+    write(folder, "state.json", f"state of {step}")
+
+
+def test_there_and_back(s3: Store, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    for name in ("config.yaml", "lock", ".hidden", "checkpoints/.last.ckpt.tmp", "code/x.zip", "logs/rank1.log"):
+        write(here, name, name)
+    pusher = Pusher(here)
+    for step in (1, 2):
+        train(here, step)
+        assert pusher.push(s3) > 0
+    write(here, DONE, "done")
+    assert pusher.push(s3) == 1
+    assert pusher.push(s3) == 0
+    sent = {"config.yaml", "logs/rank1.log", "metrics.csv", "checkpoints/best.ckpt", "state.json", LAST, PREVIOUS, DONE}
+    assert set(s3.sizes()) == sent
+    pull(s3, there)
+    assert {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()} == sent
+    assert (there / LAST).read_text() == "last of 2"
+    assert (there / PREVIOUS).read_text() == "last of 1"
+    # More epochs: the marker of success goes first.
+    (here / DONE).unlink()
+    pusher.push(s3)
+    assert s3.read(DONE) is None
+
+
+class Failing(Store):
+    """A store whose network breaks after so many changes."""
+
+    left = 0
+    log: tuple[str, ...] = ()
+
+    def _change(self, name: str) -> None:
+        if self.left <= 0:
+            raise StoreError("the network is gone")
+        object.__setattr__(self, "left", self.left - 1)
+        object.__setattr__(self, "log", (*self.log, name))
+
+    def upload(self, source: Path, name: str) -> None:
+        self._change(name)
+        super().upload(source, name)
+
+    def copy(self, name: str, other: str) -> None:
+        self._change(other)
+        super().copy(name, other)
+
+
+@pytest.mark.parametrize("cut", range(10))
+def test_cut_off_anywhere_log_and_best_are_never_older_than_the_checkpoint(
+    cut: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, here = random.Random(cut), tmp_path / "here"
+    here.mkdir()
+    store = Failing(f"memory://cut-{cut}/projects/p/e")
+    pusher = Pusher(here)
+    for step in range(1, 6):
+        train(here, step)
+        if step == 5:
+            write(here, DONE, "done")
+        object.__setattr__(store, "left", cut if step == 3 else rng.randrange(8) if step < 5 else 99)
+        try:
+            pusher.push(store)
+        except StoreError:
+            assert step < 5
+        last = (store.read(LAST) or b"last of 0").decode().split()[-1]
+        log = (store.read("metrics.csv") or b"").decode().split()
+        best = (store.read("checkpoints/best.ckpt") or b"best of 0").decode().split()[-1]
+        assert int(best) >= int(last) and log[: int(last)] == [str(n) for n in range(1, int(last) + 1)]
+    assert store.log[-1] == DONE
+
+
+def test_the_checkpoint_that_is_sent_is_whole_though_a_new_one_comes_meanwhile(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    train(here, 1)
+
+    class Slow(Store):
+        def upload(self, source: Path, name: str) -> None:
+            if name == "metrics.csv":
+                train(here, 2)
+            super().upload(source, name)
+
+    store: Any = Slow("memory://meanwhile/projects/p/e")
+    Pusher(here).push(store)
+    assert store.read(LAST) == b"last of 1"
