@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rslp.errors import UsageError
-from rslp.files import dump_yaml
 from rslp.launch import bootstrap
 from rslp.launch.job import Job, Mount
 from rslp.launch.lease import JOB_VARIABLE
@@ -19,6 +20,17 @@ PORT = 29_400
 _LONGEST_NAME = 128
 _SECOND = 1_000_000_000
 _SOURCES = {"weka": "weka", "beaker": "beaker", "secret": "secret", "volume": "volume"}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a text of several lines, such as the program that is sent along, as the lines that it has."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,8 @@ class BeakerPlan:
 
     def __str__(self) -> str:
         """The request as YAML."""
-        return dump_yaml({"workspace": self.workspace, "name": self.name, "spec": dict(self.spec)}).rstrip("\n")
+        request = {"workspace": self.workspace, "name": self.name, "spec": dict(self.spec)}
+        return yaml.dump(request, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120).rstrip("\n")
 
     def secrets(self) -> tuple[str, ...]:
         """Names of the secrets that the job needs."""
