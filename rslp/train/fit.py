@@ -11,7 +11,8 @@ from rslp.errors import CheckpointError
 from rslp.run import RunDir
 from rslp.train import preemption
 from rslp.train.checkpoints import read_checkpoint
-from rslp.train.cli import RunCLI, build
+from rslp.train.cli import build
+from rslp.train.direct import Made
 from rslp.train.metrics_log import MetricsLog
 
 INTERRUPTED = 130
@@ -72,7 +73,7 @@ def _progress(resume: Path | None) -> tuple[int, int]:
     return checkpoint["global_step"], checkpoint["epoch"]
 
 
-def _train(cli: RunCLI, *, run: RunDir, resume: Path | None, step: int) -> int:
+def _train(cli: Made, *, run: RunDir, resume: Path | None, step: int) -> int:
     trainer = cli.trainer
     for logger in trainer.loggers:
         if isinstance(logger, MetricsLog):
