@@ -9,6 +9,7 @@ from rslp.errors import RunError
 from rslp.launch.job import Mode
 from rslp.run import RunDir
 from rslp.train import preemption
+from rslp.train.collector import collector_off
 
 
 def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
@@ -28,12 +29,14 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
     if mode == "fit":
         # Before the imports of the training stack, which take seconds.
         preemption.notice.install()
-        from rslp.train.fit import fit
+        with collector_off(keep=True):
+            from rslp.train.fit import fit
 
         return fit(directory)
     if mode == "predict":
         raise RunError("mode predict is not there yet; validate and test evaluate a run")
-    from rslp.evaluate.evaluation import evaluate
+    with collector_off(keep=True):
+        from rslp.evaluate.evaluation import evaluate
 
     evaluate(directory, splits=("val", "test") if mode == "test" else ("val",), checkpoint=checkpoint)
     return 0

@@ -24,6 +24,7 @@ from rslp.errors import ConfigError, Problem, UserError
 from rslp.files import read_yaml, resolve_paths
 from rslp.run import RunDir
 from rslp.train.checkpoints import RunCheckpoints
+from rslp.train.collector import collector_off
 from rslp.train.data import MultiDatasetDataModule
 from rslp.train.direct import Made, make_directly
 from rslp.train.metrics_log import MetricsLog
@@ -106,7 +107,7 @@ def build(run: RunDir, *, training: bool) -> Made:
     _quiet_libraries()
     init_jsonargparse()
     # Weights that are drawn, not loaded, belong to the run's randomness too.
-    with seeded(weights := seed_of(config.get("seed", 0), "weights")):
+    with collector_off(), seeded(weights := seed_of(config.get("seed", 0), "weights")):
         whole = _for_run(config, run=run, training=training)
         cli = make_directly(whole, trainer_defaults=TRAINER_DEFAULTS, own_keys=OWN_KEYS)
     if cli is None:

@@ -94,10 +94,10 @@ class Part:
         named: dict[str, float] = {"a": 1},  # noqa: B006
         either: int | float | str = 1,
         colour: Colour = Colour.RED,
-        wrong: int = None,  # type: ignore[assignment]
+        wrong: int = None,  # type: ignore[assignment]  # noqa: RUF013
         text: str = "1",
         note: str | None = "a: b",
-        fraction: ResolutionFactor = ResolutionFactor(),
+        fraction: ResolutionFactor = ResolutionFactor(),  # noqa: B008
     ) -> None:
         self.given = (size, ratio, words, pair, many, pairs, loose, named, either, colour, wrong, text, note, fraction)
 
@@ -215,7 +215,8 @@ def test_a_value_is_read_as_the_parser_reads_it_or_not_at_all(name: str, value: 
     ("value", "hint"),
     [
         (3, float), (3, float | int), (3, int | float), ("a", str | None), ("RED", Colour | None), (None, Part | None),
-        ("1/4", ResolutionFactor), ({"a": [1]}, dict[str, Any]), ([1, 2], tuple[int, int]), ("1e-3", str), ("a: b", str | None),
+        ("1/4", ResolutionFactor), ({"a": [1]}, dict[str, Any]), ([1, 2], tuple[int, int]), ("1e-3", str),
+        ("a: b", str | None),
         ({"class_path": f"{HERE}.Other", "init_args": {"more": {"a": {"class_path": f"{HERE}.Part"}}}}, Part),
         ({"data_type": "raster", "layers": ["a"], "bands": ["b"], "dtype": "INT32"}, DataInput),
     ],
