@@ -25,6 +25,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 WINDOWS = (200, 2000, 20000)
+DATASETS = ("crop_type", "vessel_detection", "land_cover", "fuel_moisture")
 SPLITS = ("train",) * 8 + ("val", "test")
 # Starts of each side; a start of minutes is not repeated.
 REPEATS = {200: 5, 2000: 3, 20000: 1}
@@ -52,10 +53,12 @@ def main(counts: list[int]) -> None:
         _run("make_example", "--path", str(example), "--size", "0.02")
         recipe = example / "multi_dataset.yaml"
         subprocess.run([sys.executable, ROOT / "make_multidataset_config.py", "--cfg", recipe], check=True, stdout=2)
+        templates = {dataset: _template(example, dataset) for dataset in DATASETS}
         done = 0
         for count in counts:
-            for index in range(done, count):
-                _add_window(example, index)
+            for dataset, template in templates.items():
+                for index in range(done, count):
+                    _add_window(example, dataset, template=template, index=index)
             done = count
             theirs, ours = _measure(Path(place), example, repeats=REPEATS.get(count, 1))
             print(_row(count, theirs, ours), flush=True)
@@ -72,20 +75,22 @@ def _row(count: int, theirs: list[Start], ours: list[Start]) -> str:
     return f"| {count} | " + " | ".join(cells) + f" | {len(theirs)} |"
 
 
-def _add_window(example: Path, index: int) -> None:
-    """A window without layers in each dataset, placed and named like none of the others."""
-    for dataset in ("crop_type", "vessel_detection", "land_cover", "fuel_moisture"):
-        group = example / dataset / "windows" / "example"
-        known = next(folder for folder in group.iterdir() if not folder.name.startswith("empty"))
-        metadata = json.loads((known / "metadata.json").read_text())
-        width = metadata["bounds"][2] - metadata["bounds"][0]
-        left = 1_000_000 + 2 * index * width
-        metadata["bounds"] = [left, 0, left + width, width]
-        metadata["name"] = f"empty_{index:06d}"
-        metadata["options"] = {**metadata["options"], "split": SPLITS[index % len(SPLITS)]}
-        folder = group / metadata["name"]
-        folder.mkdir()
-        (folder / "metadata.json").write_text(json.dumps(metadata))
+def _template(example: Path, dataset: str) -> dict[str, Any]:
+    """The metadata of a window of a dataset."""
+    window = next(iter((example / dataset / "windows" / "example").iterdir()))
+    metadata: dict[str, Any] = json.loads((window / "metadata.json").read_text())
+    return metadata
+
+
+def _add_window(example: Path, dataset: str, *, template: dict[str, Any], index: int) -> None:
+    """A window without layers, placed and named like none of the others."""
+    width = template["bounds"][2] - template["bounds"][0]
+    left = 1_000_000 + 2 * index * width
+    options = {**template["options"], "split": SPLITS[index % len(SPLITS)]}
+    folder = example / dataset / "windows" / "example" / f"empty_{index:06d}"
+    folder.mkdir()
+    metadata = {**template, "bounds": [left, 0, left + width, width], "options": options}
+    (folder / "metadata.json").write_text(json.dumps(metadata))
 
 
 def _measure(place: Path, example: Path, *, repeats: int) -> tuple[list[Start], list[Start]]:
