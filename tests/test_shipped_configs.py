@@ -18,10 +18,10 @@ from rslp.files import dump_yaml, read_yaml
 from rslp.helios.check import check
 from rslp.helios.make_multidataset_config import make_multidataset_config
 from rslp.run import RunDir
-from rslp.train.cli import build
 from rslp.train.fit import fit
 from tests.dummy_twins import write_twin
 from tests.tiny import write_run
+from tests.train.directly import assert_alike, both
 
 ROOT = Path(__file__).parents[1]
 HELIOS = ROOT / "data" / "helios"
@@ -80,8 +80,9 @@ def test_the_shipped_run_configs_name_only_what_exists(
     assert model["encoder"][0]["class_path"] == "rslp.helios.model.Helios"
     model["encoder"] = [{"class_path": "tests.tiny.TinyEncoder"}]
     config["trainer"]["accelerator"] = "cpu"
-    cli = build(write_run(tmp_path, config), training=True)
-    tasks = {task for tasks in cli.datamodule.tasks().values() for task in tasks}
+    directly, parsed = both(write_run(tmp_path, config))
+    assert_alike(directly, parsed)
+    tasks = {task for tasks in parsed.datamodule.tasks().values() for task in tasks}
     assert tasks == set(config["model"]["init_args"]["task"]["init_args"]["tasks"])
 
 

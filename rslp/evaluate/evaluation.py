@@ -13,7 +13,8 @@ from rslp.evaluate.table import print_table
 from rslp.files import write_atomic
 from rslp.run import RunDir, sha256
 from rslp.train.checkpoints import load_weights, read_checkpoint
-from rslp.train.cli import RunCLI, build
+from rslp.train.cli import build
+from rslp.train.direct import Made
 from rslp.train.reading import workers_watched
 from rslp.train.samples import SampleSource
 
@@ -63,7 +64,7 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
     return evaluations
 
 
-def _run_split(cli: RunCLI, split: str) -> None:
+def _run_split(cli: Made, split: str) -> None:
     loop = cli.trainer.validate if split == "val" else cli.trainer.test
     with workers_watched():
         loop(cli.model, datamodule=cli.datamodule, verbose=False)

@@ -13,6 +13,7 @@ from rslp.launch.remote_run import run_in_copy
 from rslp.launch.software import record_software
 from rslp.run import RunDir
 from rslp.train import preemption
+from rslp.train.collector import collector_off
 
 
 def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
@@ -37,12 +38,14 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
             record_software(directory)
         # Before the imports of the training stack, which take seconds.
         preemption.notice.install()
-        from rslp.train.fit import fit
+        with collector_off(keep=True):
+            from rslp.train.fit import fit
 
         return fit(directory)
     if mode == "predict":
         raise RunError("mode predict is not there yet; validate and test evaluate a run")
-    from rslp.evaluate.evaluation import evaluate
+    with collector_off(keep=True):
+        from rslp.evaluate.evaluation import evaluate
 
     evaluate(directory, splits=("val", "test") if mode == "test" else ("val",), checkpoint=checkpoint)
     return 0

@@ -27,7 +27,9 @@ from rslp.errors import ConfigError, Problem, UserError
 from rslp.files import read_yaml, resolve_paths
 from rslp.run import RunDir
 from rslp.train.checkpoints import RunCheckpoints
+from rslp.train.collector import collector_off
 from rslp.train.data import MultiDatasetDataModule
+from rslp.train.direct import Made, make_directly
 from rslp.train.freezing import Freeze
 from rslp.train.metrics_log import MetricsLog
 from rslp.train.module import JointModule
@@ -48,6 +50,22 @@ _HINTS = (
     "The `srun` command is available on your system but is not used",
 )
 
+
+# What every run needs of the trainer, unless its config says otherwise.
+TRAINER_DEFAULTS = {
+    # The batch sampler already gives each process its share.
+    "use_distributed_sampler": False,
+    # A check of two validation batches before training would only delay the first step.
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+}
+# The keys of a run config beside model, data and trainer.
+OWN_KEYS: dict[str, Any] = {
+    "rslp_project": str | None,
+    "rslp_experiment": str | None,
+    "rslp_description": str | None,
+    "seed": int,
+}
 
 # A None that a union also tried is never the cause.
 _TELLING = re.compile(
@@ -73,26 +91,16 @@ class RunCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Accept the run's own keys, and set what every run needs of the trainer."""
-        parser.add_argument("--rslp_project", type=str | None, default=None, help="the run's project")
-        parser.add_argument("--rslp_experiment", type=str | None, default=None, help="the run's experiment")
-        parser.add_argument("--rslp_description", type=str | None, default=None, help="free text")
-        parser.add_argument("--seed", type=int, default=0, help="all randomness of the run follows from it")
-        parser.set_defaults(
-            {
-                # The batch sampler already gives each process its share.
-                "trainer.use_distributed_sampler": False,
-                # A check of two validation batches before training would only delay the first step.
-                "trainer.num_sanity_val_steps": 0,
-                "trainer.enable_model_summary": False,
-            }
-        )
+        for key, kind in OWN_KEYS.items():
+            parser.add_argument(f"--{key}", type=kind, default=0 if kind is int else None)
+        parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
 
 
 CLI = TypeVar("CLI", bound=RunCLI)
 
 
-def build(run: RunDir, *, training: bool) -> RunCLI:
-    """Parse a run's config and instantiate everything in it.
+def build(run: RunDir, *, training: bool) -> Made:
+    """Make everything in a run's config: directly if it has only one reading, or else by the parser.
 
     Args:
         run: the run directory; its ``config.yaml`` is the only file that is parsed.
@@ -108,22 +116,22 @@ def build(run: RunDir, *, training: bool) -> RunCLI:
     rank_zero_only.rank = read_world(os.environ).rank  # type: ignore[attr-defined]
     init_jsonargparse()
     # Weights that are drawn, not loaded, belong to the run's randomness too.
-    with seeded(seed_of(config.get("seed", 0), "weights")):
-        cli = _parse(_for_run(config, run=run, training=training), name=run.config)
-    for what, got, wanted in (("data", cli.datamodule, MultiDatasetDataModule), ("model", cli.model, JointModule)):
-        if not isinstance(got, wanted):
-            message = f"{type(got).__name__} can't train on several datasets; use rslp.train.{wanted.__name__}"
-            raise ConfigError(Problem(message, file=str(run.config), key=f"{what}.class_path"))
-    if any(isinstance(callback, GradientAccumulationScheduler) for callback in _callbacks(cli.trainer)):
+    with collector_off(), seeded(weights := seed_of(config.get("seed", 0), "weights")):
+        whole = _for_run(config, run=run, training=training)
+        made = make_directly(whole, trainer_defaults=TRAINER_DEFAULTS, own_keys=OWN_KEYS)
+    if made is None:
+        with seeded(weights):
+            made = _parse(whole, name=run.config)
+    if any(isinstance(callback, GradientAccumulationScheduler) for callback in _callbacks(made.trainer)):
         message = "GradientAccumulationScheduler is not supported: the length of a step is part of the mixture"
         raise ConfigError(Problem(message, file=str(run.config), key="trainer.callbacks"))
     # Lightning's accumulation knows no counts, so the mixture takes it over.
-    cli.datamodule.accumulate(cli.trainer.accumulate_grad_batches)
-    cli.trainer.accumulate_grad_batches = 1
-    cli.datamodule.seed = cli.model.seed = cli.config.seed
-    _leave_room_for_workers(cli.datamodule.num_workers)
-    _checkpoints_first(cli.trainer)
-    return cli
+    made.datamodule.accumulate(made.trainer.accumulate_grad_batches)
+    made.trainer.accumulate_grad_batches = 1
+    made.datamodule.seed = made.model.seed = made.seed
+    _leave_room_for_workers(made.datamodule.num_workers)
+    _checkpoints_first(made.trainer)
+    return made
 
 
 def _leave_room_for_workers(workers: int) -> None:
@@ -190,16 +198,16 @@ def _callbacks(trainer: Trainer) -> list[Callback]:
     return callbacks
 
 
-def _parse(config: dict[str, Any], *, name: Path) -> RunCLI:
+def _parse(config: dict[str, Any], *, name: Path) -> Made:
     """Run Lightning's parser; its pages of context are cut to the cause.
 
     Raises:
-        ConfigError: what the parser found, without its listing of the whole config.
+        ConfigError: what the parser found, without its listing of the whole config; or model or data are not ours.
     """
     noise = io.StringIO()
     try:
         with contextlib.redirect_stderr(noise):
-            return run_parser(config, RunCLI)
+            cli = run_parser(config, RunCLI)
     except (argparse.ArgumentError, SystemExit) as error:
         raise ConfigError(Problem(_cause(noise.getvalue() or str(error)), file=str(name))) from error
     except (ValueError, TypeError) as error:
@@ -207,6 +215,11 @@ def _parse(config: dict[str, Any], *, name: Path) -> RunCLI:
         if (cause := _user_error(error)) is None:
             raise
         raise cause from None
+    for what, got, wanted in (("data", cli.datamodule, MultiDatasetDataModule), ("model", cli.model, JointModule)):
+        if not isinstance(got, wanted):
+            message = f"{type(got).__name__} can't train on several datasets; use rslp.train.{wanted.__name__}"
+            raise ConfigError(Problem(message, file=str(name), key=f"{what}.class_path"))
+    return Made(model=cli.model, datamodule=cli.datamodule, trainer=cli.trainer, seed=cli.config.seed)
 
 
 def run_parser(config: dict[str, Any], cls: type[CLI]) -> CLI:

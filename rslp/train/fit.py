@@ -14,7 +14,8 @@ from rslp.errors import CheckpointError
 from rslp.run import RunDir
 from rslp.train import adapters, preemption
 from rslp.train.checkpoints import read_checkpoint
-from rslp.train.cli import RunCLI, build
+from rslp.train.cli import build
+from rslp.train.direct import Made
 from rslp.train.metrics_log import MetricsLog
 from rslp.train.reading import workers_watched
 from rslp.train.world import read_world
@@ -82,7 +83,7 @@ def _progress(resume: Path | None) -> tuple[int, int]:
     return checkpoint["global_step"], checkpoint["epoch"]
 
 
-def _train(cli: RunCLI, *, run: RunDir, resume: Path | None, step: int) -> int:
+def _train(cli: Made, *, run: RunDir, resume: Path | None, step: int) -> int:
     trainer = cli.trainer
     for logger in trainer.loggers:
         if isinstance(logger, MetricsLog):
@@ -99,7 +100,7 @@ def _train(cli: RunCLI, *, run: RunDir, resume: Path | None, step: int) -> int:
     return 0
 
 
-def _finish(cli: RunCLI, *, run: RunDir) -> None:
+def _finish(cli: Made, *, run: RunDir) -> None:
     """Say what was done and what was left out, and mark the run as done."""
     trainer, faults = cli.trainer, cli.datamodule.faults.counts()
     left_out = [f"{count} {split} samples that can't be used" for split, count in faults.items()]

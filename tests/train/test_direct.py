@@ -1,0 +1,238 @@
+"""What is made without the parser is what the parser makes."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonargparse
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rslearn.train.dataset import DataInput
+from rslearn.utils.geometry import ResolutionFactor
+from rslearn.utils.jsonargparse import init_jsonargparse
+
+from rslp.train.blueprint import Unsure, blueprint, construct
+from tests.tiny import KINDS, run_config, write_run
+from tests.train.directly import assert_alike, both
+from tests.train.structures import structure
+
+VARIANTS: dict[str, dict[tuple[str | int, ...], Any]] = {
+    "plain": {},
+    "limits": {("trainer", "limit_val_batches"): 1, ("trainer", "limit_train_batches"): 0.5},
+    "clipping": {("trainer", "gradient_clip_val"): 1, ("trainer", "precision"): "bf16-mixed"},
+    "callbacks": {
+        ("trainer", "callbacks"): [
+            {
+                "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+                "init_args": {"monitor": "val_loss", "save_top_k": 1},
+            },
+            {
+                "class_path": "rslearn.train.callbacks.freeze_unfreeze.FreezeUnfreeze",
+                "init_args": {"module_selector": ["model", "encoder", 0], "unfreeze_at_epoch": 1},
+            },
+        ]
+    },
+    "data": {
+        ("data", "init_args", "sample_mode"): "weights",
+        ("data", "init_args", "weights"): {"classify": 1, "segment": 0.5},
+        ("data", "init_args", "batch_sizes"): {"classify": 2},
+        ("data", "init_args", "num_workers"): None,
+    },
+    "loss weights": {("model", "init_args", "model", "init_args", "loss_weights"): {"classify": 2}},
+    "scheduler": {
+        ("model", "init_args", "scheduler"): {
+            "class_path": "rslearn.train.scheduler.PlateauScheduler",
+            "init_args": {"factor": 0.5, "patience": 2},
+        }
+    },
+    "own keys": {("seed",): 5, ("rslp_description",): "what it is for: a test"},
+}
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_a_run_is_made_as_the_parser_makes_it(changes: dict[tuple[str | int, ...], Any], tmp_path: Path) -> None:
+    kinds = KINDS[:2] if changes else KINDS
+    config = run_config({kind: (str(tmp_path / kind), kind) for kind in kinds})
+    for place, value in changes.items():
+        at: Any = config
+        for key in place[:-1]:
+            at = at[key]
+        at[place[-1]] = value
+    assert_alike(*both(write_run(tmp_path, config)))
+
+
+def test_an_evaluation_is_made_as_the_parser_makes_it(tmp_path: Path) -> None:
+    config = run_config({"classify": (str(tmp_path / "classify"), "classify")})
+    assert_alike(*both(write_run(tmp_path, config), training=False))
+
+
+class Colour(Enum):
+    """Names that are not their values."""
+
+    RED = "r"
+    BLUE = 2
+
+
+class Part:
+    """Something with arguments, whose defaults are not always what their types say."""
+
+    def __init__(
+        self,
+        size: int = 1,
+        ratio: float = 2,
+        words: list[str] | None = None,
+        pair: tuple[float, float] = (1, 2),
+        many: list[float] = [1, 2],  # noqa: B006
+        pairs: list[tuple[int, ...]] | None = [(1, 2)],  # noqa: B006
+        loose: Any = (1, 2),
+        named: dict[str, float] = {"a": 1},  # noqa: B006
+        either: int | float | str = 1,
+        colour: Colour = Colour.RED,
+        wrong: int = None,  # type: ignore[assignment]  # noqa: RUF013
+        text: str = "1",
+        note: str | None = "a: b",
+        fraction: ResolutionFactor = ResolutionFactor(),  # noqa: B008
+    ) -> None:
+        self.given = (size, ratio, words, pair, many, pairs, loose, named, either, colour, wrong, text, note, fraction)
+
+
+class Other(Part):
+    """A part that another class makes."""
+
+    def __init__(self, inner: Part | None = None, more: dict[str, Part] = {}) -> None:  # noqa: B006
+        super().__init__()
+        self.inner, self.more = inner, more
+
+
+HINTS: dict[str, Any] = {
+    str(hint): hint
+    for hint in (
+        bool, int, float, str, Any, int | None, float | None, str | None, bool | str, bool | int, int | float,
+        float | int, int | float | str | None, str | int | bool, list[int], list[str] | str, list[float] | None,
+        list, dict, Sequence[float], Iterable[str] | bool, Mapping[str, int], tuple[int, int], tuple[float, ...] | None,
+        tuple[int, str], set[int], dict[str, Any], dict[int, float], dict[str, list[int]] | int, dict[str, int] | int,
+        Literal["a", "b", 1], Literal[1, 2] | Literal["1", "x"] | None, Literal[True, "auto"], Colour, Colour | None,
+        Colour | str, Part, Part | None, list[Part], dict[str, Part], Part | dict[str, int], Part | list[Part] | None,
+        Any | None, ResolutionFactor, int | ResolutionFactor, DataInput,
+    )
+}  # fmt: skip
+
+WORDS = st.sampled_from(
+    [
+        "a",
+        "b",
+        "x",
+        "# a",
+        "a #",
+        "'a",
+        "{a",
+        "a: [1",
+        " ",
+        "1:30",
+        "2024-01-01",
+        "RED",
+        "r",
+        "auto",
+        "true",
+        "null",
+        "1",
+        "1.5",
+        "1e-3",
+        "[1]",
+        "a: b",
+        "~",
+        "",
+        "no",
+        "1/4",
+        "a.b",
+    ]
+)
+SCALARS = st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([0.5, -1.0, 1e-9, 2.0]) | WORDS
+HERE = __name__
+CLASSES = st.recursive(
+    st.fixed_dictionaries(
+        {"class_path": st.sampled_from([f"{HERE}.Part", f"{HERE}.Other", "builtins.dict", f"{HERE}.Gone"])},
+        optional={
+            "init_args": st.dictionaries(st.sampled_from(["size", "ratio", "words", "wrong"]), SCALARS, max_size=2)
+        },
+    ),
+    lambda inner: st.fixed_dictionaries(
+        {
+            "class_path": st.just(f"{HERE}.Other"),
+            "init_args": st.fixed_dictionaries(
+                {}, optional={"inner": inner, "more": st.dictionaries(WORDS, inner, max_size=2)}
+            ),
+        }
+    ),
+    max_leaves=3,
+)
+BARE = st.fixed_dictionaries(
+    {}, optional={"size": SCALARS, "data_type": WORDS, "layers": st.lists(WORDS, max_size=2), "dtype": WORDS}
+)
+VALUES = st.recursive(
+    SCALARS | CLASSES | BARE,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(WORDS, inner, max_size=2)
+        | st.dictionaries(st.integers(0, 3), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+def parsed_value(value: Any, hint: Any) -> Any:
+    """What the run's parser makes of a value.
+
+    Raises:
+        ArgumentError: it refuses it.
+    """
+    init_jsonargparse()
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    return parser.instantiate_classes(parser.parse_object({"value": copy.deepcopy(value)}))["value"]
+
+
+@given(name=st.sampled_from(sorted(HINTS)), value=VALUES)
+def test_a_value_is_read_as_the_parser_reads_it_or_not_at_all(name: str, value: Any) -> None:
+    try:
+        made = construct(blueprint(value, HINTS[name]))
+    except Unsure:
+        return
+    try:
+        expected = parsed_value(value, HINTS[name])
+    except argparse.ArgumentError as error:
+        pytest.fail(f"the parser refuses it: {error}")
+    assert structure(made) == structure(expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        (3, float), (3, float | int), (3, int | float), ("a", str | None), ("RED", Colour | None), (None, Part | None),
+        ("1/4", ResolutionFactor), ({"a": [1]}, dict[str, Any]), ([1, 2], tuple[int, int]), ("1e-3", str),
+        ("a: b", str | None),
+        ({"class_path": f"{HERE}.Other", "init_args": {"more": {"a": {"class_path": f"{HERE}.Part"}}}}, Part),
+        ({"data_type": "raster", "layers": ["a"], "bands": ["b"], "dtype": "INT32"}, DataInput),
+    ],
+)  # fmt: skip
+def test_what_configs_say_has_one_reading(value: Any, hint: Any) -> None:
+    assert structure(construct(blueprint(value, hint))) == structure(parsed_value(value, hint))
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        ("1e-3", float), ("null", str | None), ({"class_path": f"{HERE}.Part", "dict_kwargs": {}}, Part),
+        ({"class_path": f"{HERE}.Part", "init_args": {"sise": 1}}, Part), ({"class_path": "torch.nn.Linear"}, Part),
+        ({"a": {"class_path": f"{HERE}.Part"}}, dict[str, Any]), (True, int), ({"layers": []}, DataInput),
+    ],
+)  # fmt: skip
+def test_what_is_doubtful_or_wrong_is_left_to_the_parser(value: Any, hint: Any) -> None:
+    with pytest.raises(Unsure):
+        blueprint(value, hint)
