@@ -28,10 +28,11 @@ from rslp.train.cli import RunCLI, run_parser
 from rslp.train.data import MultiDatasetDataModule
 from rslp.train.mixture_checks import check_fit
 from rslp.train.module import JointModule
+from rslp.train.strategy import RanksEnvironment
 
 DATA_MODULES: KeyPath = ("data", "init_args", "data_modules")
 # What a laptop lacks of the machine that the run is meant for.
-_HERE = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None, "plugins": None}
+_HERE = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None}
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class CheckCLI(RunCLI):
         for key, value in _HERE.items():
             self.config[f"trainer.{key}"] = value
         self.config["trainer.logger"] = False
+        # One process, whatever variables of a cluster are inherited: Lightning would look for those.
+        self.config["trainer.plugins"] = [RanksEnvironment()]
 
 
 def parse(config: Mapping[str, Any]) -> Parsed:

@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from rslp.errors import RunError, UsageError
-from rslp.files import Store, is_remote
 from rslp.helios.check_gate import ensure_checked
-from rslp.helios.launch_beaker import Shipment, pack, ship
-from rslp.helios.settle import merged_config, settled
-from rslp.launch import submit_local, submit_slurm
-from rslp.launch.engines import EngineName, refuse_second
+from rslp.helios.launch_beaker import pack
+from rslp.helios.settle import merged_config
+from rslp.helios.submission import Plan, Request, submit
+from rslp.launch.engines import EngineName
 from rslp.launch.job import Job, Mode, Priority
-from rslp.launch.plan_local import LocalPlan, plan_local
-from rslp.launch.plan_skypilot import SkyPilotOptions, SkyPilotPlan, plan_skypilot
-from rslp.launch.plan_slurm import SlurmOptions, SlurmPlan, defaults_from, plan_slurm
+from rslp.launch.plan_local import plan_local
+from rslp.launch.plan_skypilot import SkyPilotOptions, plan_skypilot
+from rslp.launch.plan_slurm import SlurmOptions, defaults_from, plan_slurm
 from rslp.launch.prefix import prefix
 from rslp.launch.quantities import parse_duration, parse_memory, parse_mounts, parse_pairs
-from rslp.launch.record import Record
-from rslp.launch.remote_config import settled_in_store
 from rslp.run import RunDir
 
-Plan = LocalPlan | SlurmPlan | SkyPilotPlan | Shipment
 _REMOTE: tuple[EngineName, ...] = ("beaker", "skypilot")
-# How long a person waits for a store that can't be reached, s.
-_PATIENCE = 60
 _NO_SLURM = SlurmOptions()
 _NO_SKYPILOT = SkyPilotOptions()
 
@@ -151,10 +144,11 @@ def launch_finetune(
     if dry_run:
         sys.stdout.write(f"{plan}\n")
         return 0
+    requests = []
     for each, config, named in zip(jobs, configs, paths, strict=True):
-        if check and _takes_config(each):
-            ensure_checked(named, config=config, run=each.run, constants=given, here=where not in _REMOTE)
-    return _submit(plan, list(zip(jobs, configs, strict=True)))
+        look = partial(ensure_checked, named, config=config, run=each.run, constants=given, here=where not in _REMOTE)
+        requests.append(Request(each, config, look if check else None))
+    return submit(plan, requests)
 
 
 def _engine(engine: EngineName | None, *, local: bool, cluster: Sequence[str] | None) -> EngineName:
@@ -216,11 +210,6 @@ def _refuse_what_cannot_run(job: Job) -> None:
         )
 
 
-def _takes_config(job: Job) -> bool:
-    """Whether the run's config is written: an evaluation is of what was trained, whatever a config says since."""
-    return job.mode == "fit" or not (is_remote(job.run.location) or job.run.config.exists())
-
-
 def _config(
     config_paths: Sequence[str], *, run: RunDir, constants: Mapping[str, Any], profiler: str | None
 ) -> dict[str, Any]:
@@ -245,59 +234,3 @@ def _plan(
     if engine == "skypilot":
         return plan_skypilot(jobs[0], skypilot)
     return pack(jobs[0])
-
-
-def _submit(plan: Plan, runs: Sequence[tuple[Job, Mapping[str, Any]]]) -> int:
-    """Submit a plan, once every run has its config.
-
-    Raises:
-        RunError: a run is at work already, or the engine refuses.
-        UsageError: a plan that is rendered only.
-    """
-    if isinstance(plan, SkyPilotPlan):
-        raise UsageError(
-            "SkyPilot tasks are rendered only: write one with --dry_run true, give it to `sky jobs launch`"
-        )
-    if isinstance(plan, Shipment):
-        sys.stdout.write(_how_to_go_on(ship(plan, runs[0][1]), runs[0][0].run))
-        return 0
-    if is_remote(runs[0][0].run.location):
-        return _run_here_in_store(plan, *runs[0])
-    for job, _ in runs:
-        refuse_second(job.run, job.mode)
-    if isinstance(plan, SlurmPlan):
-        submit_slurm.try_out(plan)
-    with ExitStack() as stack:
-        for job, config in runs:
-            if _takes_config(job):
-                stack.enter_context(settled(job.run, config))
-        records = submit_slurm.submit(plan) if isinstance(plan, SlurmPlan) else (submit_local.submit(plan),)
-    for record, (job, _) in zip(records, runs, strict=True):
-        sys.stdout.write(_how_to_go_on(record, job.run))
-    return 0
-
-
-def _run_here_in_store(plan: Plan, job: Job, config: Mapping[str, Any]) -> int:
-    """Run on this machine what lies on an object store; does not come back when all is well.
-
-    Raises:
-        UsageError: SLURM, or in the background.
-    """
-    if not isinstance(plan, LocalPlan) or plan.log is not None:
-        raise UsageError(
-            f"RSLP_PREFIX leads to {job.run.location}: runs on an object store are for Beaker, and for this machine in "
-            "the foreground; set a folder"
-        )
-    with settled_in_store(Store(job.run.location, patience=_PATIENCE), config, keep=job.mode != "fit"):
-        submit_local.submit(plan)
-    return 0
-
-
-def _how_to_go_on(record: Record, run: RunDir) -> str:
-    command = "python -m rslp.main helios"
-    words = f"--rslp_project {shlex.quote(run.project)} --experiment_id {shlex.quote(run.experiment)}"
-    return (
-        f"submitted: {record.engine} {record.id.partition('@')[0]}, {run.location}\n"
-        f"  follow:  {command} logs {words} --follow true\n"
-        f"  cancel:  {command} cancel {words}\n"
-    )

@@ -17,7 +17,7 @@ from tests.stores import Server
 
 LAUNCH = (
     *("helios", "launch_finetune", "--config_paths+=OUT.yaml", "--rslp_project", "tests", "--experiment_id", "first"),
-    *("--image_name", "henryh/rslp_multidataset_stable"),
+    *("--image_name", "henryh/rslp_multidataset_stable", "--check", "false"),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -23,6 +24,7 @@ COMMAND = (
     "python -m rslp.main helios launch_finetune --config_paths+=OUT.yaml --rslp_project tests --experiment_id first "
     "--cluster+=ai2/jupiter --image_name henryh/rslp_multidataset_stable"
 )
+UNCHECKED = (*shlex.split(COMMAND)[3:], "--check", "false")
 RUN = "s3://bucket/projects/tests/first"
 NAMED = ("--rslp_project", "tests", "--experiment_id", "first")
 
@@ -53,7 +55,10 @@ def wait_for(name: str, beaker: Loopback, *, seconds: float = 200) -> None:
 def test_it_trains_to_the_end_though_the_machine_is_taken_away(
     beaker: Loopback, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = subprocess.run([sys.executable, *shlex.split(COMMAND)[1:]], capture_output=True, text=True)
+    # The check finds the tests' own encoder in this checkout, the job in the snapshot.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *shlex.split(COMMAND)[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert f"submitted: beaker {beaker.only.id}, {RUN}" in done.stdout
     run = Store(RUN, patience=10)
@@ -79,7 +84,7 @@ def test_it_trains_to_the_end_though_the_machine_is_taken_away(
 
 def test_two_machines_train_together_and_start_again_when_one_breaks(beaker: Loopback, place: Path) -> None:
     pytest.importorskip("rslp.train.world", reason="training on several ranks is not there yet")
-    words = shlex.split(COMMAND)[3:]
+    words = UNCHECKED
     assert main([*words, "--nodes", "2", "--retries", "1", "--dry_run", "false"]) == 0
     wait_for("checkpoints/last.ckpt", beaker)
     beaker.only.crash(rank=1)
@@ -90,7 +95,7 @@ def test_two_machines_train_together_and_start_again_when_one_breaks(beaker: Loo
 
 def test_cancelled_it_leaves(beaker: Loopback, capsys: pytest.CaptureFixture[str]) -> None:
     beaker.runs_tasks = False
-    assert main(shlex.split(COMMAND)[3:]) == 0
+    assert main(UNCHECKED) == 0
     beaker.only.task["arguments"], beaker.only.task["command"] = (
         [],
         ["sh", "-c", "trap 'exit 143' TERM; sleep 60 & wait"],
@@ -109,7 +114,7 @@ def test_what_fails_is_not_called_a_success(
     ends: str, beaker: Loopback, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     beaker.runs_tasks = False
-    assert main([*shlex.split(COMMAND)[3:], "--retries", "1"]) == 0
+    assert main([*UNCHECKED, "--retries", "1"]) == 0
     beaker.only.task["arguments"], beaker.only.task["command"] = [], ["sh", "-c", f"echo out; {ends[:6]}"]
     beaker.only.start_all()
     assert main(["helios", "logs", *NAMED, "--follow", "true"]) == 1

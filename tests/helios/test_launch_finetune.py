@@ -41,7 +41,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def launch(*words: str) -> int:
-    return main(["helios", "launch_finetune", "--config_paths+=run.yaml", "--experiment_id", "x", *words])
+    return main(
+        ["helios", "launch_finetune", "--config_paths+=run.yaml", "--experiment_id", "x", "--check", "false", *words]
+    )
 
 
 def a_run(place: Path) -> RunDir:

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 SEVERAL = pytest.mark.skipif(
     find_spec("rslp.train.world") is None, reason="training in several processes is not there yet"
 )
-SLURM = ("--engine", "slurm", "--slurm.gres", "none")
+SLURM = ("--engine", "slurm", "--slurm.gres", "none", "--check", "false")
 
 
 @pytest.fixture(scope="module")
