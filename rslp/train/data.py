@@ -14,7 +14,9 @@ from torch.utils.data import DataLoader
 from rslp.errors import ConfigError, DataError, Problem
 from rslp.train import adapters, mixture
 from rslp.train.batches import Batch, Fault, JointDataset, KeySampler, collate
-from rslp.train.samples import SampleKey, SampleSource
+from rslp.train.samples import SampleKey, SampleSource, open_dataset
+from rslp.train.store.settings import StoreSettings
+from rslp.train.store.store import SampleStore, open_store
 
 _SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 _PLACE = "data.init_args"
@@ -36,6 +38,9 @@ class MultiDatasetDataModule(L.LightningDataModule):
         weights: relative shares by dataset, for mode ``weights``.
         temperature: T of mode ``temperature``: shares are proportional to n^(1/T).
         steps_per_epoch: a fixed number of batches per epoch instead of the datasets' lengths.
+        store: where decoded windows are kept: ``auto`` (beside each dataset, or in the cache folder if that can't be
+            written), ``off`` (read the datasets each time), or a folder.
+        store_limit_gb: GB that one dataset's store may take; half of the free disk in any case.
 
     Raises:
         ConfigError: no dataset, or an option that names an absent one.
@@ -56,6 +61,8 @@ class MultiDatasetDataModule(L.LightningDataModule):
         weights: dict[str, float] | None = None,
         temperature: float | None = None,
         steps_per_epoch: int | None = None,
+        store: str = "auto",
+        store_limit_gb: float | None = None,
     ) -> None:
         super().__init__()
         disabled = set(disabled_datasets or [])
@@ -78,6 +85,9 @@ class MultiDatasetDataModule(L.LightningDataModule):
             limits=per_dataset_patch_limit,
             steps_per_dataset=steps_per_dataset,
         )
+        limit = None if store_limit_gb is None else int(store_limit_gb * 1e9)
+        self.store_settings = StoreSettings(store=store, limit=limit)
+        self._stores: dict[str, SampleStore | None] = {}
         # Set from the run config's top-level `seed` before training starts.
         self.seed = 0
         self._sources: dict[str, dict[str, SampleSource]] = {}
@@ -102,10 +112,22 @@ class MultiDatasetDataModule(L.LightningDataModule):
         """The samples of a split by dataset, listed once."""
         if split not in self._sources:
             self._sources[split] = {
-                name: SampleSource(name, data_module=dm, split=split, seed=self.seed)
+                name: SampleSource(name, data_module=dm, split=split, seed=self.seed, store=self.store(name))
                 for name, dm in self.data_modules.items()
             }
         return self._sources[split]
+
+    def store(self, name: str) -> SampleStore | None:
+        """A dataset's store, opened once; None where there is none.
+
+        Raises:
+            DataError: the dataset is missing or broken.
+        """
+        if name not in self._stores:
+            module = self.data_modules[name]
+            dataset = open_dataset(name, module)
+            self._stores[name] = open_store(name, dataset=dataset, inputs=module.inputs, settings=self.store_settings)
+        return self._stores[name]
 
     def sizes(self, split: str) -> dict[str, int]:
         """Number of samples by dataset."""
