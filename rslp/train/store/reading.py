@@ -111,7 +111,7 @@ class StoredWindows:
         if head is not None and crop is not None and not (head.crops and records.within(bounds, window.bounds)):
             return None
         # Drawn only when the record is good: the direct way draws from the same generator.
-        count = records.groups_of(payload) if head is None else len(head.steps)
+        count = records.vector_groups(raw) if head is None else len(head.steps)
         group = None if data_input.load_all_layers else rng.choice(range(count))
         if head is None:
             return records.decode_vector(payload, window, group=group)

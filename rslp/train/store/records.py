@@ -19,6 +19,7 @@ from rslearn.utils.geometry import PixelBounds, STGeometry
 
 from rslp.train.store.columns import Array
 from rslp.train.store.decoding import ItemGroup, Unfit
+from rslp.train.store.shelf import Payload
 
 TimeRange = tuple[datetime, datetime]
 
@@ -107,7 +108,7 @@ def parse_head(raw: bytes) -> Head:
 
 
 def decode_raster(
-    payload: memoryview, head: Head, *, group: int | None, crop: tuple[int, int, int, int] | None
+    payload: Payload, head: Head, *, group: int | None, crop: tuple[int, int, int, int] | None
 ) -> RasterImage:
     """Give back what rslearn would have read.
 
@@ -117,17 +118,33 @@ def decode_raster(
         group: the item group to read; None means all.
         crop: pixels from the window's corner: x0, y0, x1, y1; None means the whole window.
     """
-    image = np.frombuffer(payload, head.dtype).reshape(head.shape)
     times = head.times
+    if group is not None and len(head.steps) == 1:
+        group = None
+    if group is None and crop is None:
+        return RasterImage(torch.from_numpy(_whole(payload, head)), _known(times))
+    image = np.frombuffer(payload.view(), head.dtype).reshape(head.shape)
     if group is not None:
         start = sum(head.steps[:group])
         image = image[:, start : start + head.steps[group]]
         times = times[group : group + 1]
     if crop is not None:
         image = image[:, :, crop[1] : crop[3], crop[0] : crop[2]]
-    known = None if any(one is None for one in times) else [span for one in times for span in one or ()]
     # A copy in any case: the map is read-only, and transforms write.
-    return RasterImage(torch.from_numpy(image.astype(head.final, order="C")), known)
+    return RasterImage(torch.from_numpy(image.astype(head.final, order="C")), _known(times))
+
+
+def _whole(payload: Payload, head: Head) -> Array:
+    if head.dtype == head.final:
+        image: Array = np.empty(head.shape, head.final)
+        payload.read_into(image)
+        return image
+    narrow = payload.scratch(head.dtype)
+    return narrow.reshape(head.shape).astype(head.final)
+
+
+def _known(times: Sequence[tuple[TimeRange, ...] | None]) -> list[TimeRange] | None:
+    return None if any(one is None for one in times) else [span for one in times for span in one or ()]
 
 
 def encode_vector(groups: Sequence[Sequence[Feature]], window: Window) -> tuple[bytes, bytes]:
@@ -147,7 +164,7 @@ def encode_vector(groups: Sequence[Sequence[Feature]], window: Window) -> tuple[
         raise Unfit(f"properties that are no JSON: {error}") from error
     if repr(json.loads(payload)) != repr(document):
         raise Unfit("properties that JSON changes")
-    return payload, b"vector"
+    return payload, b"vector %d" % len(groups)
 
 
 def _feature(feature: Feature, window: Window) -> list[Any]:
@@ -161,9 +178,9 @@ def _feature(feature: Feature, window: Window) -> list[Any]:
     return [raw.hex(), feature.properties]
 
 
-def decode_vector(payload: memoryview, window: Window, *, group: int | None) -> list[Feature]:
+def decode_vector(payload: Payload, window: Window, *, group: int | None) -> list[Feature]:
     """The features of one item group, or of all of them, in the window's projection."""
-    document = json.loads(bytes(payload))
+    document = json.loads(bytes(payload.view()))
     chosen = document if group is None else document[group : group + 1]
     return [
         Feature(STGeometry(window.projection, shapely.from_wkb(bytes.fromhex(raw)), None), properties)
@@ -172,9 +189,9 @@ def decode_vector(payload: memoryview, window: Window, *, group: int | None) -> 
     ]
 
 
-def groups_of(payload: memoryview) -> int:
+def vector_groups(head: bytes) -> int:
     """How many item groups a vector record holds."""
-    return len(json.loads(bytes(payload)))
+    return int(head.removeprefix(b"vector "))
 
 
 def within(crop: PixelBounds, window: PixelBounds) -> bool:

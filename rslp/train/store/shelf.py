@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ ENTRY = np.dtype(
     ]
 )
 _ALIGN = 64
-_SEGMENT_BYTES = 1 << 30
+_SEGMENT_BYTES = 1 << 32
 # How much of the map a process may have touched before it lets go of the pages: they stay in the machine's cache.
 _HELD_BYTES = 64 << 20
 
@@ -121,7 +122,7 @@ def read_entries(path: Path) -> Array:
     if not path.exists():
         return np.empty(0, ENTRY)
     count = path.stat().st_size // ENTRY.itemsize
-    rows = np.memmap(path, ENTRY, "r", shape=(count,)) if count else np.empty(0, ENTRY)
+    rows = np.memmap(path, ENTRY, "r", shape=(count,)).view(np.ndarray) if count else np.empty(0, ENTRY)
     good = rows["check"] == _check(rows)
     return rows if good.all() else rows[good]
 
@@ -172,19 +173,20 @@ class Shelf:
 
 
 class SegmentReader:
-    """Gives records from the map; one per process, opened when first used."""
+    """Opens segments; one per process, each segment when it is first read."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._maps: dict[int, mmap.mmap] = {}
+        self._segments: dict[int, _Segment] = {}
+        self._scratch = np.empty(0, np.uint8)
         self._touched = 0
 
     def __reduce__(self) -> tuple[type[SegmentReader], tuple[Path]]:
-        """Another process maps the files itself."""
+        """Another process opens the files itself."""
         return SegmentReader, (self._folder,)
 
-    def read(self, place: tuple[int, int, int, int]) -> tuple[memoryview, bytes]:
-        """Payload and head of a record; the payload is a view of the map, to be copied from at once.
+    def read(self, place: tuple[int, int, int, int]) -> tuple[Payload, bytes]:
+        """Payload and head of a record.
 
         Args:
             place: segment, offset, and the sizes of payload and head.
@@ -193,20 +195,72 @@ class SegmentReader:
             OSError: the segment is gone.
             ValueError: it is shorter than its place says.
         """
-        segment, offset, payload, head = place
-        mapped = self._maps.get(segment)
-        if mapped is None or len(mapped) < offset + payload + head:
-            mapped = self._maps[segment] = self._open(segment)
-        self._touched += payload
-        if self._touched > _HELD_BYTES:
-            self._touched = payload
-            for one in self._maps.values():
-                one.madvise(mmap.MADV_DONTNEED)
-        end = offset + payload
-        if len(mapped) < end + head:
-            raise ValueError(f"{segment_path(self._folder, segment)} is shorter than it should be")
-        return memoryview(mapped)[offset:end], mapped[end : end + head]
+        number, offset, payload, head = place
+        segment = self._segments.get(number)
+        if segment is None:
+            segment = self._segments[number] = _Segment(segment_path(self._folder, number))
+        raw = os.pread(segment.handle, head, offset + payload)
+        if len(raw) != head:
+            raise ValueError(f"{segment.path} is shorter than it should be")
+        return Payload(self, segment, offset, payload), raw
 
-    def _open(self, segment: int) -> mmap.mmap:
-        with segment_path(self._folder, segment).open("rb") as handle:
-            return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    def scratch(self, size: int) -> Array:
+        """Room for one payload, used again and again."""
+        if len(self._scratch) < size:
+            self._scratch = np.empty(size, np.uint8)
+        return self._scratch[:size]
+
+    def touch(self, size: int) -> None:
+        """Account for bytes of the maps that are about to be looked at, and let go of what was looked at before."""
+        self._touched += size
+        if self._touched > _HELD_BYTES:
+            self._touched = size
+            for segment in self._segments.values():
+                segment.let_go()
+
+
+class _Segment:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("rb", buffering=0)
+        self.handle = self._file.fileno()
+        self._map: mmap.mmap | None = None
+
+    def mapped(self, end: int) -> mmap.mmap:
+        if self._map is None or len(self._map) < end:
+            self._map = mmap.mmap(self.handle, 0, access=mmap.ACCESS_READ)
+        return self._map
+
+    def let_go(self) -> None:
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+
+@dataclass(frozen=True)
+class Payload:
+    """The bytes of one record, on their way to a tensor.
+
+    A whole payload is read in one call, which leaves nothing behind in the process; a part of it is looked at in a map.
+    """
+
+    reader: SegmentReader
+    segment: _Segment
+    offset: int
+    size: int
+
+    def read_into(self, array: Array) -> None:
+        """Fill an array with the whole payload."""
+        if os.preadv(self.segment.handle, [array], self.offset) != self.size:
+            raise ValueError(f"{self.segment.path} is shorter than it should be")
+
+    def scratch(self, dtype: np.dtype[Any]) -> Array:
+        """The whole payload, in an array that the next call fills anew."""
+        room = self.reader.scratch(self.size)
+        self.read_into(room)
+        return room.view(dtype)
+
+    def view(self) -> memoryview:
+        """The payload in the map."""
+        end = self.offset + self.size
+        self.reader.touch(self.size)
+        return memoryview(self.segment.mapped(end))[self.offset : end]
