@@ -135,12 +135,11 @@ def decode_raster(
 
 
 def _whole(payload: Payload, head: Head) -> Array:
-    if head.dtype == head.final:
-        image: Array = np.empty(head.shape, head.final)
-        payload.read_into(image)
-        return image
-    narrow = payload.scratch(head.dtype)
-    return narrow.reshape(head.shape).astype(head.final)
+    if head.dtype != head.final:
+        return payload.cast(head.dtype, head.final).reshape(head.shape)
+    image: Array = np.empty(head.shape, head.final)
+    payload.read_into(image)
+    return image
 
 
 def _known(times: Sequence[tuple[TimeRange, ...] | None]) -> list[TimeRange] | None:
@@ -180,7 +179,9 @@ def _feature(feature: Feature, window: Window) -> list[Any]:
 
 def decode_vector(payload: Payload, window: Window, *, group: int | None) -> list[Feature]:
     """The features of one item group, or of all of them, in the window's projection."""
-    document = json.loads(bytes(payload.view()))
+    raw_document = np.empty(payload.size, np.uint8)
+    payload.read_into(raw_document)
+    document = json.loads(raw_document.tobytes())
     chosen = document if group is None else document[group : group + 1]
     return [
         Feature(STGeometry(window.projection, shapely.from_wkb(bytes.fromhex(raw)), None), properties)
