@@ -8,5 +8,6 @@ workflows = {
     "make_multidataset_config": "rslp.helios.make_multidataset_config:make_multidataset_config",
     "check": "rslp.helios.check:check",
     "launch_finetune": "rslp.helios.launch_finetune:launch_finetune",
+    "pack": "rslp.helios.pack:pack",
     "run": "rslp.helios.run:run",
 }

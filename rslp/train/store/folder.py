@@ -148,7 +148,8 @@ def _of_files(salt: str, paths: Sequence[str], stamps: dict[str, tuple[int, int,
         # A marker counts by being there.
         lines.append(f"{path} {stamp}" if stamp else path)
         if stamp and _fresh(stamp[0], now):
-            lines.append("fresh")
+            # No later look will match this one.
+            lines.append(os.urandom(DIGEST).hex())
     return _digest("\n".join(lines).encode())
 
 

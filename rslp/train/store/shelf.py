@@ -26,12 +26,13 @@ ENTRY = np.dtype(
         ("offset", "<u8"),
         ("payload", "<u8"),
         ("head", "<u4"),
-        ("unfit", "<u4"),
+        ("state", "<u4"),
         ("check", "<u8"),
     ]
 )
 _PLACE = struct.Struct("<16xQQQII8x")
 _ALIGN = 64
+GOOD, UNFIT, STRUCK = 0, 1, 2
 _SEGMENT_BYTES = 1 << 32
 _SMALL_BYTES = 1 << 20
 # How much of the maps a process may have looked at before it lets go of the pages, which stay in the machine's cache.
@@ -45,14 +46,23 @@ def segment_path(folder: Path, segment: int) -> Path:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a record lies; sizes in bytes. An unfit one is a note that the window can't be packed, with the reason."""
+    """Where a record lies.
+
+    Attributes:
+        print: what the record depends on; the latest entry of a print counts.
+        segment: the segment's number.
+        offset: where the payload begins in it; the head follows the payload.
+        payload: bytes of the payload.
+        head: bytes of the head.
+        state: ``GOOD``; ``UNFIT``: the window can't be packed, the head is the reason; ``STRUCK``: it was found wrong.
+    """
 
     print: tuple[int, int]
     segment: int
     offset: int
     payload: int
     head: int
-    unfit: bool = False
+    state: int = GOOD
 
 
 class SegmentWriter:
@@ -64,7 +74,7 @@ class SegmentWriter:
         self._handle = -1
         self._at = _SEGMENT_BYTES
 
-    def add(self, print_: tuple[int, int], payload: bytes, head: bytes, *, unfit: bool = False) -> Entry:
+    def add(self, print_: tuple[int, int], payload: bytes, head: bytes, *, state: int = GOOD) -> Entry:
         """Append one record.
 
         Raises:
@@ -79,7 +89,7 @@ class SegmentWriter:
             written = os.write(self._handle, view)
             self._at += written
             view = view[written:]
-        return Entry(print_, self._segment, offset, len(payload), len(head), unfit)
+        return Entry(print_, self._segment, offset, len(payload), len(head), state)
 
     def flush(self) -> None:
         """Make sure that the records survive the machine."""
@@ -108,7 +118,7 @@ def append_entries(path: Path, entries: Iterable[Entry]) -> None:
     Raises:
         OSError: the disk is full, or can't be written.
     """
-    rows = np.array([(e.print, e.segment, e.offset, e.payload, e.head, e.unfit, 0) for e in entries], ENTRY)
+    rows = np.array([(e.print, e.segment, e.offset, e.payload, e.head, e.state, 0) for e in entries], ENTRY)
     rows["check"] = _check(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as handle:
@@ -135,7 +145,7 @@ def _check(rows: Array) -> Array:
     for part in (
         rows["print"][:, 0],
         rows["print"][:, 1],
-        *(rows[name] for name in ("segment", "offset", "payload", "head", "unfit")),
+        *(rows[name] for name in ("segment", "offset", "payload", "head", "state")),
     ):
         mixed = (mixed ^ part.astype(np.uint64)) * np.uint64(0xFF51AFD7ED558CCD)
         mixed ^= mixed >> np.uint64(32)
@@ -171,8 +181,19 @@ class Shelf:
         number = int(self.numbers[i])
         if number < 0:
             return None
-        segment, offset, payload, head, unfit = _PLACE.unpack_from(memoryview(self.entries), number * ENTRY.itemsize)
-        return None if unfit else (segment, offset, payload, head)
+        segment, offset, payload, head, state = _PLACE.unpack_from(self.entries.data, number * ENTRY.itemsize)
+        return None if state != GOOD else (segment, offset, payload, head)
+
+
+def catalogue(folder: Path, key: str) -> Path:
+    """The file of an input's entries."""
+    return folder / f"records-{key}.cat"
+
+
+def shelf(folder: Path, key: str, prints: Array) -> Shelf:
+    """The records of an input for windows with these fingerprints (``N 2`` words)."""
+    entries = read_entries(catalogue(folder, key))
+    return Shelf(entries, find(entries, prints).astype(np.int32))
 
 
 class SegmentReader:
@@ -225,9 +246,13 @@ class SegmentReader:
 class _Segment:
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("rb", buffering=0)
-        self.handle = self._file.fileno()
         self._map: mmap.mmap | None = None
+        self.handle = -1
+        self.handle = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.handle >= 0:
+            os.close(self.handle)
 
     def mapped(self, end: int) -> mmap.mmap:
         if self._map is None or len(self._map) < end:
@@ -257,7 +282,7 @@ class Payload:
 
     def read_into(self, array: Array) -> None:
         """Fill an array with the whole payload."""
-        os.preadv(self.segment.handle, [array], self.offset)
+        os.preadv(self.segment.handle, [array.data], self.offset)
 
     def cast(self, dtype: np.dtype[Any], final: np.dtype[Any]) -> Array:
         """The whole payload in another dtype, flat."""

@@ -25,7 +25,7 @@ from rslp.train.store.packing import DiskFull, Task, Work, default_workers, pack
 from rslp.train.store.reading import StoredWindows
 from rslp.train.store.selection import available, select
 from rslp.train.store.settings import StoreSettings
-from rslp.train.store.shelf import SegmentReader, Shelf, append_entries, find, read_entries
+from rslp.train.store.shelf import STRUCK, UNFIT, SegmentReader, Shelf, append_entries, catalogue, shelf
 
 FORMAT = 1
 # Of the disk's free room, the store takes at most this share.
@@ -77,11 +77,7 @@ class SampleStore:
         """
         rows = select(self.index, inputs, config)
         self.pack(rows, inputs, what=what)
-        shelves = {}
-        for name, data_input in inputs.items():
-            entries = read_entries(self._catalogue(data_input))
-            numbers = find(entries, self._prints(data_input)[rows]).astype(np.int32)
-            shelves[name] = Shelf(entries, numbers)
+        shelves = {name: self._shelf(data_input, rows) for name, data_input in inputs.items()}
         return StoredWindows(
             self._dataset, index=self.index, rows=rows, shelves=shelves, reader=self._reader, trusted=self._trusted
         )
@@ -96,7 +92,7 @@ class SampleStore:
             again: also try windows that could not be packed before.
 
         Returns:
-            The number of windows that were packed.
+            The number of records that were made.
         """
         if not self._missing(rows, inputs, again=again):
             return 0
@@ -114,22 +110,48 @@ class SampleStore:
             )
             return 0
 
+    def verify(self, rows: Array, inputs: Mapping[str, DataInput], *, what: str = "") -> int:
+        """Compare records with the dataset byte by byte, and strike out those that differ.
+
+        This alone finds content that was exchanged with size, time and inode kept.
+
+        Args:
+            rows: windows of the index.
+            inputs: what a sample reads.
+            what: names the split in messages.
+
+        Returns:
+            The number of records that differed.
+        """
+        keys = tuple(dict.fromkeys(self._key(data_input) for data_input in inputs.values()))
+        with place.locked(self.folder):
+            return self._work(
+                [(row, keys) for row in rows.tolist()], inputs, f"verifying {self.name} {what}", verify=True
+            )
+
     def _pack(self, tasks: list[Task], inputs: Mapping[str, DataInput], what: str) -> int:
+        return self._work(tasks, inputs, f"packing {self.name} {what}")
+
+    def _work(self, tasks: list[Task], inputs: Mapping[str, DataInput], title: str, *, verify: bool = False) -> int:
+        """Work through tasks and publish the entries; returns how many there were."""
         by_key = {self._key(data_input): data_input for data_input in inputs.values()}
         prints = {key: self._prints(data_input) for key, data_input in by_key.items()}
-        work = Work(self._dataset.path, self.folder, self.index, by_key, prints)
+        work = Work(self._dataset.path, self.folder, self.index, by_key, prints, verify)
         workers = self._settings.workers if self._settings.workers is not None else default_workers()
         portions = pack_all(work, tasks, workers=workers if len(tasks) >= _WORTH_A_PROCESS else 0)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        done = 0
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            bar = progress.add_task(f"packing {self.name} {what}".rstrip(), total=len(tasks))
+        made = 0
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            console.print(f"{title.rstrip()}: {len(tasks)} windows, {self.folder}", highlight=False, soft_wrap=True)
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            bar = progress.add_task(title.rstrip(), total=len(tasks))
             for portion in portions:
                 for key, entries in portion.entries.items():
-                    append_entries(self.folder / f"records-{key}.cat", entries)
-                done += portion.windows - portion.moving
+                    append_entries(catalogue(self.folder, key), entries)
+                    made += len(entries)
                 progress.advance(bar, portion.windows)
-        return done
+        return made
 
     def _fits(self, tasks: list[Task], inputs: Mapping[str, DataInput], what: str) -> bool:
         needed = self._estimate(tasks, inputs)
@@ -186,19 +208,19 @@ class SampleStore:
         }
         for name, data_input in inputs.items():
             key = self._key(data_input)
-            entries = read_entries(self._catalogue(data_input))
-            numbers = find(entries, self._prints(data_input)[rows])
-            lost = numbers < 0
-            if again and len(entries):
-                lost |= entries["unfit"][np.maximum(numbers, 0)] > 0
+            held = self._shelf(data_input, rows)
+            lost = held.numbers < 0
+            if len(held.entries):
+                wanted = (STRUCK, UNFIT) if again else (STRUCK,)
+                lost |= np.isin(held.entries["state"][np.maximum(held.numbers, 0)], wanted)
             for row in rows[lost].tolist():
                 keys = missing.setdefault(row, [])
                 if name in present[int(completed.codes[row])] and key not in keys:
                     keys.append(key)
         return [(row, tuple(keys)) for row, keys in missing.items() if keys]
 
-    def _catalogue(self, data_input: DataInput) -> Path:
-        return self.folder / f"records-{self._key(data_input)}.cat"
+    def _shelf(self, data_input: DataInput, rows: Array) -> Shelf:
+        return shelf(self.folder, self._key(data_input), self._prints(data_input)[rows])
 
     def _prints(self, data_input: DataInput) -> Array:
         return self.index.fingerprints([option.partition(".")[0] for option in data_input.layers])
