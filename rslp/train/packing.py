@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ def pack_datasets(config: Mapping[str, Any], *, splits: Sequence[str], verify: b
         DataError: a dataset is missing or broken.
     """
     data = _parsed(config.get("data"), name)
+    data.store_settings = replace(data.store_settings, check_all=True)
     for dataset, module in data.data_modules.items():
         store = data.store(dataset)
         if store is None:

@@ -154,7 +154,7 @@ class Packer:
     def _dtypes(self, data_input: DataInput) -> list[str]:
         layers = {option.partition(".")[0] for option in data_input.layers}
         found = {str(band_set.dtype.value) for name in layers for band_set in self._dataset.layers[name].band_sets}
-        return sorted({*found, "uint8"}) if len(found) == 1 else ["uint16"]
+        return sorted(found) if len(found) == 1 else ["uint8", "uint16"]
 
     def _write(self, print_: tuple[int, int], record: Record) -> Entry:
         try:

@@ -59,7 +59,7 @@ def encode_raster(groups: Sequence[ItemGroup], *, narrow: Sequence[str], crops: 
     arrays = [group.image.numpy() for group in groups]
     if len({(a.shape[0], *a.shape[2:]) for a in arrays}) != 1:
         raise Unfit(f"item groups of unlike shapes: {', '.join(str(a.shape) for a in arrays)}")
-    whole = np.ascontiguousarray(np.concatenate(arrays, axis=1))
+    whole = np.concatenate(arrays, axis=1) if len(arrays) > 1 else np.ascontiguousarray(arrays[0])
     stored = _narrowed(whole, narrow)
     head = {
         "dtype": stored.dtype.str,
@@ -82,7 +82,7 @@ def _narrowed(whole: Array, dtypes: Sequence[str]) -> Array:
         with np.errstate(invalid="ignore"):
             small = whole.astype(dtype)
         # Bit for bit: a negative zero or a NaN would be lost in an integer.
-        if small.astype(whole.dtype).tobytes() == whole.tobytes():
+        if np.array_equal(small.astype(whole.dtype).view(np.uint32), whole.view(np.uint32)):
             return small
     return whole
 

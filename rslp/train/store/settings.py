@@ -13,8 +13,10 @@ class StoreSettings:
         store: ``auto``, ``off``, or a folder for the stores of all datasets.
         limit: bytes that one dataset's store may take, besides half of the free disk; None means no other limit.
         workers: processes that pack; None means one per processor.
+        check_all: check every window at the start, also of a large dataset.
     """
 
     store: str = "auto"
     limit: int | None = None
     workers: int | None = None
+    check_all: bool = False

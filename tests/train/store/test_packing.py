@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from rslp.main import main
 from rslp.train.store import packing, place, shelf
 from rslp.train.store.shelf import Entry
+from tests.tiny import run_config, write_dataset
 from tests.train.store.places import assert_equal_sources, direct, module, opened, stored, write_places
 
 PACK = """
 import sys, time
 from pathlib import Path
 from rslp.train.store import packing
+from tests.tiny import run_config, write_dataset
 from tests.train.store.places import stored
 slow = float(sys.argv[2])
 packing.CHUNK = 1
@@ -154,6 +158,24 @@ def test_where_a_store_lies(path: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert place.store_folder(UPath("memory://places"), "auto").parent == tmp_path / "cache" / "stores"
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert place.store_folder(UPath(path), "auto").parent == tmp_path / "cache" / "stores"
+
+
+def test_the_command_packs_and_verifies_the_datasets_of_a_run_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = str(write_dataset(tmp_path / "data", "classify", train=2, val=1, test=1))
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(run_config({"classify": (data, "classify")})))
+    command = ["helios", "pack", f"--config_paths+={config}"]
+    assert main(command) == 0
+    assert f"classify: 4 windows in {data}/.rslp-store, 8 records made\n" in capsys.readouterr().out
+    assert main([*command, "--verify", "true"]) == 0
+    assert "0 records made, 0 records differed from the dataset\n" in capsys.readouterr().out
+    assert main([*command, "--splits+=valid"]) == 2
+    assert "there is no split 'valid'" in capsys.readouterr().err
+    config.write_text(yaml.safe_dump(run_config({"classify": (data, "classify")}, store="off")))
+    assert main(command) == 2
+    assert "classify: there is no store for it" in capsys.readouterr().err
 
 
 def test_torn_entries_are_passed_over_and_cut_off(tmp_path: Path) -> None:
