@@ -53,7 +53,7 @@ def pack(
 
     for done in pack_datasets(config, splits=splits or known, verify=verify, name=last.name):
         if done.store is None:
-            raise DataError(f"{done.dataset}: there is no store for it; the reason stands above")
+            raise DataError(f"{done.dataset}: there is no store for it: `store` is off, or the reason stands above")
         told = f", {done.differing} records differed from the dataset" if verify else ""
         sys.stdout.write(f"{done.dataset}: {done.windows} windows in {done.store}, {done.made} records made{told}\n")
     return 0
