@@ -11,6 +11,7 @@ workflows = {
     "jobs": "rslp.helios.jobs:jobs",
     "logs": "rslp.helios.logs:logs",
     "cancel": "rslp.helios.cancel:cancel",
+    "pack": "rslp.helios.pack:pack",
     "run": "rslp.helios.run:run",
     "run_ranks": "rslp.helios.run_ranks:run_ranks",
     "run_slurm": "rslp.helios.run_slurm:run_slurm",

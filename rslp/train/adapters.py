@@ -12,6 +12,7 @@ import random
 import re
 import traceback
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,10 +28,12 @@ from rslearn.train.dataset import DataInput, SplitConfig, check_window, is_data_
 from rslearn.train.model_context import RasterImage, SampleMetadata
 from rslearn.utils.feature import Feature
 from rslearn.utils.geometry import PixelBounds
+from rslearn.utils.raster_format import RasterFormat
 from rslearn.utils.vector_format import VectorFormat
 from torchmetrics import Metric, MetricCollection
 
-RawInputs = dict[str, RasterImage | list[Feature]]
+RawInput = RasterImage | list[Feature]
+RawInputs = dict[str, RawInput]
 
 
 def keep_formats(dataset: Dataset) -> Dataset:
@@ -45,6 +48,14 @@ def keep_formats(dataset: Dataset) -> Dataset:
 
 def _same(value: VectorFormat) -> VectorFormat:
     return value
+
+
+def wrap_raster_formats(dataset: Dataset, wrap: Callable[[RasterFormat], RasterFormat]) -> Dataset:
+    """Put a format of ours around each raster format of a dataset; rslearn keeps the one it made in a private field."""
+    for layer in dataset.layers.values():
+        for band_set in layer.band_sets:
+            band_set._raster_format = wrap(band_set.instantiate_raster_format())
+    return dataset
 
 
 def split_config(data_module: RslearnDataModule, split: str) -> SplitConfig:
@@ -66,22 +77,23 @@ def list_windows(dataset: Dataset, inputs: dict[str, DataInput], config: SplitCo
         selection["names"] = config.names
     if config.groups:
         selection["groups"] = config.groups
-    windows = [window for window in dataset.load_windows(**selection) if _has_tags(window, config.tags or {})]
+    windows = [window for window in dataset.load_windows(**selection) if has_tags(window.options, config.tags or {})]
     kept = [window for window in windows if check_window(inputs, window)[0] is not None]
     kept.sort(key=lambda window: (hashlib.sha256(window.name.encode()).hexdigest(), window.group))
     return kept[: config.num_samples] if config.num_samples else kept
 
 
-def _has_tags(window: Window, tags: dict[str, Any]) -> bool:
-    return all(key in window.options and (not value or window.options[key] == value) for key, value in tags.items())
+def has_tags(options: dict[str, Any], tags: dict[str, Any]) -> bool:
+    """Whether a window with these options is chosen by tags; a tag without a value asks for the key alone."""
+    return all(key in options and (not value or options[key] == value) for key, value in tags.items())
 
 
-def all_crops(window: Window, config: SplitConfig) -> list[PixelBounds]:
+def all_crops(bounds: PixelBounds, config: SplitConfig) -> list[PixelBounds]:
     """The crops that tile a window when the split loads all of them (pixels, x0 y0 x1 y1)."""
     size, overlap = config.get_crop_size(), config.get_overlap_pixels()
     if size is None:
-        return [window.bounds]
-    crops: list[PixelBounds] = get_window_crop_options(size, (overlap, overlap), window.bounds)
+        return [bounds]
+    crops: list[PixelBounds] = get_window_crop_options(size, (overlap, overlap), bounds)
     return crops
 
 

@@ -16,7 +16,9 @@ from rslp.errors import ConfigError, DataError, Problem
 from rslp.train import adapters, mixture
 from rslp.train.batches import Batch, BatchKey, JointDataset, StepSampler
 from rslp.train.faults import FaultPolicy, FaultRecord, OnFault
-from rslp.train.samples import SampleSource
+from rslp.train.samples import SampleSource, open_dataset
+from rslp.train.store.settings import StoreSettings
+from rslp.train.store.store import SampleStore, open_store
 from rslp.train.world import read_world
 
 _SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
@@ -47,6 +49,9 @@ class MultiDatasetDataModule(L.LightningDataModule):
         on_fault: what is done about a sample that can't be used: ``stop``, or ``skip``, which draws another one in its
             place in training and leaves it out of an evaluation.
         max_faults: so many different samples may be skipped in each process; one more ends the run.
+        store: where decoded windows are kept: ``auto`` (beside each dataset, or in the cache folder if that can't be
+            written), ``off`` (read the datasets each time), or a folder.
+        store_limit_gb: GB that one dataset's store may take; half of the free disk in any case.
 
     Raises:
         ConfigError: no dataset, or an option that names an absent one.
@@ -71,6 +76,8 @@ class MultiDatasetDataModule(L.LightningDataModule):
         stop: Literal["all", "shortest", "longest"] | None = None,
         on_fault: OnFault = "stop",
         max_faults: int = 100,
+        store: str = "auto",
+        store_limit_gb: float | None = None,
     ) -> None:
         super().__init__()
         disabled = set(disabled_datasets or [])
@@ -99,6 +106,9 @@ class MultiDatasetDataModule(L.LightningDataModule):
             datasets_per_step=datasets_per_step,
         )
         self.faults = FaultRecord(FaultPolicy(on_fault, max_faults))
+        limit = None if store_limit_gb is None else int(store_limit_gb * 1e9)
+        self.store_settings = StoreSettings(store=store, limit=limit)
+        self._stores: dict[str, SampleStore | None] = {}
         # Set from the run config's top-level `seed` before training starts.
         self.seed = 0
         self._sources: dict[str, dict[str, SampleSource]] = {}
@@ -131,10 +141,22 @@ class MultiDatasetDataModule(L.LightningDataModule):
         """The samples of a split by dataset, listed once."""
         if split not in self._sources:
             self._sources[split] = {
-                name: SampleSource(name, data_module=dm, split=split, seed=self.seed)
+                name: SampleSource(name, data_module=dm, split=split, seed=self.seed, store=self.store(name))
                 for name, dm in self.data_modules.items()
             }
         return self._sources[split]
+
+    def store(self, name: str) -> SampleStore | None:
+        """A dataset's store, opened once; None where there is none.
+
+        Raises:
+            DataError: the dataset is missing or broken.
+        """
+        if name not in self._stores:
+            module = self.data_modules[name]
+            dataset = open_dataset(name, module)
+            self._stores[name] = open_store(name, dataset=dataset, inputs=module.inputs, settings=self.store_settings)
+        return self._stores[name]
 
     def sizes(self, split: str) -> dict[str, int]:
         """Number of samples by dataset."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rslearn.dataset import Dataset, Window
+from rslearn.dataset import Dataset
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput
 from rslearn.train.model_context import SampleMetadata
@@ -23,6 +23,8 @@ from rslearn.utils.geometry import PixelBounds
 from rslp.errors import DataError
 from rslp.train import adapters
 from rslp.train.soundness import check_finite, check_target, faults_of
+from rslp.train.store.store import SampleStore
+from rslp.train.windows import DirectWindows, Windows
 
 Sample = tuple[dict[str, Any], dict[str, Any], SampleMetadata]
 # What a transform raises at an image that it can't take.
@@ -67,9 +69,9 @@ def seeded(seed: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a sample lies: a window and, when all crops are loaded, the crop with its index and the crops' number."""
+    """Where a sample lies: the window's number, its crop if all are loaded, and the crop's index and their number."""
 
-    window: Window
+    window: int
     bounds: PixelBounds | None
     crop: tuple[int, int]
 
@@ -82,23 +84,26 @@ class SampleSource:
         data_module: rslearn's description of the dataset: path, inputs, task, settings of the splits.
         split: "train", "val", "test" or "predict".
         seed: the run's seed.
+        store: the dataset's store, if there is one.
 
     Raises:
         DataError: the folder or its config.json is missing or unreadable, or no window is left.
     """
 
-    def __init__(self, name: str, *, data_module: RslearnDataModule, split: str, seed: int) -> None:
+    def __init__(
+        self, name: str, *, data_module: RslearnDataModule, split: str, seed: int, store: SampleStore | None = None
+    ) -> None:
         self.name = name
         self.split = split
         self.task = data_module.task
         self.seed = seed
-        self._dataset = open_dataset(name, data_module)
         self._config = adapters.split_config(data_module, split)
         self._load_targets = split != "predict" and not self._config.get_skip_targets()
         self._inputs = {k: v for k, v in data_module.inputs.items() if self._load_targets or not v.is_target}
         self._transforms = Sequential(*(self._config.transforms or []))
-        self._places = self._list_places()
-        if not self._places:
+        self._windows = self._list_windows(store, data_module)
+        self._crops = self._list_crops() if self._config.get_load_all_crops() else None
+        if not len(self):
             raise DataError(
                 f"dataset {name!r} has no windows for split {split!r} (path {data_module.path}, "
                 f"groups {self._config.groups}, tags {self._config.tags}): "
@@ -107,13 +112,14 @@ class SampleSource:
 
     def __len__(self) -> int:
         """Number of samples: windows, or crops where the split loads all of them."""
-        return len(self._places)
+        return len(self._windows) if self._crops is None else len(self._crops)
 
     def identity(self, index: int) -> str:
         """``dataset/group/window/x0_y0_x1_y1``, the bounds in pixels of the window's projection."""
-        place = self._places[index]
-        bounds = place.bounds or place.window.bounds
-        return f"{self.name}/{place.window.group}/{place.window.name}/" + "_".join(map(str, bounds))
+        place = self._place(index)
+        bounds = place.bounds or self._windows.bounds(place.window)
+        group, name = self._windows.identity(place.window)
+        return f"{self.name}/{group}/{name}/" + "_".join(map(str, bounds))
 
     def sample(self, index: int, *, draw: int = 0) -> Sample:
         """Read and transform one sample.
@@ -128,10 +134,8 @@ class SampleSource:
         Raises:
             DataError: it can't be read; the message names dataset and window.
         """
-        place = self._places[index]
         rng = random.Random(seed_of(self.seed, self.identity(index), draw))
-        bounds = place.bounds or adapters.draw_crop(place.window, self._config.get_crop_size(), rng)
-        raw, (inputs, targets, metadata) = self._read(index, bounds=bounds, wanted=self._inputs, rng=rng)
+        raw, (inputs, targets, metadata) = self._read(index, wanted=self._inputs, rng=rng, draw_crop=True)
         inputs.update({name: raw[name] for name, spec in self._inputs.items() if spec.passthrough and name in raw})
         what = self.identity(index)
         with seeded(rng.getrandbits(63)), faults_of(f"{what}: the transforms fail", kinds=_TRANSFORM_FAULTS):
@@ -146,20 +150,22 @@ class SampleSource:
         Raises:
             DataError: as ``sample``.
         """
-        place = self._places[index]
         labels = {name: spec for name, spec in self._inputs.items() if spec.is_target}
         rng = random.Random(seed_of(self.seed, self.identity(index), "targets"))
-        return self._read(index, bounds=place.bounds or place.window.bounds, wanted=labels, rng=rng)[1][1]
+        return self._read(index, wanted=labels, rng=rng, draw_crop=False)[1][1]
 
     def _read(
-        self, index: int, *, bounds: PixelBounds, wanted: dict[str, DataInput], rng: random.Random
+        self, index: int, *, wanted: dict[str, DataInput], rng: random.Random, draw_crop: bool
     ) -> tuple[adapters.RawInputs, Sample]:
-        place, what = self._places[index], self.identity(index)
+        place, what = self._place(index), self.identity(index)
+        window = self._windows[place.window]
+        size = self._config.get_crop_size() if draw_crop else None
+        bounds = place.bounds or adapters.draw_crop(window, size, rng)
         raw: adapters.RawInputs = {}
         for name, spec in wanted.items():
             with faults_of(f"{what}: layer {', '.join(spec.layers)}: can't read the sample"):
-                raw |= adapters.read_inputs(self._dataset, place.window, bounds=bounds, inputs={name: spec}, rng=rng)
-        metadata = adapters.sample_metadata(place.window, bounds=bounds, crop=place.crop)
+                raw |= self._windows.read(place.window, window, bounds=bounds, inputs={name: spec}, rng=rng)
+        metadata = adapters.sample_metadata(window, bounds=bounds, crop=place.crop)
         with faults_of(f"{what}: layer {', '.join(self._layers_of(None))}: can't read the label"):
             inputs, targets = self.task.process_inputs(raw, metadata=metadata, load_targets=self._load_targets)
         if self._load_targets:
@@ -180,15 +186,25 @@ class SampleSource:
         read = [self._inputs[name] for name in of if name in self._inputs]
         return sorted({layer for spec in read if spec.is_target for layer in spec.layers})
 
-    def _list_places(self) -> list[_Place]:
-        windows = adapters.list_windows(self._dataset, self._inputs, self._config)
-        if not self._config.get_load_all_crops():
-            return [_Place(window, None, (0, 1)) for window in windows]
-        places = []
-        for window in windows:
-            crops = adapters.all_crops(window, self._config)
-            places += [_Place(window, bounds, (i, len(crops))) for i, bounds in enumerate(crops)]
-        return places
+    def _list_windows(self, store: SampleStore | None, data_module: RslearnDataModule) -> Windows:
+        if store is not None:
+            return store.windows(self._inputs, self._config, what=self.split)
+        dataset = open_dataset(self.name, data_module)
+        return DirectWindows(dataset, adapters.list_windows(dataset, self._inputs, self._config))
+
+    def _place(self, index: int) -> _Place:
+        if self._crops is None:
+            return _Place(index, None, (0, 1))
+        window, number, count, *bounds = self._crops[index].tolist()
+        return _Place(window, (bounds[0], bounds[1], bounds[2], bounds[3]), (number, count))
+
+    def _list_crops(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """A row for each crop: its window, its index, the number of crops in the window, and its bounds."""
+        rows: list[tuple[int, ...]] = []
+        for i in range(len(self._windows)):
+            crops = adapters.all_crops(self._windows.bounds(i), self._config)
+            rows += [(i, number, len(crops), *bounds) for number, bounds in enumerate(crops)]
+        return np.array(rows, np.int64).reshape(-1, 7)
 
 
 def open_dataset(name: str, data_module: RslearnDataModule) -> Dataset:

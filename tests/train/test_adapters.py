@@ -89,4 +89,4 @@ def test_split_settings_are_read_merged(path: Path) -> None:
     config = adapters.split_config(module, "val")
     assert (config.groups, config.tags) == (["default"], {"split": "val"})
     window = adapters.list_windows(Dataset(UPath(path)), inputs(), config)[0]
-    assert len(adapters.all_crops(window, config)) == 4
+    assert len(adapters.all_crops(window.bounds, config)) == 4

@@ -1,0 +1,199 @@
+"""The sample store against rslearn's reader and against a bare memory map, alternated sample by sample in one run.
+
+python benchmarks/store.py [windows]
+
+CPU time of one thread, since it does not depend on who else uses the machine; medians, and the quartiles of the ratio.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rasterio.crs import CRS
+from rslearn.dataset import Dataset, Window
+from rslearn.train.data_module import RslearnDataModule
+from rslearn.train.dataset import DataInput, ModelDataset, SplitConfig
+from rslearn.train.tasks.segmentation import SegmentationTask
+from rslearn.utils.geometry import Projection
+from rslearn.utils.raster_array import RasterArray
+from rslearn.utils.raster_format import GeotiffRasterFormat
+from upath import UPath
+
+from rslp.train.samples import open_dataset
+from rslp.train.store.reading import StoredWindows
+from rslp.train.store.settings import StoreSettings
+from rslp.train.store.store import SampleStore, open_store
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+PASSES = 5
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A dataset: size in pixels, and for each layer its bands, dtype and dates."""
+
+    size: int
+    layers: dict[str, tuple[int, str, int]]
+
+
+KINDS = {
+    "12 months S2 + S1, 32x32": Kind(32, {"s2": (12, "uint16", 12), "s1": (2, "float32", 12)}),
+    "12 months S2, 128x128": Kind(128, {"s2": (10, "uint16", 12)}),
+    "Landsat, 256x256": Kind(256, {"landsat": (11, "uint16", 1)}),
+}
+
+
+def write(path: Path, kind: Kind, windows: int) -> None:
+    """Write a dataset through rslearn's own code."""
+    layers = {name: _layer([f"b{i}" for i in range(n)], dtype) for name, (n, dtype, _) in kind.layers.items()}
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"layers": {**layers, "mask": _layer(["m"], "uint8")}}))
+    dataset = Dataset(UPath(path))
+    rng = np.random.default_rng(0)
+    for number in range(windows):
+        x = number * kind.size
+        window = Window(
+            dataset.storage,
+            "default",
+            f"w{number:05d}",
+            Projection(CRS.from_epsg(32631), 10, -10),
+            (x, 0, x + kind.size, kind.size),
+            (START, START + timedelta(days=366)),
+            {},
+            dataset.window_data_storage_factory,
+        )
+        window.save()
+        for name, (bands, dtype, dates) in {**kind.layers, "mask": (1, "uint8", 1)}.items():
+            values = rng.integers(0, 200 if dtype == "uint8" else 4000, (dates, bands, kind.size, kind.size))
+            _write_layer(window, name, values.astype(dtype))
+
+
+def _layer(bands: list[str], dtype: str) -> dict[str, Any]:
+    return {"type": "raster", "band_sets": [{"bands": bands, "dtype": dtype}]}
+
+
+def _write_layer(window: Window, name: str, values: np.ndarray[Any, Any]) -> None:
+    bands = ["m"] if name == "mask" else [f"b{i}" for i in range(values.shape[1])]
+    with window.data.open_layer_writer(name) as writer:
+        for date, image in enumerate(values):
+            at = START + timedelta(days=30 * date)
+            raster = RasterArray(chw_array=image, time_range=(at, at + timedelta(days=1)))
+            writer.write_raster(bands, GeotiffRasterFormat(), window.projection, window.bounds, raster, group_idx=date)
+    for date in range(len(values)):
+        window.mark_layer_completed(name, date)
+
+
+def module(path: Path, kind: Kind) -> RslearnDataModule:
+    """The dataset as a run config would describe it."""
+    inputs = {
+        name: DataInput(
+            "raster",
+            [name],
+            bands=[f"b{i}" for i in range(bands)],
+            passthrough=True,
+            load_all_layers=True,
+            load_all_item_groups=True,
+        )
+        for name, (bands, _, _) in kind.layers.items()
+    }
+    return RslearnDataModule(inputs=inputs, task=SegmentationTask(num_classes=2), path=str(path))
+
+
+def bare_maps(windows: StoredWindows, inputs: dict[str, DataInput], folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The same values as one plain array a layer, mapped."""
+    maps = {}
+    for name, spec in inputs.items():
+        arrays = []
+        for i in range(len(windows)):
+            window = windows[i]
+            raw = windows.read(i, window, bounds=window.bounds, inputs={name: spec}, rng=random.Random(0))
+            image = raw[name].image.numpy()  # type: ignore[union-attr]
+            arrays.append(image.astype(np.uint16) if (image == image.astype(np.uint16)).all() else image)
+        np.save(folder / f"{name}.npy", np.stack(arrays))
+        maps[name] = np.load(folder / f"{name}.npy", mmap_mode="r")
+    return maps
+
+
+def spent(act: Callable[[], object]) -> float:
+    """CPU milliseconds of this thread."""
+    start = time.thread_time_ns()
+    act()
+    return (time.thread_time_ns() - start) / 1e6
+
+
+def compare(name: str, kind: Kind, count: int, folder: Path) -> str:
+    """A line of the table."""
+    path = folder / "data"
+    write(path, kind, count)
+    made = module(path, kind)
+    stock = ModelDataset(Dataset(UPath(path)), SplitConfig(), made.inputs, made.task, workers=0)
+    store = _store(made)
+    rows = store.index.order
+    one_pass = sum(spent(lambda i=i: stock.get_raw_inputs(i)) for i in range(count))
+    packing = spent(lambda: store.pack(rows, made.inputs))
+    windows = store.windows(made.inputs, SplitConfig())
+    maps = bare_maps(windows, made.inputs, folder)
+    rng = random.Random(0)
+
+    def ours(i: int) -> object:
+        window = windows[i]
+        return windows.read(i, window, bounds=window.bounds, inputs=made.inputs, rng=rng)
+
+    def bare(i: int) -> object:
+        return {key: torch.from_numpy(array[i].astype(np.float32)) for key, array in maps.items()}
+
+    times: dict[str, list[float]] = {"rslearn": [], "store": [], "map": []}
+    ways: dict[str, Callable[[int], object]] = {"rslearn": stock.get_raw_inputs, "store": ours, "map": bare}
+    for turn in range(PASSES * 4):
+        for i in rng.sample(range(count), count):
+            for way in rng.sample(sorted(ways), len(ways)):
+                if way != "rslearn" or turn < PASSES:
+                    times[way].append(spent(lambda way=way, i=i: ways[way](i)))
+    least, _, most = statistics.quantiles([one / statistics.median(times["store"]) for one in times["rslearn"]], n=4)
+    middle = {way: statistics.median(values) for way, values in times.items()}
+    return (
+        f"| {name} | {middle['rslearn']:.1f} | {middle['store']:.3f} | {middle['map']:.3f} "
+        f"| {middle['rslearn'] / middle['store']:.0f}x ({least:.0f}-{most:.0f}) "
+        f"| {middle['map'] / middle['store']:.2f} | {packing / one_pass:.2f} |"
+    )
+
+
+def _store(made: RslearnDataModule) -> SampleStore:
+    settings = StoreSettings(workers=0)
+    store = open_store("benchmark", dataset=open_dataset("benchmark", made), inputs=made.inputs, settings=settings)
+    if store is None:
+        raise SystemExit("no store could be opened")
+    return store
+
+
+def main() -> None:
+    """Print a table in Markdown."""
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 40
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    print("| images of one sample | rslearn, ms | store, ms | bare map, ms | rslearn / store | map / store | packing |")
+    print("|---|---|---|---|---|---|---|")
+    for name, kind in KINDS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            print(compare(name, kind, count, Path(folder)), flush=True)
+    print(f"\n{count} windows, {os.cpu_count()} processors")
+
+
+if __name__ == "__main__":
+    main()

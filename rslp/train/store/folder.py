@@ -1,0 +1,183 @@
+"""What a window's folder looks like: a listing with sizes, times and inodes, and digests of it.
+
+Nothing heavy is imported here: processes that only look at folders start at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+# A file that was written this short a time before it was looked at may be written again within the same tick of the
+# file system's clock, with the same size: what was seen of it is not trusted later.
+TICK_NS = 100_000_000
+# Some file systems keep whole seconds.
+COARSE_TICK_NS = 2_000_000_000
+_SECOND_NS = 1_000_000_000
+DIGEST = 16
+_NEVER = bytes(DIGEST)
+_MARKER = "completed"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A window's folder at one moment; only what the given layers hold is looked at.
+
+    Attributes:
+        group: the window's group.
+        name: the window's name.
+        bounds: pixels of the window's projection: x0, y0, x1, y1.
+        projection: JSON as stored.
+        times: JSON of the time range, or ``null``.
+        options: JSON of the options.
+        completed: folders of completed item groups, joined by ``|``.
+        layout: relative paths of what has a time stamp that tells of changes, one per line.
+        shortcut: digest of all those time stamps, folders' included; equal means that nothing changed.
+        base: digest of what every record of the window depends on.
+        layers: by layer, digest of its files.
+        fresh: something was written a moment ago, so that a digest may not tell of the next change.
+    """
+
+    group: str
+    name: str
+    bounds: tuple[int, int, int, int]
+    projection: str
+    times: str
+    options: str
+    completed: str
+    layout: str
+    shortcut: bytes
+    base: bytes
+    layers: dict[str, bytes]
+    fresh: bool
+
+
+def look(root: str, group: str, name: str, layers: Sequence[str]) -> Seen:
+    """Look at one window.
+
+    Args:
+        root: the window's folder.
+        group: its group.
+        name: its name.
+        layers: layers whose files matter, sorted.
+
+    Raises:
+        OSError: something vanished meanwhile, or can't be read.
+        ValueError: ``metadata.json`` is not what rslearn writes.
+    """
+    now = time.time_ns()
+    shape = _first_entries(root)
+    raw = (Path(root) / "metadata.json").read_bytes()
+    metadata = _parsed(raw, root)
+    folders = sorted(e.name for e in os.scandir(f"{root}/layers") if e.is_dir()) if "layers" in shape else []
+    files: dict[str, list[str]] = {layer: [] for layer in layers}
+    timed = ["", *shape]
+    completed = []
+    for folder in folders:
+        layer = folder.partition(".")[0]
+        if layer not in files or folder.startswith("."):
+            continue
+        found = list(_walk(f"{root}/", f"layers/{folder}"))
+        timed += [path for path in found if not path.endswith(f"/{_MARKER}")]
+        files[layer] += [path for path in found if not path.endswith("/")]
+        if f"layers/{folder}/{_MARKER}" in found:
+            completed.append(folder)
+    stamps = dict(zip(timed, _stamps(root, timed), strict=True))
+    place = json.dumps([group, name, metadata["projection"], metadata["bounds"]], sort_keys=True)
+    fresh = any(_fresh(stamp[0], now) for stamp in stamps.values())
+    return Seen(
+        group=group,
+        name=name,
+        bounds=_bounds(metadata, root),
+        projection=json.dumps(metadata["projection"]),
+        times=json.dumps(metadata.get("time_range") or None),
+        options=json.dumps(metadata.get("options", {})),
+        completed="|".join(completed),
+        layout="\n".join(timed),
+        shortcut=_NEVER if fresh else _digest(array("q", [v for stamp in stamps.values() for v in stamp]).tobytes()),
+        base=_of_files(place, ["items.json"] if "items.json" in shape else [], stamps, now),
+        layers={layer: _of_files(layer + place, paths, stamps, now) for layer, paths in files.items()},
+        fresh=fresh,
+    )
+
+
+def shortcut(root: str, layout: str) -> bytes | None:
+    """The digest of the time stamps now; None when something is gone."""
+    try:
+        return _digest(array("q", [v for stamp in _stamps(root, layout.split("\n")) for v in stamp]).tobytes())
+    except OSError:
+        return None
+
+
+def _first_entries(root: str) -> list[str]:
+    names = {entry.name for entry in os.scandir(root)}
+    return [name for name in ("items.json", "layers", "metadata.json") if name in names]
+
+
+def _walk(root: str, folder: str) -> Iterator[str]:
+    """Paths below a folder, sorted; folders end with a slash."""
+    yield folder + "/"
+    for entry in sorted(os.scandir(root + folder), key=lambda entry: entry.name):
+        if entry.is_dir():
+            yield from _walk(root, f"{folder}/{entry.name}")
+        else:
+            yield f"{folder}/{entry.name}"
+
+
+def _stamps(root: str, paths: Sequence[str]) -> list[tuple[int, int, int]]:
+    found = []
+    stat = os.stat
+    # Relative to an open folder the kernel has fewer names to look up.
+    folder = os.open(root, os.O_RDONLY)
+    try:
+        for path in paths:
+            state = stat(path or ".", dir_fd=folder)
+            found.append((state.st_mtime_ns, state.st_size, state.st_ino))
+    finally:
+        os.close(folder)
+    return found
+
+
+def _of_files(salt: str, paths: Sequence[str], stamps: dict[str, tuple[int, int, int]], now: int) -> bytes:
+    lines = [salt]
+    for path in paths:
+        stamp = stamps.get(path)
+        # A marker counts by being there.
+        lines.append(f"{path} {stamp}" if stamp else path)
+        if stamp and _fresh(stamp[0], now):
+            # No later look will match this one.
+            lines.append(os.urandom(DIGEST).hex())
+    return _digest("\n".join(lines).encode())
+
+
+def _fresh(written: int, now: int) -> bool:
+    tick = TICK_NS if written % _SECOND_NS else COARSE_TICK_NS
+    return -tick < now - written < tick
+
+
+def _digest(raw: bytes) -> bytes:
+    return blake2b(raw, digest_size=DIGEST).digest()
+
+
+def _parsed(raw: bytes, root: str) -> dict[str, Any]:
+    try:
+        metadata: dict[str, Any] = json.loads(raw)
+        _bounds(metadata, root)
+        metadata["projection"]["crs"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{root}/metadata.json is not what rslearn writes: {type(error).__name__}: {error}") from error
+    return metadata
+
+
+def _bounds(metadata: dict[str, Any], root: str) -> tuple[int, int, int, int]:
+    x0, y0, x1, y1 = metadata["bounds"]
+    if not all(isinstance(value, int) for value in (x0, y0, x1, y1)):
+        raise ValueError(f"{root}/metadata.json: the bounds {metadata['bounds']} are not whole pixels")
+    return x0, y0, x1, y1

@@ -1,0 +1,260 @@
+"""Pack windows: decode them in several processes, each into a segment of its own, and publish what is done."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rasterio.errors import RasterioError
+from rslearn.dataset import Dataset, Window
+from rslearn.train.dataset import DataInput
+from upath import UPath
+
+from rslp.train import adapters
+from rslp.train.store import decoding, records, shelf
+from rslp.train.store.decoding import NotingFormat, Unfit
+from rslp.train.store.index import WindowIndex
+from rslp.train.store.shelf import Entry, SegmentWriter
+
+CHUNK = 8
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_UNREADABLE = (Unfit, OSError, ValueError, KeyError, AssertionError, NotImplementedError, RuntimeError, RasterioError)
+
+
+class DiskFull(Exception):
+    """The store's disk has no room left."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a packing process needs to know.
+
+    Attributes:
+        dataset: the dataset's folder.
+        store: the store's folder.
+        index: its windows.
+        inputs: inputs by the key of their records.
+        prints: for each of them the windows' fingerprints.
+        verify: compare the records that are there with the dataset, instead of making new ones.
+    """
+
+    dataset: UPath
+    store: Path
+    index: WindowIndex
+    inputs: Mapping[str, DataInput]
+    prints: Mapping[str, Any] = field(repr=False)
+    verify: bool = False
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What became of some windows.
+
+    Attributes:
+        entries: new entries by the key of the input.
+        windows: how many windows were looked at.
+        moving: windows that changed while they were read; they are left for the next time.
+    """
+
+    entries: dict[str, list[Entry]]
+    windows: int
+    moving: int
+
+
+class Record(NamedTuple):
+    """What is written of an input of a window.
+
+    Attributes:
+        payload: the data.
+        head: how to read it, or why there is none.
+        state: of its entry.
+    """
+
+    payload: bytes
+    head: bytes
+    state: int
+
+
+Task = tuple[int, tuple[str, ...]]
+
+
+class Packer:
+    """Packs windows in this process.
+
+    Attributes:
+        work: what is packed, and where to.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self._dataset = adapters.keep_formats(Dataset(work.dataset))
+        self._formats: list[NotingFormat] = []
+        adapters.wrap_raster_formats(self._dataset, self._note)
+        self._writer = SegmentWriter(work.store)
+
+    def pack(self, tasks: Sequence[Task]) -> Packed:
+        """Pack some windows.
+
+        Args:
+            tasks: rows of the index, each with the keys of the inputs that are missing.
+
+        Raises:
+            DiskFull: there is no room.
+        """
+        entries: dict[str, list[Entry]] = {}
+        moving = 0
+        for row, keys in tasks:
+            window = self.work.index.window(row, self._dataset)
+            decoded = {key: self.decode(window, self.work.inputs[key]) for key in keys}
+            if not self.work.index.still_holds(row, str(window.window_root.path)):
+                # What was read may be of either state.
+                moving += 1
+                continue
+            for key, record in decoded.items():
+                entries.setdefault(key, []).append(self._write(self.print_of(key, row), record))
+        self._flush()
+        return Packed(entries, len(tasks), moving)
+
+    def close(self) -> None:
+        """Close the segment."""
+        self._writer.close()
+
+    def _note(self, inner: Any) -> NotingFormat:
+        self._formats.append(NotingFormat(inner))
+        return self._formats[-1]
+
+    def print_of(self, key: str, row: int) -> tuple[int, int]:
+        """What a record of a window depends on."""
+        first, second = self.work.prints[key][row].tolist()
+        return first, second
+
+    def decode(self, window: Window, data_input: DataInput) -> Record:
+        """What an input of a window holds, or why it can't be packed."""
+        for one in self._formats:
+            one.on_grid = True
+        try:
+            if data_input.data_type == "vector":
+                groups = decoding.read_vectors(self._dataset, window, data_input)
+                return Record(*records.encode_vector(groups, window), shelf.GOOD)
+            rasters = decoding.read_rasters(self._dataset, window, data_input)
+            plain = data_input.resolution_factor.numerator == data_input.resolution_factor.denominator == 1
+            crops = plain and all(one.on_grid for one in self._formats)
+            return Record(*records.encode_raster(rasters, narrow=self._dtypes(data_input), crops=crops), shelf.GOOD)
+        except _UNREADABLE as error:
+            # Whoever trains on it meets the same error on the direct way, if it is one.
+            return Record(b"", f"{type(error).__name__}: {error}"[:500].encode(), shelf.UNFIT)
+
+    def _dtypes(self, data_input: DataInput) -> list[str]:
+        layers = {option.partition(".")[0] for option in data_input.layers}
+        found = {str(band_set.dtype.value) for name in layers for band_set in self._dataset.layers[name].band_sets}
+        return sorted(found) if len(found) == 1 else ["uint8", "uint16"]
+
+    def _write(self, print_: tuple[int, int], record: Record) -> Entry:
+        try:
+            return self._writer.add(print_, record.payload, record.head, state=record.state)
+        except OSError as error:
+            raise _as_full(error) from error
+
+    def _flush(self) -> None:
+        try:
+            self._writer.flush()
+        except OSError as error:
+            raise _as_full(error) from error
+
+
+def _as_full(error: OSError) -> Exception:
+    return DiskFull(str(error)) if error.errno in _FULL else error
+
+
+class Verifier(Packer):
+    """Decodes windows anew and strikes out the records that differ."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__(work)
+        self._reader = shelf.SegmentReader(work.store)
+        self._shelves = {key: shelf.shelf(work.store, key, work.prints[key]) for key in work.inputs}
+
+    def pack(self, tasks: Sequence[Task]) -> Packed:
+        """Compare some windows; the entries strike out what is not as the dataset has it."""
+        entries: dict[str, list[Entry]] = {}
+        for row, keys in tasks:
+            window = self.work.index.window(row, self._dataset)
+            for key in keys:
+                place = self._shelves[key].place(row)
+                if place is not None and self._stored(place) != self.decode(window, self.work.inputs[key]):
+                    entries.setdefault(key, []).append(Entry(self.print_of(key, row), 0, 0, 0, 0, shelf.STRUCK))
+        return Packed(entries, len(tasks), 0)
+
+    def _stored(self, place: tuple[int, int, int, int]) -> Record | None:
+        try:
+            payload, head = self._reader.read(place)
+            return Record(bytes(payload.view()), head, shelf.GOOD)
+        except (OSError, ValueError):
+            return None
+
+
+def _worker(work: Work) -> Packer:
+    return Verifier(work) if work.verify else Packer(work)
+
+
+def pack_all(work: Work, tasks: Iterable[Task], *, workers: int) -> Iterator[Packed]:
+    """Pack windows; memory does not grow with their number.
+
+    Args:
+        work: what is packed, and where to.
+        tasks: rows with the inputs that are missing.
+        workers: processes; below 2, everything is done in this one.
+
+    Yields:
+        What became of each portion, as it is done.
+
+    Raises:
+        DiskFull: there is no room.
+    """
+    portions = _portions(iter(tasks))
+    if workers < 2:
+        packer = _worker(work)
+        try:
+            yield from map(packer.pack, portions)
+        finally:
+            packer.close()
+        return
+    # Forked, as the loader's workers are: a fresh interpreter would import torch for seconds before it packs anything.
+    pool = ProcessPoolExecutor(workers, get_context("fork"), _begin, (work,))
+    try:
+        running: set[Future[Packed]] = {pool.submit(_pack, one) for one in islice(portions, 3 * workers)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            running |= {pool.submit(_pack, one) for one in islice(portions, len(done))}
+            for future in done:
+                yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _portions(tasks: Iterator[Task]) -> Iterator[list[Task]]:
+    while portion := list(islice(tasks, CHUNK)):
+        yield portion
+
+
+_PACKER: list[Packer] = []
+
+
+def _begin(work: Work) -> None:
+    _PACKER[:] = [_worker(work)]
+
+
+def _pack(tasks: list[Task]) -> Packed:
+    return _PACKER[0].pack(tasks)
+
+
+def default_workers() -> int:
+    """Processes to pack with: one per processor that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1

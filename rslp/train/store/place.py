@@ -1,0 +1,69 @@
+"""Where a dataset's store lies, and who may write to it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fsspec.implementations.local import LocalFileSystem
+from upath import UPath
+
+FOLDER = ".rslp-store"
+CACHE = "RSLP_CACHE"
+_WAIT = 0.5
+_TELL = 10.0
+
+log = logging.getLogger(__name__)
+
+
+def store_folder(dataset: UPath, store: str) -> Path:
+    """The folder of a dataset's store.
+
+    Args:
+        dataset: the dataset's folder, local or remote.
+        store: ``auto``: beside the windows if they are local and the folder can be written, else in the folder of
+            ``RSLP_CACHE`` (default ``~/.cache/rslp``). Anything else is a folder that holds the stores of all datasets.
+    """
+    if store == "auto":
+        if isinstance(dataset.fs, LocalFileSystem):
+            beside = Path(dataset.path) / FOLDER
+            if os.access(beside if beside.exists() else beside.parent, os.W_OK):
+                return beside
+        store = os.environ.get(CACHE) or "~/.cache/rslp"
+    name = f"{dataset.name}-{hashlib.sha256(str(dataset).encode()).hexdigest()[:12]}"
+    return Path(store).expanduser() / "stores" / name
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes free on the disk that a folder, or its nearest parent that exists, lies on."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a store for one writer; others wait, and say so.
+
+    The kernel drops the lock with the process, however it dies.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as handle:
+        began, told = time.monotonic(), 0.0
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() - began >= told:
+                    log.warning("waiting for another process that is packing %s", folder)
+                    told += _TELL
+                time.sleep(_WAIT)
+        yield

@@ -1,0 +1,137 @@
+"""Read samples' inputs from the store, and whatever it does not hold from the dataset itself."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+import numpy as np
+from rslearn.dataset import Dataset, Window
+from rslearn.train.dataset import DataInput
+from rslearn.utils.geometry import PixelBounds
+
+from rslp.train import adapters
+from rslp.train.store import records
+from rslp.train.store.columns import Array
+from rslp.train.store.index import WindowIndex
+from rslp.train.store.selection import available
+from rslp.train.store.shelf import SegmentReader, Shelf
+
+
+class StoredWindows:
+    """The windows of a split, with what the store holds of them.
+
+    Args:
+        dataset: the dataset itself.
+        index: its windows.
+        rows: which of them, in the split's order.
+        shelves: where the records of each packed input lie.
+        reader: gives the records.
+        trusted: the index was not checked at the start, so each window is when it is first read.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        index: WindowIndex,
+        rows: Array,
+        shelves: Mapping[str, Shelf],
+        reader: SegmentReader,
+        trusted: bool,
+    ) -> None:
+        self._dataset = dataset
+        self._index = index
+        self._rows = rows
+        self._shelves = shelves
+        self._reader = reader
+        # 0 not looked at, 1 as in the index, 2 changed.
+        self._state = np.full(len(rows), 0 if trusted else 1, np.uint8)
+        self._available: dict[tuple[int, tuple[str, ...]], frozenset[str]] = {}
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self._rows)
+
+    def __getitem__(self, i: int) -> Window:
+        """The window as rslearn's own object."""
+        return self._index.window(int(self._rows[i]), self._dataset)
+
+    def identity(self, i: int) -> tuple[str, str]:
+        """Group and name of a window."""
+        return self._index.identity(int(self._rows[i]))
+
+    def bounds(self, i: int) -> PixelBounds:
+        """A window's bounds (pixels)."""
+        x0, y0, x1, y1 = self._index.bounds[self._rows[i]].tolist()
+        return x0, y0, x1, y1
+
+    def read(
+        self, i: int, window: Window, *, bounds: PixelBounds, inputs: Mapping[str, DataInput], rng: random.Random
+    ) -> adapters.RawInputs:
+        """Read a sample's inputs, the same as ``adapters.read_inputs`` bit for bit.
+
+        Args:
+            i: which window.
+            window: ``self[i]``.
+            bounds: the crop to read, pixels.
+            inputs: what to read.
+            rng: where draws of item groups come from.
+        """
+        if not self._unchanged(i, window):
+            return adapters.read_inputs(self._dataset, window, bounds=bounds, inputs=dict(inputs), rng=rng)
+        raw: adapters.RawInputs = {}
+        present = self._present(i, inputs)
+        for name, data_input in inputs.items():
+            if name not in present:
+                continue
+            found = self._from_store(i, name, data_input, window=window, bounds=bounds, rng=rng)
+            if found is None:
+                found = adapters.read_inputs(
+                    self._dataset, window, bounds=bounds, inputs={name: data_input}, rng=rng
+                ).get(name)
+            if found is not None:
+                raw[name] = found
+        return raw
+
+    def _from_store(
+        self, i: int, name: str, data_input: DataInput, *, window: Window, bounds: PixelBounds, rng: random.Random
+    ) -> adapters.RawInput | None:
+        place = self._shelves[name].place(i) if name in self._shelves else None
+        crop = None if bounds == window.bounds else _relative(bounds, window.bounds)
+        if place is None:
+            return None
+        try:
+            payload, raw = self._reader.read(place)
+        except (OSError, ValueError):
+            # Another process has put the store in order meanwhile; the dataset itself is still there.
+            return None
+        vector = data_input.data_type == "vector"
+        head = None if vector else records.parse_head(raw)
+        if head is not None and crop is not None and not (head.crops and records.within(bounds, window.bounds)):
+            return None
+        # Drawn only when the record is good: the direct way draws from the same generator.
+        count = records.vector_groups(raw) if head is None else len(head.steps)
+        group = None if data_input.load_all_layers else rng.choice(range(count))
+        if head is None:
+            return records.decode_vector(payload, window, group=group)
+        return records.decode_raster(payload, head, group=group, crop=crop)
+
+    def _present(self, i: int, inputs: Mapping[str, DataInput]) -> frozenset[str]:
+        """The inputs that the window has: the others are not required."""
+        code = int(self._index.texts["completed"].codes[self._rows[i]])
+        key = (code, tuple(inputs))
+        if key not in self._available:
+            folders = self._index.texts["completed"].distinct(code)
+            self._available[key] = frozenset(available(folders, inputs))
+        return self._available[key]
+
+    def _unchanged(self, i: int, window: Window) -> bool:
+        if not self._state[i]:
+            same = self._index.still_holds(int(self._rows[i]), str(window.window_root.path))
+            self._state[i] = 1 if same else 2
+        return bool(self._state[i] == 1)
+
+
+def _relative(crop: PixelBounds, window: PixelBounds) -> PixelBounds:
+    return crop[0] - window[0], crop[1] - window[1], crop[2] - window[0], crop[3] - window[1]

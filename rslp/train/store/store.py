@@ -1,0 +1,290 @@
+"""The sample store of one dataset: opened, brought up to date, packed, and read from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fsspec.implementations.local import LocalFileSystem
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rslearn.dataset import Dataset
+from rslearn.dataset.storage.file import FileWindowStorage
+from rslearn.train.dataset import DataInput, SplitConfig
+
+from rslp.train.store import checking, place
+from rslp.train.store.columns import Array
+from rslp.train.store.index import WindowIndex
+from rslp.train.store.packing import DiskFull, Task, Work, default_workers, pack_all
+from rslp.train.store.reading import StoredWindows
+from rslp.train.store.selection import available, select
+from rslp.train.store.settings import StoreSettings
+from rslp.train.store.shelf import STRUCK, UNFIT, SegmentReader, Shelf, append_entries, catalogue, shelf
+
+FORMAT = 1
+# Of the disk's free room, the store takes at most this share.
+_SHARE_OF_FREE = 0.5
+_VECTOR_BYTES = 1000
+# Fewer windows than this are packed in this process.
+_WORTH_A_PROCESS = 32
+
+log = logging.getLogger(__name__)
+
+
+class SampleStore:
+    """The store of one dataset.
+
+    Args:
+        name: the dataset's key in the run config.
+        dataset: the dataset.
+        folder: the store's folder.
+        index: the windows.
+        settings: what a person chose.
+        trusted: the index was not checked against every window.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        dataset: Dataset,
+        folder: Path,
+        index: WindowIndex,
+        settings: StoreSettings,
+        trusted: bool,
+    ) -> None:
+        self.name = name
+        self.folder = folder
+        self.index = index
+        self._dataset = dataset
+        self._settings = settings
+        self._trusted = trusted
+        self._reader = SegmentReader(folder)
+
+    def windows(self, inputs: Mapping[str, DataInput], config: SplitConfig, *, what: str = "") -> StoredWindows:
+        """The windows of a split; what is not packed yet is packed first, if it fits.
+
+        Args:
+            inputs: what a sample reads.
+            config: the split's settings.
+            what: names the split in messages.
+        """
+        rows = select(self.index, inputs, config)
+        self.pack(rows, inputs, what=what)
+        shelves = {name: self._shelf(data_input, rows) for name, data_input in inputs.items()}
+        return StoredWindows(
+            self._dataset, index=self.index, rows=rows, shelves=shelves, reader=self._reader, trusted=self._trusted
+        )
+
+    def pack(self, rows: Array, inputs: Mapping[str, DataInput], *, what: str = "", again: bool = False) -> int:
+        """Pack what is missing.
+
+        Args:
+            rows: windows of the index.
+            inputs: what a sample reads.
+            what: names the split in messages.
+            again: also try windows that could not be packed before.
+
+        Returns:
+            The number of records that were made.
+        """
+        if not self._missing(rows, inputs, again=again):
+            return 0
+        try:
+            with place.locked(self.folder):
+                # Another process may have packed while this one waited.
+                tasks = self._missing(rows, inputs, again=again)
+                return self._pack(tasks, inputs, what) if self._fits(tasks, inputs, what) else 0
+        except (DiskFull, OSError) as error:
+            log.warning(
+                "%s: the store %s can't take all windows (%s); the others are read from the dataset itself",
+                self.name,
+                self.folder,
+                error,
+            )
+            return 0
+
+    def verify(self, rows: Array, inputs: Mapping[str, DataInput], *, what: str = "") -> int:
+        """Compare records with the dataset byte by byte, and strike out those that differ.
+
+        This alone finds content that was exchanged with size, time and inode kept.
+
+        Args:
+            rows: windows of the index.
+            inputs: what a sample reads.
+            what: names the split in messages.
+
+        Returns:
+            The number of records that differed.
+        """
+        keys = tuple(dict.fromkeys(self._key(data_input) for data_input in inputs.values()))
+        with place.locked(self.folder):
+            return self._work(
+                [(row, keys) for row in rows.tolist()], inputs, f"verifying {self.name} {what}", verify=True
+            )
+
+    def _pack(self, tasks: list[Task], inputs: Mapping[str, DataInput], what: str) -> int:
+        return self._work(tasks, inputs, f"packing {self.name} {what}")
+
+    def _work(self, tasks: list[Task], inputs: Mapping[str, DataInput], title: str, *, verify: bool = False) -> int:
+        """Work through tasks and publish the entries; returns how many there were."""
+        by_key = {self._key(data_input): data_input for data_input in inputs.values()}
+        prints = {key: self._prints(data_input) for key, data_input in by_key.items()}
+        work = Work(self._dataset.path, self.folder, self.index, by_key, prints, verify)
+        workers = self._settings.workers if self._settings.workers is not None else default_workers()
+        portions = pack_all(work, tasks, workers=workers if len(tasks) >= _WORTH_A_PROCESS else 0)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        made = 0
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            console.print(f"{title.rstrip()}: {len(tasks)} windows, {self.folder}", highlight=False, soft_wrap=True)
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            bar = progress.add_task(title.rstrip(), total=len(tasks))
+            for portion in portions:
+                for key, entries in portion.entries.items():
+                    append_entries(catalogue(self.folder, key), entries)
+                    made += len(entries)
+                progress.advance(bar, portion.windows)
+        return made
+
+    def _fits(self, tasks: list[Task], inputs: Mapping[str, DataInput], what: str) -> bool:
+        needed = self._estimate(tasks, inputs)
+        room = int(place.free_bytes(self.folder) * _SHARE_OF_FREE)
+        if self._settings.limit is not None:
+            taken = sum(path.stat().st_size for path in self.folder.glob("data/*.seg"))
+            room = min(room, self._settings.limit - taken)
+        if needed <= room:
+            return True
+        log.warning(
+            "%s %s: its store would take %.1f GB more, and %.1f GB are allowed in %s; it is read without one. "
+            "`store: FOLDER` of the data module names another place",
+            self.name,
+            what,
+            needed / 1e9,
+            max(room, 0) / 1e9,
+            self.folder,
+        )
+        return False
+
+    def _estimate(self, tasks: list[Task], inputs: Mapping[str, DataInput]) -> int:
+        """Bytes that the records will take."""
+        total = 0
+        sizes = {self._key(data_input): self._bytes_per_pixel(data_input) for data_input in inputs.values()}
+        for row, keys in tasks:
+            x0, y0, x1, y1 = self.index.bounds[row].tolist()
+            total += sum(_VECTOR_BYTES + sizes[key] * (x1 - x0) * (y1 - y0) for key in keys)
+        return total
+
+    def _bytes_per_pixel(self, data_input: DataInput) -> int:
+        if data_input.data_type == "vector":
+            return 0
+        total = 0
+        for option in data_input.layers:
+            layer = option.partition(".")[0]
+            band_sets = self._dataset.layers[layer].band_sets if layer in self._dataset.layers else []
+            bands = len(data_input.bands or []) or max((len(one.bands) for one in band_sets), default=0)
+            wide = max((np.dtype(one.dtype.get_numpy_dtype()).itemsize for one in band_sets), default=4)
+            groups = self._most_groups(layer) if data_input.load_all_item_groups else 1
+            total += bands * min(wide, 4) * groups
+        return total
+
+    def _most_groups(self, layer: str) -> int:
+        completed = self.index.texts["completed"]
+        texts = [completed.distinct(code) for code in range(len(completed.ends))]
+        return max((sum(f.partition(".")[0] == layer for f in text.split("|")) for text in texts), default=1)
+
+    def _missing(self, rows: Array, inputs: Mapping[str, DataInput], *, again: bool) -> list[Task]:
+        """Rows with the keys of inputs that have no record."""
+        missing: dict[int, list[str]] = {}
+        completed = self.index.texts["completed"]
+        present: dict[int, set[str]] = {
+            int(code): set(available(completed.distinct(int(code)), inputs)) for code in completed.used(rows)
+        }
+        for name, data_input in inputs.items():
+            key = self._key(data_input)
+            held = self._shelf(data_input, rows)
+            lost = held.numbers < 0
+            if len(held.entries):
+                wanted = (STRUCK, UNFIT) if again else (STRUCK,)
+                lost |= np.isin(held.entries["state"][np.maximum(held.numbers, 0)], wanted)
+            for row in rows[lost].tolist():
+                keys = missing.setdefault(row, [])
+                if name in present[int(completed.codes[row])] and key not in keys:
+                    keys.append(key)
+        return [(row, tuple(keys)) for row, keys in missing.items() if keys]
+
+    def _shelf(self, data_input: DataInput, rows: Array) -> Shelf:
+        return shelf(self.folder, self._key(data_input), self._prints(data_input)[rows])
+
+    def _prints(self, data_input: DataInput) -> Array:
+        return self.index.fingerprints([option.partition(".")[0] for option in data_input.layers])
+
+    def _key(self, data_input: DataInput) -> str:
+        return input_key(self._dataset, data_input)
+
+
+def input_key(dataset: Dataset, data_input: DataInput) -> str:
+    """Names the records of an input: everything in configs that decides on what it reads from a window.
+
+    How inputs are called, and whether one item group or all of them make a sample, does not.
+    """
+    layers = sorted({option.partition(".")[0] for option in data_input.layers})
+    what: dict[str, Any] = {
+        "format": FORMAT,
+        "rslearn": version("rslearn"),
+        "type": data_input.data_type,
+        "layers": list(data_input.layers),
+        "bands": data_input.bands,
+        "band_set": data_input.use_all_bands_in_order_of_band_set_idx,
+        "dtype": str(data_input.dtype.value),
+        "all_groups": data_input.load_all_item_groups,
+        "resolution": [data_input.resolution_factor.numerator, data_input.resolution_factor.denominator],
+        "storage": type(dataset.window_data_storage_factory).__qualname__,
+        "config": {
+            layer: json.loads(dataset.layers[layer].model_dump_json(exclude={"data_source"}))
+            for layer in layers
+            if layer in dataset.layers
+        },
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def open_store(
+    name: str, *, dataset: Dataset, inputs: Mapping[str, DataInput], settings: StoreSettings
+) -> SampleStore | None:
+    """Open a dataset's store with an index that is up to date.
+
+    Args:
+        name: the dataset's key in the run config.
+        dataset: the dataset.
+        inputs: all that its samples may read, targets too.
+        settings: what a person chose.
+
+    Returns:
+        The store, or None where there is to be none.
+    """
+    if settings.store == "off":
+        return None
+    if type(dataset.storage) is not FileWindowStorage or not isinstance(dataset.path.fs, LocalFileSystem):
+        log.warning("%s: only datasets of files on a local path have a store; it is read without one", name)
+        return None
+    layers = sorted({option.partition(".")[0] for one in inputs.values() for option in one.layers})
+    key = hashlib.sha256("\n".join(layers).encode()).hexdigest()[:12]
+    folder = place.store_folder(dataset.path, settings.store)
+    windows = Path(dataset.path.path) / "windows"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        old = checking.latest(folder, key)
+        trusted = old is not None and not settings.check_all and checking.trusted(old, windows)
+        if old is None or not trusted:
+            old = checking.refresh(folder, key, windows, layers=layers, workers=default_workers())
+    except (OSError, ValueError) as error:
+        log.warning("%s: no store in %s, the dataset is read without one: %s", name, folder, error)
+        return None
+    return SampleStore(name, dataset=dataset, folder=folder, index=old, settings=settings, trusted=trusted)

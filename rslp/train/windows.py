@@ -1,0 +1,79 @@
+"""The windows of a split, and how what they hold is read."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from rslearn.dataset import Dataset, Window
+from rslearn.train.dataset import DataInput
+from rslearn.utils.geometry import PixelBounds
+
+from rslp.train import adapters
+
+
+class Windows(Protocol):
+    """The windows of a split, in its order."""
+
+    def __len__(self) -> int:
+        """Number of windows."""
+
+    def __getitem__(self, i: int) -> Window:
+        """A window as rslearn's own object."""
+
+    def identity(self, i: int) -> tuple[str, str]:
+        """Group and name of a window."""
+
+    def bounds(self, i: int) -> PixelBounds:
+        """A window's bounds (pixels)."""
+
+    def read(
+        self, i: int, window: Window, *, bounds: PixelBounds, inputs: Mapping[str, DataInput], rng: random.Random
+    ) -> adapters.RawInputs:
+        """Read what a sample needs of a window.
+
+        Args:
+            i: which window.
+            window: ``self[i]``.
+            bounds: the crop to read, pixels.
+            inputs: what to read.
+            rng: where draws of item groups come from.
+        """
+
+
+class DirectWindows:
+    """Windows that are read from the dataset itself."""
+
+    def __init__(self, dataset: Dataset, windows: Sequence[Window]) -> None:
+        self._dataset = dataset
+        self._windows = windows
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self._windows)
+
+    def __getitem__(self, i: int) -> Window:
+        """A window as rslearn's own object."""
+        return self._windows[i]
+
+    def identity(self, i: int) -> tuple[str, str]:
+        """Group and name of a window."""
+        return self._windows[i].group, self._windows[i].name
+
+    def bounds(self, i: int) -> PixelBounds:
+        """A window's bounds (pixels)."""
+        bounds: PixelBounds = self._windows[i].bounds
+        return bounds
+
+    def read(
+        self,
+        i: int,  # noqa: ARG002
+        window: Window,
+        *,
+        bounds: PixelBounds,
+        inputs: Mapping[str, DataInput],
+        rng: random.Random,
+    ) -> adapters.RawInputs:
+        """Read what a sample needs of a window, see ``Windows``."""
+        return adapters.read_inputs(self._dataset, window, bounds=bounds, inputs=dict(inputs), rng=rng)

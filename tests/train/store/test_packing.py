@@ -1,0 +1,210 @@
+"""Packing is interrupted, short of room, or done twice at once; training goes on all the same."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rslp.main import main
+from rslp.train.store import packing, place, shelf
+from rslp.train.store.shelf import Entry
+from tests.tiny import run_config, write_dataset
+from tests.train.store.places import assert_equal_sources, direct, module, opened, stored, write_places
+
+PACK = """
+import sys, time
+from pathlib import Path
+from rslp.train.store import packing
+from tests.tiny import run_config, write_dataset
+from tests.train.store.places import stored
+slow = float(sys.argv[2])
+packing.CHUNK = 1
+done = packing.Packer.pack
+packing.Packer.pack = lambda self, tasks: (time.sleep(slow), done(self, tasks))[1]
+print(len(stored(Path(sys.argv[1]))), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_places(tmp_path_factory.mktemp("data") / "places")
+
+
+@pytest.fixture
+def path(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "places"))
+
+
+def start(path: Path, *, slow: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "ignore", "-c", PACK, str(path), str(slow)]
+    root = Path(__file__).parents[3]
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=root)
+
+
+def entries(path: Path) -> list[tuple[str, Any]]:
+    found = []
+    for file in sorted((path / ".rslp-store").glob("records-*.cat")):
+        found += [(file.name, tuple(entry["print"].tolist())) for entry in shelf.read_entries(file)]
+    return found
+
+
+def test_a_killed_packing_goes_on_where_it_was(path: Path) -> None:
+    with start(path, slow=0.5) as process:
+        while not entries(path) and process.poll() is None:
+            time.sleep(0.05)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    before = entries(path)
+    assert 0 < len(before) < 4 * 7
+    for file in (path / ".rslp-store").glob("records-*.cat"):
+        with file.open("ab") as handle:
+            handle.write(b"half an entry")
+    assert_equal_sources(stored(path), direct(path))
+    after = entries(path)
+    assert set(before) < set(after)
+    assert len(after) == len(set(after)) == 4 * 7
+
+
+def test_two_runs_on_one_store(path: Path) -> None:
+    first, second = start(path, slow=0.2), start(path, slow=0.2)
+    for process in (first, second):
+        out, err = process.communicate(timeout=300)
+        assert (process.returncode, out) == (0, "4\n"), err
+    found = entries(path)
+    assert len(found) == len(set(found))
+    assert_equal_sources(stored(path), direct(path))
+
+
+def test_who_waits_says_so(path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opened(path)
+    with place.locked(store.folder):
+        monkeypatch.setattr("rslp.train.store.place.time.sleep", lambda _: (_ for _ in ()).throw(TimeoutError))
+        with pytest.raises(TimeoutError), place.locked(store.folder):
+            pass
+    assert "waiting for another process" in caplog.text
+
+
+def test_a_full_disk_stops_the_packing_and_not_the_training(
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    monkeypatch.setattr(packing, "CHUNK", 1)
+    try:
+        # The kernel refuses to make a file larger than this: the same way a full disk shows, on one file.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (25_000, hard))
+        source = stored(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "can't take all windows" in caplog.text
+    assert "File too large" in caplog.text
+    assert 0 < len(entries(path)) < 4 * 7
+    assert_equal_sources(source, direct(path))
+    assert_equal_sources(stored(path), direct(path))
+
+
+def test_a_store_that_would_be_too_large_is_not_begun(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert_equal_sources(stored(path, limit=1000), direct(path))
+    assert "GB are allowed" in caplog.text
+    assert not entries(path)
+
+
+def test_a_folder_that_cannot_be_written(path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    made = module(path)
+    from rslp.train.samples import open_dataset
+    from rslp.train.store.settings import StoreSettings
+    from rslp.train.store.store import open_store
+
+    chosen = StoreSettings(store=str(tmp_path / "file"))
+    assert open_store("places", dataset=open_dataset("places", made), inputs=made.inputs, settings=chosen) is None
+    assert "is read without one" in caplog.text
+
+
+def test_a_window_that_changes_while_it_is_read_is_left_for_later(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = packing.Packer.decode
+    label = path / "windows" / "even" / "w000" / "layers" / "label" / "data.geojson"
+
+    def meddle(*args: Any) -> Any:
+        decoded = decode(*args)
+        label.write_text(label.read_text() + " ")
+        return decoded
+
+    monkeypatch.setattr(packing.Packer, "decode", meddle)
+    source = stored(path)
+    assert len(entries(path)) == 3 * 7
+    assert_equal_sources(source, direct(path))
+
+
+def test_where_a_store_lies(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from upath import UPath
+
+    monkeypatch.setenv("RSLP_CACHE", str(tmp_path / "cache"))
+    assert place.store_folder(UPath(path), "auto") == path / ".rslp-store"
+    elsewhere = place.store_folder(UPath(path), str(tmp_path / "here"))
+    assert elsewhere.parent == tmp_path / "here" / "stores"
+    assert elsewhere.name.startswith("places-")
+    assert place.store_folder(UPath("memory://places"), "auto").parent == tmp_path / "cache" / "stores"
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert place.store_folder(UPath(path), "auto").parent == tmp_path / "cache" / "stores"
+
+
+def test_the_command_packs_and_verifies_the_datasets_of_a_run_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = str(write_dataset(tmp_path / "data", "classify", train=2, val=1, test=1))
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(run_config({"classify": (data, "classify")})))
+    command = ["helios", "pack", f"--config_paths+={config}"]
+    assert main(command) == 0
+    assert f"classify: 4 windows in {data}/.rslp-store, 8 records made\n" in capsys.readouterr().out
+    assert main([*command, "--verify", "true"]) == 0
+    assert "0 records made, 0 records differed from the dataset\n" in capsys.readouterr().out
+    assert main([*command, "--splits+=valid"]) == 2
+    assert "there is no split 'valid'" in capsys.readouterr().err
+    config.write_text(yaml.safe_dump(run_config({"classify": (data, "classify")}, store="off")))
+    assert main(command) == 2
+    assert "classify: there is no store for it" in capsys.readouterr().err
+
+
+def test_torn_entries_are_passed_over_and_cut_off(tmp_path: Path) -> None:
+    made = [Entry((n, n + 1), 5, 64 * n, 10, 3) for n in range(4)]
+    file = tmp_path / "records-x.cat"
+    shelf.append_entries(file, made[:2])
+    with file.open("r+b") as handle:
+        handle.truncate(shelf.ENTRY.itemsize * 2 - 5)
+    assert shelf.read_entries(file)["print"].tolist() == [[0, 1]]
+    shelf.append_entries(file, made[2:])
+    assert shelf.read_entries(file)["print"].tolist() == [[0, 1], [2, 3], [3, 4]]
+
+
+def test_only_verifying_finds_content_that_was_exchanged_behind_the_file_system(path: Path) -> None:
+    source = stored(path)
+    file = path / "windows" / "even" / "w000" / "layers" / "label" / "data.geojson"
+    state = file.stat()
+    with file.open("r+") as handle:
+        text = handle.read()
+        handle.seek(0)
+        handle.write(text.replace('"low"', '"LOW"'))
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    data_module = module(path)
+    store = opened(path, data_module)
+    rows = source._windows._rows  # type: ignore[attr-defined]
+    before = entries(path)
+    assert store.pack(rows, data_module.inputs) == 0
+    assert store.verify(rows, data_module.inputs) == 1
+    assert store.pack(rows, data_module.inputs) == 1
+    assert store.verify(rows, data_module.inputs) == 0
+    assert len(entries(path)) == len(before) + 2
+    assert_equal_sources(stored(path), direct(path))
