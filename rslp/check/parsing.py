@@ -32,7 +32,15 @@ from rslp.train.strategy import RanksEnvironment
 
 DATA_MODULES: KeyPath = ("data", "init_args", "data_modules")
 # What a laptop lacks of the machine that the run is meant for.
-_HERE = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None}
+_HERE: Mapping[str, Any] = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "num_nodes": 1,
+    "strategy": "auto",
+    "precision": None,
+    # One process: without an environment of its own, Lightning looks for variables of clusters, which may be inherited.
+    "plugins": [{"class_path": "rslp.train.strategy.RanksEnvironment"}],
+}
 
 
 @dataclass(frozen=True)
@@ -56,10 +64,8 @@ class CheckCLI(RunCLI):
     def before_instantiate_classes(self) -> None:
         """Keep what was parsed, and make a trainer that exists everywhere."""
         for key, value in _HERE.items():
-            self.config[f"trainer.{key}"] = value
+            self.config[f"trainer.{key}"] = [RanksEnvironment()] if key == "plugins" else value
         self.config["trainer.logger"] = False
-        # One process, whatever variables of a cluster are inherited: Lightning would look for those.
-        self.config["trainer.plugins"] = [RanksEnvironment()]
 
 
 def parse(config: Mapping[str, Any]) -> Parsed:
