@@ -42,7 +42,7 @@ lint: $(READY) ## format, style, types, imports
 check: lint test ## lint and test
 
 golden: $(READY) ## accept today's plans of all engines as the right ones (tests/launch/golden)
-	RSLP_ACCEPT=1 $(BIN)/python -m pytest tests/launch/test_plans.py -k accepted
+	RSLP_ACCEPT=1 $(BIN)/python -m pytest tests/launch/test_plans.py tests/launch/test_plan_beaker.py -k accepted
 
 schema: $(READY) ## make the shipped tables anew: argument names, the JSON schema of multi-dataset configs
 	$(BIN)/python -m rslp.compose.make_vocabulary

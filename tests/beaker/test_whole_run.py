@@ -11,10 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from rslp.files import Store
 from rslp.main import main
+from rslp.train.checkpoints import read_checkpoint
+from rslp.train.fit import fit
+from tests import tiny
 from tests.beaker.loopback import Loopback
 from tests.beaker.tasks import Status
 from tests.stores import Server
@@ -80,10 +84,16 @@ def test_it_trains_to_the_end_though_the_machine_is_taken_away(
     assert b"torch==" in (run.read("environment.txt") or b"")
     everything = [said.out, str(beaker.only.spec), *((run.read(name) or b"").decode("latin-1") for name in run.sizes())]
     assert not [text[:80] for text in everything for secret in beaker.secrets.values() if secret in text]
+    # The same run on this machine, undisturbed, is the same to the last bit; so it is on SLURM (tests/slurm).
+    here = tiny.write_run(place.parent / "here", yaml.safe_load(Path("OUT.yaml").read_text()))
+    assert fit(here) == 0
+    (sent := place.parent / "sent.ckpt").write_bytes(run.read("checkpoints/last.ckpt") or b"")
+    got, wanted = (read_checkpoint(path)["state_dict"] for path in (sent, here.last))
+    assert got.keys() == wanted.keys() and all(torch.equal(got[key], wanted[key]) for key in wanted)
+    assert run.read("metrics.csv") == here.metrics.read_bytes()
 
 
 def test_two_machines_train_together_and_start_again_when_one_breaks(beaker: Loopback, place: Path) -> None:
-    pytest.importorskip("rslp.train.world", reason="training on several ranks is not there yet")
     words = UNCHECKED
     assert main([*words, "--nodes", "2", "--retries", "1", "--dry_run", "false"]) == 0
     wait_for("checkpoints/last.ckpt", beaker)

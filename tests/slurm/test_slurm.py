@@ -106,6 +106,7 @@ def assert_same_weights(run: RunDir, reference: RunDir) -> None:
     got, wanted = (read_checkpoint(one.last)["state_dict"] for one in (run, reference))
     assert got.keys() == wanted.keys()
     assert all(torch.equal(got[key], wanted[key]) for key in wanted)
+    assert run.metrics.read_bytes() == reference.metrics.read_bytes()
 
 
 def test_submitted_followed_and_done_as_on_this_machine(
