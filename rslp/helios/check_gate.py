@@ -134,7 +134,10 @@ def _run_check(words: Sequence[str]) -> None:
     """
     sys.stdout.flush()
     _say("checking config and data")
-    code = subprocess.run([sys.executable, "-m", "rslp.main", "helios", "check", *words], check=False).returncode
+    command = [sys.executable, "-m", "rslp.main", "helios", "check", *words]
+    # The check is one process, also inside a job of several.
+    environment = {name: value for name, value in os.environ.items() if name != "RSLP_RANKS"}
+    code = subprocess.run(command, check=False, env=environment).returncode
     if code in (_INTERRUPTED, -2):
         raise KeyboardInterrupt
     if code == RunError.exit_code:

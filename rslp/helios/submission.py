@@ -104,8 +104,9 @@ def _run_here_in_store(plan: Plan, request: Request) -> int:
             f"RSLP_PREFIX leads to {job.run.location}: runs on an object store are for Beaker, and for this machine in "
             "the foreground; set a folder"
         )
+    store = Store(job.run.location, patience=_PATIENCE)
     request.look_at_it()
-    with settled_in_store(Store(job.run.location, patience=_PATIENCE), request.config, keep=job.mode != "fit"):
+    with settled_in_store(store, request.config, keep=job.mode != "fit"):
         submit_local.submit(plan)
     return 0
 

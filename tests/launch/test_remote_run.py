@@ -153,7 +153,8 @@ def test_a_killed_run_goes_on_elsewhere_to_the_same_weights(
     first = start(s3.root)
     end = time.monotonic() + 120
     while s3.read("checkpoints/last.ckpt") is None:
-        assert first.poll() is None and time.monotonic() < end
+        assert first.poll() is None, first.communicate()[1]
+        assert time.monotonic() < end
         time.sleep(0.05)
     first.kill()
     (tmp_path / "hold").unlink()

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from rslp.launch.ranks import _die_with_parent, free_port
+from rslp.launch.ranks import die_with_parent, free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 NODES = 2
@@ -144,7 +144,7 @@ def _daemon(cluster: Cluster, stack: ExitStack, *words: str) -> None:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent(),
+            preexec_fn=die_with_parent(),
         )
     stack.callback(process.wait, timeout=20)
     stack.callback(process.terminate)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +27,7 @@ from rslp.train.store.reading import StoredWindows
 from rslp.train.store.selection import available, select
 from rslp.train.store.settings import StoreSettings
 from rslp.train.store.shelf import STRUCK, UNFIT, SegmentReader, Shelf, append_entries, catalogue, shelf
+from rslp.train.world import read_world
 
 FORMAT = 1
 # Of the disk's free room, the store takes at most this share.
@@ -141,7 +143,8 @@ class SampleStore:
         portions = pack_all(work, tasks, workers=workers if len(tasks) >= _WORTH_A_PROCESS else 0)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         made = 0
-        console = Console(stderr=True)
+        # Of a job's processes, the first speaks.
+        console = Console(stderr=True, quiet=not read_world(os.environ).first)
         if not console.is_terminal:
             console.print(f"{title.rstrip()}: {len(tasks)} windows, {self.folder}", highlight=False, soft_wrap=True)
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

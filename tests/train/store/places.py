@@ -17,6 +17,7 @@ from rslearn.dataset import Dataset, Window
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput, SplitConfig
 from rslearn.train.tasks.classification import ClassificationTask
+from rslearn.train.transforms.transform import Transform
 from rslearn.utils.feature import Feature
 from rslearn.utils.geometry import Projection, STGeometry
 from rslearn.utils.raster_array import RasterArray, RasterMetadata
@@ -138,6 +139,16 @@ def inputs() -> dict[str, DataInput]:
     }
 
 
+class Finite(Transform):
+    """A number for each value that is none: a sample with any is refused, and the store has to keep them apart."""
+
+    def forward(self, input_dict: dict[str, Any], target_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Replace them in the coarse images."""
+        if (coarse := input_dict.get("coarse")) is not None:
+            coarse.image = torch.nan_to_num(coarse.image, nan=-7e9, posinf=-8e9, neginf=-9e9)
+        return input_dict, target_dict
+
+
 def module(path: Path, *, wanted: Mapping[str, DataInput] | None = None, **settings: Any) -> RslearnDataModule:
     """The dataset as a run config describes it; every input is passed through."""
     chosen = dict(inputs() if wanted is None else wanted)
@@ -147,7 +158,7 @@ def module(path: Path, *, wanted: Mapping[str, DataInput] | None = None, **setti
         inputs=chosen,
         task=ClassificationTask(property_name="value", classes=["low", "high"]),
         path=str(path),
-        default_config=SplitConfig(**settings),
+        default_config=SplitConfig(**{"transforms": [Finite()], **settings}),
     )
 
 
