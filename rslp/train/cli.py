@@ -10,6 +10,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
+from copy import deepcopy
 from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
@@ -115,6 +116,7 @@ def build(run: RunDir, *, training: bool) -> Made:
     # Lightning guesses it from variables that may be inherited from a job that is not ours.
     rank_zero_only.rank = read_world(os.environ).rank  # type: ignore[attr-defined]
     init_jsonargparse()
+    described = deepcopy(config)  # the parser writes into what it is given
     # Weights that are drawn, not loaded, belong to the run's randomness too.
     with collector_off(), seeded(weights := seed_of(config.get("seed", 0), "weights")):
         whole = _for_run(config, run=run, training=training)
@@ -129,6 +131,7 @@ def build(run: RunDir, *, training: bool) -> Made:
     made.datamodule.accumulate(made.trainer.accumulate_grad_batches)
     made.trainer.accumulate_grad_batches = 1
     made.datamodule.seed = made.model.seed = made.seed
+    made.datamodule.frozen.describe(described)
     _leave_room_for_workers(made.datamodule.num_workers)
     _checkpoints_first(made.trainer)
     return made

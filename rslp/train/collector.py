@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,5 +23,7 @@ def collector_off(*, keep: bool = False) -> Iterator[None]:
     finally:
         if keep:
             gc.freeze()
+            # At the very end everything is searched after all: libraries complain of objects that outlive their types.
+            atexit.register(gc.unfreeze)
         if was_on:
             gc.enable()

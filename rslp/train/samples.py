@@ -121,6 +121,26 @@ class SampleSource:
         group, name = self._windows.identity(place.window)
         return f"{self.name}/{group}/{name}/" + "_".join(map(str, bounds))
 
+    @property
+    def fixed(self) -> bool:
+        """Whether a sample is the same at each draw: no random crop, no choice of item groups, no random transform."""
+        whole = self._crops is not None or self._config.get_crop_size() is None
+        return (
+            whole and adapters.are_fixed(self._config.transforms or []) and self._windows.without_choice(self._inputs)
+        )
+
+    def prints(self) -> np.ndarray[Any, np.dtype[np.uint64]] | None:
+        """What each sample is read from, as ``N 2`` words that change with any file; None if that is not known."""
+        prints = self._windows.prints(self._inputs)
+        if prints is None or self._crops is None:
+            return prints
+        chosen: np.ndarray[Any, np.dtype[np.uint64]] = prints[self._crops[:, 0]]
+        return chosen ^ (self._crops[:, 1:2].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+
+    def holds(self, index: int) -> bool:
+        """Whether the sample's window still is what ``prints`` says."""
+        return self._windows.holds(self._place(index).window)
+
     def sample(self, index: int, *, draw: int = 0) -> Sample:
         """Read and transform one sample.
 
