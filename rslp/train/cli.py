@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import logging
 import os
 import re
-import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from inspect import signature
@@ -36,21 +34,9 @@ from rslp.train.metrics_log import MetricsLog
 from rslp.train.module import JointModule
 from rslp.train.placement import placed
 from rslp.train.progress import RunProgress
+from rslp.train.quiet import quiet_libraries
 from rslp.train.samples import seed_of, seeded
 from rslp.train.world import read_world
-
-# Warnings of libraries about themselves or about what is done here on purpose.
-_HINTS = (
-    ".*does not have many workers",
-    ".*is smaller than the logging interval",
-    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
-    "You're resuming from a checkpoint that ended before the epoch ended",
-    "Found .* module\\(s\\) in eval mode",
-    # Values that all processes share already.
-    "It is recommended to use `self.log\\(.*sync_dist=True",
-    "The `srun` command is available on your system but is not used",
-)
-
 
 # What every run needs of the trainer, unless its config says otherwise.
 TRAINER_DEFAULTS = {
@@ -112,9 +98,10 @@ def build(run: RunDir, *, training: bool) -> Made:
     """
     document = read_yaml(run.config)
     config = resolve_paths(document.data, run.path, name=document.name, line=document.line)
-    _quiet_libraries()
+    world = read_world(os.environ)
+    quiet_libraries(world)
     # Lightning guesses it from variables that may be inherited from a job that is not ours.
-    rank_zero_only.rank = read_world(os.environ).rank  # type: ignore[attr-defined]
+    rank_zero_only.rank = world.rank  # type: ignore[attr-defined]
     init_jsonargparse()
     described = deepcopy(config)  # the parser writes into what it is given
     # Weights that are drawn, not loaded, belong to the run's randomness too.
@@ -215,7 +202,7 @@ def _parse(config: dict[str, Any], *, name: Path) -> Made:
         raise ConfigError(Problem(_cause(noise.getvalue() or str(error)), file=str(name))) from error
     except (ValueError, TypeError) as error:
         # jsonargparse wraps what a constructor raises into listings of everything that it tried.
-        if (cause := _user_error(error)) is None:
+        if (cause := user_error(error)) is None:
             raise
         raise cause from None
     for what, got, wanted in (("data", cli.datamodule, MultiDatasetDataModule), ("model", cli.model, JointModule)):
@@ -245,8 +232,8 @@ def run_parser(config: dict[str, Any], cls: type[CLI]) -> CLI:
     )
 
 
-def _user_error(error: BaseException | None) -> UserError | None:
-    """The user's mistake at the root of an exception, if it is one."""
+def user_error(error: BaseException | None) -> UserError | None:
+    """The user's mistake at the root of an exception, if it is one; the parser wraps what a constructor raises."""
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
@@ -259,12 +246,3 @@ def _cause(message: str) -> str:
     telling = [line for line in lines if _TELLING.search(line)]
     what = (telling or lines or ["can't be parsed"])[-1][:300]
     return f"{key.group(1)}: {what}" if key and key.group(1) not in what else what
-
-
-def _quiet_libraries() -> None:
-    """Lightning's hints on hardware and rslearn's progress notes are not for the user of a run."""
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in _HINTS:
-        warnings.filterwarnings("ignore", message=message)

@@ -23,7 +23,7 @@ def collector_off(*, keep: bool = False) -> Iterator[None]:
     finally:
         if keep:
             gc.freeze()
-            # At the very end everything is searched after all: libraries complain of objects that outlive their types.
+            # What the interpreter can't take apart at its end, native modules report as leaked, in pages.
             atexit.register(gc.unfreeze)
         if was_on:
             gc.enable()
