@@ -14,6 +14,7 @@ from rslp.launch.software import record_software
 from rslp.run import RunDir
 from rslp.train import preemption
 from rslp.train.collector import collector_off
+from rslp.train.late import late_modules
 
 
 def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
@@ -38,13 +39,13 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
             record_software(directory)
         # Before the imports of the training stack, which take seconds.
         preemption.notice.install()
-        with collector_off(keep=True):
+        with collector_off(keep=True), late_modules():
             from rslp.train.fit import fit
 
         return fit(directory)
     if mode == "predict":
         raise RunError("mode predict is not there yet; validate and test evaluate a run")
-    with collector_off(keep=True):
+    with collector_off(keep=True), late_modules():
         from rslp.evaluate.evaluation import evaluate
 
     evaluate(directory, splits=("val", "test") if mode == "test" else ("val",), checkpoint=checkpoint)
