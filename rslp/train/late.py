@@ -1,9 +1,10 @@
 """Modules that libraries import in passing and a run hardly uses: each is loaded when something of it is first used.
 
-Importing torch's compiler, scipy, matplotlib, W&B, boto3 and triton takes longer than importing torch. Lightning,
-torchmetrics, torchvision, rasterio and rslearn import them for a type in an annotation, a decorator or a function that
-a run may never call. A stand-in takes such a module's place in ``sys.modules``; it answers what the libraries ask at
-their import, and whoever asks it for anything else gets the real module, which takes the place from then on.
+Importing torch's compiler and sharding, scipy, matplotlib, W&B, boto3 and triton takes longer than importing torch.
+Lightning, torchmetrics, torchvision, rasterio, rslearn and the encoder's package import them for a type in an
+annotation, a decorator or a function that a run may never call. A stand-in takes such a module's place in
+``sys.modules``; it answers what the libraries ask at their import, and whoever asks it for anything else gets the real
+module, which takes the place from then on.
 """
 
 from __future__ import annotations
@@ -110,12 +111,15 @@ def _prefixes(name: str) -> list[str]:
 
 
 def _is_a(module: str, name: str) -> type:
-    """A class of a module that is not loaded: nothing is an instance of it before that."""
+    """A class of a module that is not loaded: there is no instance of it before that."""
 
     class Kind(type):
         def __instancecheck__(cls, instance: object) -> bool:
             real = loaded(module)
             return real is not None and isinstance(instance, getattr(real, name))
+
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            return getattr(importlib.import_module(module), name)(*args, **kwargs)
 
     return Kind(name, (), {"__module__": module})
 
@@ -172,6 +176,11 @@ _ALWAYS = {"torch._dynamo": {"graph_break": _graph_break, "disable": _disable}}
 _AT_IMPORT: dict[str, dict[str, Any]] = {
     "torch._dynamo": {"OptimizedModule": _is_a("torch._dynamo", "OptimizedModule")},
     "torch._dynamo.utils": {"is_compile_supported": _later("torch._dynamo.utils", "is_compile_supported")},
+    "torch.distributed.fsdp": {
+        "MixedPrecisionPolicy": _is_a("torch.distributed.fsdp", "MixedPrecisionPolicy"),
+        "fully_shard": _later("torch.distributed.fsdp", "fully_shard"),
+        "register_fsdp_forward_method": _later("torch.distributed.fsdp", "register_fsdp_forward_method"),
+    },
     "triton.runtime.jit": {"JITFunction": _is_a("triton.runtime.jit", "JITFunction")},
     # Names that torchmetrics puts into scipy where they are missing, for a library that a run does without.
     "scipy.signal": {"hamming": _later("scipy.signal.windows", "hamming")},

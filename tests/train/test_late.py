@@ -13,12 +13,14 @@ warnings.simplefilter("ignore")
 from rslp.train.late import StandIn, late_modules, loaded
 with late_modules():
     import rslp.train.fit
+    import rslp.helios.model
 def waiting():
     return {name for name, module in sys.modules.items() if isinstance(module, StandIn)}
 """
 WAITING = {
     "torch._dynamo",
     "torch._dynamo.utils",
+    "torch.distributed.fsdp",
     "scipy.signal",
     "scipy.optimize",
     "scipy.spatial",
@@ -84,6 +86,16 @@ def odd(x):
 assert odd(1) == 1 and "torch._dynamo" in waiting()
 assert torch.compile(lambda x: odd(x) * 2, backend="eager")(torch.ones(1)).item() == 2
 assert "torch._dynamo" not in waiting()
+""",
+    "sharding": """
+import torch
+from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.nn import latent_mim
+policy = latent_mim.MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+assert type(policy) is MixedPrecisionPolicy and isinstance(policy, latent_mim.MixedPrecisionPolicy)
+assert "torch.distributed.fsdp" not in waiting() and fully_shard.__module__.startswith("torch.distributed")
+import torch.distributed.fsdp._fully_shard as below
+assert below is torch.distributed.fsdp._fully_shard
 """,
     "an operator of torchvision": """
 import torch
