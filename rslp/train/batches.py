@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from rslearn.train.model_context import SampleMetadata
@@ -51,6 +51,10 @@ class BatchKey:
         """The real samples of a planned batch: what a filler stands for is not even read."""
         drawn = zip(planned.indices[: planned.real], planned.draws[: planned.real], strict=True)
         return cls(planned.dataset, tuple(SampleKey(planned.dataset, index, draw) for index, draw in drawn))
+
+    def among(self, indices: Sequence[int]) -> BatchKey:
+        """The same places in a selection of the dataset's samples."""
+        return replace(self, samples=tuple(replace(key, index=indices[key.index]) for key in self.samples))
 
 
 class JointDataset(Dataset[Batch]):
