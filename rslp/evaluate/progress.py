@@ -52,7 +52,11 @@ class Progress:
         """Group and name of the windows of a dataset that are written."""
         return {(group, name) for of, group, name in self._written if of == dataset}
 
-    def close(self) -> None:
+    def __enter__(self) -> Progress:
+        """Itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
         """Note no more."""
         self._file.close()
 

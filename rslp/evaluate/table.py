@@ -53,7 +53,7 @@ def predictions(summary: Mapping[str, Any]) -> Table:
     for dataset, told in summary["datasets"].items():
         for task, where in told["tasks"].items():
             name = dataset if dataset == task else f"{dataset} / {task}"
-            place = where.get("files") or f"layer {where['layer']} of {where['dataset']}"
+            place = where["files"].partition("*")[0] if "files" in where else f"layer {where['layer']}"
             view.add_row(name, told["split"], str(told["windows"]), str(told["left_out"] or ""), place)
     return view
 

@@ -108,6 +108,8 @@ def _run_here_in_store(plan: Plan, request: Request) -> int:
             "the foreground; set a folder"
         )
     store = Store(job.run.location, patience=_PATIENCE)
+    # A store that can't be reached is said before config and data are looked at.
+    store.read(job.run.config.name)
     request.look_at_it()
     with settled_in_store(store, request.config, mode=job.mode):
         submit_local.submit(plan)

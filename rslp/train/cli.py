@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import re
+import traceback
 import warnings
 from collections.abc import Mapping
 from inspect import signature
@@ -24,6 +25,7 @@ from rslearn.train.callbacks.freeze_unfreeze import FreezeUnfreeze
 from rslearn.train.prediction_writer import RslearnWriter
 from rslearn.utils.jsonargparse import init_jsonargparse
 
+import rslp
 from rslp.errors import ConfigError, Problem, UserError
 from rslp.files import read_yaml, resolve_paths
 from rslp.run import RunDir
@@ -227,9 +229,11 @@ def _parse(config: dict[str, Any], *, name: Path) -> Made:
         raise ConfigError(Problem(_cause(noise.getvalue() or str(error)), file=str(name))) from error
     except (ValueError, TypeError) as error:
         # jsonargparse wraps what a constructor raises into listings of everything that it tried.
-        if (cause := _user_error(error)) is None:
+        if (cause := _user_error(error)) is not None:
+            raise cause from None
+        if (refusal := _refusal(error)) is None:
             raise
-        raise cause from None
+        raise ConfigError(Problem(refusal, file=str(name))) from error
     for what, got, wanted in (("data", cli.datamodule, MultiDatasetDataModule), ("model", cli.model, JointModule)):
         if not isinstance(got, wanted):
             message = f"{type(got).__name__} can't train on several datasets; use rslp.train.{wanted.__name__}"
@@ -262,6 +266,15 @@ def _user_error(error: BaseException | None) -> UserError | None:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def _refusal(error: BaseException) -> str | None:
+    """What a library says of arguments that its constructor refuses; None where the fault may be ours."""
+    while (deeper := error.__cause__ or error.__context__) is not None:
+        error = deeper
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = not frames or Path(frames[-1].filename).is_relative_to(Path(rslp.__file__).parent)
+    return f"{frames[-1].name}: {_cause(str(error))}" if isinstance(error, ValueError) and not ours else None
 
 
 def _cause(message: str) -> str:

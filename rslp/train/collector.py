@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,5 +23,7 @@ def collector_off(*, keep: bool = False) -> Iterator[None]:
     finally:
         if keep:
             gc.freeze()
+            # Libraries that count their objects at the end would call everything kept a leak, on a page of stderr.
+            atexit.register(gc.unfreeze)
         if was_on:
             gc.enable()
