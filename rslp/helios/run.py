@@ -26,16 +26,16 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
     Args:
         run_dir: the run directory, with its config.yaml.
         mode: fit trains or goes on training; validate evaluates the validation split, test the validation and the test
-            split.
-        checkpoint: the checkpoint to evaluate; the best one of the run when left out.
+            split; predict writes predictions as files.
+        checkpoint: the checkpoint to evaluate or to predict with; the best one of the run when left out.
     """
     # rslearn gives each of its loggers a handler of its own, at a level that is read from here when it is imported.
     os.environ.setdefault("RSLEARN_LOGLEVEL", "WARNING")
     if is_remote(run_dir):
         start = (sys.executable, "-m", "rslp.main", "helios", "run", "--mode", mode)
-        return run_in_copy(run_dir, start, checkpoint=checkpoint, trains=mode == "fit")
+        return run_in_copy(run_dir, start, checkpoint=checkpoint, trains=mode == "fit", predicts=mode == "predict")
     directory = RunDir(Path(run_dir))
-    if not directory.config.is_file():
+    if not directory.config.is_file() and not directory.config_of(mode).is_file():
         raise RunError(f"{directory.config} does not exist: start the run with launch_finetune")
     if mode == "fit":
         if _is_first():
@@ -48,7 +48,11 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
             _import_encoder(directory)
         return fit(directory)
     if mode == "predict":
-        raise RunError("mode predict is not there yet; validate and test evaluate a run")
+        with collector_off(keep=True), late_modules():
+            from rslp.evaluate.prediction import predict
+
+            _import_encoder(directory)
+        return predict(directory, checkpoint=checkpoint)
     with collector_off(keep=True), late_modules():
         from rslp.evaluate.evaluation import evaluate
 

@@ -27,11 +27,13 @@ from rslearn.train.all_crops_dataset import get_window_crop_options
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput, SplitConfig, check_window, is_data_input_available, read_data_input
 from rslearn.train.model_context import RasterImage, SampleMetadata
+from rslearn.train.prediction_writer import RslearnWriter
 from rslearn.utils.feature import Feature
 from rslearn.utils.geometry import PixelBounds
 from rslearn.utils.raster_format import RasterFormat
 from rslearn.utils.vector_format import VectorFormat
 from torchmetrics import Metric, MetricCollection
+from upath import UPath
 
 RawInput = RasterImage | list[Feature]
 RawInputs = dict[str, RawInput]
@@ -224,6 +226,17 @@ def keep_signal_handlers(trainer: Trainer) -> None:
     Lightning's handler of SIGTERM broadcasts from rank 0 inside the handler: a signal to any process hangs all of them.
     """
     trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
+
+
+def dataset_of(writer: RslearnWriter) -> str | None:
+    """The path of the dataset that a writer of predictions is for; None where its config names none."""
+    path: str | None = writer._path
+    return path
+
+
+def open_writer(writer: RslearnWriter, path: UPath) -> None:
+    """Let a writer of predictions read its layer's description; it would take the dataset's path from a trainer."""
+    writer._initialize(path)
 
 
 def _nothing() -> None:

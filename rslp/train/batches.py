@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from rslearn.train.model_context import SampleMetadata
@@ -72,6 +72,10 @@ class KeptBatches(Protocol):
 
     def batch(self, key: BatchKey) -> Batch | None:
         """A batch with features; None if those of one of its samples are not kept."""
+
+    def among(self, indices: Sequence[int]) -> BatchKey:
+        """The same places in a selection of the dataset's samples."""
+        return replace(self, samples=tuple(replace(key, index=indices[key.index]) for key in self.samples))
 
 
 class JointDataset(Dataset[Batch]):

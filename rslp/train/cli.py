@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import re
+import traceback
 from collections.abc import Mapping
 from copy import deepcopy
 from inspect import signature
@@ -20,8 +21,10 @@ from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler,
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from rslearn.train.callbacks.freeze_unfreeze import FreezeUnfreeze
+from rslearn.train.prediction_writer import RslearnWriter
 from rslearn.utils.jsonargparse import init_jsonargparse
 
+import rslp
 from rslp.errors import ConfigError, Problem, UserError
 from rslp.files import read_yaml, resolve_paths
 from rslp.run import RunDir
@@ -86,17 +89,20 @@ class RunCLI(LightningCLI):
 CLI = TypeVar("CLI", bound=RunCLI)
 
 
-def build(run: RunDir, *, training: bool) -> Made:
+def build(run: RunDir, *, training: bool, predicting: bool = False) -> Made:
     """Make everything in a run's config: directly if it has only one reading, or else by the parser.
 
     Args:
         run: the run directory; its ``config.yaml`` is the only file that is parsed.
         training: whether metrics and checkpoints are to be written.
+        predicting: whether it is to predict: the config of the prediction is parsed, if there is one, and of the
+            callbacks those that write predictions are kept.
 
     Raises:
         ConfigError: the config is missing, or does not describe a joint run.
     """
-    document = read_yaml(run.config)
+    path = config_for(run, predicting=predicting)
+    document = read_yaml(path)
     config = resolve_paths(document.data, run.path, name=document.name, line=document.line)
     world = read_world(os.environ)
     quiet_libraries(world)
@@ -106,14 +112,14 @@ def build(run: RunDir, *, training: bool) -> Made:
     described = deepcopy(config)  # the parser writes into what it is given
     # Weights that are drawn, not loaded, belong to the run's randomness too.
     with collector_off(), seeded(weights := seed_of(config.get("seed", 0), "weights")):
-        whole = _for_run(config, run=run, training=training)
+        whole = _for_run(config, run=run, training=training, predicting=predicting)
         made = make_directly(whole, trainer_defaults=TRAINER_DEFAULTS, own_keys=OWN_KEYS)
     if made is None:
         with seeded(weights):
-            made = _parse(whole, name=run.config)
+            made = _parse(whole, name=path)
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in _callbacks(made.trainer)):
         message = "GradientAccumulationScheduler is not supported: the length of a step is part of the mixture"
-        raise ConfigError(Problem(message, file=str(run.config), key="trainer.callbacks"))
+        raise ConfigError(Problem(message, file=str(path), key="trainer.callbacks"))
     # Lightning's accumulation knows no counts, so the mixture takes it over.
     made.datamodule.accumulate(made.trainer.accumulate_grad_batches)
     made.trainer.accumulate_grad_batches = 1
@@ -124,6 +130,12 @@ def build(run: RunDir, *, training: bool) -> Made:
     return made
 
 
+def config_for(run: RunDir, *, predicting: bool) -> Path:
+    """The config that a job reads: a prediction's own, if there is one, or that of the run."""
+    own = run.config_of("predict")
+    return own if predicting and own.is_file() else run.config
+
+
 def _leave_room_for_workers(workers: int) -> None:
     """Give torch the processors that reading does not need: threads that wait for each other cost more than they do."""
     if "OMP_NUM_THREADS" not in os.environ:
@@ -131,11 +143,14 @@ def _leave_room_for_workers(workers: int) -> None:
         torch.set_num_threads(max(1, processors - workers))
 
 
-def _for_run(config: Mapping[str, Any], *, run: RunDir, training: bool) -> dict[str, Any]:
+def _for_run(config: Mapping[str, Any], *, run: RunDir, training: bool, predicting: bool) -> dict[str, Any]:
     """The config with the run's logger and callbacks put into its trainer."""
     trainer = placed(config.get("trainer") or {}, read_world(os.environ))
     callbacks = list(trainer.get("callbacks") or [])
+    # It looks for one dataset's path wherever it is, and has nothing to do but in a prediction.
+    writers = [callback for callback in callbacks if _is_class(callback, RslearnWriter)]
     if training:
+        callbacks = [callback for callback in callbacks if callback not in writers]
         callbacks = [_taken_over(callback, folder=run.checkpoints) for callback in callbacks]
         if not any(_is_class(callback, RunCheckpoints) for callback in callbacks):
             callbacks.append({"class_path": _path_of(RunCheckpoints), "init_args": {"run_dir": str(run.path)}})
@@ -143,7 +158,7 @@ def _for_run(config: Mapping[str, Any], *, run: RunDir, training: bool) -> dict[
         asked = trainer.get("logger")
         trainer["logger"] = [log, *_as_list(asked)]
     else:
-        callbacks, trainer["logger"] = [], False
+        callbacks, trainer["logger"] = writers if predicting else [], False
         trainer["enable_checkpointing"] = False
     shown = trainer.get("enable_progress_bar") is not False
     if shown and not any("ProgressBar" in str(callback.get("class_path")) for callback in callbacks):
@@ -202,9 +217,11 @@ def _parse(config: dict[str, Any], *, name: Path) -> Made:
         raise ConfigError(Problem(_cause(noise.getvalue() or str(error)), file=str(name))) from error
     except (ValueError, TypeError) as error:
         # jsonargparse wraps what a constructor raises into listings of everything that it tried.
-        if (cause := user_error(error)) is None:
+        if (cause := user_error(error)) is not None:
+            raise cause from None
+        if (refusal := _refusal(error)) is None:
             raise
-        raise cause from None
+        raise ConfigError(Problem(refusal, file=str(name))) from error
     for what, got, wanted in (("data", cli.datamodule, MultiDatasetDataModule), ("model", cli.model, JointModule)):
         if not isinstance(got, wanted):
             message = f"{type(got).__name__} can't train on several datasets; use rslp.train.{wanted.__name__}"
@@ -237,6 +254,15 @@ def user_error(error: BaseException | None) -> UserError | None:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def _refusal(error: BaseException) -> str | None:
+    """What a library says of arguments that its constructor refuses; None where the fault may be ours."""
+    while (deeper := error.__cause__ or error.__context__) is not None:
+        error = deeper
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = not frames or Path(frames[-1].filename).is_relative_to(Path(rslp.__file__).parent)
+    return f"{frames[-1].name}: {_cause(str(error))}" if isinstance(error, ValueError) and not ours else None
 
 
 def _cause(message: str) -> str:

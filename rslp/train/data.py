@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -128,6 +128,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
         self.seed = 0
         self._sources: dict[str, dict[str, SampleSource]] = {}
         self._loaders: list[StagedLoader] = []
+        self._predicted: Mapping[str, Collection[tuple[str, str]]] = {}
 
     def accumulate(self, rounds: int) -> None:
         """Make each optimiser step of so many rounds of batches: an existing config's ``accumulate_grad_batches``.
@@ -157,10 +158,16 @@ class MultiDatasetDataModule(L.LightningDataModule):
         """The samples of a split by dataset, listed once."""
         if split not in self._sources:
             self._sources[split] = {
-                name: SampleSource(name, data_module=dm, split=split, seed=self.seed, store=self.store(name))
+                name: SampleSource(
+                    name, data_module=dm, split=split, seed=self.seed, store=self._store_for(split, name)
+                )
                 for name, dm in self.data_modules.items()
             }
         return self._sources[split]
+
+    def _store_for(self, split: str, name: str) -> SampleStore | None:
+        # What is predicted is read once: keeping it would cost more than it saves.
+        return None if split == "predict" else self.store(name)
 
     def store(self, name: str) -> SampleStore | None:
         """A dataset's store, opened once; None where there is none.
@@ -200,6 +207,26 @@ class MultiDatasetDataModule(L.LightningDataModule):
     def test_dataloader(self) -> StagedLoader:
         """Every test sample exactly once, over all processes."""
         return self.evaluation_dataloader("test")
+
+    def predict_test_split(self, datasets: Iterable[str]) -> None:
+        """Predict the windows of the test split in datasets that do not say what is to be predicted."""
+        for name in datasets:
+            splits = self.data_modules[name].split_configs
+            splits["predict"] = splits["test"]
+
+    def leave_out(self, predicted: Mapping[str, Collection[tuple[str, str]]]) -> None:
+        """Predict no more of these windows: group and name, by dataset."""
+        self._predicted = predicted
+
+    def predict_dataloader(self) -> DataLoader[object]:
+        """Every sample of the windows that are still to be predicted once, window by window, one batch an item."""
+        left = {
+            name: [i for i in range(len(source)) if source.window(i) not in self._predicted.get(name, ())]
+            for name, source in self.sources("predict").items()
+        }
+        plan = mixture.evaluation({name: len(indices) for name, indices in left.items()}, self.batch_sizes)
+        steps = [[BatchKey.of(batch).among(left[batch.dataset])] for batch in plan]
+        return self._stage_loader("predict", StepSampler(len(steps), lambda: iter(steps)), {})
 
     def evaluation_dataloader(self, split: str) -> StagedLoader:
         """Every sample of a split exactly once over all processes, dataset by dataset, one batch an item."""

@@ -216,6 +216,15 @@ class JointModule(RslearnLightningModule):
         """Add batches to the test metrics."""
         self._evaluation_step("test", batch)
 
+    def predict_step(  # type: ignore[override]
+        self,
+        batch: list[Batch],
+        batch_idx: int,  # noqa: ARG002
+        dataloader_idx: int = 0,  # noqa: ARG002
+    ) -> list[list[dict[str, Any]]]:
+        """For each batch the outputs of its samples by task."""
+        return [self._predict(part) if part.inputs else [] for part in batch]
+
     def on_validation_epoch_start(self) -> None:
         """Put the metrics where the outputs will be."""
         self._place_metrics()
@@ -271,6 +280,10 @@ class JointModule(RslearnLightningModule):
         context = ModelContext(inputs=batch.inputs, metadatas=batch.metadatas)
         output: JointOutput = self.model(context, batch.targets, features=batch.features)
         return output
+
+    def _predict(self, batch: Batch) -> list[dict[str, Any]]:
+        output: JointOutput = self(ModelContext(inputs=batch.inputs, metadatas=batch.metadatas))
+        return list(output.outputs)
 
     def _evaluation_step(self, split: str, batches: list[Batch]) -> None:
         for batch in batches:

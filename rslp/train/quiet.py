@@ -21,6 +21,8 @@ _HINTS = (
     # Values that all processes share already.
     "It is recommended to use `self.log\\(.*sync_dist=True",
     "The `srun` command is available on your system but is not used",
+    # Ours gives every sample once.
+    "You are using a custom batch sampler `StepSampler` for prediction",
 )
 
 
