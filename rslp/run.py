@@ -84,6 +84,30 @@ class RunDir:
         return self.path / "eval" / f"{split}.json"
 
     @property
+    def prediction_config(self) -> Path:
+        """What the last prediction was made with: it may be of other data than the run was trained on."""
+        return self.path / "predict.yaml"
+
+    def config_of(self, mode: str) -> Path:
+        """The config that a job in a mode reads, where it has one of its own."""
+        return self.prediction_config if mode == "predict" else self.config
+
+    @property
+    def predictions(self) -> Path:
+        """The folder of predicted windows."""
+        return self.path / "predictions"
+
+    @property
+    def prediction_progress(self) -> Path:
+        """Which windows a prediction that is not through has written."""
+        return self.predictions / "progress.jsonl"
+
+    @property
+    def prediction_marker(self) -> Path:
+        """Written last: what was predicted, with which checkpoint, and where it lies."""
+        return self.path / "predictions.json"
+
+    @property
     def logs(self) -> Path:
         """The folder of what jobs print."""
         return self.path / "logs"
@@ -96,6 +120,11 @@ class RunDir:
     def lock(self) -> Path:
         """Held by whoever trains in this directory."""
         return self.path / "lock"
+
+    @property
+    def prediction_lock(self) -> Path:
+        """Held by whoever predicts in this directory."""
+        return self.path / "predict.lock"
 
     @property
     def state(self) -> Path:
@@ -140,22 +169,26 @@ class RunDir:
                 begun.unlink(missing_ok=True)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run for one trainer.
+    def locked(self, mode: str = "fit") -> Iterator[None]:
+        """Hold the run for one trainer, or for one that predicts.
 
         The kernel drops the lock with the process, however it dies, so a stale lock file holds nobody up.
 
+        Args:
+            mode: ``fit``, or ``predict``, which goes beside a training.
+
         Raises:
-            RunError: another process trains in this directory.
+            RunError: another process does it in this directory.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with self.lock.open("a+", encoding="utf-8") as handle:
+        path, work = (self.prediction_lock, "predicting") if mode == "predict" else (self.lock, "training")
+        with path.open("a+", encoding="utf-8") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 handle.seek(0)
                 holder = handle.read().strip() or "another process"
-                raise RunError(f"{self.path}: {holder} is already training in this run directory") from None
+                raise RunError(f"{self.path}: {holder} is already {work} in this run directory") from None
             handle.seek(0)
             handle.truncate()
             handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")

@@ -6,10 +6,7 @@ import argparse
 import contextlib
 import copy
 import io
-import logging
-import os
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +25,7 @@ from rslp.train.cli import RunCLI, run_parser
 from rslp.train.data import MultiDatasetDataModule
 from rslp.train.mixture_checks import check_fit
 from rslp.train.module import JointModule
+from rslp.train.quiet import silenced
 from rslp.train.strategy import RanksEnvironment
 
 DATA_MODULES: KeyPath = ("data", "init_args", "data_modules")
@@ -84,7 +82,7 @@ def parse(config: Mapping[str, Any]) -> Parsed:
 
 def _parsed(config: Mapping[str, Any]) -> Parsed:
     init_jsonargparse()
-    with _quiet():
+    with silenced():
         failure = "the config can't be parsed"
         try:
             cli = _run_parser(config)
@@ -155,20 +153,3 @@ def _short(error: BaseException) -> str:
     """The last telling line of what the parser says, without the pages around it."""
     lines = [line.strip(" -\t") for line in str(error).splitlines() if line.strip(" -\t")]
     return lines[-1][:300] if lines else type(error).__name__
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' hints to themselves."""
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -31,12 +31,7 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
         RunError: the run has no checkpoint yet.
         CheckpointError: the checkpoint can't be read or does not fit the run's model.
     """
-    path = Path(checkpoint) if checkpoint else run.best()
-    if not path.exists():
-        present = ", ".join(sorted(p.name for p in path.parent.glob("*.ckpt"))) if path.parent.exists() else ""
-        raise RunError(
-            f"no checkpoint {path.name} in {path.parent} ({present or 'it holds none'}): train the run first"
-        )
+    path = checkpoint_of(run, checkpoint)
     content = read_checkpoint(path)
     cli = build(run, training=False)
     load_weights(cli.model, content, path=path)
@@ -47,7 +42,7 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
         evaluation = Evaluation(
             run=f"{run.project}/{run.experiment}",
             split=split,
-            checkpoint=str(path.relative_to(run.path) if path.is_relative_to(run.path) else path),
+            checkpoint=name_in(run, path),
             checkpoint_sha256=sha256(path),
             step=content["global_step"],
             commit=git_commit(),
@@ -62,6 +57,26 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
     if cli.trainer.is_global_zero:
         print_table(evaluations)
     return evaluations
+
+
+def checkpoint_of(run: RunDir, named: str | None) -> Path:
+    """The checkpoint to use: the named one, or the run's best.
+
+    Raises:
+        RunError: it is not there.
+    """
+    path = Path(named) if named else run.best()
+    if not path.exists():
+        present = ", ".join(sorted(p.name for p in path.parent.glob("*.ckpt"))) if path.parent.exists() else ""
+        raise RunError(
+            f"no checkpoint {path.name} in {path.parent} ({present or 'it holds none'}): train the run first"
+        )
+    return path
+
+
+def name_in(run: RunDir, path: Path) -> str:
+    """A path as it is written down: relative to the run directory where it lies inside."""
+    return str(path.relative_to(run.path) if path.is_relative_to(run.path) else path)
 
 
 def _run_split(cli: Made, split: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -41,3 +42,22 @@ def _cells(row: Row) -> tuple[str, str]:
 def print_table(evaluations: Sequence[Evaluation]) -> None:
     """Print to the terminal."""
     Console().print(table(evaluations))
+
+
+def predictions(summary: Mapping[str, Any]) -> Table:
+    """One line per task: how many windows were predicted, and where they lie."""
+    title = f"{summary['run']}: {summary['checkpoint']}, step {summary['step']}"
+    view = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in ("dataset", "split", "windows", "left out", "written to"):
+        view.add_column(name, justify="right" if name in ("windows", "left out") else "left", overflow="fold")
+    for dataset, told in summary["datasets"].items():
+        for task, where in told["tasks"].items():
+            name = dataset if dataset == task else f"{dataset} / {task}"
+            place = where["files"].partition("*")[0] if "files" in where else f"layer {where['layer']}"
+            view.add_row(name, told["split"], str(told["windows"]), str(told["left_out"] or ""), place)
+    return view
+
+
+def print_predictions(summary: Mapping[str, Any]) -> None:
+    """Print to the terminal."""
+    Console().print(predictions(summary))

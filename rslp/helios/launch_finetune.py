@@ -62,7 +62,7 @@ def launch_finetune(
     slurm: SlurmOptions = _NO_SLURM,
     skypilot: SkyPilotOptions = _NO_SKYPILOT,
 ) -> int:
-    """Fine-tune on the datasets of a run config, or evaluate a run: here, on SLURM, or on Beaker.
+    """Fine-tune on the datasets of a run config, evaluate a run, or predict with it: here, on SLURM, or on Beaker.
 
     The run lives in {RSLP_PREFIX}/projects/{rslp_project}/{experiment_id}/; RSLP_PREFIX comes from the environment or
     from a file .env in the current directory, and defaults to project_data/ (to gs://rslearn-eai for Beaker). Started
@@ -76,8 +76,9 @@ def launch_finetune(
         engine: where to run; beaker when clusters are named. skypilot only renders a task, with --dry_run true.
         cluster: Beaker clusters to run on.
         do_eval: evaluate the run on its validation and test split instead of training.
-        mode: fit, validate (validation split) or test (validation and test split); do_eval is short for test.
-        checkpoint: the checkpoint to evaluate; the run's best one when left out.
+        mode: fit, validate (validation split), test (validation and test split), or predict, which writes predictions
+            as files; do_eval is short for test.
+        checkpoint: the checkpoint to evaluate or to predict with; the run's best one when left out.
         array: several runs in one submission (SLURM): one run {experiment_id}-{name of the file} for each of these
             configs, which are merged over config_paths.
         helios_checkpoint_path: fills {CHECKPOINT_PATH} in a config that make_multidataset_config has not made.
@@ -85,8 +86,8 @@ def launch_finetune(
         patch_size: fills {PATCH_SIZE}, likewise.
         profiler: Lightning's profiler; its table is printed at the end.
         gpus: GPUs of each machine, and so its processes; processes on the CPU where there are no GPUs. An evaluation
-            takes one.
-        nodes: machines of the job; an evaluation takes one.
+            or a prediction takes one.
+        nodes: machines of the job; an evaluation or a prediction takes one.
         cpus: processors of each machine.
         memory: main memory of each machine, for example 64GiB.
         time_limit: after this long the cluster ends the job, for example 36h or 12:00:00.
@@ -106,7 +107,7 @@ def launch_finetune(
     """
     where = _engine(engine, local=local, cluster=cluster)
     purpose: Mode = "test" if do_eval else mode
-    # An evaluation is one process: what it costs does not repay the rest.
+    # An evaluation or a prediction is one process: what it costs does not repay the rest.
     machines, processes = (nodes, gpus) if purpose == "fit" else (1, 1)
     job = Job(
         run=RunDir.of(prefix(remote=where in _REMOTE), rslp_project, experiment_id),
@@ -196,10 +197,8 @@ def _refuse_what_cannot_run(job: Job) -> None:
     """Find what the job would fail of, before anything is written.
 
     Raises:
-        RunError: a mode that is not there, or nothing to evaluate.
+        RunError: nothing to evaluate, or to predict with.
     """
-    if job.mode == "predict":
-        raise RunError("mode predict is not there yet; validate and test evaluate a run")
     if job.mode == "fit" or "://" in job.run.location:
         return
     if job.checkpoint is not None and not Path(job.checkpoint).is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ from rslp.launch.software import record_software
 from rslp.run import RunDir
 from rslp.train import preemption
 from rslp.train.collector import collector_off
+from rslp.train.late import late_modules
+
+ENCODER = "rslp.helios.model"
 
 
 def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
@@ -22,33 +26,45 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
     Args:
         run_dir: the run directory, with its config.yaml.
         mode: fit trains or goes on training; validate evaluates the validation split, test the validation and the test
-            split.
-        checkpoint: the checkpoint to evaluate; the best one of the run when left out.
+            split; predict writes predictions as files.
+        checkpoint: the checkpoint to evaluate or to predict with; the best one of the run when left out.
     """
     # rslearn gives each of its loggers a handler of its own, at a level that is read from here when it is imported.
     os.environ.setdefault("RSLEARN_LOGLEVEL", "WARNING")
     if is_remote(run_dir):
         start = (sys.executable, "-m", "rslp.main", "helios", "run", "--mode", mode)
-        return run_in_copy(run_dir, start, checkpoint=checkpoint, trains=mode == "fit")
+        return run_in_copy(run_dir, start, checkpoint=checkpoint, trains=mode == "fit", predicts=mode == "predict")
     directory = RunDir(Path(run_dir))
-    if not directory.config.is_file():
+    if not directory.config.is_file() and not directory.config_of(mode).is_file():
         raise RunError(f"{directory.config} does not exist: start the run with launch_finetune")
     if mode == "fit":
         if _is_first():
             record_software(directory)
         # Before the imports of the training stack, which take seconds.
         preemption.notice.install()
-        with collector_off(keep=True):
+        with collector_off(keep=True), late_modules():
             from rslp.train.fit import fit
 
+            _import_encoder(directory)
         return fit(directory)
     if mode == "predict":
-        raise RunError("mode predict is not there yet; validate and test evaluate a run")
-    with collector_off(keep=True):
+        with collector_off(keep=True), late_modules():
+            from rslp.evaluate.prediction import predict
+
+            _import_encoder(directory)
+        return predict(directory, checkpoint=checkpoint)
+    with collector_off(keep=True), late_modules():
         from rslp.evaluate.evaluation import evaluate
 
+        _import_encoder(directory)
     evaluate(directory, splits=("val", "test") if mode == "test" else ("val",), checkpoint=checkpoint)
     return 0
+
+
+def _import_encoder(directory: RunDir) -> None:
+    """Import the encoder that a config names: its package, too, imports modules in passing."""
+    if ENCODER in directory.config.read_text(encoding="utf-8"):
+        importlib.import_module(ENCODER)
 
 
 def _is_first() -> bool:

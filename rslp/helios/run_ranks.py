@@ -47,7 +47,9 @@ def run_ranks(
         words = ("--mode", mode, "--ranks", str(ranks), "--retries", str(retries), "--nodes", str(nodes))
         place = ("--node", str(node), "--address", address, "--port", str(port))
         start = (sys.executable, "-m", "rslp.main", "helios", "run_ranks", *words, *place)
-        return run_in_copy(run_dir, start, checkpoint=checkpoint, trains=mode == "fit", writes=node == 0)
+        return run_in_copy(
+            run_dir, start, checkpoint=checkpoint, trains=mode == "fit", predicts=mode == "predict", writes=node == 0
+        )
     job = Job(run=RunDir(Path(run_dir)), mode=mode, checkpoint=checkpoint, gpus=ranks, nodes=nodes, retries=retries)
     for attempt in range(job.retries + 1):
         group = Group(per_node=job.gpus, nodes=job.nodes, node=node, address=address, port=port or free_port())

@@ -10,6 +10,7 @@ from typing import Any
 from rslp.compose import merge_configs, refuse_unrunnable
 from rslp.errors import RunError, UsageError
 from rslp.files import dump_yaml, read_yaml, relativise_paths, write_atomic
+from rslp.launch.job import Mode
 from rslp.run import RunDir
 
 
@@ -33,37 +34,40 @@ def merged_config(config_paths: Sequence[str], *, run: RunDir, constants: Mappin
 
 
 @contextmanager
-def settled(run: RunDir, config: Mapping[str, Any]) -> Iterator[None]:
+def settled(run: RunDir, config: Mapping[str, Any], *, mode: Mode = "fit") -> Iterator[None]:
     """Give a run its config while it is submitted; if that fails, everything is as before.
 
     Args:
         run: the run directory; it is locked, so that a training in it keeps its config.
         config: the config.
+        mode: what the run is submitted for; a prediction has a config and a lock of its own.
 
     Raises:
         RunError: another process trains in this directory, or it can't be written.
     """
     made = [folder for folder in (run.path, *run.path.parents) if not folder.exists()]
-    lock = None if run.lock.exists() else run.lock
+    locks = [path for path in (run.lock, run.prediction_lock) if not path.exists()]
+    target = run.config_of(mode)
     try:
         with ExitStack() as stack:
-            former = _write(run, config, stack=stack)
+            former = _write(run, config, mode=mode, stack=stack)
             try:
                 yield
             except BaseException:
-                _restore(run.config, former)
+                _restore(target, former)
                 raise
     except BaseException:
-        _remove(made, lock=lock)
+        _remove(made, locks=locks)
         raise
 
 
-def _write(run: RunDir, config: Mapping[str, Any], *, stack: ExitStack) -> bytes | None:
+def _write(run: RunDir, config: Mapping[str, Any], *, mode: Mode, stack: ExitStack) -> bytes | None:
     """Lock the run and write its config; what was there before."""
+    target = run.config_of(mode)
     try:
-        stack.enter_context(run.locked())
-        former = run.config.read_bytes() if run.config.exists() else None
-        write_atomic(run.config, dump_yaml(config))
+        stack.enter_context(run.locked(mode))
+        former = target.read_bytes() if target.exists() else None
+        write_atomic(target, dump_yaml(config))
     except OSError as error:
         what = f"{run.path} can't be written: {error.strerror}; RSLP_PREFIX says where runs lie"
         raise RunError(what) from error
@@ -77,10 +81,10 @@ def _restore(path: Path, content: bytes | None) -> None:
         write_atomic(path, content)
 
 
-def _remove(folders: Sequence[Path], *, lock: Path | None) -> None:
+def _remove(folders: Sequence[Path], *, locks: Sequence[Path]) -> None:
     """Take away what was made, as far as nobody else has put something there."""
     with suppress(OSError):
-        if lock is not None:
+        for lock in locks:
             lock.unlink(missing_ok=True)
         for folder in folders:
             folder.rmdir()

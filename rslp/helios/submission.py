@@ -44,17 +44,20 @@ class Request:
 
     @property
     def takes_config(self) -> bool:
-        """Whether the run's config is written: an evaluation is of what was trained, whatever a config says since."""
+        """Whether the config is written: an evaluation is of what was trained, whatever a config says since.
+
+        A prediction may be of other data, and has a config of its own.
+        """
         run = self.job.run
-        return self.job.mode == "fit" or not (is_remote(run.location) or run.config.exists())
+        return self.job.mode in ("fit", "predict") or not (is_remote(run.location) or run.config.exists())
 
     def look_at_it(self) -> None:
-        """Look at config and data, if that is wanted.
+        """Look at config and data, if that is wanted; what is predicted has no labels to be looked at.
 
         Raises:
             RunError: they have faults.
         """
-        if self.look is not None and self.takes_config:
+        if self.look is not None and self.takes_config and self.job.mode != "predict":
             self.look()
 
 
@@ -85,7 +88,7 @@ def submit(plan: Plan, requests: Sequence[Request]) -> int:
     with ExitStack() as stack:
         for request in requests:
             if request.takes_config:
-                stack.enter_context(settled(request.job.run, request.config))
+                stack.enter_context(settled(request.job.run, request.config, mode=request.job.mode))
         records = submit_slurm.submit(plan) if isinstance(plan, SlurmPlan) else (submit_local.submit(plan),)
     for record, request in zip(records, requests, strict=True):
         sys.stdout.write(_how_to_go_on(record, request.job.run))
@@ -105,8 +108,10 @@ def _run_here_in_store(plan: Plan, request: Request) -> int:
             "the foreground; set a folder"
         )
     store = Store(job.run.location, patience=_PATIENCE)
+    # A store that can't be reached is said before config and data are looked at.
+    store.read(job.run.config.name)
     request.look_at_it()
-    with settled_in_store(store, request.config, keep=job.mode != "fit"):
+    with settled_in_store(store, request.config, mode=job.mode):
         submit_local.submit(plan)
     return 0
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from rslp.files import Store
 from rslp.run import RunDir
 
-_SMALL = re.compile(r"(config\.yaml|job(-\w+)?\.json|state\.json|DONE\.json|metrics\.csv|eval/\w+\.json|code\.json)\Z")
+_SMALL = re.compile(
+    r"(config\.yaml|predict\.yaml|predictions\.json|job(-\w+)?\.json|state\.json|DONE\.json|metrics\.csv|eval/\w+\.json|code\.json)\Z"
+)
 
 
 @contextmanager

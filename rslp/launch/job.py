@@ -37,8 +37,8 @@ class Job:
 
     Attributes:
         run: the run directory; everything the job needs is in it.
-        mode: fit trains (or goes on training); validate and test evaluate a checkpoint.
-        checkpoint: the checkpoint to evaluate; None means the best one.
+        mode: fit trains (or goes on training); validate and test evaluate a checkpoint; predict writes predictions.
+        checkpoint: the checkpoint to evaluate or to predict with; None means the best one.
         name: what people see in the engine's lists; ``{project}/{experiment}`` when empty.
         nodes: machines.
         gpus: GPUs of each machine, and so its processes; on a machine without GPUs, processes on its CPU.

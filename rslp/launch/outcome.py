@@ -23,6 +23,8 @@ def succeeded(run: RunDir, record: Record) -> bool:
 def _finished(run: RunDir, mode: Mode, *, since: float = 0) -> bool:
     if mode == "fit":
         return run.done() is not None
+    if mode == "predict":
+        return run.prediction_marker.exists() and run.prediction_marker.stat().st_mtime >= since
     evaluations = [run.evaluation(split) for split in _SPLITS.get(mode, ())]
     return bool(evaluations) and all(path.exists() and path.stat().st_mtime >= since for path in evaluations)
 
@@ -36,13 +38,16 @@ def checked_code(run: RunDir, mode: Mode, code: int) -> tuple[int, str]:
         code: what its processes ended with.
     """
     if code == 0 and not _finished(run, mode):
-        left = run.done_marker if mode == "fit" else run.path / "eval"
+        left = {"fit": run.done_marker, "predict": run.prediction_marker}.get(mode, run.path / "eval")
         return 1, f"the job ended with exit code 0, but {left} is not there: it has not succeeded"
     return code, ""
 
 
-def steps_done(run: RunDir) -> int | None:
-    """The optimiser steps that the run's state speaks of; None before the first state."""
+def steps_done(run: RunDir, mode: Mode = "fit") -> int | None:
+    """How far the run is: the optimiser steps of its state, or windows that are predicted; None before the first."""
+    if mode == "predict":
+        progress = run.prediction_progress
+        return progress.read_bytes().count(b"\n") if progress.exists() else None
     if not run.state.exists():
         return None
     state: dict[str, int] = json.loads(run.state.read_text(encoding="utf-8"))

@@ -48,8 +48,13 @@ def overview(prefix: Path, project: str | None = None) -> list[Row]:
         prefix: what runs lie below.
         project: only this project's.
     """
-    rows = [_row(RunDir(config.parent)) for config in (prefix / "projects").glob(f"{project or '*'}/*/config.yaml")]
+    runs = {path.parent for name in ("config", "predict") for path in prefix.glob(_config(project or "*", name))}
+    rows = [_row(RunDir(run)) for run in sorted(runs)]
     return sorted(rows, key=lambda row: (-(row.age if row.age is not None else -1), row.project, row.experiment))
+
+
+def _config(project: str, name: str) -> str:
+    return f"projects/{project}/*/{name}.yaml"
 
 
 def _row(run: RunDir) -> Row:

@@ -34,6 +34,7 @@ def run_in_copy(
     *,
     checkpoint: str | None = None,
     trains: bool,
+    predicts: bool = False,
     writes: bool = True,
     pace: Pace = _NORMAL,
 ) -> int:
@@ -44,6 +45,7 @@ def run_in_copy(
         start: the words to run, to which the copy is added as ``--run_dir``.
         checkpoint: the checkpoint to evaluate, added as ``--checkpoint``; one of the run itself is taken from the copy.
         trains: whether the command trains: it then needs the run's lease.
+        predicts: whether the command predicts: only then what was predicted so far is copied, too.
         writes: whether this machine sends results back; of several machines only the first does, and the others wait
             for it before they make their copies.
         pace: how often things happen.
@@ -62,7 +64,7 @@ def run_in_copy(
         if trains and not writes:
             await_holder(location, pace)
         folder = _scratch(location)
-        pull(Store(location), folder)
+        pull(Store(location), folder, predictions=predicts)
         pusher = Pusher(folder)
         pusher.nothing_new()
         if child.received:

@@ -53,7 +53,7 @@ def run_step(job: Job, *, requeue: bool) -> int:
     Returns:
         the exit code of the batch script.
     """
-    before = steps_done(job.run)
+    before = steps_done(job.run, job.mode)
     if _cancelled(job):
         _say("this run was cancelled: nothing is started")
         return PREEMPTED
@@ -68,7 +68,9 @@ def run_step(job: Job, *, requeue: bool) -> int:
         requeue=requeue,
         retries=job.retries,
         failures=note_failure(job.run, job.mode) if code not in _NO_RETRY and not preempted else 0,
-        standstills=note_standstill(job.run, job.mode, stood=steps_done(job.run) == before) if preempted else 0,
+        standstills=note_standstill(job.run, job.mode, stood=steps_done(job.run, job.mode) == before)
+        if preempted
+        else 0,
     )
     _say(decision.why)
     if decision.again:

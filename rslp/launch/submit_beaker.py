@@ -154,7 +154,7 @@ def _prepared(plan: BeakerPlan, *, snapshot: Snapshot, config: Mapping[str, Any]
     store = Store(location, patience=PATIENCE)
     if job.mode != "fit" and job.checkpoint is None and "checkpoints/best.ckpt" not in store.sizes():
         raise RunError(f"no checkpoint best.ckpt in {location}: train the run first, or name one with --checkpoint")
-    with settled_in_store(store, config, keep=job.mode != "fit"):
+    with settled_in_store(store, config, mode=job.mode):
         send(snapshot, location, patience=PATIENCE)
         store.write("code.json", snapshot.record().encode())
         yield

@@ -1,7 +1,7 @@
 """Copy a run directory between an object store and this machine, so that what lies in the store can always go on.
 
 The order is the contract. A checkpoint knows the best scores so far and how far the log was: the log and the best
-checkpoints go before it. The state follows, and the marker of success comes last.
+checkpoints go before it. The state follows, and the markers of success come last.
 """
 
 from __future__ import annotations
@@ -15,16 +15,22 @@ from rslp.files import Store
 from rslp.launch import lease
 
 LAST, PREVIOUS = "checkpoints/last.ckpt", "checkpoints/previous.ckpt"
-STATE, DONE = "state.json", "DONE.json"
-_IN_ORDER = (LAST, STATE, DONE)
+STATE, DONE, PREDICTED = "state.json", "DONE.json", "predictions.json"
+_IN_ORDER = (LAST, STATE, DONE, PREDICTED)
+_PREDICTIONS = "predictions/"
 _STAY = frozenset({"lock", lease.NAME, PREVIOUS})
 _STAYING_FOLDERS = frozenset({"code"})
 
 Signature = tuple[int, int, int]
 
 
-def pull(store: Store, folder: Path) -> None:
+def pull(store: Store, folder: Path, *, predictions: bool = False) -> None:
     """Get a run from the store: its config, checkpoints, log, evaluations; not the code.
+
+    Args:
+        store: the run directory.
+        folder: where the copy is made.
+        predictions: whether what was predicted is wanted, too.
 
     Raises:
         StoreError: the store can't be reached, or an object does not arrive whole.
@@ -32,6 +38,8 @@ def pull(store: Store, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, size in sorted(store.sizes().items()):
         if name != PREVIOUS and not _travels(name):
+            continue
+        if name.startswith(_PREDICTIONS) and not predictions:
             continue
         target = folder / name
         try:
@@ -72,6 +80,7 @@ class Pusher:
         done = (self.folder / DONE).exists()
         if not done and self.sent.pop(DONE, None) is not None:
             store.delete(DONE)
+        self._forget_predictions(store)
         # A second name for the checkpoint that is the last one now: what is sent before it is at least as new.
         last = self._staged_last()
         for name in self._names():
@@ -79,9 +88,16 @@ class Pusher:
                 self._send(store, name, self.folder / name)
         if last is not None:
             self._send_last(store, last)
-        for name in (STATE, *((DONE,) if done else ())):
+        for name in (STATE, *((DONE,) if done else ()), PREDICTED):
             self._send(store, name, self.folder / name)
         return sum(before.get(name) != signature for name, signature in self.sent.items())
+
+    def _forget_predictions(self, store: Store) -> None:
+        """Remove from the store what a new prediction has removed here: windows of two would lie side by side."""
+        for name in [name for name in self.sent if name == PREDICTED or name.startswith(_PREDICTIONS)]:
+            if not (self.folder / name).exists():
+                store.delete(name)
+                del self.sent[name]
 
     def _names(self) -> Iterator[str]:
         for path in sorted(self.folder.rglob("*")):

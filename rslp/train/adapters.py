@@ -12,25 +12,28 @@ import random
 import re
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from rslearn.config import LayerType
 from rslearn.dataset import Dataset, Window
 from rslearn.train.all_crops_dataset import get_window_crop_options
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput, SplitConfig, check_window, is_data_input_available, read_data_input
 from rslearn.train.model_context import RasterImage, SampleMetadata
+from rslearn.train.prediction_writer import RslearnWriter
 from rslearn.utils.feature import Feature
 from rslearn.utils.geometry import PixelBounds
 from rslearn.utils.raster_format import RasterFormat
 from rslearn.utils.vector_format import VectorFormat
 from torchmetrics import Metric, MetricCollection
+from upath import UPath
 
 RawInput = RasterImage | list[Feature]
 RawInputs = dict[str, RawInput]
@@ -153,6 +156,62 @@ def with_dataset(metadata: SampleMetadata, dataset: str) -> SampleMetadata:
     return replace(metadata, dataset_source=dataset)
 
 
+# Transforms without randomness; their subclasses may have some.
+_FIXED = frozenset(
+    {
+        "rslearn.train.transforms.concatenate.Concatenate",
+        "rslearn.train.transforms.mask.Mask",
+        "rslearn.train.transforms.normalize.Normalize",
+        "rslearn.train.transforms.resize.Resize",
+        "rslearn.train.transforms.select_bands.SelectBands",
+        "rslearn.train.transforms.sentinel1.Sentinel1ToDecibels",
+        "rslearn.models.olmoearth_pretrain.norm.OlmoEarthNormalize",
+        "rslp.helios.norm.HeliosNormalize",
+    }
+)
+
+_PADS = frozenset({"rslearn.train.transforms.pad.Pad", "rslp.helios.pad.Pad"})
+
+
+def are_fixed(transforms: Iterable[torch.nn.Module]) -> bool:
+    """Whether transforms have no randomness, as far as is known."""
+    return all(_is_fixed(transform) for transform in transforms)
+
+
+def _is_fixed(transform: torch.nn.Module) -> bool:
+    name = f"{type(transform).__module__}.{type(transform).__qualname__}"
+    if name not in _PADS:
+        return name in _FIXED
+    low, high = cast(tuple[int, int], transform.size)
+    return high - low == 1  # of a wider range it draws one
+
+
+# What reads of the inputs no more than their sizes.
+_READ_SIZES = frozenset(
+    {
+        "rslearn.models.faster_rcnn.FasterRCNN",
+        "rslearn.models.detr.detr.Detr",
+        "rslearn.models.pooling_decoder.SegmentationPoolingDecoder",
+    }
+)
+_READ_CONTENT = frozenset({"rslearn.models.concatenate_features.ConcatenateFeatures"})
+
+
+def reads_inputs(modules: Iterable[torch.nn.Module]) -> bool:
+    """Whether what follows the encoder may read the content of inputs, not only features and sizes.
+
+    Args:
+        modules: decoders and what else follows; of classes that are not rslearn's or ours, it has to be assumed.
+    """
+    for module in modules:
+        for part in module.modules():
+            name = f"{type(part).__module__}.{type(part).__qualname__}"
+            known = name.partition(".")[0] in ("rslearn", "rslp", "torch", "torchvision", "torchmetrics")
+            if name in _READ_CONTENT or not known:
+                return True
+    return False
+
+
 def backward(trainer: Trainer, loss: torch.Tensor) -> None:
     """Differentiate one of a step's losses as Lightning does with the loss that ``training_step`` returns.
 
@@ -167,6 +226,17 @@ def keep_signal_handlers(trainer: Trainer) -> None:
     Lightning's handler of SIGTERM broadcasts from rank 0 inside the handler: a signal to any process hangs all of them.
     """
     trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
+
+
+def dataset_of(writer: RslearnWriter) -> str | None:
+    """The path of the dataset that a writer of predictions is for; None where its config names none."""
+    path: str | None = writer._path
+    return path
+
+
+def open_writer(writer: RslearnWriter, path: UPath) -> None:
+    """Let a writer of predictions read its layer's description; it would take the dataset's path from a trainer."""
+    writer._initialize(path)
 
 
 def _nothing() -> None:
@@ -261,6 +331,18 @@ def has_trained(trainer: Trainer) -> bool:
     """Whether a training epoch has begun: a validation is then part of the training."""
     progress: Any = trainer.fit_loop.epoch_progress.total
     return bool(progress.started)
+
+
+def is_fitting(trainer: Trainer) -> bool:
+    """Whether a training is at work, of which a validation may be a part."""
+    return trainer.state.fn == TrainerFn.FITTING
+
+
+def model_of(trainer: Trainer) -> torch.nn.Module | None:
+    """The model inside the module that a trainer is at work on."""
+    module = trainer.lightning_module
+    model = getattr(module, "model", None)
+    return model if isinstance(model, torch.nn.Module) else None
 
 
 def scales_gradients(trainer: Trainer) -> bool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import logging
 import os
 import re
-import warnings
+import traceback
 from collections.abc import Mapping
+from copy import deepcopy
 from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,8 +21,10 @@ from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler,
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from rslearn.train.callbacks.freeze_unfreeze import FreezeUnfreeze
+from rslearn.train.prediction_writer import RslearnWriter
 from rslearn.utils.jsonargparse import init_jsonargparse
 
+import rslp
 from rslp.errors import ConfigError, Problem, UserError
 from rslp.files import read_yaml, resolve_paths
 from rslp.run import RunDir
@@ -35,21 +37,9 @@ from rslp.train.metrics_log import MetricsLog
 from rslp.train.module import JointModule
 from rslp.train.placement import placed
 from rslp.train.progress import RunProgress
+from rslp.train.quiet import quiet_libraries
 from rslp.train.samples import seed_of, seeded
 from rslp.train.world import read_world
-
-# Warnings of libraries about themselves or about what is done here on purpose.
-_HINTS = (
-    ".*does not have many workers",
-    ".*is smaller than the logging interval",
-    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
-    "You're resuming from a checkpoint that ended before the epoch ended",
-    "Found .* module\\(s\\) in eval mode",
-    # Values that all processes share already.
-    "It is recommended to use `self.log\\(.*sync_dist=True",
-    "The `srun` command is available on your system but is not used",
-)
-
 
 # What every run needs of the trainer, unless its config says otherwise.
 TRAINER_DEFAULTS = {
@@ -99,39 +89,51 @@ class RunCLI(LightningCLI):
 CLI = TypeVar("CLI", bound=RunCLI)
 
 
-def build(run: RunDir, *, training: bool) -> Made:
+def build(run: RunDir, *, training: bool, predicting: bool = False) -> Made:
     """Make everything in a run's config: directly if it has only one reading, or else by the parser.
 
     Args:
         run: the run directory; its ``config.yaml`` is the only file that is parsed.
         training: whether metrics and checkpoints are to be written.
+        predicting: whether it is to predict: the config of the prediction is parsed, if there is one, and of the
+            callbacks those that write predictions are kept.
 
     Raises:
         ConfigError: the config is missing, or does not describe a joint run.
     """
-    document = read_yaml(run.config)
+    path = config_for(run, predicting=predicting)
+    document = read_yaml(path)
     config = resolve_paths(document.data, run.path, name=document.name, line=document.line)
-    _quiet_libraries()
+    world = read_world(os.environ)
+    quiet_libraries(world)
     # Lightning guesses it from variables that may be inherited from a job that is not ours.
-    rank_zero_only.rank = read_world(os.environ).rank  # type: ignore[attr-defined]
+    rank_zero_only.rank = world.rank  # type: ignore[attr-defined]
     init_jsonargparse()
+    described = deepcopy(config)  # the parser writes into what it is given
     # Weights that are drawn, not loaded, belong to the run's randomness too.
     with collector_off(), seeded(weights := seed_of(config.get("seed", 0), "weights")):
-        whole = _for_run(config, run=run, training=training)
+        whole = _for_run(config, run=run, training=training, predicting=predicting)
         made = make_directly(whole, trainer_defaults=TRAINER_DEFAULTS, own_keys=OWN_KEYS)
     if made is None:
         with seeded(weights):
-            made = _parse(whole, name=run.config)
+            made = _parse(whole, name=path)
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in _callbacks(made.trainer)):
         message = "GradientAccumulationScheduler is not supported: the length of a step is part of the mixture"
-        raise ConfigError(Problem(message, file=str(run.config), key="trainer.callbacks"))
+        raise ConfigError(Problem(message, file=str(path), key="trainer.callbacks"))
     # Lightning's accumulation knows no counts, so the mixture takes it over.
     made.datamodule.accumulate(made.trainer.accumulate_grad_batches)
     made.trainer.accumulate_grad_batches = 1
     made.datamodule.seed = made.model.seed = made.seed
+    made.datamodule.frozen.describe(described)
     _leave_room_for_workers(made.datamodule.num_workers)
     _checkpoints_first(made.trainer)
     return made
+
+
+def config_for(run: RunDir, *, predicting: bool) -> Path:
+    """The config that a job reads: a prediction's own, if there is one, or that of the run."""
+    own = run.config_of("predict")
+    return own if predicting and own.is_file() else run.config
 
 
 def _leave_room_for_workers(workers: int) -> None:
@@ -141,11 +143,14 @@ def _leave_room_for_workers(workers: int) -> None:
         torch.set_num_threads(max(1, processors - workers))
 
 
-def _for_run(config: Mapping[str, Any], *, run: RunDir, training: bool) -> dict[str, Any]:
+def _for_run(config: Mapping[str, Any], *, run: RunDir, training: bool, predicting: bool) -> dict[str, Any]:
     """The config with the run's logger and callbacks put into its trainer."""
     trainer = placed(config.get("trainer") or {}, read_world(os.environ))
     callbacks = list(trainer.get("callbacks") or [])
+    # It looks for one dataset's path wherever it is, and has nothing to do but in a prediction.
+    writers = [callback for callback in callbacks if _is_class(callback, RslearnWriter)]
     if training:
+        callbacks = [callback for callback in callbacks if callback not in writers]
         callbacks = [_taken_over(callback, folder=run.checkpoints) for callback in callbacks]
         if not any(_is_class(callback, RunCheckpoints) for callback in callbacks):
             callbacks.append({"class_path": _path_of(RunCheckpoints), "init_args": {"run_dir": str(run.path)}})
@@ -153,7 +158,7 @@ def _for_run(config: Mapping[str, Any], *, run: RunDir, training: bool) -> dict[
         asked = trainer.get("logger")
         trainer["logger"] = [log, *_as_list(asked)]
     else:
-        callbacks, trainer["logger"] = [], False
+        callbacks, trainer["logger"] = writers if predicting else [], False
         trainer["enable_checkpointing"] = False
     shown = trainer.get("enable_progress_bar") is not False
     if shown and not any("ProgressBar" in str(callback.get("class_path")) for callback in callbacks):
@@ -212,9 +217,11 @@ def _parse(config: dict[str, Any], *, name: Path) -> Made:
         raise ConfigError(Problem(_cause(noise.getvalue() or str(error)), file=str(name))) from error
     except (ValueError, TypeError) as error:
         # jsonargparse wraps what a constructor raises into listings of everything that it tried.
-        if (cause := _user_error(error)) is None:
+        if (cause := user_error(error)) is not None:
+            raise cause from None
+        if (refusal := _refusal(error)) is None:
             raise
-        raise cause from None
+        raise ConfigError(Problem(refusal, file=str(name))) from error
     for what, got, wanted in (("data", cli.datamodule, MultiDatasetDataModule), ("model", cli.model, JointModule)):
         if not isinstance(got, wanted):
             message = f"{type(got).__name__} can't train on several datasets; use rslp.train.{wanted.__name__}"
@@ -242,11 +249,20 @@ def run_parser(config: dict[str, Any], cls: type[CLI]) -> CLI:
     )
 
 
-def _user_error(error: BaseException | None) -> UserError | None:
-    """The user's mistake at the root of an exception, if it is one."""
+def user_error(error: BaseException | None) -> UserError | None:
+    """The user's mistake at the root of an exception, if it is one; the parser wraps what a constructor raises."""
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def _refusal(error: BaseException) -> str | None:
+    """What a library says of arguments that its constructor refuses; None where the fault may be ours."""
+    while (deeper := error.__cause__ or error.__context__) is not None:
+        error = deeper
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = not frames or Path(frames[-1].filename).is_relative_to(Path(rslp.__file__).parent)
+    return f"{frames[-1].name}: {_cause(str(error))}" if isinstance(error, ValueError) and not ours else None
 
 
 def _cause(message: str) -> str:
@@ -256,12 +272,3 @@ def _cause(message: str) -> str:
     telling = [line for line in lines if _TELLING.search(line)]
     what = (telling or lines or ["can't be parsed"])[-1][:300]
     return f"{key.group(1)}: {what}" if key and key.group(1) not in what else what
-
-
-def _quiet_libraries() -> None:
-    """Lightning's hints on hardware and rslearn's progress notes are not for the user of a run."""
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in _HINTS:
-        warnings.filterwarnings("ignore", message=message)

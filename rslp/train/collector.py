@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,5 +23,7 @@ def collector_off(*, keep: bool = False) -> Iterator[None]:
     finally:
         if keep:
             gc.freeze()
+            # What the interpreter can't take apart at its end, native modules report as leaked, in pages.
+            atexit.register(gc.unfreeze)
         if was_on:
             gc.enable()

@@ -16,6 +16,7 @@ from rslearn.train.tasks import Task
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from rslp.errors import ConfigError, Problem
 from rslp.train import adapters, collectives, floors, freezing, preemption, warmup
 from rslp.train.batches import Batch
 from rslp.train.data import MultiDatasetDataModule
@@ -154,6 +155,9 @@ class JointModule(RslearnLightningModule):
         scheduler = self.schedulers["scheduler"] = self.scheduler_factory.build(optimizer)
         config: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
         if isinstance(scheduler, ReduceLROnPlateau):
+            if self.trainer.limit_val_batches == 0:
+                what = "a plateau scheduler follows the validation score, and trainer.limit_val_batches is 0"
+                raise ConfigError(Problem(what, key="model.init_args.scheduler"))
             config |= {"monitor": "val/score_loss", "frequency": self.trainer.check_val_every_n_epoch or 1}
         return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[typeddict-item]
 
@@ -212,6 +216,15 @@ class JointModule(RslearnLightningModule):
         """Add batches to the test metrics."""
         self._evaluation_step("test", batch)
 
+    def predict_step(  # type: ignore[override]
+        self,
+        batch: list[Batch],
+        batch_idx: int,  # noqa: ARG002
+        dataloader_idx: int = 0,  # noqa: ARG002
+    ) -> list[list[dict[str, Any]]]:
+        """For each batch the outputs of its samples by task."""
+        return [self._predict(part) if part.inputs else [] for part in batch]
+
     def on_validation_epoch_start(self) -> None:
         """Put the metrics where the outputs will be."""
         self._place_metrics()
@@ -264,8 +277,13 @@ class JointModule(RslearnLightningModule):
         return shares(counts, totals=totals, tasks=[self.model.tasks_of(batch.dataset) for batch in step])
 
     def _forward(self, batch: Batch) -> JointOutput:
-        output: JointOutput = self(ModelContext(inputs=batch.inputs, metadatas=batch.metadatas), batch.targets)
+        context = ModelContext(inputs=batch.inputs, metadatas=batch.metadatas)
+        output: JointOutput = self.model(context, batch.targets, features=batch.features)
         return output
+
+    def _predict(self, batch: Batch) -> list[dict[str, Any]]:
+        output: JointOutput = self(ModelContext(inputs=batch.inputs, metadatas=batch.metadatas))
+        return list(output.outputs)
 
     def _evaluation_step(self, split: str, batches: list[Batch]) -> None:
         for batch in batches:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from rslearn.train.dataset import DataInput
 from rslearn.train.model_context import SampleMetadata
 from rslearn.train.tasks.multi_task import MultiTask
 from rslearn.train.transforms import Sequential
+from rslearn.train.transforms.transform import Transform
 from rslearn.utils.geometry import PixelBounds
 
 from rslp.errors import DataError
@@ -100,9 +102,11 @@ class SampleSource:
         self._config = adapters.split_config(data_module, split)
         self._load_targets = split != "predict" and not self._config.get_skip_targets()
         self._inputs = {k: v for k, v in data_module.inputs.items() if self._load_targets or not v.is_target}
-        self._transforms = Sequential(*(self._config.transforms or []))
+        self._transforms = Sequential(*map(self._told_of_targets, self._config.transforms or []))
         self._windows = self._list_windows(store, data_module)
-        self._crops = self._list_crops() if self._config.get_load_all_crops() else None
+        # A prediction is of whole windows: where only a crop would be drawn, all of them are loaded.
+        tiled = self._config.get_load_all_crops() or (split == "predict" and self._config.get_crop_size() is not None)
+        self._crops = self._list_crops() if tiled else None
         if not len(self):
             raise DataError(
                 f"dataset {name!r} has no windows for split {split!r} (path {data_module.path}, "
@@ -120,6 +124,41 @@ class SampleSource:
         bounds = place.bounds or self._windows.bounds(place.window)
         group, name = self._windows.identity(place.window)
         return f"{self.name}/{group}/{name}/" + "_".join(map(str, bounds))
+
+    @property
+    def fixed(self) -> bool:
+        """Whether a sample is the same at each draw: no random crop, no choice of item groups, no random transform."""
+        whole = self._crops is not None or self._config.get_crop_size() is None
+        return (
+            whole and adapters.are_fixed(self._config.transforms or []) and self._windows.without_choice(self._inputs)
+        )
+
+    def prints(self) -> np.ndarray[Any, np.dtype[np.uint64]] | None:
+        """What each sample is read from, as ``N 2`` words that change with any file; None if that is not known."""
+        prints = self._windows.prints(self._inputs)
+        if prints is None or self._crops is None:
+            return prints
+        chosen: np.ndarray[Any, np.dtype[np.uint64]] = prints[self._crops[:, 0]]
+        return chosen ^ (self._crops[:, 1:2].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+
+    def holds(self, index: int) -> bool:
+        """Whether the sample's window still is what ``prints`` says."""
+        return self._windows.holds(self._place(index).window)
+
+    def window(self, index: int) -> tuple[str, str]:
+        """Group and name of the window that a sample is of."""
+        return self._windows.identity(self._place(index).window)
+
+    @property
+    def overlap(self) -> int:
+        """Pixels that neighbouring crops of a window share."""
+        return 0 if self._crops is None else self._config.get_overlap_pixels()
+
+    def windows_with(self, layer: str) -> set[tuple[str, str]]:
+        """Group and name of the windows that have a layer already."""
+        return {
+            self._windows.identity(i) for i in range(len(self._windows)) if self._windows[i].is_layer_completed(layer)
+        }
 
     def sample(self, index: int, *, draw: int = 0) -> Sample:
         """Read and transform one sample.
@@ -185,6 +224,14 @@ class SampleSource:
         of = self.task.input_mapping[task] if task is not None and isinstance(self.task, MultiTask) else self._inputs
         read = [self._inputs[name] for name in of if name in self._inputs]
         return sorted({layer for spec in read if spec.is_target for layer in spec.layers})
+
+    def _told_of_targets(self, transform: torch.nn.Module) -> torch.nn.Module:
+        """The transform; where no labels are read, one that leaves out what it can't find of them."""
+        if self._load_targets or not isinstance(transform, Transform):
+            return transform
+        told = copy.copy(transform)
+        told.skip_missing = True
+        return told
 
     def _list_windows(self, store: SampleStore | None, data_module: RslearnDataModule) -> Windows:
         if store is not None:

@@ -11,6 +11,7 @@ from rslearn.train.dataset import DataInput
 from rslearn.utils.geometry import PixelBounds
 
 from rslp.train import adapters
+from rslp.train.store.columns import Array
 
 
 class Windows(Protocol):
@@ -40,6 +41,15 @@ class Windows(Protocol):
             inputs: what to read.
             rng: where draws of item groups come from.
         """
+
+    def prints(self, inputs: Mapping[str, DataInput]) -> Array | None:
+        """What each window holds of some inputs: ``N 2`` words that change with any of its files; None if unknown."""
+
+    def holds(self, i: int) -> bool:
+        """Whether a window still is what ``prints`` says."""
+
+    def without_choice(self, inputs: Mapping[str, DataInput]) -> bool:
+        """Whether no window leaves a choice of item groups: each reading of it gives the same."""
 
 
 class DirectWindows:
@@ -77,3 +87,15 @@ class DirectWindows:
     ) -> adapters.RawInputs:
         """Read what a sample needs of a window, see ``Windows``."""
         return adapters.read_inputs(self._dataset, window, bounds=bounds, inputs=dict(inputs), rng=rng)
+
+    def prints(self, inputs: Mapping[str, DataInput]) -> Array | None:  # noqa: ARG002
+        """Nothing: only an index knows what the files looked like."""
+        return None
+
+    def holds(self, i: int) -> bool:  # noqa: ARG002
+        """Unknown."""
+        return False
+
+    def without_choice(self, inputs: Mapping[str, DataInput]) -> bool:  # noqa: ARG002
+        """Unknown."""
+        return False

@@ -122,6 +122,33 @@ def test_killed_interrupted_and_started_again_it_finishes(place: Path) -> None:
             "fuel_moisture",
         }
 
+    predicted = rslp(*LAUNCH, "--mode", "predict", cwd=place)
+    assert "Traceback" not in predicted.stderr and "nanobind" not in predicted.stderr
+    config = (run / "config.yaml").read_bytes()
+    kinds = {"crop_type": "geojson", "vessel_detection": "geojson", "land_cover": "tif", "fuel_moisture": "geojson"}
+    for name, kind in kinds.items():
+        assert re.search(rf"{name} +test +\d+ +predictions/{name}/", predicted.stdout), predicted.stdout
+        windows = [window.name for window in windows_of(place / "example" / name, split="test")]
+        found = [path.parent.name for path in (run / "predictions" / name / "example").glob(f"*/{name}.{kind}")]
+        assert sorted(found) == windows
+    (place / "elsewhere.yaml").write_text(
+        "data: {init_args: {disabled_datasets: [crop_type, vessel_detection, fuel_moisture], data_modules: "
+        "{land_cover: {init_args: {predict_config: {tags: {split: val}, crop_size: 32, overlap_pixels: 8, "
+        "load_all_crops: true}}}}}}"
+    )
+    elsewhere = rslp(*LAUNCH, "--config_paths+=elsewhere.yaml", "--mode", "predict", cwd=place)
+    assert re.search(r"land_cover +predict +\d+ +predictions/land_cover/", elsewhere.stdout)
+    assert (run / "config.yaml").read_bytes() == config  # what was trained is still known
+    assert [path.name for path in (run / "predictions").iterdir()] == ["land_cover"]
+    listed = rslp("jobs", "--rslp_project", "demo", cwd=place).stdout
+    assert re.search(r"first +local +\d+ \(predict\) +succeeded", listed), listed
+
+
+def windows_of(dataset: Path, *, split: str) -> list[Path]:
+    """The folders of a dataset's windows that are tagged with a split."""
+    found = (dataset / "windows" / "example").iterdir()
+    return sorted(w for w in found if json.loads((w / "metadata.json").read_text())["options"]["split"] == split)
+
 
 def test_a_dataset_with_two_tasks_beside_one_with_one(place: Path) -> None:
     multi = place / "example" / "two_tasks.yaml"
@@ -224,7 +251,7 @@ def test_evaluating_before_training_names_the_folder(place: Path, tmp_path: Path
             (),
             "nonsense://bucket/runs/projects/helios_finetuning/x: Protocol not known: nonsense",
         ),
-        ("runs", ("--mode", "predict"), "mode predict is not there yet"),
+        ("runs", ("--mode", "predict"), "no checkpoint best.ckpt in "),
         ("runs", ("--do_eval", "true", "--checkpoint", "no.ckpt"), "/no.ckpt\n"),
     ],
 )

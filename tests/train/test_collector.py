@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 
 import pytest
 
@@ -33,3 +35,9 @@ def test_what_stays_is_set_aside() -> None:
         assert gc.get_freeze_count() > frozen
     finally:
         gc.unfreeze()
+
+
+def test_what_is_set_aside_is_not_called_a_leak_at_the_end() -> None:
+    code = "from rslp.train.collector import collector_off\nwith collector_off(keep=True):\n    import rslp.train.fit"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""

@@ -94,6 +94,29 @@ class StoredWindows:
                 raw[name] = found
         return raw
 
+    def prints(self, inputs: Mapping[str, DataInput]) -> Array | None:
+        """What each window holds of some inputs, as ``N 2`` words that change with any of its files."""
+        layers = [option.partition(".")[0] for data_input in inputs.values() for option in data_input.layers]
+        prints = self._index.fingerprints(layers)[self._rows]
+        # Records do not hold the window's time range, samples do.
+        return prints ^ self._index.texts["times"].digests(self._rows)
+
+    def holds(self, i: int) -> bool:
+        """Whether a window still is what ``prints`` says."""
+        return bool(self._state[i] == 1) if self._state[i] else self._unchanged(i, self[i])
+
+    def without_choice(self, inputs: Mapping[str, DataInput]) -> bool:
+        """Whether no window leaves a choice of item groups."""
+        completed = self._index.texts["completed"]
+        folders = [completed.distinct(int(code)).split("|") for code in completed.used(self._rows)]
+        for data_input in inputs.values():
+            layers = {option.partition(".")[0] for option in data_input.layers}
+            if data_input.load_all_layers and data_input.load_all_item_groups:
+                continue
+            if any(sum(folder.partition(".")[0] in layers for folder in one) > 1 for one in folders):
+                return False
+        return True
+
     def _from_store(
         self, i: int, name: str, data_input: DataInput, *, window: Window, bounds: PixelBounds, rng: random.Random
     ) -> adapters.RawInput | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
 
@@ -51,11 +52,29 @@ class Texts:
         start = int(self.ends[code - 1]) if code else 0
         return self.raw[start : int(self.ends[code])].tobytes().decode()
 
+    def all(self) -> list[str]:
+        """Every distinct text, by number."""
+        raw, ends = self.raw.tobytes(), self.ends.tolist()
+        return [raw[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
+
+    def by_row(self) -> list[str]:
+        """The text of each row; all at once is many times faster than one by one."""
+        texts = self.all()
+        return [texts[code] for code in self.codes.tolist()]
+
     def used(self, rows: Array) -> Array:
         """The numbers that some rows hold, each once."""
         seen = np.zeros(len(self.ends), bool)
         seen[self.codes[rows]] = True
         return np.flatnonzero(seen)
+
+    def digests(self, rows: Array) -> Array:
+        """A digest of the text of each of some rows: ``N 2`` words."""
+        table = np.zeros((len(self.ends), 2), np.uint64)
+        for code in self.used(rows).tolist():
+            raw = blake2b(self.distinct(code).encode(), digest_size=16).digest()
+            table[code] = np.frombuffer(raw, "<u8")
+        return table[self.codes[rows]]
 
     def joined(self, rows: Sequence[int] | Array, more: Iterable[str]) -> Texts:
         """Some of these rows, then further ones."""

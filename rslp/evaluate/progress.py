@@ -1,0 +1,75 @@
+"""Which windows a prediction has written, so that one that was interrupted goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from rslp.run import RunDir
+
+
+class Progress:
+    """The windows that are written, noted one by one in ``predictions/progress.jsonl``.
+
+    Args:
+        path: the file.
+        header: what the prediction is made of; another one does not go on from it.
+        written: the windows so far: dataset, group, name.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any], written: list[tuple[str, str, str]]) -> None:
+        self._written = written
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Anew, since the last line may be torn.
+        self._file: TextIO = path.with_suffix(".begun").open("w", encoding="utf-8")
+        for line in (header, *written):
+            self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        path.with_suffix(".begun").replace(path)
+
+    @classmethod
+    def begin(cls, run: RunDir, header: Mapping[str, Any]) -> Progress:
+        """Go on from what an interrupted prediction has written, if it was the same; else begin anew.
+
+        What a former prediction has left in ``predictions/`` is removed then: windows of two would lie side by side.
+        """
+        written = [] if run.prediction_marker.exists() else _read(run.prediction_progress, header)
+        run.prediction_marker.unlink(missing_ok=True)
+        if not written:
+            shutil.rmtree(run.predictions, ignore_errors=True)
+        return cls(run.prediction_progress, header, written)
+
+    def note(self, dataset: str, identity: tuple[str, str]) -> None:
+        """Note a window: it is written as a whole by now."""
+        self._written.append((dataset, *identity))
+        self._file.write(json.dumps(self._written[-1]) + "\n")
+        self._file.flush()
+
+    def written(self, dataset: str) -> set[tuple[str, str]]:
+        """Group and name of the windows of a dataset that are written."""
+        return {(group, name) for of, group, name in self._written if of == dataset}
+
+    def __enter__(self) -> Progress:
+        """Itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Note no more."""
+        self._file.close()
+
+
+def _read(path: Path, header: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What a prediction with this header has noted; nothing of another one's."""
+    if not path.is_file():
+        return []
+    lines: list[Any] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            # Torn: the process was killed while it wrote.
+            break
+    return [(dataset, group, name) for dataset, group, name in lines[1:]] if lines and lines[0] == header else []
