@@ -3,8 +3,8 @@
 python benchmarks/all.py [--quick] [--page] [NAME …]
 
 Each benchmark is a process of its own; one that fails is reported and does not stop the others. Results are kept in
-benchmarks/results, one file a benchmark, so one that is run alone replaces its own rows in the page. A quick run writes to
-a temporary folder, prints its table, and leaves results and page alone.
+benchmarks/results, one file a benchmark, so one that is run alone replaces its own rows in the page. A quick run writes
+to a temporary folder, prints its table, and leaves results and page alone.
 """
 
 from __future__ import annotations

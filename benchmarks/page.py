@@ -21,13 +21,14 @@ NOTES = Path(__file__).parent / "notes.md"
 _HEAD = """\
 # Performance
 
-Written by `make bench`; do not edit. Each row is measured by `benchmarks/<name>.py` against rslearn 0.1.19 with the smallest
-repairs that make it run, and against what the machine allows, alternated in one run. The ratios are what counts: seconds are
-of this machine. Median, in brackets the quartiles (of fewer than eight measurements: the range). `make bench-quick` measures
-little of everything in a few minutes and changes nothing; `python benchmarks/all.py NAME …` runs some again.
+Written by `make bench`; do not edit. Each row is measured by a script of `benchmarks/` against rslearn 0.1.19 with the
+smallest repairs that make it run, and against what the machine allows, alternated in one run. The ratios are what
+counts: seconds are of this machine. Median, in brackets the quartiles (of fewer than eight measurements: the range).
+`make bench-quick` measures a little of everything and changes nothing; `python benchmarks/all.py NAME …` runs some
+again.
 
 """
-_COLUMNS = "| what | ours | rslearn | times better | wanted | limit | share of it | wanted |\n|---|---|---|---|---|---|---|---|"
+_COLUMNS = "| what | ours | rslearn | times better | wanted | limit | share of it | wanted |\n" + "|---" * 8 + "|"
 _COLOURS = ("#1b6ca8", "#c8553d", "#588157", "#7d5ba6")
 
 
