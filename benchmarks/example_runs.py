@@ -81,9 +81,16 @@ def train(example: Path, *, side: str, config: dict[str, Any], setting: Setting,
     variables = environment(example.parent, threads=setting.threads)
     done = subprocess.run(command, env=variables, cwd=example, capture_output=True, text=True)
     if done.returncode or not note.exists():
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+        raise SystemExit(f"a run of {side} failed, see the lines above: {_gist(done.stdout + done.stderr)}")
     epochs: list[dict[str, float]] = json.loads(note.read_text())
     return epochs
+
+
+def _gist(text: str) -> str:
+    """The last lines of what a process said; rslearn's errors print whole samples."""
+    print(text[-6000:], file=sys.stderr)
+    told = [line for line in text.splitlines() if "Error" in line]
+    return (told or [text])[-1][:200]
 
 
 def _ours(path: Path, name: str) -> list[str]:

@@ -3,8 +3,8 @@
 python benchmarks/frozen.py [--quick] [--out FILE]
 
 The example, once with its pooled heads (classification and regression), once with its dense ones (segmentation and
-detection). Epochs after the first are measured: our features are kept by then, and rslearn has all windows in memory. The
-heads alone train on batches of features that are in memory before the epoch begins.
+detection). Epochs after the first are measured: our features are kept by then, and rslearn has all windows in memory.
+The heads alone train on batches of features that are in memory before the epoch begins.
 """
 
 from __future__ import annotations
