@@ -66,16 +66,16 @@ class BatchKey:
         keys = (SampleKey(planned.dataset, index, draw if count is None else draw % count) for index, draw in drawn)
         return cls(planned.dataset, tuple(keys))
 
+    def among(self, indices: Sequence[int]) -> BatchKey:
+        """The same places in a selection of the dataset's samples."""
+        return replace(self, samples=tuple(replace(key, index=indices[key.index]) for key in self.samples))
+
 
 class KeptBatches(Protocol):
     """Batches of one dataset that need not be encoded any more."""
 
     def batch(self, key: BatchKey) -> Batch | None:
         """A batch with features; None if those of one of its samples are not kept."""
-
-    def among(self, indices: Sequence[int]) -> BatchKey:
-        """The same places in a selection of the dataset's samples."""
-        return replace(self, samples=tuple(replace(key, index=indices[key.index]) for key in self.samples))
 
 
 class JointDataset(Dataset[Batch]):

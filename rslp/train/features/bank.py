@@ -51,6 +51,7 @@ class FeatureBank:
         self._entries: list[Array] = []
         # For each view, by sample: number of the list of entries, and of the entry; -1 where there is none.
         self._places: dict[int, Array] = {}
+        self._wanted: dict[int, Array] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self._use = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT, 0o666)
         fcntl.flock(self._use, fcntl.LOCK_SH)
@@ -60,12 +61,17 @@ class FeatureBank:
         """Another process opens the files itself."""
         return _reopened, (self.folder, self.source, self._prints, self.depth, tuple(self._places))
 
-    def look(self, views: Iterable[int]) -> None:
-        """Find what is kept of some views now."""
+    def learn(self, views: set[int]) -> None:
+        """Find what is kept of some views, unless they were looked for already."""
+        if views - set(self._places):
+            self.look(views)
+
+    def look(self, views: set[int]) -> None:
+        """Find what is kept now, of some views and of all that were looked for before."""
         self._entries = [read_entries(path) for path in sorted(self.folder.glob("*.cat"))]
-        for view in views:
-            places = np.full((len(self._prints), 2), -1, np.int32)
-            wanted = _of_view(self._prints, view)
+        for view in views | set(self._places):
+            wanted = self._wanted[view] = _of_view(self._prints, view)
+            places = np.full((len(wanted), 2), -1, np.int32)
             for number, entries in enumerate(self._entries):
                 found = find(entries, wanted)
                 places[found >= 0] = np.stack([np.full_like(found, number), found], 1)[found >= 0]
@@ -88,6 +94,8 @@ class FeatureBank:
                 return None
             number, at = places[index].tolist()
             entry = self._entries[number][at]
+            if not np.array_equal(entry["print"], self._wanted[view][index]):
+                raise RuntimeError(f"{self.folder}: the place of sample {index} in view {view} holds another one")
             place = (int(entry["segment"]), int(entry["offset"]), int(entry["payload"]), int(entry["head"]))
             try:
                 payload, head = self._reader.read(place)
@@ -174,7 +182,7 @@ class BankWriter:
 
 def _reopened(folder: Path, source: SampleSource, prints: Array, depth: int, views: tuple[int, ...]) -> FeatureBank:
     bank = FeatureBank(folder, source=source, prints=prints, depth=depth)
-    bank.look(views)
+    bank.look(set(views))
     return bank
 
 

@@ -118,7 +118,7 @@ class FrozenStage:
                     held.banks[name] = bank
         wanted = {name: drawn for name, drawn in wanted.items() if name in held.banks}
         for name, drawn in wanted.items():
-            held.banks[name].look({view for _, view in drawn})
+            held.banks[name].learn({view for _, view in drawn})
         if any(collectives.gathered(any(held.banks[name].missing(drawn) for name, drawn in wanted.items()))):
             held.banks = dict(held.banks)
             work = {name: (held.banks[name], sources[name], drawn) for name, drawn in sorted(wanted.items())}
