@@ -59,7 +59,7 @@ class EpochTimes(L.Callback):
 
 
 class ReadyDataModule(MultiDatasetDataModule):
-    """All batches are in memory before the first epoch begins, and are the same in each: what is left is the model."""
+    """From the second epoch on, all batches are in memory, those of the first one: what is left is the model."""
 
     def train_dataloader(self) -> Any:
         """A loader that has read everything."""
@@ -82,9 +82,9 @@ class Ready:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        """The steps, read when they are asked for the first time, which is before the first epoch begins."""
+        """The steps, read in the first epoch."""
         self._steps = self._steps or list(self._loader)
-        return iter(self._steps)
+        yield from self._steps
 
 
 def children() -> list[int]:
