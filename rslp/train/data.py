@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import torch
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.tasks.multi_task import MultiTask
 from torch.utils.data import DataLoader
@@ -254,6 +255,13 @@ class MultiDatasetDataModule(L.LightningDataModule):
             if self.trainer is not None and self.trainer.training and part.faults and not part.inputs:
                 raise DataError(f"dataset {part.dataset!r}: no sample can be read; the last: {part.faults[-1].message}")
         return batch
+
+    def transfer_batch_to_device(self, batch: list[Batch], device: torch.device, dataloader_idx: int) -> list[Batch]:
+        """Leave a batch on the CPU as it is: Lightning would copy every object around its tensors."""
+        if device.type == "cpu":
+            return batch
+        moved: list[Batch] = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return moved
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on with: the samples that were skipped."""
