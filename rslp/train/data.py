@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import torch
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.tasks.multi_task import MultiTask
 from torch.utils.data import DataLoader
@@ -22,6 +23,7 @@ from rslp.train.features.stage import FrozenStage, Keys
 from rslp.train.samples import SampleSource, open_dataset
 from rslp.train.store.settings import StoreSettings
 from rslp.train.store.store import SampleStore, open_store
+from rslp.train.transfer import moved
 from rslp.train.world import read_world
 
 _SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
@@ -254,6 +256,15 @@ class MultiDatasetDataModule(L.LightningDataModule):
             if self.trainer is not None and self.trainer.training and part.faults and not part.inputs:
                 raise DataError(f"dataset {part.dataset!r}: no sample can be read; the last: {part.faults[-1].message}")
         return batch
+
+    def transfer_batch_to_device(
+        self,
+        batch: list[Batch],
+        device: torch.device,
+        dataloader_idx: int,  # noqa: ARG002
+    ) -> list[Batch]:
+        """Move the tensors of a step's batches."""
+        return [moved(part, device) for part in batch]
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on with: the samples that were skipped."""
