@@ -197,17 +197,21 @@ def shelf(folder: Path, key: str, prints: Array) -> Shelf:
 
 
 class SegmentReader:
-    """Opens segments; one per process, each segment when it is first read."""
+    """Opens segments; one per process, each segment when it is first read.
+
+    Attributes:
+        folder: the store's folder.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._segments: dict[int, _Segment] = {}
         self._scratch = np.empty(0, np.uint8)
         self._touched = 0
 
     def __reduce__(self) -> tuple[type[SegmentReader], tuple[Path]]:
         """Another process opens the files itself."""
-        return SegmentReader, (self._folder,)
+        return SegmentReader, (self.folder,)
 
     def read(self, place: tuple[int, int, int, int]) -> tuple[Payload, bytes]:
         """Payload and head of a record.
@@ -222,7 +226,7 @@ class SegmentReader:
         number, offset, payload, head = place
         segment = self._segments.get(number)
         if segment is None:
-            segment = self._segments[number] = _Segment(segment_path(self._folder, number))
+            segment = self._segments[number] = _Segment(segment_path(self.folder, number))
         raw = os.pread(segment.handle, head, offset + payload)
         if len(raw) != head:
             raise ValueError(f"{segment.path} is shorter than it should be")
