@@ -82,12 +82,14 @@ class SegmentWriter:
         if self._at >= _SEGMENT_BYTES:
             self._begin()
         offset = self._at
-        raw = b"".join([payload, head, bytes(-(len(payload) + len(head)) % _ALIGN)])
-        view = memoryview(raw)
-        while view:
-            written = os.write(self._handle, view)
+        parts = [payload, head, bytes(-(len(payload) + len(head)) % _ALIGN)]
+        written = os.writev(self._handle, parts)
+        self._at += written
+        rest = memoryview(b"") if written == sum(map(len, parts)) else memoryview(b"".join(parts))[written:]
+        while rest:
+            written = os.write(self._handle, rest)
             self._at += written
-            view = view[written:]
+            rest = rest[written:]
         return Entry(print_, self._segment, offset, len(payload), len(head), state)
 
     def flush(self) -> None:
