@@ -177,6 +177,27 @@ def test_a_killed_run_goes_on_elsewhere_to_the_same_weights(
     assert validations(tmp_path / "metrics.csv") == validations(local.metrics)
 
 
+def test_predictions_come_into_the_store_and_former_ones_leave_it(
+    s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny.run_config(
+        {"segment": (str(tiny.write_dataset(tmp_path / "segment", "segment")), "segment")}, epochs=1
+    )
+    local = tiny.write_run(tmp_path / "local", config)
+    assert fit(local) == 0
+    for name in ("config.yaml", "checkpoints/best.ckpt"):
+        s3.upload(local.path / name, name)
+    s3.write("predictions/segment/default/gone/segment.tif", b"of another prediction")
+    s3.write("predictions.json", b"{}")
+    monkeypatch.setenv("RSLP_SCRATCH", str(tmp_path / "scratch"))
+    command = [sys.executable, "-m", "rslp.main", "helios", "run", "--run_dir", s3.root, "--mode", "predict"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    files = {f"predictions/segment/default/{window}/segment.tif" for window in ("w009", "w010", "w011")}
+    assert set(s3.sizes()) == {"config.yaml", "checkpoints/best.ckpt", "predictions.json", *files}
+    assert json.loads(s3.read("predictions.json") or b"")["datasets"]["segment"]["windows"] == 3
+
+
 def validations(log: Path) -> list[str]:
     """The log's lines about validation data; means of losses over an epoch know only what this start has seen."""
     return [line for line in log.read_text().splitlines() if ",val/" in line]
