@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,32 @@ class EpochTimes(L.Callback):
 
 
 class ReadyDataModule(MultiDatasetDataModule):
-    """All batches of the epoch are in memory before it begins: what is left is the model."""
+    """From the second epoch on, all batches are in memory, those of the first one: what is left is the model."""
 
     def train_dataloader(self) -> Any:
-        """The steps as a list."""
-        return list(super().train_dataloader())
+        """A loader that has read everything."""
+        return Ready(super().train_dataloader())
+
+
+class Ready:
+    """A loader that reads another one once.
+
+    Args:
+        loader: the other one.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+        self._steps: list[Any] = []
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The steps, read in the first epoch."""
+        self._steps = self._steps or list(self._loader)
+        yield from self._steps
 
 
 def children() -> list[int]:

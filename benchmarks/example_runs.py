@@ -39,7 +39,7 @@ def make_example(folder: Path, *, size: float) -> Path:
         [sys.executable, "-m", "rslp.main", "helios", "make_example", "--path", str(example), "--size", str(size)],
         check=True,
         stdout=subprocess.DEVNULL,
-        env=_environment(folder, threads=None),
+        env=environment(folder, threads=None),
     )
     maker = [sys.executable, str(ROOT / "make_multidataset_config.py"), "--cfg", str(example / "multi_dataset.yaml")]
     subprocess.run(maker, check=True, stdout=subprocess.DEVNULL)
@@ -78,12 +78,19 @@ def train(example: Path, *, side: str, config: dict[str, Any], setting: Setting,
     path = example / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     command = _theirs(path) if side.startswith("rslearn") else _ours(path, name)
-    environment = _environment(example.parent, threads=setting.threads)
-    done = subprocess.run(command, env=environment, cwd=example, capture_output=True, text=True)
+    variables = environment(example.parent, threads=setting.threads)
+    done = subprocess.run(command, env=variables, cwd=example, capture_output=True, text=True)
     if done.returncode or not note.exists():
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+        raise SystemExit(f"a run of {side} failed, see the lines above: {_gist(done.stdout + done.stderr)}")
     epochs: list[dict[str, float]] = json.loads(note.read_text())
     return epochs
+
+
+def _gist(text: str) -> str:
+    """The last lines of what a process said; rslearn's errors print whole samples."""
+    print(text[-6000:], file=sys.stderr)
+    told = [line for line in text.splitlines() if "Error" in line]
+    return (told or [text])[-1][:200]
 
 
 def _ours(path: Path, name: str) -> list[str]:
@@ -95,8 +102,14 @@ def _theirs(path: Path) -> list[str]:
     return [sys.executable, "-m", "rslearn.main", "model", "fit", "--config", str(path)]
 
 
-def _environment(folder: Path, *, threads: int | None) -> dict[str, str]:
+def environment(folder: Path, *, threads: int | None) -> dict[str, str]:
+    """Variables for a process of either side.
+
+    Args:
+        folder: where its runs are put.
+        threads: of torch; None leaves it to the process.
+    """
     path = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT)])
-    environment = {**os.environ, "PYTHONPATH": path, "RSLP_PREFIX": str(folder / "runs"), "WANDB_MODE": "disabled"}
-    environment.pop("OMP_NUM_THREADS", None)
-    return environment if threads is None else {**environment, "OMP_NUM_THREADS": str(threads)}
+    variables = {**os.environ, "PYTHONPATH": path, "RSLP_PREFIX": str(folder / "runs"), "WANDB_MODE": "disabled"}
+    variables.pop("OMP_NUM_THREADS", None)
+    return variables if threads is None else {**variables, "OMP_NUM_THREADS": str(threads)}
