@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +31,12 @@ def holding(config: dict[str, Any], path: Path) -> dict[str, Any]:
     hold = {"class_path": "tests.hold.Hold", "init_args": {"path": str(path)}}
     trainer = {**config["trainer"], "callbacks": [*config["trainer"]["callbacks"], hold]}
     return {**config, "trainer": trainer}
+
+
+def until(happened: Callable[[], object], *, lives: Callable[[], bool], what: str) -> None:
+    """Wait for what a process brings about, however slow the machine is; a process that ends without it has failed."""
+    while not happened():
+        alive = lives()
+        # In this order: the process may have done it and ended in between.
+        assert alive or happened(), what
+        time.sleep(0.05)

@@ -64,6 +64,11 @@ def write_dataset(path: Path, kind: str, *, train: int = 6, val: int = 3, test: 
     return path
 
 
+def add_window(path: Path, kind: str, *, index: int, split: str = "train", size: int = SIZE) -> None:
+    """Add a window to a dataset that was written before."""
+    _write_window(Dataset(UPath(path)), kind, index=index, split=split, rng=np.random.default_rng(index), size=size)
+
+
 def _raster_layer(bands: list[str], dtype: str) -> dict[str, Any]:
     return {"type": "raster", "band_sets": [{"bands": bands, "dtype": dtype}]}
 

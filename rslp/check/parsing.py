@@ -19,7 +19,8 @@ from rslearn.utils.jsonargparse import init_jsonargparse
 from rslp.check.faults import faults_of
 from rslp.check.findings import Finding, KeyPath
 from rslp.check.making import MADE_WRONG, argument_of, constructor_faults
-from rslp.compose import head_faults
+from rslp.check.training import training_faults
+from rslp.compose import head_faults, pick
 from rslp.errors import ConfigError, UserError
 from rslp.train.cli import RunCLI, run_parser
 from rslp.train.data import MultiDatasetDataModule
@@ -89,7 +90,7 @@ def _parsed(config: Mapping[str, Any]) -> Parsed:
         except (argparse.ArgumentError, SystemExit, UserError, MisconfigurationException, *MADE_WRONG) as error:
             failure = _short(error)
         else:
-            return _accepted(cli)
+            return _accepted(cli, config)
         return _refused(config, failure)
 
 
@@ -100,7 +101,7 @@ def _run_parser(config: Mapping[str, Any]) -> CheckCLI:
         return run_parser(copy.deepcopy(dict(config)), CheckCLI)
 
 
-def _accepted(cli: CheckCLI) -> Parsed:
+def _accepted(cli: CheckCLI, config: Mapping[str, Any]) -> Parsed:
     findings = []
     data, module = cli.datamodule, cli.model
     for what, got, wanted in (("data", data, MultiDatasetDataModule), ("model", module, JointModule)):
@@ -117,8 +118,18 @@ def _accepted(cli: CheckCLI) -> Parsed:
         # Whether there are windows is another question: here it is whether all that names datasets names these.
         check_fit(dict.fromkeys(data.data_modules, 1), data.batch_sizes, data.mixture)
     except ConfigError as error:
-        findings += [Finding(p.what, ("data", "init_args", *argument_of(p.key))) for p in error.problems]
+        findings += [Finding(p.what, _data_place(config, argument_of(p.key))) for p in error.problems]
+    findings += training_faults(config, module, data.tasks())
     return Parsed(data.data_modules, module, tuple(findings))
+
+
+def _data_place(config: Mapping[str, Any], argument: KeyPath) -> KeyPath:
+    """Where a config sets an argument of the outer data module; batch sizes may be each dataset's own."""
+    at = ("data", "init_args", *argument)
+    given = pick(config, ("data", "init_args", "batch_sizes"))
+    if argument[:1] == ("batch_sizes",) and (not isinstance(given, Mapping) or argument[-1] not in given):
+        return at[:3] if isinstance(given, int) else (*DATA_MODULES, argument[-1], "init_args", "batch_size")
+    return at
 
 
 def _refused(config: Mapping[str, Any], failure: str) -> Parsed:

@@ -18,7 +18,7 @@ LAST, PREVIOUS = "checkpoints/last.ckpt", "checkpoints/previous.ckpt"
 STATE, DONE, PREDICTED = "state.json", "DONE.json", "predictions.json"
 _IN_ORDER = (LAST, STATE, DONE, PREDICTED)
 _PREDICTIONS = "predictions/"
-_STAY = frozenset({"lock", lease.NAME, PREVIOUS})
+_STAY = frozenset({"lock", "predict.lock", lease.NAME, PREVIOUS})
 _STAYING_FOLDERS = frozenset({"code"})
 
 Signature = tuple[int, int, int]

@@ -12,7 +12,8 @@ import random
 import re
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from rasterio.io import DatasetReader
 from rslearn.config import LayerType
 from rslearn.dataset import Dataset, Window
 from rslearn.train.all_crops_dataset import get_window_crop_options
@@ -28,6 +30,7 @@ from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput, SplitConfig, check_window, is_data_input_available, read_data_input
 from rslearn.train.model_context import RasterImage, SampleMetadata
 from rslearn.train.prediction_writer import RslearnWriter
+from rslearn.utils import raster_format
 from rslearn.utils.feature import Feature
 from rslearn.utils.geometry import PixelBounds
 from rslearn.utils.raster_format import RasterFormat
@@ -59,6 +62,28 @@ def wrap_raster_formats(dataset: Dataset, wrap: Callable[[RasterFormat], RasterF
         for band_set in layer.band_sets:
             band_set._raster_format = wrap(band_set.instantiate_raster_format())
     return dataset
+
+
+@contextmanager
+def watching_rasters(look: Callable[[DatasetReader], None]) -> Iterator[None]:
+    """Show every raster that rslearn's GeoTIFF format opens in this block: opening each a second time costs a third.
+
+    Args:
+        look: is given the open raster.
+    """
+    original = raster_format.open_rasterio_upath_reader
+
+    @contextmanager
+    def watched(path: UPath, **options: Any) -> Iterator[DatasetReader]:
+        with original(path, **options) as source:
+            look(source)
+            yield source
+
+    raster_format.open_rasterio_upath_reader = watched
+    try:
+        yield
+    finally:
+        raster_format.open_rasterio_upath_reader = original
 
 
 def split_config(data_module: RslearnDataModule, split: str) -> SplitConfig:

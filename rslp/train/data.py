@@ -23,6 +23,7 @@ from rslp.train.features.stage import FrozenStage, Keys
 from rslp.train.samples import SampleSource, open_dataset
 from rslp.train.store.settings import StoreSettings
 from rslp.train.store.store import SampleStore, open_store
+from rslp.train.transfer import moved
 from rslp.train.world import read_world
 
 _SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
@@ -256,12 +257,14 @@ class MultiDatasetDataModule(L.LightningDataModule):
                 raise DataError(f"dataset {part.dataset!r}: no sample can be read; the last: {part.faults[-1].message}")
         return batch
 
-    def transfer_batch_to_device(self, batch: list[Batch], device: torch.device, dataloader_idx: int) -> list[Batch]:
-        """Leave a batch on the CPU as it is: Lightning would copy every object around its tensors."""
-        if device.type == "cpu":
-            return batch
-        moved: list[Batch] = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return moved
+    def transfer_batch_to_device(
+        self,
+        batch: list[Batch],
+        device: torch.device,
+        dataloader_idx: int,  # noqa: ARG002
+    ) -> list[Batch]:
+        """Move the tensors of a step's batches."""
+        return [moved(part, device) for part in batch]
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on with: the samples that were skipped."""

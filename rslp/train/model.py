@@ -59,7 +59,7 @@ class JointModel(torch.nn.Module):
             ``rslp.train.merged_heads``.
 
     Raises:
-        ConfigError: an empty encoder or decoder, or an option that names an absent decoder or task.
+        ConfigError: an empty encoder or decoder, an option that names an absent decoder or task, or a negative weight.
     """
 
     def __init__(
@@ -88,6 +88,9 @@ class JointModel(torch.nn.Module):
             ("task_label_offsets", set(task_label_offsets or {})),
         ):
             _refuse_absent(option, names, known=set(self._decoder_of), what="task")
+        for task, weight in (loss_weights or {}).items():
+            if not 0 <= weight < float("inf"):
+                raise ConfigError(Problem(f"got {weight}; 0 or more", key=f"{_PLACE}.loss_weights.{task}"))
         self._ranges = {
             task: LabelRange.of(entry, place=f"{_PLACE}.task_label_offsets.{task}")
             for task, entry in (task_label_offsets or {}).items()

@@ -25,7 +25,7 @@ from rslp.train.losses import LossMeter
 from rslp.train.metrics import TaskMetrics, TaskResult
 from rslp.train.model import JointModel, JointOutput
 from rslp.train.optimizer import together
-from rslp.train.samples import seed_of
+from rslp.train.samples import seed_of, seed_torch
 from rslp.train.shares import agreed, shares, weighted
 
 FLOORS_KEY = "rslp_floors"
@@ -195,7 +195,7 @@ class JointModule(RslearnLightningModule):
             if pending is not None:
                 adapters.backward(self.trainer, pending)
             # The randomness of dropout and of sampled anchors depends on the place alone: a resumed run repeats it.
-            torch.manual_seed(seed_of(self.seed, "step", self.current_epoch, batch_idx, place, self.global_rank))
+            seed_torch(seed_of(self.seed, "step", self.current_epoch, batch_idx, place, self.global_rank), self.device)
             output = self._forward(part)
             self.finite.note(part, output.loss_dict)
             self.meters["train"].add(part.dataset, losses=output.losses, counts=counts[place], samples=len(part.inputs))

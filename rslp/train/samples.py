@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import pickle
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput
 from rslearn.train.model_context import SampleMetadata
 from rslearn.train.tasks.multi_task import MultiTask
+from rslearn.train.tasks.task import Task
 from rslearn.train.transforms import Sequential
 from rslearn.train.transforms.transform import Transform
 from rslearn.utils.geometry import PixelBounds
@@ -52,6 +55,14 @@ def seed_of(*parts: object) -> int:
     """A 64-bit seed from any printable parts, the same in every process and on every machine."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little")
+
+
+def seed_torch(seed: int, device: torch.device) -> None:
+    """``torch.manual_seed``; on the CPU without what that spends on devices not in use, a stack trace for each kind."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 @contextmanager
@@ -194,6 +205,31 @@ class SampleSource:
         rng = random.Random(seed_of(self.seed, what, "targets"))
         return self._read(index, what=what, wanted=labels, rng=rng, draw_crop=False)[1][1]
 
+    def note(self, what: str, indices: Sequence[int]) -> Path | None:
+        """The file that may keep what was learnt from the targets of some samples; another one as soon as they change.
+
+        Args:
+            what: names what is learnt, and how.
+            indices: the samples.
+
+        Returns:
+            None where it can't be told what the targets depend on: without a store, or with a task of the user's own.
+        """
+        if self._windows.folder is None or not _known(self.task):
+            return None
+        labels = {name: spec for name, spec in self._inputs.items() if spec.is_target}
+        places = [self._place(index) for index in indices]
+        windows = self._windows.fingerprint([place.window for place in places], labels)
+        if windows is None:
+            return None
+        try:
+            how = pickle.dumps([self.task, labels])
+        except (pickle.PicklingError, TypeError, AttributeError):
+            return None
+        parts = (what, self.seed, self.name, [(place.bounds, place.crop) for place in places], windows, how.hex())
+        digest = hashlib.sha256(repr([*parts, version("rslearn")]).encode()).hexdigest()
+        return self._windows.folder / f"note-{digest[:32]}.json"
+
     def _read(
         self, index: int, *, what: str, wanted: dict[str, DataInput], rng: random.Random, draw_crop: bool
     ) -> tuple[adapters.RawInputs, Sample]:
@@ -253,6 +289,12 @@ class SampleSource:
             crops = adapters.all_crops(self._windows.bounds(i), self._config)
             rows += [(i, number, len(crops), *bounds) for number, bounds in enumerate(crops)]
         return np.array(rows, np.int64).reshape(-1, 7)
+
+
+def _known(task: Task) -> bool:
+    """Whether a task is one of rslearn's, whose code is known by its version."""
+    tasks = [task, *task.tasks.values()] if isinstance(task, MultiTask) else [task]
+    return all(type(one).__module__.startswith("rslearn.train.tasks.") for one in tasks)
 
 
 def open_dataset(name: str, data_module: RslearnDataModule) -> Dataset:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from rslearn.dataset import Dataset, Window
@@ -28,6 +29,18 @@ class Windows(Protocol):
 
     def bounds(self, i: int) -> PixelBounds:
         """A window's bounds (pixels)."""
+
+    def fingerprint(self, numbers: Iterable[int], inputs: Mapping[str, DataInput]) -> str | None:
+        """What is read of some windows depends on this; None where nobody can tell.
+
+        Args:
+            numbers: which windows.
+            inputs: what is read of them.
+        """
+
+    @property
+    def folder(self) -> Path | None:
+        """Where notes on the windows may be kept, if anywhere."""
 
     def read(
         self, i: int, window: Window, *, bounds: PixelBounds, inputs: Mapping[str, DataInput], rng: random.Random
@@ -75,6 +88,12 @@ class DirectWindows:
         """A window's bounds (pixels)."""
         bounds: PixelBounds = self._windows[i].bounds
         return bounds
+
+    folder = None
+
+    def fingerprint(self, numbers: Iterable[int], inputs: Mapping[str, DataInput]) -> str | None:  # noqa: ARG002
+        """Nobody can tell without reading."""
+        return None
 
     def read(
         self,

@@ -19,8 +19,9 @@ from rslp.errors import RunError
 from rslp.files import Store
 from rslp.launch.lease import NAME, Pace
 from rslp.launch.remote_run import run_in_copy
+from rslp.train.fit import fit
 from tests import tiny
-from tests.hold import holding
+from tests.hold import holding, until
 from tests.stores import Server
 
 QUICK = Pace(beat=0.2, stale=1, settle=0.05, push=0.1)
@@ -146,16 +147,14 @@ def test_a_killed_run_goes_on_elsewhere_to_the_same_weights(
     datasets = {kind: (str(tiny.write_dataset(tmp_path / kind, kind)), kind) for kind in ("classify", "segment")}
     config = tiny.run_config(datasets, epochs=3, dropout=0.2)
     local = tiny.write_run(tmp_path / "local", config)
-    reference = start(str(local.path))
+    assert fit(local) == 0
     config = holding(config, tmp_path / "hold")
     s3.write("config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
     monkeypatch.setenv("RSLP_SCRATCH", str(tmp_path / "first machine"))
     first = start(s3.root)
-    end = time.monotonic() + 120
-    while s3.read("checkpoints/last.ckpt") is None:
-        assert first.poll() is None, first.communicate()[1]
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    until(
+        lambda: s3.read("checkpoints/last.ckpt"), lives=lambda: first.poll() is None, what="ended without a checkpoint"
+    )
     first.kill()
     (tmp_path / "hold").unlink()
     first.communicate()
@@ -167,16 +166,36 @@ def test_a_killed_run_goes_on_elsewhere_to_the_same_weights(
     while "going on from" not in (line := second.stderr.readline()):
         assert line, "the second start did not go on"
     s3_server.pause(3)
-    said = second.communicate(timeout=300)[1]
+    said = second.communicate()[1]
     assert second.returncode == 0, said
     assert s3.read("DONE.json") is not None and s3.read(NAME) is None
     s3.download("checkpoints/last.ckpt", tmp_path / "last.ckpt")
     s3.download("metrics.csv", tmp_path / "metrics.csv")
 
-    assert reference.communicate(timeout=300) and reference.returncode == 0
     ours, theirs = (torch.load(path, weights_only=True)["state_dict"] for path in (tmp_path / "last.ckpt", local.last))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert validations(tmp_path / "metrics.csv") == validations(local.metrics)
+
+
+def test_predictions_come_into_the_store_and_former_ones_leave_it(
+    s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny.run_config(
+        {"segment": (str(tiny.write_dataset(tmp_path / "segment", "segment")), "segment")}, epochs=1
+    )
+    local = tiny.write_run(tmp_path / "local", config)
+    assert fit(local) == 0
+    for name in ("config.yaml", "checkpoints/best.ckpt"):
+        s3.upload(local.path / name, name)
+    s3.write("predictions/segment/default/gone/segment.tif", b"of another prediction")
+    s3.write("predictions.json", b"{}")
+    monkeypatch.setenv("RSLP_SCRATCH", str(tmp_path / "scratch"))
+    command = [sys.executable, "-m", "rslp.main", "helios", "run", "--run_dir", s3.root, "--mode", "predict"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    files = {f"predictions/segment/default/{window}/segment.tif" for window in ("w009", "w010", "w011")}
+    assert set(s3.sizes()) == {"config.yaml", "checkpoints/best.ckpt", "predictions.json", *files}
+    assert json.loads(s3.read("predictions.json") or b"")["datasets"]["segment"]["windows"] == 3
 
 
 def validations(log: Path) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from rslp.errors import StoreError
 from rslp.files import Store
-from rslp.launch.transfer import DONE, LAST, PREVIOUS, Pusher, pull
+from rslp.launch.transfer import DONE, LAST, PREDICTED, PREVIOUS, Pusher, pull
 
 
 def write(folder: Path, name: str, text: str) -> None:
@@ -53,6 +53,32 @@ def test_there_and_back(s3: Store, tmp_path: Path) -> None:
     (here / DONE).unlink()
     pusher.push(s3)
     assert s3.read(DONE) is None
+
+
+def test_only_a_prediction_takes_predictions_along_and_its_marker_comes_last(s3: Store, tmp_path: Path) -> None:
+    here, fit, again = (tmp_path / name for name in ("here", "fit", "again"))
+    for name in ("config.yaml", "predictions/a/g/w/a.tif", "predictions/progress.jsonl"):
+        write(here, name, name)
+    pusher = Pusher(here)
+    pusher.push(s3)
+    (here / "predictions/progress.jsonl").unlink()
+    write(here, PREDICTED, "all")
+    write(here, "predictions/a/g/w2/a.tif", "the last one")
+    failing = Failing(s3.root, patience=0)
+    object.__setattr__(failing, "left", 1)
+    with pytest.raises(StoreError):
+        pusher.push(failing)
+    assert s3.read(PREDICTED) is None and s3.read("predictions/a/g/w2/a.tif") is not None
+    pusher.push(s3)
+    assert set(s3.sizes()) == {"config.yaml", "predictions/a/g/w/a.tif", "predictions/a/g/w2/a.tif", PREDICTED}
+    pull(s3, fit)
+    assert not (fit / "predictions").exists()
+    training = Pusher(fit)
+    training.nothing_new()
+    training.push(s3)
+    assert "predictions/a/g/w/a.tif" in s3.sizes()
+    pull(s3, again, predictions=True)
+    assert (again / "predictions/a/g/w/a.tif").read_text() == "predictions/a/g/w/a.tif"
 
 
 class Failing(Store):

@@ -1,26 +1,48 @@
-"""Batches on their way to where the model is."""
+"""A batch on its way to the device."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from datetime import UTC, datetime
 
 import torch
-from rslearn.train.data_module import RslearnDataModule
+from rslearn.models.component import FeatureMaps, TokenFeatureMaps
 from rslearn.train.model_context import RasterImage
-from rslearn.train.tasks.classification import ClassificationTask
 
-from rslp.train import MultiDatasetDataModule
 from rslp.train.batches import Batch
+from rslp.train.model import Features
+from rslp.train.transfer import moved, tensors_to
+from tests.train.features.test_codec import METADATA
+
+DAY = datetime(2024, 3, 1, tzinfo=UTC)
 
 
-def test_a_batch_on_the_cpu_is_not_copied_and_moves_elsewhere(tmp_path: Path) -> None:
-    task = ClassificationTask(property_name="kind", classes=["a", "b"])
-    data = MultiDatasetDataModule({"d": RslearnDataModule(inputs={}, task=task, path=str(tmp_path))}, num_workers=0)
-    batch = [Batch("d", [{"image": RasterImage(torch.ones(2, 1, 4, 4))}], [{"d": {"class": torch.tensor(1)}}], [])]
-    assert data.transfer_batch_to_device(batch, torch.device("cpu"), 0) is batch
-    moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
-    assert isinstance(moved[0], Batch)
-    assert moved[0].dataset == "d"
-    assert moved[0].inputs[0]["image"].image.device.type == "meta"
-    assert moved[0].targets[0]["d"]["class"].device.type == "meta"
-    assert batch[0].inputs[0]["image"].image.device.type == "cpu"
+def batch() -> Batch:
+    image = RasterImage(torch.rand(2, 1, 3, 3), [(DAY, DAY)])
+    target = {"segment": {"classes": RasterImage(torch.ones(1, 1, 3, 3)), "weights": [torch.ones(2), (torch.ones(3),)]}}
+    return Batch(
+        "d", [{"image": image}], [target], [METADATA], features=Features(1, FeatureMaps([torch.rand(1, 2, 3, 3)]))
+    )
+
+
+def test_every_tensor_moves_and_the_rest_is_shared() -> None:
+    before, device = batch(), torch.device("meta")
+    after = moved(before, device)
+    image, target = after.inputs[0]["image"], after.targets[0]["segment"]
+    tensors = [image.image, target["classes"].image, target["weights"][0], target["weights"][1][0]]
+    assert after.features is not None and after.features.depth == 1
+    tensors += after.features.value.feature_maps
+    assert all(tensor.device == device for tensor in tensors)
+    assert image.timestamps == [(DAY, DAY)] and after.metadatas is before.metadatas
+    # What was given stays where it was.
+    assert before.inputs[0]["image"].image.device.type == "cpu"
+
+
+def test_on_the_cpu_nothing_is_copied() -> None:
+    before = batch()
+    assert moved(before, torch.device("cpu")) is before
+
+
+def test_masks_of_tokens_move_too() -> None:
+    tokens = TokenFeatureMaps([torch.rand(1, 2, 1, 1, 3)], [torch.ones(1, 1, 1, 3, dtype=torch.bool)])
+    after = tensors_to(tokens, torch.device("meta"))
+    assert after.masks is not None and after.masks[0].device.type == "meta"

@@ -102,9 +102,8 @@ class FeatureBank:
             except (OSError, ValueError):
                 # Somebody has made room meanwhile.
                 return None
-            raw = np.empty(payload.size, np.uint8)
-            payload.read_into(raw)
-            kept.append(decode(raw, head))
+            # A copy: the map is read-only, and the tensors are the run's own.
+            kept.append(decode(np.frombuffer(payload, np.uint8).copy(), head))
         return kept
 
     def batch(self, key: BatchKey) -> Batch | None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Trainer
 from rslearn.train.model_context import ModelContext, RasterImage
 from torch.utils.data import DataLoader
@@ -23,6 +22,7 @@ from rslp.train.features.slices import narrowed, sample_of
 from rslp.train.model import JointModel
 from rslp.train.samples import SampleKey, SampleSource
 from rslp.train.store.place import free_bytes
+from rslp.train.transfer import tensors_to
 
 # Of the disk's free room, features take at most this share.
 _SHARE_OF_FREE = 0.5
@@ -128,7 +128,7 @@ class Encoding:
             [part.targets[0] for _, part in good],
             [part.metadatas[0] for _, part in good],
         )
-        features = move_data_to_device(self._features(batch, trainer), torch.device("cpu"))
+        features = tensors_to(self._features(batch, trainer), torch.device("cpu"))
         try:
             for i, (index, view) in enumerate(key for key, _ in good):
                 kept = Kept(
@@ -148,7 +148,7 @@ class Encoding:
             self._give_up(batch.dataset, str(error))
 
     def _features(self, batch: Batch, trainer: Trainer) -> Any:
-        moved = move_data_to_device(batch.inputs, trainer.strategy.root_device)
+        moved = tensors_to(batch.inputs, trainer.strategy.root_device)
         # What Lightning does between the loader and a step.
         moved = trainer.precision_plugin.convert_input(moved)
         with trainer.precision_plugin.forward_context(), torch.no_grad():

@@ -48,10 +48,21 @@ class Data(Protocol):
 
 @dataclass
 class _Held:
-    """What is open of a split: its banks, and what was found not to be worth it or to have no room."""
+    """What is open of a split.
+
+    Attributes:
+        banks: by dataset.
+        without: datasets for which it is not worth it, or for which there is no room.
+        tried: samples (dataset, index, view) that were encoded, or can't be.
+    """
 
     banks: dict[str, FeatureBank] = field(default_factory=dict)
     without: set[str] = field(default_factory=set)
+    tried: set[tuple[str, int, int]] = field(default_factory=set)
+
+    def missing(self, name: str, drawn: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Of some samples those that are worth a try."""
+        return [key for key in self.banks[name].missing(drawn) if (name, *key) not in self.tried]
 
 
 class FrozenStage:
@@ -119,7 +130,7 @@ class FrozenStage:
         wanted = {name: drawn for name, drawn in wanted.items() if name in held.banks}
         for name, drawn in wanted.items():
             held.banks[name].learn({view for _, view in drawn})
-        if any(collectives.gathered(any(held.banks[name].missing(drawn) for name, drawn in wanted.items()))):
+        if any(collectives.gathered(any(held.missing(name, drawn) for name, drawn in wanted.items()))):
             held.banks = dict(held.banks)
             work = {name: (held.banks[name], sources[name], drawn) for name, drawn in sorted(wanted.items())}
             self._complete(split, work, data=data, trainer=trainer, model=model)
@@ -181,7 +192,7 @@ class FrozenStage:
         model: JointModel,
     ) -> None:
         """Compute what is missing, shared out among the processes."""
-        first = collectives.first()
+        first, held = collectives.first(), self._held[split]
         with ExitStack() as stack:
             for bank, _, _ in work.values():
                 stack.enter_context(written_by_one(bank.folder, first=first))
@@ -190,7 +201,7 @@ class FrozenStage:
                 for name, (bank, source, drawn) in work.items():
                     # Another run may have computed it while this one waited.
                     bank.look({view for _, view in drawn})
-                    lost = blocks(bank.missing(drawn), size=data.batch_sizes[name], samples=len(source))
+                    lost = blocks(held.missing(name, drawn), size=data.batch_sizes[name], samples=len(source))
                     told += [(name, block) for block in lost]
             told = collectives.gathered(told)[0]
             banks = {name: bank for name, (bank, _, _) in work.items()}
@@ -200,11 +211,12 @@ class FrozenStage:
             mine = told[trainer.global_rank :: trainer.world_size]
             full = encoding.run(mine, trainer=trainer, workers=data.num_workers, say=_say)
             notices = collectives.gathered((preemption.notice.received is not None, full))
-        for bank, _, drawn in work.values():
+        for name, (bank, _, drawn) in work.items():
             bank.look({view for _, view in drawn})
-        self._held[split].without |= {name for _, names in notices for name in names}
-        for name in self._held[split].without & set(self._held[split].banks):
-            self._held[split].banks.pop(name).close()
+            held.tried |= {(name, *key) for key in bank.missing(drawn)}
+        held.without |= {name for _, names in notices for name in names}
+        for name in held.without & set(held.banks):
+            held.banks.pop(name).close()
         if any(asked for asked, _ in notices):
             raise preemption.Preempted("while features of the frozen encoder were computed")
 

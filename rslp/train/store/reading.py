@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 from rslearn.dataset import Dataset, Window
@@ -14,7 +16,7 @@ from rslp.train import adapters
 from rslp.train.store import records
 from rslp.train.store.columns import Array
 from rslp.train.store.index import WindowIndex
-from rslp.train.store.selection import available
+from rslp.train.store.selection import available, layer_of
 from rslp.train.store.shelf import SegmentReader, Shelf
 
 
@@ -65,6 +67,37 @@ class StoredWindows:
         """A window's bounds (pixels)."""
         x0, y0, x1, y1 = self._index.bounds[self._rows[i]].tolist()
         return x0, y0, x1, y1
+
+    def fingerprint(self, numbers: Iterable[int], inputs: Mapping[str, DataInput]) -> str | None:
+        """What is read of some windows depends on this; None where the store can't tell, or does not hold it all.
+
+        Args:
+            numbers: which windows.
+            inputs: what is read of them.
+        """
+        digest = hashlib.sha256()
+        texts = self._index.texts
+        prints = {
+            name: self._index.fingerprints([layer_of(option) for option in spec.layers])
+            for name, spec in inputs.items()
+        }
+        for i in dict.fromkeys(numbers):
+            row = int(self._rows[i])
+            present = self._present(i, inputs)
+            if any(name not in self._shelves or self._shelves[name].place(i) is None for name in present):
+                return None
+            if not self._unchanged(i, self[i]):
+                return None
+            known = [*self._index.identity(row), *(texts[name][row] for name in ("options", "times", "projection"))]
+            digest.update(repr([known, self._index.bounds[row].tolist(), sorted(present)]).encode())
+            for name in sorted(present):
+                digest.update(prints[name][row].tobytes())
+        return digest.hexdigest()
+
+    @property
+    def folder(self) -> Path:
+        """The store's folder."""
+        return self._reader.folder
 
     def read(
         self, i: int, window: Window, *, bounds: PixelBounds, inputs: Mapping[str, DataInput], rng: random.Random
@@ -151,6 +184,7 @@ class StoredWindows:
 
     def _unchanged(self, i: int, window: Window) -> bool:
         if not self._state[i]:
+            # Of a trusted index.
             same = self._index.still_holds(int(self._rows[i]), str(window.window_root.path))
             self._state[i] = 1 if same else 2
         return bool(self._state[i] == 1)

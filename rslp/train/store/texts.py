@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import numpy as np
 
 from rslp.train.store.columns import Array
+
+# Texts of a column that a process keeps decoded.
+_REMEMBERED = 1024
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Texts:
     ends: Array
     raw: Array
     codes: Array
+    _known: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, rows: Iterable[str]) -> Texts:
@@ -49,8 +53,13 @@ class Texts:
 
     def distinct(self, code: int) -> str:
         """The text of a number."""
-        start = int(self.ends[code - 1]) if code else 0
-        return self.raw[start : int(self.ends[code])].tobytes().decode()
+        text = self._known.get(code)
+        if text is None:
+            start = int(self.ends[code - 1]) if code else 0
+            text = self.raw[start : int(self.ends[code])].tobytes().decode()
+            if len(self._known) < _REMEMBERED:
+                self._known[code] = text
+        return text
 
     def all(self) -> list[str]:
         """Every distinct text, by number."""

@@ -86,7 +86,11 @@ def test_what_a_kill_leaves_half_written_is_not_found(source: SampleSource, tmp_
     assert_holds(bank, {(0, 0)}, of={(0, 0), (1, 0)})
     for segment in bank.folder.glob("data/*.seg"):
         os.truncate(segment, 3)
-    assert bank.read([(0, 0)]) is None
+    # Opened anew: a file that is mapped already is never made shorter.
+    again = opened(tmp_path / "name", source)
+    again.look({0})
+    assert again.missing([(0, 0), (1, 0)]) == [(1, 0)]
+    assert again.read([(0, 0)]) is None
 
 
 def test_a_bank_in_use_stays_and_the_longest_unused_makes_room(source: SampleSource, tmp_path: Path) -> None:

@@ -267,10 +267,15 @@ def test_asked_to_leave_while_encoding_it_keeps_what_it_has_and_goes_on_to_the_s
     assert sum(encoded) == 3 * (5 + 3) + 3 * (5 + 3)
 
 
-def test_a_sample_that_cannot_be_used_is_skipped_as_without(data: dict[str, tuple[str, str]], tmp_path: Path) -> None:
+def test_a_sample_that_cannot_be_used_is_skipped_as_without(
+    data: dict[str, tuple[str, str]], tmp_path: Path, encoded: list[int]
+) -> None:
     raster = next(Path(data["regress"][0]).glob("windows/default/w001/layers/image/*/geotiff.tif"))
     raster.write_bytes(raster.read_bytes()[:100])
     kept = trained(tmp_path / "kept", config_of(data, frozen_views=1, on_fault="skip"))
+    # The others once, the batch of the broken one in each of three frozen epochs, and everything in the last.
+    batch = sum(encoded) - (3 * (5 + 3) - 1) - 3 * (5 + 3)
+    assert 0 < batch <= 3 * 2
     assert json.loads(kept.state.read_text())["faults"] == {"train": 1}
     assert_close(kept, trained(tmp_path / "off", config_of(data, frozen_views=1, on_fault="skip", features="off")))
 
