@@ -117,7 +117,7 @@ def _compare(out: Report, name: str, case: Case, path: str) -> None:
             f"the first forward and backward of compiled blocks, {name}",
             unit="s",
             ours=[first["compiled"]],
-            note="each new shape of a batch is compiled; the second in a process takes less, and the compiler keeps a cache",
+            note="each new shape of a batch is compiled; the compiler keeps a cache on disk",
         )
     )
 
