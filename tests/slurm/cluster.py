@@ -84,7 +84,7 @@ class Cluster:
         line = self.ask("scontrol", "--oneliner", "show", "job", job).splitlines()[0]
         return dict(pair.partition("=")[::2] for pair in line.split(" ") if "=" in pair)
 
-    def wait(self, job: str, *states: str, seconds: float = 120) -> dict[str, str]:
+    def wait(self, job: str, *states: str, seconds: float = 600) -> dict[str, str]:
         """Wait until a job is in one of these states; a job that was queued again need not wait its two minutes."""
         end = time.monotonic() + seconds
         while (about := self.about(job))["JobState"] not in states:
