@@ -5,7 +5,7 @@ READY := .venv/.ready
 # A run of tests or of the example shares the machine with its data-loading workers; more threads only get in the way.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-long lint check golden schema docs outputs bench
+.PHONY: help setup demo test test-long lint check golden schema docs outputs bench bench-quick
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -55,5 +55,8 @@ outputs: $(READY) ## make the shipped run configs (data/helios/v3_multitask/OUT_
 	for name in small_v1 small_v2 medium large; do \
 		$(BIN)/python make_multidataset_config.py --cfg data/helios/v3_multitask/$$name.yaml || exit 1; done
 
-bench: $(READY) ## run the benchmarks
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+bench: $(READY) ## run the benchmarks and write docs/performance.md (30 minutes)
+	$(BIN)/python benchmarks/all.py
+
+bench-quick: $(READY) ## a little of every benchmark, to see that they work
+	$(BIN)/python benchmarks/all.py --quick

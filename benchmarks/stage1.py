@@ -1,6 +1,6 @@
 """What stage 1 costs: CPU seconds, and the ratio to parsing the same files once with PyYAML's C loader.
 
-python benchmarks/stage1.py
+python benchmarks/stage1.py [--quick] [--out FILE]
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from rows import Curve, Report, report, row
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "make_multidataset_config.py"
@@ -40,33 +40,41 @@ class Cost:
     memory: float
 
 
-def main() -> None:
-    """Measure, and print a table in Markdown."""
+def main(out: Report) -> None:
+    """Measure, and report."""
     with tempfile.TemporaryDirectory() as place:
-        rows = [
-            _row("`make_multidataset_config.py --help`", _least("--help"), "< 0.4 s"),
-            _row("composing `large.yaml`, 13 datasets", _compose(LARGE, Path(place) / "large"), "< 1 s"),
-        ]
+        _add(out, "stage 1 --help", "`make_multidataset_config.py --help`", _runs("--help"), "less than 0.4 s")
+        large = _compose(LARGE, Path(place) / "large")
+        _add(out, "stage 1 large", "composing `large.yaml`, 13 datasets", large, "less than 1 s")
         costs = {}
         for count in (25, 50, 100):
             recipe = _many(Path(place) / str(count), count)
             costs[count] = _compose(recipe, None)
-            rows.append(_row(f"{count} datasets of {LINES} lines", costs[count], "< 4 s" if count == 100 else ""))
-        ratio = _ratio(recipe)
-    growth = (costs[100].memory - costs[50].memory) / (costs[50].memory - costs[25].memory)
-    rows += [
-        f"| the 100 against parsing their files once with PyYAML's C loader | {ratio:.1f} x | | at most 8 x |",
-        f"| memory that datasets 51 to 100 add, against datasets 26 to 50 | | {growth:.2f} x | linear: 2 x |",
-    ]
-    print("| what | CPU s | memory MB | wanted |\n|---|---|---|---|")
-    print("\n".join(rows))
+            wanted = "less than 4 s" if count == 100 else ""
+            _add(out, f"stage 1 {count}", f"composing {count} datasets of {LINES} lines", costs[count], wanted)
+        pairs = _pairs(recipe)
+    out.add(
+        row(
+            "stage 1, parsing",
+            "composing the 100 datasets, without the start of the process",
+            unit="s of CPU",
+            ours=[pair[0] for pair in pairs],
+            limit=[pair[1] for pair in pairs],
+            limit_is="parsing their files once with PyYAML's C loader",
+            wanted_share=1 / 8,
+        )
+    )
+    least = {count: min(cost.memory for cost in runs) for count, runs in costs.items()}
+    points = {"memory": [(float(count), value) for count, value in least.items()]}
+    out.add(Curve("stage1-memory", "Composing", f"datasets of {LINES} lines", "MB", points, linear=True))
 
 
-def _row(what: str, cost: Cost, wanted: str) -> str:
-    return f"| {what} | {cost.cpu:.2f} | {cost.memory:.0f} | {wanted} |"
+def _add(out: Report, name: str, what: str, runs: Sequence[Cost], wanted: str) -> None:
+    note = f"wanted: {wanted}" if wanted else ""
+    out.add(row(name, what, unit="s of CPU", ours=[cost.cpu for cost in runs], note=note))
 
 
-def _compose(recipe: Path, elsewhere: Path | None) -> Cost:
+def _compose(recipe: Path, elsewhere: Path | None) -> list[Cost]:
     """Compose a multi-dataset config; with `elsewhere`, write the run config there."""
     if elsewhere is not None:
         elsewhere.mkdir(parents=True)
@@ -74,13 +82,11 @@ def _compose(recipe: Path, elsewhere: Path | None) -> Cost:
         text = re.sub(r"(\.\./)(?=v2_)", f"{recipe.parent.parent}/", text)
         recipe = elsewhere / recipe.name
         recipe.write_text(text, encoding="utf-8")
-    return _least("--cfg", str(recipe))
+    return _runs("--cfg", str(recipe))
 
 
-def _least(*words: str) -> Cost:
-    """The least of several runs: what others do on the machine can only add to it."""
-    costs = [_run([sys.executable, str(SCRIPT), *words]) for _ in range(REPEATS)]
-    return Cost(min(cost.cpu for cost in costs), min(cost.memory for cost in costs))
+def _runs(*words: str) -> list[Cost]:
+    return [_run([sys.executable, str(SCRIPT), *words]) for _ in range(REPEATS)]
 
 
 def _run(command: Sequence[str]) -> Cost:
@@ -117,17 +123,17 @@ def _many(folder: Path, count: int) -> Path:
     return path
 
 
-def _ratio(recipe: Path) -> float:
-    """Composing without the start of the process, over parsing the files that it reads: the median of several pairs."""
+def _pairs(recipe: Path) -> list[tuple[float, float]]:
+    """CPU seconds of composing without the start of the process, and of parsing the files that it reads, in turns."""
     files = [path for path in recipe.parent.glob("*.yaml") if not path.name.startswith("OUT")]
     # A placeholder on its own reads as a mapping, which PyYAML refuses as a key.
     texts = [re.sub(r"\{[A-Z_]+\}", "8", path.read_text(encoding="utf-8")) for path in files]
-    ratios = []
+    pairs = []
     for _ in range(REPEATS):
         parsing = _parse(texts)
         start = _run([sys.executable, str(SCRIPT), "--help"]).cpu
-        ratios.append((_run([sys.executable, str(SCRIPT), "--cfg", str(recipe)]).cpu - start) / parsing)
-    return statistics.median(ratios)
+        pairs.append((_run([sys.executable, str(SCRIPT), "--cfg", str(recipe)]).cpu - start, parsing))
+    return pairs
 
 
 def _parse(texts: Sequence[str]) -> float:
@@ -143,4 +149,4 @@ def _parse(texts: Sequence[str]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    main(report(__doc__ or ""))

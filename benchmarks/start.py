@@ -1,9 +1,10 @@
 """From the command to the first optimiser step: a second start of ours against rslearn 0.1.19, in turns.
 
-The four example datasets, each with N more windows that have metadata and nothing else: listing meets them, no sample
-is read of them. A second start is one whose config has passed the check before.
+python benchmarks/start.py [--quick] [--out FILE]
 
-python benchmarks/start.py [N …]
+The four example datasets, each with N more windows that have metadata and nothing else: listing meets them, no sample
+is read of them. A second start is one whose config has passed the check before. Then runs with up to 32 datasets, each
+under a name of its own and with a head of its own.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from __future__ import annotations
 import copy
 import json
 import os
+import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from example_runs import DATASETS, ROOT, environment, make_example, run_config
+from rows import Curve, Report, report, row
+from rslearn_side import for_rslearn
 
-ROOT = Path(__file__).resolve().parents[1]
-WINDOWS = (200, 2000, 20000)
-DATASETS = ("crop_type", "vessel_detection", "land_cover", "fuel_moisture")
 SPLITS = ("train",) * 8 + ("val", "test")
-# Starts of each side; a start of minutes is not repeated.
-REPEATS = {200: 5, 2000: 3, 20000: 1}
+# Windows a dataset, and starts of each side; a start of minutes is not repeated much.
+REPEATS = {200: 3, 2000: 3, 20000: 2}
+MANY = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -44,35 +46,94 @@ class Start:
     cpu: float
 
 
-def main(counts: list[int]) -> None:
-    """Measure, and print a table in Markdown."""
-    print("| windows a dataset | rslearn wall s | ours wall s | ratio | rslearn CPU s | ours CPU s | ratio | runs |")
-    print("|---|---|---|---|---|---|---|---|")
+def main(out: Report) -> None:
+    """Measure, and report."""
+    _help(out)
     with tempfile.TemporaryDirectory() as place:
-        example = Path(place) / "example"
-        _run("make_example", "--path", str(example), "--size", "0.02")
-        recipe = example / "multi_dataset.yaml"
-        subprocess.run([sys.executable, ROOT / "make_multidataset_config.py", "--cfg", recipe], check=True, stdout=2)
-        templates = {dataset: _template(example, dataset) for dataset in DATASETS}
-        done = 0
-        for count in counts:
-            for dataset, template in templates.items():
-                for index in range(done, count):
-                    _add_window(example, dataset, template=template, index=index)
-            done = count
-            theirs, ours = _measure(Path(place), example, repeats=REPEATS.get(count, 1))
-            print(_row(count, theirs, ours), flush=True)
+        example = make_example(Path(place), size=0.02)
+        _by_datasets(out, Path(place), example)
+        _by_windows(out, Path(place), example)
 
 
-def _row(count: int, theirs: list[Start], ours: list[Start]) -> str:
-    cells = []
-    for kind in ("wall", "cpu"):
-        pairs = [(getattr(a, kind), getattr(b, kind)) for a, b in zip(theirs, ours, strict=True)]
-        ratios = [a / b for a, b in pairs]
-        spread = f" ({min(ratios):.1f} … {max(ratios):.1f})" if len(ratios) > 1 else ""
-        cells += [f"{statistics.median(column):.1f}" for column in zip(*pairs, strict=True)]
-        cells.append(f"{statistics.median(ratios):.1f}{spread}")
-    return f"| {count} | " + " | ".join(cells) + f" | {len(theirs)} |"
+def _help(out: Report) -> None:
+    commands = {
+        "ours": [sys.executable, "-m", "rslp.main", "--help"],
+        "rslearn": [sys.executable, "-m", "rslearn.main", "--help"],
+        "bare": [sys.executable, "-c", "pass"],
+    }
+    turns = [{key: _cpu(command) for key, command in commands.items()} for _ in range(3 if out.quick else 7)]
+    times = {key: [turn[key] for turn in turns] for key in commands}
+    out.add(
+        row(
+            "help",
+            "`--help`",
+            unit="s of CPU",
+            ours=times["ours"],
+            rslearn=times["rslearn"],
+            limit=times["bare"],
+            limit_is="the bare interpreter",
+            note="wanted: less than 0.4 s",
+        )
+    )
+
+
+def _by_windows(out: Report, place: Path, example: Path) -> None:
+    templates = {dataset: _template(example, dataset) for dataset in DATASETS}
+    config = run_config(example)
+    done = 0
+    lines: dict[str, list[tuple[float, float]]] = {"rslearn": [], "ours": []}
+    for count, repeats in ({200: 1} if out.quick else REPEATS).items():
+        for dataset, template in templates.items():
+            for index in range(done, count):
+                _add_window(example, dataset, template=template, index=index)
+        done = count
+        theirs, ours = _measure(place, example, config, repeats=repeats)
+        for name, starts in (("rslearn", theirs), ("ours", ours)):
+            lines[name].append((count, min(start.wall for start in starts)))
+        for kind, unit in (("wall", "s"), ("cpu", "s of CPU")):
+            out.add(
+                row(
+                    f"start {count}, {kind}",
+                    f"second start, four datasets of {count} windows: command to first optimiser step",
+                    unit=unit,
+                    ours=[getattr(start, kind) for start in ours],
+                    rslearn=[getattr(start, kind) for start in theirs],
+                    wanted_ratio=10 if count == 20000 and kind == "wall" else None,
+                )
+            )
+    out.add(Curve("start-windows", "Command to first optimiser step", "windows in each of 4 datasets", "s", lines))
+
+
+def _by_datasets(out: Report, place: Path, example: Path) -> None:
+    lines: dict[str, list[tuple[float, float]]] = {"rslearn": [], "ours": []}
+    for count in MANY[:2] if out.quick else MANY:
+        theirs, ours = _measure(place, example, _several(run_config(example), count), repeats=1)
+        for name, starts in (("rslearn", theirs), ("ours", ours)):
+            lines[name].append((count, min(start.wall for start in starts)))
+    out.add(Curve("start-datasets", "Command to first optimiser step", "datasets", "s", lines))
+
+
+def _several(config: dict[str, Any], count: int) -> dict[str, Any]:
+    """A run config with one of its datasets under so many names."""
+    one, many = "fuel_moisture", [f"fuel_{i:02d}" for i in range(count)]
+    text = yaml.safe_dump(config)
+    made: dict[str, Any] = yaml.safe_load(text)
+    model, data = made["model"]["init_args"], made["data"]["init_args"]
+    for place in (model["model"]["init_args"]["decoders"], model["task"]["init_args"]["tasks"]):
+        value = place[one]
+        place.clear()
+        place |= {name: copy.deepcopy(value) for name in many}
+    model["task"]["init_args"]["input_mapping"] = {name: {"targets": "targets"} for name in many}
+    module = data["data_modules"][one]
+    task = module["init_args"]["task"]["init_args"]["tasks"][one]
+    data["data_modules"] = {}
+    for name in many:
+        module["init_args"]["task"]["init_args"] = {
+            "tasks": {name: task},
+            "input_mapping": {name: {"targets": "targets"}},
+        }
+        data["data_modules"][name] = copy.deepcopy(module)
+    return made
 
 
 def _template(example: Path, dataset: str) -> dict[str, Any]:
@@ -93,12 +154,12 @@ def _add_window(example: Path, dataset: str, *, template: dict[str, Any], index:
     (folder / "metadata.json").write_text(json.dumps(metadata))
 
 
-def _measure(place: Path, example: Path, *, repeats: int) -> tuple[list[Start], list[Start]]:
+def _measure(place: Path, example: Path, config: dict[str, Any], *, repeats: int) -> tuple[list[Start], list[Start]]:
     note = place / "note.json"
-    config = yaml.safe_load((example / "OUT_multi_dataset.yaml").read_text())
+    config = copy.deepcopy(config)
     config["trainer"]["callbacks"] = [{"class_path": "start_parts.FirstStep", "init_args": {"out": str(note)}}]
     (example / "ours.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    (example / "theirs.yaml").write_text(yaml.safe_dump(_for_rslearn(config), sort_keys=False))
+    (example / "theirs.yaml").write_text(yaml.safe_dump(for_rslearn(config, encoder=True), sort_keys=False))
     words = ["launch_finetune", f"--config_paths+={example / 'ours.yaml'}", "--rslp_project", "bench"]
     ours = [sys.executable, "-m", "rslp.main", "helios", *words, "--experiment_id", "start", "--local", "true"]
     theirs = [sys.executable, "-m", "rslearn.main", "model", "fit", "--config", str(example / "theirs.yaml")]
@@ -108,39 +169,25 @@ def _measure(place: Path, example: Path, *, repeats: int) -> tuple[list[Start], 
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
-def _for_rslearn(config: dict[str, Any]) -> dict[str, Any]:
-    """The same run with rslearn's classes around the same encoder, heads and datasets."""
-    theirs = copy.deepcopy({key: config[key] for key in ("model", "data", "trainer")})
-    module, data, trainer = theirs["model"], theirs["data"], theirs["trainer"]
-    module["class_path"] = "rslearn.train.lightning_module.RslearnLightningModule"
-    module["init_args"]["model"]["class_path"] = "start_parts.RepairedMultiTaskModel"
-    for name in set(module["init_args"]["model"]["init_args"]) - {"encoder", "decoders"}:
-        del module["init_args"]["model"]["init_args"][name]
-    module["init_args"].pop("scheduler", None)
-    data["class_path"] = "rslearn.train.data_module.MultiDatasetDataModule"
-    modules = data["init_args"]["data_modules"]
-    sizes = {name: inner["init_args"].get("batch_size", 1) for name, inner in modules.items()}
-    workers = data["init_args"].get("num_workers", 1)
-    data["init_args"] = {"data_modules": modules, "num_workers": workers, "batch_sizes": sizes}
-    trainer |= {"logger": False, "num_sanity_val_steps": 0, "enable_checkpointing": False, "devices": 1}
-    return theirs
-
-
 def _start(command: list[str], place: Path, note: Path) -> Start:
     note.unlink(missing_ok=True)
-    path = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT)])
-    environment = {**os.environ, "PYTHONPATH": path, "RSLP_PREFIX": str(place / "runs"), "OMP_NUM_THREADS": "1"}
     begun = time.time()
-    done = subprocess.run(command, env=environment, cwd=note.parent / "example", capture_output=True, text=True)
+    done = subprocess.run(
+        command, env=environment(place, threads=1), cwd=place / "example", capture_output=True, text=True
+    )
     if not note.exists():
         raise SystemExit(f"{' '.join(command)} came to no step:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     noted = json.loads(note.read_text())
     return Start(wall=noted["time"] - begun, cpu=noted["cpu"])
 
 
-def _run(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", "rslp.main", "helios", *words], check=True, stdout=subprocess.DEVNULL)
+def _cpu(command: list[str]) -> float:
+    """CPU seconds of a command."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 if __name__ == "__main__":
-    main([int(word) for word in sys.argv[1:]] or list(WINDOWS))
+    main(report(__doc__ or ""))

@@ -1,8 +1,8 @@
 """The sample store against rslearn's reader and against a bare memory map, alternated sample by sample in one run.
 
-python benchmarks/store.py [windows]
+python benchmarks/store.py [--quick] [--out FILE]
 
-CPU time of one thread, since it does not depend on who else uses the machine; medians, and the quartiles of the ratio.
+CPU time of one thread, since it does not depend on who else uses the machine.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import json
 import logging
 import os
 import random
-import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -25,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from rasterio.crs import CRS
+from rows import Report, report, row
 from rslearn.dataset import Dataset, Window
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput, ModelDataset, SplitConfig
@@ -45,16 +44,23 @@ PASSES = 5
 
 @dataclass(frozen=True)
 class Kind:
-    """A dataset: size in pixels, and for each layer its bands, dtype and dates."""
+    """A dataset.
+
+    Attributes:
+        size: of its windows, pixels.
+        layers: for each its bands, dtype and dates.
+        wanted: how many times faster than rslearn its samples were asked to be read.
+    """
 
     size: int
     layers: dict[str, tuple[int, str, int]]
+    wanted: float
 
 
 KINDS = {
-    "12 months S2 + S1, 32x32": Kind(32, {"s2": (12, "uint16", 12), "s1": (2, "float32", 12)}),
-    "12 months S2, 128x128": Kind(128, {"s2": (10, "uint16", 12)}),
-    "Landsat, 256x256": Kind(256, {"landsat": (11, "uint16", 1)}),
+    "12 months S2 + S1, 32x32": Kind(32, {"s2": (12, "uint16", 12), "s1": (2, "float32", 12)}, 60),
+    "12 months S2, 128x128": Kind(128, {"s2": (10, "uint16", 12)}, 18),
+    "Landsat, 256x256": Kind(256, {"landsat": (11, "uint16", 1)}, 15),
 }
 
 
@@ -83,6 +89,23 @@ def write(path: Path, kind: Kind, windows: int) -> None:
             _write_layer(window, name, values.astype(dtype))
 
 
+def copies(path: Path, count: int) -> None:
+    """Make a dataset's windows up to so many: the others have names of their own, and links to the same files."""
+    folder = path / "windows" / "default"
+    real = sorted(folder.iterdir())
+    for number in range(len(real), count):
+        source, target = real[number % len(real)], folder / f"w{number:05d}"
+        for file in source.rglob("*"):
+            to = target / file.relative_to(source)
+            if file.is_dir():
+                to.mkdir(parents=True, exist_ok=True)
+            elif file.name != "metadata.json":
+                to.parent.mkdir(parents=True, exist_ok=True)
+                os.link(file, to)
+        metadata = json.loads((source / "metadata.json").read_text())
+        (target / "metadata.json").write_text(json.dumps({**metadata, "name": target.name}))
+
+
 def _layer(bands: list[str], dtype: str) -> dict[str, Any]:
     return {"type": "raster", "band_sets": [{"bands": bands, "dtype": dtype}]}
 
@@ -98,8 +121,8 @@ def _write_layer(window: Window, name: str, values: np.ndarray[Any, Any]) -> Non
         window.mark_layer_completed(name, date)
 
 
-def module(path: Path, kind: Kind) -> RslearnDataModule:
-    """The dataset as a run config would describe it."""
+def module(path: Path, kind: Kind, *, samples: int | None = None) -> RslearnDataModule:
+    """The dataset as a run config would describe it; with `samples`, no more of them than that."""
     inputs = {
         name: DataInput(
             "raster",
@@ -111,7 +134,8 @@ def module(path: Path, kind: Kind) -> RslearnDataModule:
         )
         for name, (bands, _, _) in kind.layers.items()
     }
-    return RslearnDataModule(inputs=inputs, task=SegmentationTask(num_classes=2), path=str(path))
+    config = SplitConfig(num_samples=samples, skip_targets=True)
+    return RslearnDataModule(inputs=inputs, task=SegmentationTask(num_classes=2), path=str(path), default_config=config)
 
 
 def bare_maps(windows: StoredWindows, inputs: dict[str, DataInput], folder: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -136,15 +160,15 @@ def spent(act: Callable[[], object]) -> float:
     return (time.thread_time_ns() - start) / 1e6
 
 
-def compare(name: str, kind: Kind, count: int, folder: Path) -> str:
-    """A line of the table."""
+def compare(name: str, kind: Kind, count: int, folder: Path, out: Report) -> None:
+    """Report reading and packing of one kind."""
     path = folder / "data"
     write(path, kind, count)
     made = module(path, kind)
     stock = ModelDataset(Dataset(UPath(path)), SplitConfig(), made.inputs, made.task, workers=0)
     store = _store(made)
     rows = store.index.order
-    one_pass = sum(spent(lambda i=i: stock.get_raw_inputs(i)) for i in range(count))
+    one_pass = spent(lambda: [stock.get_raw_inputs(i) for i in range(count)])
     packing = spent(lambda: store.pack(rows, made.inputs))
     windows = store.windows(made.inputs, SplitConfig())
     maps = bare_maps(windows, made.inputs, folder)
@@ -164,12 +188,29 @@ def compare(name: str, kind: Kind, count: int, folder: Path) -> str:
             for way in rng.sample(sorted(ways), len(ways)):
                 if way != "rslearn" or turn < PASSES:
                     times[way].append(spent(lambda way=way, i=i: ways[way](i)))
-    least, _, most = statistics.quantiles([one / statistics.median(times["store"]) for one in times["rslearn"]], n=4)
-    middle = {way: statistics.median(values) for way, values in times.items()}
-    return (
-        f"| {name} | {middle['rslearn']:.1f} | {middle['store']:.3f} | {middle['map']:.3f} "
-        f"| {middle['rslearn'] / middle['store']:.0f}x ({least:.0f}-{most:.0f}) "
-        f"| {middle['map'] / middle['store']:.2f} | {packing / one_pass:.2f} |"
+    theirs = [value for value in times["rslearn"] for _ in range(4)]
+    out.add(
+        row(
+            f"read {name}",
+            f"read the images of one sample, {name} px",
+            unit="ms of CPU",
+            ours=times["store"],
+            rslearn=theirs,
+            limit=times["map"],
+            limit_is="a bare memory map",
+            wanted_ratio=kind.wanted,
+            wanted_share=0.8,
+        )
+    )
+    out.add(
+        row(
+            f"pack {name}",
+            f"pack {count} windows, {name} px; rslearn: read them once",
+            unit="ms of CPU",
+            ours=[packing],
+            rslearn=[one_pass],
+            wanted_ratio=1 / 1.3,
+        )
     )
 
 
@@ -181,19 +222,15 @@ def _store(made: RslearnDataModule) -> SampleStore:
     return store
 
 
-def main() -> None:
-    """Print a table in Markdown."""
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 40
+def main(out: Report) -> None:
+    """Measure, and report."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    print("| images of one sample | rslearn, ms | store, ms | bare map, ms | rslearn / store | map / store | packing |")
-    print("|---|---|---|---|---|---|---|")
     for name, kind in KINDS.items():
         with tempfile.TemporaryDirectory() as folder:
-            print(compare(name, kind, count, Path(folder)), flush=True)
-    print(f"\n{count} windows, {os.cpu_count()} processors")
+            compare(name, kind, 10 if out.quick else 40, Path(folder), out)
 
 
 if __name__ == "__main__":
-    main()
+    main(report(__doc__ or ""))

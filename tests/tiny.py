@@ -5,6 +5,7 @@ Each dataset's label can be read off the image's mean, so that a few steps show 
 
 from __future__ import annotations
 
+import copy
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -61,6 +62,11 @@ def write_dataset(path: Path, kind: str, *, train: int = 6, val: int = 3, test: 
             _write_window(dataset, kind, index=index, split=split, rng=rng, size=size)
             index += 1
     return path
+
+
+def add_window(path: Path, kind: str, *, index: int, split: str = "train", size: int = SIZE) -> None:
+    """Add a window to a dataset that was written before."""
+    _write_window(Dataset(UPath(path)), kind, index=index, split=split, rng=np.random.default_rng(index), size=size)
 
 
 def _raster_layer(bands: list[str], dtype: str) -> dict[str, Any]:
@@ -144,7 +150,8 @@ _DECODERS: dict[str, list[dict[str, Any]]] = {
 
 def task_config(kind: str) -> dict[str, Any]:
     name, init_args = _TASKS[kind]
-    return {"class_path": f"rslearn.train.tasks.{name}", "init_args": init_args}
+    # A copy: tests change their config, and must not change each other's.
+    return {"class_path": f"rslearn.train.tasks.{name}", "init_args": copy.deepcopy(init_args)}
 
 
 def data_module_config(path: str, tasks: dict[str, str], *, batch_size: int = 2) -> dict[str, Any]:
@@ -191,7 +198,7 @@ def run_config(
                     "class_path": "rslp.train.JointModel",
                     "init_args": {
                         "encoder": [{"class_path": "tests.tiny.TinyEncoder", "init_args": {"dropout": dropout}}],
-                        "decoders": {name: _DECODERS[kind] for name, (_, kind) in datasets.items()},
+                        "decoders": {name: copy.deepcopy(_DECODERS[kind]) for name, (_, kind) in datasets.items()},
                     },
                 },
                 "task": _multi_task({name: kind for name, (_, kind) in datasets.items()}),

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser
 from rslp.check.findings import Finding, KeyPath
 from rslp.check.signatures import class_of, items_of, parameters, telling_line
 from rslp.errors import ConfigError, UserError
+from rslp.train.cli import user_error
 
 # What constructors of rslearn, Lightning and torch raise at arguments that they don't like.
 MADE_WRONG = (ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError, OSError, ImportError)
@@ -87,7 +88,7 @@ def constructor_faults(value: Any, kind: Any, at: KeyPath) -> tuple[list[Finding
 
 def _raised(node: Node, error: BaseException) -> list[Finding]:
     name = getattr(node.kind, "__name__", str(node.kind))
-    error = _user_error(error) or error
+    error = user_error(error) or error
     if isinstance(error, ConfigError):
         findings = []
         for problem in error.problems:
@@ -111,13 +112,6 @@ def argument_of(key: str) -> KeyPath:
         return tuple(key.split(".")) if key else ()
     first, *rest = key.removeprefix(_MIXTURE).split(".")
     return (_ARGUMENTS.get(first, first), *rest)
-
-
-def _user_error(error: BaseException | None) -> UserError | None:
-    """The user's mistake at the root of an exception; the parser wraps what a constructor raises."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def _named_in(node: Node, message: str) -> KeyPath:

@@ -6,10 +6,7 @@ import argparse
 import contextlib
 import copy
 import io
-import logging
-import os
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,12 +19,14 @@ from rslearn.utils.jsonargparse import init_jsonargparse
 from rslp.check.faults import faults_of
 from rslp.check.findings import Finding, KeyPath
 from rslp.check.making import MADE_WRONG, argument_of, constructor_faults
-from rslp.compose import head_faults
+from rslp.check.training import training_faults
+from rslp.compose import head_faults, pick
 from rslp.errors import ConfigError, UserError
 from rslp.train.cli import RunCLI, run_parser
 from rslp.train.data import MultiDatasetDataModule
 from rslp.train.mixture_checks import check_fit
 from rslp.train.module import JointModule
+from rslp.train.quiet import silenced
 from rslp.train.strategy import RanksEnvironment
 
 DATA_MODULES: KeyPath = ("data", "init_args", "data_modules")
@@ -84,14 +83,14 @@ def parse(config: Mapping[str, Any]) -> Parsed:
 
 def _parsed(config: Mapping[str, Any]) -> Parsed:
     init_jsonargparse()
-    with _quiet():
+    with silenced():
         failure = "the config can't be parsed"
         try:
             cli = _run_parser(config)
         except (argparse.ArgumentError, SystemExit, UserError, MisconfigurationException, *MADE_WRONG) as error:
             failure = _short(error)
         else:
-            return _accepted(cli)
+            return _accepted(cli, config)
         return _refused(config, failure)
 
 
@@ -102,7 +101,7 @@ def _run_parser(config: Mapping[str, Any]) -> CheckCLI:
         return run_parser(copy.deepcopy(dict(config)), CheckCLI)
 
 
-def _accepted(cli: CheckCLI) -> Parsed:
+def _accepted(cli: CheckCLI, config: Mapping[str, Any]) -> Parsed:
     findings = []
     data, module = cli.datamodule, cli.model
     for what, got, wanted in (("data", data, MultiDatasetDataModule), ("model", module, JointModule)):
@@ -119,8 +118,18 @@ def _accepted(cli: CheckCLI) -> Parsed:
         # Whether there are windows is another question: here it is whether all that names datasets names these.
         check_fit(dict.fromkeys(data.data_modules, 1), data.batch_sizes, data.mixture)
     except ConfigError as error:
-        findings += [Finding(p.what, ("data", "init_args", *argument_of(p.key))) for p in error.problems]
+        findings += [Finding(p.what, _data_place(config, argument_of(p.key))) for p in error.problems]
+    findings += training_faults(config, module, data.tasks())
     return Parsed(data.data_modules, module, tuple(findings))
+
+
+def _data_place(config: Mapping[str, Any], argument: KeyPath) -> KeyPath:
+    """Where a config sets an argument of the outer data module; batch sizes may be each dataset's own."""
+    at = ("data", "init_args", *argument)
+    given = pick(config, ("data", "init_args", "batch_sizes"))
+    if argument[:1] == ("batch_sizes",) and (not isinstance(given, Mapping) or argument[-1] not in given):
+        return at[:3] if isinstance(given, int) else (*DATA_MODULES, argument[-1], "init_args", "batch_size")
+    return at
 
 
 def _refused(config: Mapping[str, Any], failure: str) -> Parsed:
@@ -155,20 +164,3 @@ def _short(error: BaseException) -> str:
     """The last telling line of what the parser says, without the pages around it."""
     lines = [line.strip(" -\t") for line in str(error).splitlines() if line.strip(" -\t")]
     return lines[-1][:300] if lines else type(error).__name__
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' hints to themselves."""
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

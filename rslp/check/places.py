@@ -78,7 +78,10 @@ class Places:
         """A mapping has no entry of its own: it stands where the first of its values does."""
         spot = self._spot(document, found, key.rpartition(".")[2], ())
         depth = key.count(".") - here.count(".")
-        return spot and _Spot(spot.document, (*spot.at[: max(0, len(spot.at) - depth)], *rest))
+        if spot is None or depth >= len(spot.at):
+            # Stage 1 made the mapping; no source has one like it.
+            return None
+        return _Spot(spot.document, (*spot.at[: len(spot.at) - depth], *rest))
 
     def _spot(self, document: Document, found: list[dict[str, Any]], last: str | int, rest: KeyPath) -> _Spot | None:
         won = [entry for entry in found if entry.get("won") and entry.get("file")]

@@ -16,33 +16,32 @@ _MOST_CLASSES = 12
 
 
 def summary_tables(reports: Sequence[Report]) -> list[Table]:
-    """What the run will see, from the windows that were read: images by input, labels by task."""
-    images = _table(
-        "images", ("dataset", "windows", "size, px", "batch", "input", "bands", "dates", "values", "nodata")
-    )
+    """What the run will see, from the windows that were read: datasets, images by input, labels by task.
+
+    All of it can be read in a terminal of 80 columns: what is too wide goes on in the next line, and nothing is cut.
+    """
+    datasets = _table("datasets", ("dataset", "windows: train / val / test", "size, px", "batch"))
+    images = _table("images", ("dataset", "input", "bands", "dates", "values", "nodata"))
     labels = _table("labels", ("dataset", "task", "split", "seen"))
     for report in reports:
         windows = " / ".join(str(report.windows[split]) for split in SPLITS if split in report.windows)
         sizes = ", ".join(dict.fromkeys(_size(sizes) for sizes in report.sizes.values()))
-        head = [report.name, windows, sizes, str(report.batch_size or "")]
-        for entry in report.inputs:
-            images.add_row(*head, *_input(entry))
-            head = [""] * len(head)
-        if not report.inputs:
-            images.add_row(*head, *[""] * 5)
+        datasets.add_row(report.name, windows, sizes, str(report.batch_size or ""))
+        for row, entry in enumerate(report.inputs):
+            images.add_row(report.name if row == 0 else "", *_input(entry))
         for task, splits in report.labels.items():
             for row, split in enumerate(split for split in SPLITS if split in splits):
                 labels.add_row(*((report.name, task) if row == 0 else ("", "")), split, _labels(splits[split]))
         images.add_section()
         labels.add_section()
-    return [images, labels]
+    return [datasets, images, labels]
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left")
     for column in columns:
         right = column in ("batch", "bands", "dates", "nodata")
-        table.add_column(column, justify="right" if right else "left", no_wrap=column not in ("seen", "size, px"))
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
     return table
 
 

@@ -14,6 +14,7 @@ from rslp.compose.merge import KeyPath, merge, nest, pick
 from rslp.compose.modern import finish, told
 from rslp.compose.recipe import Recipe
 from rslp.compose.vocabulary import unknown_names
+from rslp.compose.whole import missing_parts
 from rslp.files import Document
 
 
@@ -83,6 +84,7 @@ def compose(recipe: Recipe, sources: Sources, *, anchor: Anchor, keep_class_path
     layers = [kitchen.emptied(base), *(part for dataset in datasets for part in dataset.placed())]
     layers += [*kitchen.knobs(datasets), over]
     tree = kitchen.folded(layers)
+    kitchen.problems += missing_parts(tree, layers)
     derived = {(*TASK, "class_path"): "the class that unites the datasets' tasks"}
     tree = merge(merge(tree, nest({"class_path": None}, TASK)), nest({"class_path": TASK_CLASS}, TASK))
     if recipe.later_dialect:

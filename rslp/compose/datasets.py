@@ -88,7 +88,8 @@ def make_dataset(entry: Entry, layers: list[Layer], local: list[Layer]) -> tuple
     Args:
         entry: what the multi-dataset config says of it.
         layers: its files, later ones win.
-        local: overrides, each a whole config; entries for tasks of other datasets are left out.
+        local: overrides of the multi-dataset config, each a whole config, at least one; entries for tasks of other
+            datasets are left out.
 
     Returns:
         The dataset (None when it cannot be used), and what is wrong with it.
@@ -106,6 +107,7 @@ def make_dataset(entry: Entry, layers: list[Layer], local: list[Layer]) -> tuple
     if len(tasks) > 1 and entry.name is None:
         what = f"has {len(tasks)} tasks ({', '.join(tasks)}), so the dataset needs a name: {{name: …, cfgs: …}}"
         problems.append(layers[-1].problem(what, ()))
+    problems += _name_problems(entry, list(tasks), Layer({}, (), local[-1].document, ()))
     if problems:
         return None, problems
     stack = [*layers, *(_of_tasks(layer, set(tasks)) for layer in local)]
@@ -117,6 +119,23 @@ def make_dataset(entry: Entry, layers: list[Layer], local: list[Layer]) -> tuple
         stack = [_renamed(layer, changed) for layer in stack]
     key = next(iter(names.values())) if len(names) == 1 else str(entry.name)
     return Dataset(key, names, tuple(stack), entry), []
+
+
+def _name_problems(entry: Entry, tasks: list[str], recipe: Layer) -> list[Problem]:
+    """Find new names that two tasks would share, and a task that is given two."""
+    if entry.name is not None and len(tasks) == 1:
+        (task,) = tasks
+        other = entry.tasks.get(task, entry.name)
+        what = f"the task {task!r} goes by the dataset's name {entry.name!r}, and tasks calls it {other!r}; keep one"
+        return [recipe.problem(what, entry.at)] if other != entry.name else []
+    owners: dict[str, list[str]] = {}
+    for task in tasks:
+        owners.setdefault(entry.tasks.get(task, task), []).append(task)
+    return [
+        recipe.problem(f"two tasks of this dataset would be called {new!r}: {', '.join(old)}", (*entry.at, "tasks"))
+        for new, old in owners.items()
+        if len(old) > 1
+    ]
 
 
 def _cut(layer: Layer, piece: Any, *, source: KeyPath, at: KeyPath) -> Layer:

@@ -10,7 +10,8 @@ from rslp.compose.merge import pick, short
 from rslp.errors import ConfigError, Problem
 from rslp.files import Template
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
+# A dataset's name becomes part of a file's, which may have 255 letters.
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,99}\Z")
 _MODEL_ARGS = ("model", "init_args", "model", "init_args")
 _CONSTANT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 
@@ -84,7 +85,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "text": (lambda v: v is None or _is_text(v), "a text"),
     "name": (
         lambda v: v is None or (isinstance(v, str) and bool(_NAME.match(v))),
-        "a name of letters, digits, _ and - that starts with a letter",
+        "a name of at most 100 letters, digits, _ and - that starts with a letter",
     ),
     "names": (_are_names, "a mapping of task names to new ones"),
     "positive": (lambda v: v is None or (_is_whole(v) and v > 0), "a whole number above 0"),

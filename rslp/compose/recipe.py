@@ -196,7 +196,17 @@ class _Reader:
                 wrong = wrong_value(KEYS[name].kind, constants[name])
                 if wrong:
                     self.fault(wrong, ("substitutions", name))
+        self._check_alike(constants)
         return {name: value for name, value in constants.items() if value is not None}
+
+    def _check_alike(self, constants: Mapping[str, Any]) -> None:
+        """Find constants that differ in capitals alone, so that both fill one placeholder."""
+        seen: dict[str, str] = {}
+        for name in constants:
+            other = seen.setdefault(str(name).upper(), name)
+            if other != name:
+                what = f"fills {{{str(name).upper()}}} like {other} does; keep one"
+                self.fault(what, ("substitutions", name))
 
     def _check_groups(self, options: Mapping[str, Any]) -> None:
         at = ("merge_options", "same_label_groups")

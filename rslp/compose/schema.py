@@ -23,7 +23,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     "path": {"type": ["string", "null"]},
     "output": {"type": ["string", "null"], "pattern": r"\.ya?ml$"},
     "text": {"type": ["string", "null"]},
-    "name": {"type": ["string", "null"], "pattern": "^[A-Za-z_][A-Za-z0-9_-]*$"},
+    "name": {"type": ["string", "null"], "pattern": "^[A-Za-z_][A-Za-z0-9_-]{0,99}$"},
     "names": {"type": ["object", "null"], "additionalProperties": {"type": "string"}},
     "positive": {"type": ["integer", "null"], "minimum": 1},
     "count": {"type": ["integer", "null"], "minimum": 0},

@@ -10,7 +10,7 @@ from typing import Any
 
 from rslp.compose.datasets import DATA_MODULES, MODEL_ARGS, TASK
 from rslp.compose.layers import Layer, problem_at
-from rslp.compose.merge import KeyPath, pick
+from rslp.compose.merge import KeyPath, pick, short
 from rslp.compose.near import did_you_mean, nearest
 from rslp.errors import Problem
 
@@ -33,6 +33,9 @@ _TOP = (
     "trainer",
 )
 
+# Of these, what a run knows.
+_RUN = tuple(key for key in _TOP if key not in ("all_dataset_info_path", "return_predictions"))
+
 Finding = tuple[KeyPath, str]
 
 
@@ -54,15 +57,22 @@ def unknown_names(tree: Any, layers: Sequence[Layer], *, lenient: bool) -> list[
     Returns:
         The problems. Classes that are not in the table are left to ``check``, which imports them.
     """
-    found = [*_top(tree), *_trainer(tree), *_classes(tree, (), lenient), *_datasets(tree, lenient), *_by_name(tree)]
+    found = [
+        *_top(tree, lenient),
+        *_trainer(tree),
+        *_classes(tree, (), lenient),
+        *_datasets(tree, lenient),
+        *_by_name(tree),
+    ]
     return [problem_at(layers, at, what) for at, what in dict.fromkeys(found)]
 
 
-def _top(tree: Mapping[str, Any]) -> Iterator[Finding]:
+def _top(tree: Mapping[str, Any], lenient: bool) -> Iterator[Finding]:
     for key in tree:
-        # A top-level key that is like none of these may belong to a program of the user's own.
-        if key not in _TOP and nearest(str(key), _TOP):
-            yield (key,), f"unknown key{did_you_mean(str(key), _TOP)}"
+        # The parser of a run refuses what it does not know; a config that keeps old names may be for another program.
+        if key not in _TOP and not (lenient and isinstance(key, str) and not nearest(key, _TOP)):
+            hint = did_you_mean(str(key), _TOP) or f"; allowed: {', '.join(_RUN)}"
+            yield (key,), f"unknown key{hint}"
 
 
 def _trainer(tree: Mapping[str, Any]) -> Iterator[Finding]:
@@ -92,6 +102,8 @@ def _classes(node: Any, at: KeyPath, lenient: bool) -> Iterator[Finding]:
     path = node.get("class_path")
     if isinstance(path, str):
         yield from _class(node, path, at, lenient)
+    elif path is not None:
+        yield (*at, "class_path"), f"must be the dotted path of a class; got {short(path)}"
     for key, value in node.items():
         if isinstance(value, Mapping | list):
             yield from _classes(value, (*at, key), lenient)

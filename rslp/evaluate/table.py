@@ -17,8 +17,9 @@ def table(evaluations: Sequence[Evaluation]) -> Table:
     title = f"{evaluations[0].run}: {evaluations[0].checkpoint}, step {evaluations[0].step}"
     caption = "floor: the best constant prediction; score: 0 floor, 1 best"
     view = Table(title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    view.add_column("dataset", no_wrap=True)
-    view.add_column("metric", no_wrap=True)
+    # Where there is little room, names go on in the next line; numbers are never cut.
+    view.add_column("dataset", overflow="fold")
+    view.add_column("metric", overflow="fold")
     for evaluation in evaluations:
         view.add_column(evaluation.split, justify="right", style="bold", no_wrap=True)
         view.add_column("floor", justify="right", no_wrap=True)

@@ -144,7 +144,7 @@ def _read_bytes(path: str, name: str) -> bytes:
     except IsADirectoryError:
         raise _fault("is a folder; a YAML file is wanted", name, None) from None
     except (OSError, ValueError, ImportError) as error:
-        raise _fault(f"cannot be read: {error}", name, None) from None
+        raise _fault(f"cannot be read: {error or type(error).__name__}", name, None) from None
     if len(raw) > MAX_BYTES:
         raise _fault(f"is larger than {MAX_BYTES // 1_000_000} MB; that is no config file", name, None)
     return raw

@@ -34,6 +34,8 @@ from rslp.files import (
 from rslp.helios.sources import SHIPPED_BASE, all_documents, anchor_for, folders_of, near, path_of, read_sources
 
 _SHIPPED = "data/helios/"
+# File systems take 255, of which some are needed while the file is written and for the provenance's name.
+_LONGEST_NAME = 220
 
 
 def make_multidataset_config(
@@ -144,6 +146,9 @@ def _output_path(recipe: Recipe) -> Path:
         raise ConfigError(Problem(what, recipe.document.name, line, "output_path"))
     if output.suffix not in (".yaml", ".yml"):
         what = f"must end in .yaml; got {recipe.output_path!r}"
+        raise ConfigError(Problem(what, recipe.document.name, line, "output_path"))
+    if len(output.name.encode()) > _LONGEST_NAME:
+        what = f"a file's name may have {_LONGEST_NAME} bytes; this one has {len(output.name.encode())}: {output.name}"
         raise ConfigError(Problem(what, recipe.document.name, line, "output_path"))
     if output.is_dir():
         raise ConfigError(Problem(f"{recipe.output_path!r} is a folder", recipe.document.name, line, "output_path"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ from rslp.launch.software import record_software
 from rslp.run import RunDir
 from rslp.train import preemption
 from rslp.train.collector import collector_off
+from rslp.train.late import late_modules
+
+ENCODER = "rslp.helios.model"
 
 
 def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
@@ -38,20 +42,29 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
             record_software(directory)
         # Before the imports of the training stack, which take seconds.
         preemption.notice.install()
-        with collector_off(keep=True):
+        with collector_off(keep=True), late_modules():
             from rslp.train.fit import fit
 
+            _import_encoder(directory)
         return fit(directory)
     if mode == "predict":
-        with collector_off(keep=True):
+        with collector_off(keep=True), late_modules():
             from rslp.evaluate.prediction import predict
 
+            _import_encoder(directory)
         return predict(directory, checkpoint=checkpoint)
-    with collector_off(keep=True):
+    with collector_off(keep=True), late_modules():
         from rslp.evaluate.evaluation import evaluate
 
+        _import_encoder(directory)
     evaluate(directory, splits=("val", "test") if mode == "test" else ("val",), checkpoint=checkpoint)
     return 0
+
+
+def _import_encoder(directory: RunDir) -> None:
+    """Import the encoder that a config names: its package, too, imports modules in passing."""
+    if ENCODER in directory.config.read_text(encoding="utf-8"):
+        importlib.import_module(ENCODER)
 
 
 def _is_first() -> bool:

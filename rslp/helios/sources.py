@@ -48,7 +48,10 @@ def _read_info(recipe: Recipe, base: Document, problems: list[Problem]) -> Docum
     if not isinstance(path, str):
         return None
     folders = [base.folder, *folders_of(recipe)]
-    return _read_found(path, folders, base, ("all_dataset_info_path",), problems)
+    info = _read_found(path, folders, base, ("all_dataset_info_path",), problems)
+    if info is not None and not isinstance(info.data, Mapping):
+        problems.append(Problem("is no table of datasets: a mapping is wanted", info.name))
+    return info
 
 
 def _read(recipe: Recipe, path: str, at: KeyPath, key: str, problems: list[Problem]) -> Document | None:

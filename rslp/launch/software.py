@@ -40,21 +40,30 @@ def freeze() -> str:
 def _packages() -> Iterator[str]:
     seen = set()
     for found in metadata.distributions():
-        name = found.metadata["Name"]
+        name, version = _name_and_version(found)
         # What comes first on the path is what is imported.
         if name is not None and name.lower() not in seen:
             seen.add(name.lower())
-            yield _pinned(name, found)
+            yield _pinned(name, version, found)
 
 
-def _pinned(name: str, found: metadata.Distribution) -> str:
+def _name_and_version(found: metadata.Distribution) -> tuple[str | None, str | None]:
+    """From the head of a package's description; reading hundreds of them whole would hold up each start."""
+    head = (found.read_text("METADATA") or found.read_text("PKG-INFO") or "").partition("\n\n")[0]
+    fields = dict(
+        line.split(": ", 1) for line in reversed(head.splitlines()) if line.startswith(("Name: ", "Version: "))
+    )
+    return fields.get("Name"), fields.get("Version")
+
+
+def _pinned(name: str, version: str | None, found: metadata.Distribution) -> str:
     text = found.read_text("direct_url.json")
     if text is None:
-        return f"{name}=={found.version}"
+        return f"{name}=={version}"
     origin: Mapping[str, Any] = json.loads(text)
     if commit := origin.get("vcs_info", {}).get("commit_id"):
         return f"{name} @ {redact(origin['url'], ())}@{commit}"
-    return f"{name}=={found.version}  # from a folder or file"
+    return f"{name}=={version}  # from a folder or file"
 
 
 def code_record(tree: Tree, secrets: frozenset[str], *, snapshot: str | None = None) -> str:

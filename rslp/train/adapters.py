@@ -12,14 +12,17 @@ import random
 import re
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from rasterio.io import DatasetReader
 from rslearn.config import LayerType
 from rslearn.dataset import Dataset, Window
 from rslearn.train.all_crops_dataset import get_window_crop_options
@@ -27,6 +30,7 @@ from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput, SplitConfig, check_window, is_data_input_available, read_data_input
 from rslearn.train.model_context import RasterImage, SampleMetadata
 from rslearn.train.prediction_writer import RslearnWriter
+from rslearn.utils import raster_format
 from rslearn.utils.feature import Feature
 from rslearn.utils.geometry import PixelBounds
 from rslearn.utils.raster_format import RasterFormat
@@ -58,6 +62,28 @@ def wrap_raster_formats(dataset: Dataset, wrap: Callable[[RasterFormat], RasterF
         for band_set in layer.band_sets:
             band_set._raster_format = wrap(band_set.instantiate_raster_format())
     return dataset
+
+
+@contextmanager
+def watching_rasters(look: Callable[[DatasetReader], None]) -> Iterator[None]:
+    """Show every raster that rslearn's GeoTIFF format opens in this block: opening each a second time costs a third.
+
+    Args:
+        look: is given the open raster.
+    """
+    original = raster_format.open_rasterio_upath_reader
+
+    @contextmanager
+    def watched(path: UPath, **options: Any) -> Iterator[DatasetReader]:
+        with original(path, **options) as source:
+            look(source)
+            yield source
+
+    raster_format.open_rasterio_upath_reader = watched
+    try:
+        yield
+    finally:
+        raster_format.open_rasterio_upath_reader = original
 
 
 def split_config(data_module: RslearnDataModule, split: str) -> SplitConfig:
@@ -153,6 +179,62 @@ def sample_metadata(window: Window, *, bounds: PixelBounds, crop: tuple[int, int
 def with_dataset(metadata: SampleMetadata, dataset: str) -> SampleMetadata:
     """The metadata with the dataset's key filled in."""
     return replace(metadata, dataset_source=dataset)
+
+
+# Transforms without randomness; their subclasses may have some.
+_FIXED = frozenset(
+    {
+        "rslearn.train.transforms.concatenate.Concatenate",
+        "rslearn.train.transforms.mask.Mask",
+        "rslearn.train.transforms.normalize.Normalize",
+        "rslearn.train.transforms.resize.Resize",
+        "rslearn.train.transforms.select_bands.SelectBands",
+        "rslearn.train.transforms.sentinel1.Sentinel1ToDecibels",
+        "rslearn.models.olmoearth_pretrain.norm.OlmoEarthNormalize",
+        "rslp.helios.norm.HeliosNormalize",
+    }
+)
+
+_PADS = frozenset({"rslearn.train.transforms.pad.Pad", "rslp.helios.pad.Pad"})
+
+
+def are_fixed(transforms: Iterable[torch.nn.Module]) -> bool:
+    """Whether transforms have no randomness, as far as is known."""
+    return all(_is_fixed(transform) for transform in transforms)
+
+
+def _is_fixed(transform: torch.nn.Module) -> bool:
+    name = f"{type(transform).__module__}.{type(transform).__qualname__}"
+    if name not in _PADS:
+        return name in _FIXED
+    low, high = cast(tuple[int, int], transform.size)
+    return high - low == 1  # of a wider range it draws one
+
+
+# What reads of the inputs no more than their sizes.
+_READ_SIZES = frozenset(
+    {
+        "rslearn.models.faster_rcnn.FasterRCNN",
+        "rslearn.models.detr.detr.Detr",
+        "rslearn.models.pooling_decoder.SegmentationPoolingDecoder",
+    }
+)
+_READ_CONTENT = frozenset({"rslearn.models.concatenate_features.ConcatenateFeatures"})
+
+
+def reads_inputs(modules: Iterable[torch.nn.Module]) -> bool:
+    """Whether what follows the encoder may read the content of inputs, not only features and sizes.
+
+    Args:
+        modules: decoders and what else follows; of classes that are not rslearn's or ours, it has to be assumed.
+    """
+    for module in modules:
+        for part in module.modules():
+            name = f"{type(part).__module__}.{type(part).__qualname__}"
+            known = name.partition(".")[0] in ("rslearn", "rslp", "torch", "torchvision", "torchmetrics")
+            if name in _READ_CONTENT or not known:
+                return True
+    return False
 
 
 def backward(trainer: Trainer, loss: torch.Tensor) -> None:
@@ -274,6 +356,18 @@ def has_trained(trainer: Trainer) -> bool:
     """Whether a training epoch has begun: a validation is then part of the training."""
     progress: Any = trainer.fit_loop.epoch_progress.total
     return bool(progress.started)
+
+
+def is_fitting(trainer: Trainer) -> bool:
+    """Whether a training is at work, of which a validation may be a part."""
+    return trainer.state.fn == TrainerFn.FITTING
+
+
+def model_of(trainer: Trainer) -> torch.nn.Module | None:
+    """The model inside the module that a trainer is at work on."""
+    module = trainer.lightning_module
+    model = getattr(module, "model", None)
+    return model if isinstance(model, torch.nn.Module) else None
 
 
 def scales_gradients(trainer: Trainer) -> bool:

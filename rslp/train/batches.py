@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from rslearn.train.model_context import SampleMetadata
 from torch.utils.data import Dataset, Sampler
 
 from rslp.train import mixture
 from rslp.train.faults import Fault
+from rslp.train.model import Features
 from rslp.train.reading import read
 from rslp.train.samples import Sample, SampleKey, SampleSource
+
+# The datasets of which batches are kept; a stage of a run.
+Stage = Mapping[str, "KeptBatches"]
 
 
 class Batch(NamedTuple):
@@ -25,6 +29,7 @@ class Batch(NamedTuple):
         targets: for each sample its targets by task.
         metadatas: for each sample where it comes from; ``dataset_source`` is the dataset's key.
         faults: samples that can't be used, which are not in it.
+        features: what the frozen encoder gives for the samples, if that is kept; inputs are then not read.
     """
 
     dataset: str
@@ -32,6 +37,7 @@ class Batch(NamedTuple):
     targets: list[dict[str, Any]]
     metadatas: list[SampleMetadata]
     faults: tuple[Fault, ...] = ()
+    features: Features | None = None
 
 
 @dataclass(frozen=True)
@@ -47,14 +53,29 @@ class BatchKey:
     samples: tuple[SampleKey, ...]
 
     @classmethod
-    def of(cls, planned: mixture.Batch) -> BatchKey:
-        """The real samples of a planned batch: what a filler stands for is not even read."""
+    def of(cls, planned: mixture.Batch, *, views: Mapping[str, int | None] | None = None) -> BatchKey:
+        """The real samples of a planned batch: what a filler stands for is not even read.
+
+        Args:
+            planned: the batch.
+            views: for each dataset how many fixed views its samples have: of draw d, view d modulo their number is
+                taken.
+        """
+        count = (views or {}).get(planned.dataset)
         drawn = zip(planned.indices[: planned.real], planned.draws[: planned.real], strict=True)
-        return cls(planned.dataset, tuple(SampleKey(planned.dataset, index, draw) for index, draw in drawn))
+        keys = (SampleKey(planned.dataset, index, draw if count is None else draw % count) for index, draw in drawn)
+        return cls(planned.dataset, tuple(keys))
 
     def among(self, indices: Sequence[int]) -> BatchKey:
         """The same places in a selection of the dataset's samples."""
         return replace(self, samples=tuple(replace(key, index=indices[key.index]) for key in self.samples))
+
+
+class KeptBatches(Protocol):
+    """Batches of one dataset that need not be encoded any more."""
+
+    def batch(self, key: BatchKey) -> Batch | None:
+        """A batch with features; None if those of one of its samples are not kept."""
 
 
 class JointDataset(Dataset[Batch]):
@@ -65,14 +86,20 @@ class JointDataset(Dataset[Batch]):
     Args:
         sources: the datasets.
         replace: whether another sample takes the place of one that can't be used.
+        kept: for datasets whose features are kept, what gives a batch made of them, or None.
     """
 
-    def __init__(self, sources: Mapping[str, SampleSource], *, replace: bool) -> None:
+    def __init__(
+        self, sources: Mapping[str, SampleSource], *, replace: bool, kept: Mapping[str, KeptBatches] | None = None
+    ) -> None:
         self._sources = sources
         self._replace = replace
+        self._kept = kept or {}
 
     def __getitem__(self, key: BatchKey) -> Batch:
         """The batch, with the faults that were met on the way to it."""
+        if key.samples and (kept := self._kept.get(key.dataset)) and (batch := kept.batch(key)) is not None:
+            return batch
         source = self._sources[key.dataset]
         return collate([read(source, sample, replace=self._replace) for sample in key.samples], dataset=key.dataset)
 
@@ -82,6 +109,41 @@ def collate(read: Sequence[tuple[Sample | None, tuple[Fault, ...]]], *, dataset:
     good = [sample for sample, _ in read if sample is not None]
     faults = tuple(fault for _, of_sample in read for fault in of_sample)
     return Batch(dataset, [s[0] for s in good], [s[1] for s in good], [s[2] for s in good], faults)
+
+
+class StagedLoader:
+    """One loader to Lightning; inside, another one for each stage of a run.
+
+    Args:
+        length: number of steps of an epoch.
+        stage: called at each start of an iteration; what it returns tells stages apart by identity.
+        make: makes the loader of a stage.
+    """
+
+    def __init__(
+        self, length: int, *, stage: Callable[[], Stage], make: Callable[[Stage], Iterable[list[Batch]]]
+    ) -> None:
+        self._length = length
+        self._stage = stage
+        self._make = make
+        self._made: tuple[Stage, Iterable[list[Batch]]] | None = None
+
+    def __len__(self) -> int:
+        """Steps of a full epoch, also when the iteration starts inside one."""
+        return self._length
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        """Iterate over what is still to come; nothing is asked before the first item is."""
+        stage = self._stage()
+        if self._made is None or self._made[0] is not stage:
+            # The workers of the stage before end with its loader.
+            self._made = None
+            self._made = stage, self._make(stage)
+        yield from self._made[1]
+
+    def close(self) -> None:
+        """End the workers."""
+        self._made = None
 
 
 class StepSampler(Sampler[list[BatchKey]]):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import logging
 import os
 import re
 import traceback
-import warnings
 from collections.abc import Mapping
+from copy import deepcopy
 from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,23 +37,9 @@ from rslp.train.metrics_log import MetricsLog
 from rslp.train.module import JointModule
 from rslp.train.placement import placed
 from rslp.train.progress import RunProgress
+from rslp.train.quiet import quiet_libraries
 from rslp.train.samples import seed_of, seeded
 from rslp.train.world import read_world
-
-# Warnings of libraries about themselves or about what is done here on purpose.
-_HINTS = (
-    ".*does not have many workers",
-    ".*is smaller than the logging interval",
-    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
-    "You're resuming from a checkpoint that ended before the epoch ended",
-    "Found .* module\\(s\\) in eval mode",
-    # Values that all processes share already.
-    "It is recommended to use `self.log\\(.*sync_dist=True",
-    "The `srun` command is available on your system but is not used",
-    # Ours gives every sample once.
-    "You are using a custom batch sampler `StepSampler` for prediction",
-)
-
 
 # What every run needs of the trainer, unless its config says otherwise.
 TRAINER_DEFAULTS = {
@@ -119,10 +104,12 @@ def build(run: RunDir, *, training: bool, predicting: bool = False) -> Made:
     path = config_for(run, predicting=predicting)
     document = read_yaml(path)
     config = resolve_paths(document.data, run.path, name=document.name, line=document.line)
-    _quiet_libraries()
+    world = read_world(os.environ)
+    quiet_libraries(world)
     # Lightning guesses it from variables that may be inherited from a job that is not ours.
-    rank_zero_only.rank = read_world(os.environ).rank  # type: ignore[attr-defined]
+    rank_zero_only.rank = world.rank  # type: ignore[attr-defined]
     init_jsonargparse()
+    described = deepcopy(config)  # the parser writes into what it is given
     # Weights that are drawn, not loaded, belong to the run's randomness too.
     with collector_off(), seeded(weights := seed_of(config.get("seed", 0), "weights")):
         whole = _for_run(config, run=run, training=training, predicting=predicting)
@@ -137,6 +124,7 @@ def build(run: RunDir, *, training: bool, predicting: bool = False) -> Made:
     made.datamodule.accumulate(made.trainer.accumulate_grad_batches)
     made.trainer.accumulate_grad_batches = 1
     made.datamodule.seed = made.model.seed = made.seed
+    made.datamodule.frozen.describe(described)
     _leave_room_for_workers(made.datamodule.num_workers)
     _checkpoints_first(made.trainer)
     return made
@@ -229,7 +217,7 @@ def _parse(config: dict[str, Any], *, name: Path) -> Made:
         raise ConfigError(Problem(_cause(noise.getvalue() or str(error)), file=str(name))) from error
     except (ValueError, TypeError) as error:
         # jsonargparse wraps what a constructor raises into listings of everything that it tried.
-        if (cause := _user_error(error)) is not None:
+        if (cause := user_error(error)) is not None:
             raise cause from None
         if (refusal := _refusal(error)) is None:
             raise
@@ -261,8 +249,8 @@ def run_parser(config: dict[str, Any], cls: type[CLI]) -> CLI:
     )
 
 
-def _user_error(error: BaseException | None) -> UserError | None:
-    """The user's mistake at the root of an exception, if it is one."""
+def user_error(error: BaseException | None) -> UserError | None:
+    """The user's mistake at the root of an exception, if it is one; the parser wraps what a constructor raises."""
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
@@ -284,12 +272,3 @@ def _cause(message: str) -> str:
     telling = [line for line in lines if _TELLING.search(line)]
     what = (telling or lines or ["can't be parsed"])[-1][:300]
     return f"{key.group(1)}: {what}" if key and key.group(1) not in what else what
-
-
-def _quiet_libraries() -> None:
-    """Lightning's hints on hardware and rslearn's progress notes are not for the user of a run."""
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in _HINTS:
-        warnings.filterwarnings("ignore", message=message)

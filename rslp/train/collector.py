@@ -23,7 +23,7 @@ def collector_off(*, keep: bool = False) -> Iterator[None]:
     finally:
         if keep:
             gc.freeze()
-            # Libraries that count their objects at the end would call everything kept a leak, on a page of stderr.
+            # What the interpreter can't take apart at its end, native modules report as leaked, in pages.
             atexit.register(gc.unfreeze)
         if was_on:
             gc.enable()

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import torch
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.tasks.multi_task import MultiTask
 from torch.utils.data import DataLoader
 
 from rslp.errors import ConfigError, DataError, Problem
 from rslp.train import adapters, mixture
-from rslp.train.batches import Batch, BatchKey, JointDataset, StepSampler
+from rslp.train.batches import Batch, BatchKey, JointDataset, Stage, StagedLoader, StepSampler
 from rslp.train.faults import FaultPolicy, FaultRecord, OnFault
+from rslp.train.features.settings import FeatureSettings
+from rslp.train.features.stage import FrozenStage, Keys
 from rslp.train.samples import SampleSource, open_dataset
 from rslp.train.store.settings import StoreSettings
 from rslp.train.store.store import SampleStore, open_store
+from rslp.train.transfer import moved
 from rslp.train.world import read_world
 
 _SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 _PLACE = "data.init_args"
+Steps = Callable[[], Iterator[list[BatchKey]]]
 
 
 class MultiDatasetDataModule(L.LightningDataModule):
@@ -52,6 +58,12 @@ class MultiDatasetDataModule(L.LightningDataModule):
         store: where decoded windows are kept: ``auto`` (beside each dataset, or in the cache folder if that can't be
             written), ``off`` (read the datasets each time), or a folder.
         store_limit_gb: GB that one dataset's store may take; half of the free disk in any case.
+        frozen_views: while the encoder is frozen, each sample is drawn as one of so many fixed views, whose features
+            can be kept; null draws afresh each time.
+        features: whether the features of a frozen encoder are kept in the datasets' stores: ``auto``, where fewer
+            samples are encoded then, or ``off``.
+        features_dtype: in which floating point numbers they are kept.
+        features_limit_gb: GB that the features of one dataset may take; half of the free disk in any case.
 
     Raises:
         ConfigError: no dataset, or an option that names an absent one.
@@ -78,6 +90,10 @@ class MultiDatasetDataModule(L.LightningDataModule):
         max_faults: int = 100,
         store: str = "auto",
         store_limit_gb: float | None = None,
+        frozen_views: int | None = 4,
+        features: Literal["auto", "off"] = "auto",
+        features_dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        features_limit_gb: float | None = None,
     ) -> None:
         super().__init__()
         disabled = set(disabled_datasets or [])
@@ -106,12 +122,14 @@ class MultiDatasetDataModule(L.LightningDataModule):
             datasets_per_step=datasets_per_step,
         )
         self.faults = FaultRecord(FaultPolicy(on_fault, max_faults))
-        limit = None if store_limit_gb is None else int(store_limit_gb * 1e9)
-        self.store_settings = StoreSettings(store=store, limit=limit)
+        self.store_settings = StoreSettings(store=store, limit=_bytes(store_limit_gb))
+        limit = _bytes(features_limit_gb)
+        self.frozen = FrozenStage(FeatureSettings(frozen_views, features == "auto", features_dtype, limit))
         self._stores: dict[str, SampleStore | None] = {}
         # Set from the run config's top-level `seed` before training starts.
         self.seed = 0
         self._sources: dict[str, dict[str, SampleSource]] = {}
+        self._loaders: list[StagedLoader] = []
         self._predicted: Mapping[str, Collection[tuple[str, str]]] = {}
 
     def accumulate(self, rounds: int) -> None:
@@ -165,20 +183,30 @@ class MultiDatasetDataModule(L.LightningDataModule):
             self._stores[name] = open_store(name, dataset=dataset, inputs=module.inputs, settings=self.store_settings)
         return self._stores[name]
 
+    def store_folder(self, name: str) -> Path | None:
+        """Where a dataset's store lies; None where there is none."""
+        store = self.store(name)
+        return None if store is None else store.folder
+
+    def dataset_config(self, name: str) -> bytes:
+        """What is in a dataset's ``config.json``."""
+        content: bytes = (self.data_modules[name].path / "config.json").read_bytes()
+        return content
+
     def sizes(self, split: str) -> dict[str, int]:
         """Number of samples by dataset."""
         return {name: len(source) for name, source in self.sources(split).items()}
 
-    def train_dataloader(self) -> DataLoader[object]:
+    def train_dataloader(self) -> StagedLoader:
         """Optimiser steps of the mixture; a new iterator begins where the run stands, also inside an epoch."""
         self.setup("fit")
-        return self._loader("train", StepSampler(self._epoch(0).steps, self._training_steps))
+        return self._loader("train", self._epoch(0).steps, self._training_steps, self._training_keys)
 
-    def val_dataloader(self) -> DataLoader[object]:
+    def val_dataloader(self) -> StagedLoader:
         """Every validation sample exactly once, over all processes."""
         return self.evaluation_dataloader("val")
 
-    def test_dataloader(self) -> DataLoader[object]:
+    def test_dataloader(self) -> StagedLoader:
         """Every test sample exactly once, over all processes."""
         return self.evaluation_dataloader("test")
 
@@ -200,14 +228,22 @@ class MultiDatasetDataModule(L.LightningDataModule):
         }
         plan = mixture.evaluation({name: len(indices) for name, indices in left.items()}, self.batch_sizes)
         steps = [[BatchKey.of(batch).among(left[batch.dataset])] for batch in plan]
-        return self._loader("predict", StepSampler(len(steps), lambda: iter(steps)))
+        return self._stage_loader("predict", StepSampler(len(steps), lambda: iter(steps)), {})
 
-    def evaluation_dataloader(self, split: str) -> DataLoader[object]:
+    def evaluation_dataloader(self, split: str) -> StagedLoader:
         """Every sample of a split exactly once over all processes, dataset by dataset, one batch an item."""
         world, rank = self._ranks()
         plan = mixture.evaluation(self.sizes(split), self.batch_sizes, world=world, rank=rank)
         steps = [[BatchKey.of(batch)] for batch in plan]
-        return self._loader(split, StepSampler(len(steps), lambda: iter(steps)))
+        keys = {name: [(index, 0) for index in range(size)] for name, size in self.sizes(split).items()}
+        return self._loader(split, len(steps), lambda: iter(steps), lambda: keys)
+
+    def teardown(self, stage: str) -> None:  # noqa: ARG002
+        """End the reading workers, and let go of kept features."""
+        self.frozen.close()
+        for loader in self._loaders:
+            loader.close()
+        self._loaders.clear()
 
     def on_before_batch_transfer(self, batch: list[Batch], dataloader_idx: int) -> list[Batch]:  # noqa: ARG002
         """Record the samples that can't be used, in the order of training, however far workers read ahead.
@@ -221,6 +257,15 @@ class MultiDatasetDataModule(L.LightningDataModule):
                 raise DataError(f"dataset {part.dataset!r}: no sample can be read; the last: {part.faults[-1].message}")
         return batch
 
+    def transfer_batch_to_device(
+        self,
+        batch: list[Batch],
+        device: torch.device,
+        dataloader_idx: int,  # noqa: ARG002
+    ) -> list[Batch]:
+        """Move the tensors of a step's batches."""
+        return [moved(part, device) for part in batch]
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on with: the samples that were skipped."""
         return {"faults": self.faults.state_dict()}
@@ -229,24 +274,47 @@ class MultiDatasetDataModule(L.LightningDataModule):
         """Take up the record of the run that is gone on with."""
         self.faults.load_state_dict(state_dict["faults"])
 
-    def _epoch(self, epoch: int) -> mixture.Batches:
-        world, rank = self._ranks()
+    def _epoch(self, epoch: int, *, rank: int | None = None) -> mixture.Batches:
+        world, own = self._ranks()
+        rank = own if rank is None else rank
         return mixture.epoch(
             self.sizes("train"), self.batch_sizes, self.mixture, seed=self.seed, epoch=epoch, world=world, rank=rank
         )
 
     def _training_steps(self) -> Iterator[list[BatchKey]]:
         epoch, start = adapters.training_position(self.trainer) if self.trainer else (0, 0)
-        return ([BatchKey.of(batch) for batch in step] for step in self._epoch(epoch).steps_from(start))
+        views = self.frozen.views(self.sources("train"))
+        return ([BatchKey.of(batch, views=views) for batch in step] for step in self._epoch(epoch).steps_from(start))
 
-    def _loader(self, split: str, sampler: StepSampler) -> DataLoader[object]:
+    def _training_keys(self) -> dict[str, list[tuple[int, int]]]:
+        """Index and view of all samples of the epoch, of all processes, as often as they are drawn."""
+        epoch, _ = adapters.training_position(self.trainer) if self.trainer else (0, 0)
+        views = self.frozen.views(self.sources("train"))
+        drawn: dict[str, list[tuple[int, int]]] = {name: [] for name in self.data_modules}
+        for rank in range(self._ranks()[0]):
+            for batch in self._epoch(epoch, rank=rank):
+                drawn[batch.dataset] += [(k.index, k.draw) for k in BatchKey.of(batch, views=views).samples]
+        return drawn
+
+    def _loader(self, split: str, length: int, steps: Steps, keys: Callable[[], Keys]) -> StagedLoader:
+        loader = StagedLoader(
+            length,
+            stage=lambda: self.frozen.banks(split, data=self, trainer=self.trainer, keys=keys),
+            make=lambda kept: self._stage_loader(split, StepSampler(length, steps), kept),
+        )
+        self._loaders.append(loader)
+        return loader
+
+    def _stage_loader(self, split: str, sampler: StepSampler, kept: Stage) -> DataLoader[object]:
+        # Kept features take less time to read than to send from one process to another.
+        workers = 0 if set(kept) >= set(self.data_modules) else self.num_workers
         return DataLoader(
-            JointDataset(self.sources(split), replace=split == "train" and self.faults.policy.skips),
+            JointDataset(self.sources(split), replace=split == "train" and self.faults.policy.skips, kept=kept),
             batch_sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             # Batches of different datasets take unlike times to read and to train on; a deeper queue evens that out.
-            prefetch_factor=4 if self.num_workers > 0 else None,
+            prefetch_factor=4 if workers > 0 else None,
             collate_fn=list,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
@@ -257,6 +325,10 @@ class MultiDatasetDataModule(L.LightningDataModule):
 
 def _spare_processors() -> int:
     return min(8, max(0, (os.cpu_count() or 1) // read_world(os.environ).local_size - 1))
+
+
+def _bytes(gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else int(gigabytes * 1e9)
 
 
 def _stop(stop: mixture.Stop | None, *, refill: bool) -> mixture.Stop:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ from rslearn.train.tasks.segmentation import SegmentationTask
 from rslearn.train.tasks.task import Task
 
 from rslp.errors import DataError
+from rslp.files import write_atomic
 from rslp.train.samples import SampleSource
 
 # Dataset -> task -> majority class, or mean label (in the units of the loss); plain numbers that a checkpoint can hold.
@@ -22,6 +26,8 @@ Constants = dict[str, dict[str, float]]
 
 # Reading the labels of a huge dataset would hold up the start; the majority and the mean of this many are close enough.
 MAX_SAMPLES = 2000
+# What is noted in stores was learnt by this code; another number when the code learns something else.
+_FORMAT = 1
 
 
 def tasks_by_name(task: Task, dataset: str) -> dict[str, Task]:
@@ -39,16 +45,33 @@ def learn_constants(sources: Mapping[str, SampleSource], *, skip: bool = False) 
     Raises:
         DataError: a label can't be read, and is not to be skipped.
     """
-    constants: Constants = {}
-    for dataset, source in sources.items():
-        indices = range(0, len(source), max(1, len(source) // MAX_SAMPLES))
-        targets = list(_targets(source, indices, skip=skip))
-        constants[dataset] = {
-            name: constant
-            for name, task in tasks_by_name(source.task, dataset).items()
-            if (constant := learn_constant(task, [target[name] for target in targets])) is not None
-        }
+    return {dataset: _learn(source, skip=skip) for dataset, source in sources.items()}
+
+
+def _learn(source: SampleSource, *, skip: bool) -> dict[str, float]:
+    """The constants of one dataset, from its store if they were learnt from these very labels before."""
+    indices = range(0, len(source), max(1, len(source) // MAX_SAMPLES))
+    note = source.note(f"floors {_FORMAT} {skip}", indices)
+    if note is not None and (known := _noted(note)) is not None:
+        return known
+    targets = list(_targets(source, indices, skip=skip))
+    constants = {
+        name: constant
+        for name, task in tasks_by_name(source.task, source.name).items()
+        if (constant := learn_constant(task, [target[name] for target in targets])) is not None
+    }
+    if note is not None:
+        # The store's disk may be full, or not ours.
+        with suppress(OSError):
+            write_atomic(note, json.dumps(constants))
     return constants
+
+
+def _noted(note: Path) -> dict[str, float] | None:
+    try:
+        return {str(name): float(value) for name, value in json.loads(note.read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 def _targets(source: SampleSource, indices: Iterable[int], *, skip: bool) -> Iterator[dict[str, Any]]:

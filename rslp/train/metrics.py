@@ -131,7 +131,7 @@ class TaskMetrics(torch.nn.Module):
 
     def result(self) -> TaskResult:
         """Compute everything and reset."""
-        values = {name: float(value) for name, value in self.metrics.compute().items() if _is_scalar(value)}
+        values = self._values()
         self.metrics.reset()
         if self.primary is None or self.metric is None or self.floor_metric is None:
             result = TaskResult(values, None, None, None, self.n)
@@ -145,6 +145,16 @@ class TaskMetrics(torch.nn.Module):
             self.floor_metric.reset()
         self.n = 0
         return result
+
+    def _values(self) -> dict[str, float]:
+        try:
+            computed = self.metrics.compute()
+        except ValueError:
+            # torchmetrics refuses R2 of one sample, as a small validation split or a debugging limit leaves it.
+            if self.n > 1:
+                raise
+            return {}
+        return {name: float(value) for name, value in computed.items() if _is_scalar(value)}
 
 
 def _is_scalar(value: Any) -> bool:

@@ -19,6 +19,19 @@ _PLACE = "model.init_args.model.init_args"
 
 
 @dataclass
+class Features:
+    """What the first modules of an encoder gave for a batch.
+
+    Attributes:
+        depth: how many of the encoder's modules they come from.
+        value: ``FeatureMaps`` of ``B C H W``, ``TokenFeatureMaps`` of ``B C H W N``, or a ``FeatureVector`` of ``B C``.
+    """
+
+    depth: int
+    value: Any
+
+
+@dataclass
 class JointOutput(ModelOutput):
     """Outputs of a batch, with its losses by task.
 
@@ -46,7 +59,7 @@ class JointModel(torch.nn.Module):
             ``rslp.train.merged_heads``.
 
     Raises:
-        ConfigError: an empty encoder or decoder, or an option that names an absent decoder or task.
+        ConfigError: an empty encoder or decoder, an option that names an absent decoder or task, or a negative weight.
     """
 
     def __init__(
@@ -75,6 +88,9 @@ class JointModel(torch.nn.Module):
             ("task_label_offsets", set(task_label_offsets or {})),
         ):
             _refuse_absent(option, names, known=set(self._decoder_of), what="task")
+        for task, weight in (loss_weights or {}).items():
+            if not 0 <= weight < float("inf"):
+                raise ConfigError(Problem(f"got {weight}; 0 or more", key=f"{_PLACE}.loss_weights.{task}"))
         self._ranges = {
             task: LabelRange.of(entry, place=f"{_PLACE}.task_label_offsets.{task}")
             for task, entry in (task_label_offsets or {}).items()
@@ -114,24 +130,48 @@ class JointModel(torch.nn.Module):
             counts[task] = loss_count(head, self._head_targets(task, [target[task] for target in targets]))
         return counts
 
-    def encode(self, context: ModelContext) -> Any:
-        """Features of a batch, usually ``FeatureMaps`` of ``B C H W``."""
-        features = self.encoder[0](context)
-        for module in self.encoder[1:]:
+    def encode(self, context: ModelContext, *, depth: int | None = None) -> Any:
+        """Features of a batch, usually ``FeatureMaps`` of ``B C H W``.
+
+        Args:
+            context: inputs and metadata of samples of one dataset.
+            depth: run only so many of the encoder's modules, at least 1; None means all.
+        """
+        return self._refine(Features(1, self.encoder[0](context)), context, depth=depth)
+
+    def _refine(self, start: Features, context: ModelContext, *, depth: int | None = None) -> Any:
+        features = start.value
+        for module in self.encoder[start.depth : depth]:
             features = module(features, context)
         return features
 
-    def forward(self, context: ModelContext, targets: list[dict[str, Any]] | None = None) -> JointOutput:
+    def after_encoder(self, depth: int) -> list[torch.nn.Module]:
+        """What runs after the first ``depth`` modules of the encoder."""
+        trunk = [] if self.trunk is None else [self.trunk]
+        return [*self.encoder[depth:], *trunk, *self.decoders.values()]
+
+    def forward(
+        self,
+        context: ModelContext,
+        targets: list[dict[str, Any]] | None = None,
+        *,
+        features: Features | None = None,
+    ) -> JointOutput:
         """Predict the tasks of the batch's dataset.
 
         Args:
             context: inputs and metadata of samples of one dataset.
             targets: for each sample its targets by task; None while predicting.
+            features: what the encoder's first modules give for this batch, which are then not run.
 
         Returns:
             for each sample the outputs by task, and the losses by task and name, weights applied.
         """
-        features = self.encode(context)
+        return self._predict(
+            self.encode(context) if features is None else self._refine(features, context), context, targets
+        )
+
+    def _predict(self, features: Any, context: ModelContext, targets: list[dict[str, Any]] | None) -> JointOutput:
         dataset = str(context.metadatas[0].dataset_source)
         outputs: list[dict[str, Any]] = [{} for _ in context.inputs]
         losses: dict[str, dict[str, torch.Tensor]] = {}

@@ -16,6 +16,7 @@ from rslearn.train.tasks import Task
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from rslp.errors import ConfigError, Problem
 from rslp.train import adapters, collectives, floors, freezing, preemption, warmup
 from rslp.train.batches import Batch
 from rslp.train.data import MultiDatasetDataModule
@@ -23,7 +24,7 @@ from rslp.train.finite import FiniteGuard, FinitePolicy, OnNonfinite
 from rslp.train.losses import LossMeter
 from rslp.train.metrics import TaskMetrics, TaskResult
 from rslp.train.model import JointModel, JointOutput
-from rslp.train.samples import seed_of
+from rslp.train.samples import seed_of, seed_torch
 from rslp.train.shares import agreed, shares, weighted
 
 FLOORS_KEY = "rslp_floors"
@@ -154,6 +155,9 @@ class JointModule(RslearnLightningModule):
         scheduler = self.schedulers["scheduler"] = self.scheduler_factory.build(optimizer)
         config: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
         if isinstance(scheduler, ReduceLROnPlateau):
+            if self.trainer.limit_val_batches == 0:
+                what = "a plateau scheduler follows the validation score, and trainer.limit_val_batches is 0"
+                raise ConfigError(Problem(what, key="model.init_args.scheduler"))
             config |= {"monitor": "val/score_loss", "frequency": self.trainer.check_val_every_n_epoch or 1}
         return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[typeddict-item]
 
@@ -189,7 +193,7 @@ class JointModule(RslearnLightningModule):
             if pending is not None:
                 adapters.backward(self.trainer, pending)
             # The randomness of dropout and of sampled anchors depends on the place alone: a resumed run repeats it.
-            torch.manual_seed(seed_of(self.seed, "step", self.current_epoch, batch_idx, place, self.global_rank))
+            seed_torch(seed_of(self.seed, "step", self.current_epoch, batch_idx, place, self.global_rank), self.device)
             output = self._forward(part)
             self.finite.note(part, output.loss_dict)
             self.meters["train"].add(part.dataset, losses=output.losses, counts=counts[place], samples=len(part.inputs))
@@ -273,7 +277,8 @@ class JointModule(RslearnLightningModule):
         return shares(counts, totals=totals, tasks=[self.model.tasks_of(batch.dataset) for batch in step])
 
     def _forward(self, batch: Batch) -> JointOutput:
-        output: JointOutput = self(ModelContext(inputs=batch.inputs, metadatas=batch.metadatas), batch.targets)
+        context = ModelContext(inputs=batch.inputs, metadatas=batch.metadatas)
+        output: JointOutput = self.model(context, batch.targets, features=batch.features)
         return output
 
     def _predict(self, batch: Batch) -> list[dict[str, Any]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import pickle
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput
 from rslearn.train.model_context import SampleMetadata
 from rslearn.train.tasks.multi_task import MultiTask
+from rslearn.train.tasks.task import Task
 from rslearn.train.transforms import Sequential
 from rslearn.train.transforms.transform import Transform
 from rslearn.utils.geometry import PixelBounds
@@ -52,6 +55,14 @@ def seed_of(*parts: object) -> int:
     """A 64-bit seed from any printable parts, the same in every process and on every machine."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little")
+
+
+def seed_torch(seed: int, device: torch.device) -> None:
+    """``torch.manual_seed``; on the CPU without what that spends on devices not in use, a stack trace for each kind."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 @contextmanager
@@ -125,6 +136,26 @@ class SampleSource:
         group, name = self._windows.identity(place.window)
         return f"{self.name}/{group}/{name}/" + "_".join(map(str, bounds))
 
+    @property
+    def fixed(self) -> bool:
+        """Whether a sample is the same at each draw: no random crop, no choice of item groups, no random transform."""
+        whole = self._crops is not None or self._config.get_crop_size() is None
+        return (
+            whole and adapters.are_fixed(self._config.transforms or []) and self._windows.without_choice(self._inputs)
+        )
+
+    def prints(self) -> np.ndarray[Any, np.dtype[np.uint64]] | None:
+        """What each sample is read from, as ``N 2`` words that change with any file; None if that is not known."""
+        prints = self._windows.prints(self._inputs)
+        if prints is None or self._crops is None:
+            return prints
+        chosen: np.ndarray[Any, np.dtype[np.uint64]] = prints[self._crops[:, 0]]
+        return chosen ^ (self._crops[:, 1:2].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+
+    def holds(self, index: int) -> bool:
+        """Whether the sample's window still is what ``prints`` says."""
+        return self._windows.holds(self._place(index).window)
+
     def window(self, index: int) -> tuple[str, str]:
         """Group and name of the window that a sample is of."""
         return self._windows.identity(self._place(index).window)
@@ -172,6 +203,31 @@ class SampleSource:
         labels = {name: spec for name, spec in self._inputs.items() if spec.is_target}
         rng = random.Random(seed_of(self.seed, self.identity(index), "targets"))
         return self._read(index, wanted=labels, rng=rng, draw_crop=False)[1][1]
+
+    def note(self, what: str, indices: Sequence[int]) -> Path | None:
+        """The file that may keep what was learnt from the targets of some samples; another one as soon as they change.
+
+        Args:
+            what: names what is learnt, and how.
+            indices: the samples.
+
+        Returns:
+            None where it can't be told what the targets depend on: without a store, or with a task of the user's own.
+        """
+        if self._windows.folder is None or not _known(self.task):
+            return None
+        labels = {name: spec for name, spec in self._inputs.items() if spec.is_target}
+        places = [self._place(index) for index in indices]
+        windows = self._windows.fingerprint([place.window for place in places], labels)
+        if windows is None:
+            return None
+        try:
+            how = pickle.dumps([self.task, labels])
+        except (pickle.PicklingError, TypeError, AttributeError):
+            return None
+        parts = (what, self.seed, self.name, [(place.bounds, place.crop) for place in places], windows, how.hex())
+        digest = hashlib.sha256(repr([*parts, version("rslearn")]).encode()).hexdigest()
+        return self._windows.folder / f"note-{digest[:32]}.json"
 
     def _read(
         self, index: int, *, wanted: dict[str, DataInput], rng: random.Random, draw_crop: bool
@@ -232,6 +288,12 @@ class SampleSource:
             crops = adapters.all_crops(self._windows.bounds(i), self._config)
             rows += [(i, number, len(crops), *bounds) for number, bounds in enumerate(crops)]
         return np.array(rows, np.int64).reshape(-1, 7)
+
+
+def _known(task: Task) -> bool:
+    """Whether a task is one of rslearn's, whose code is known by its version."""
+    tasks = [task, *task.tasks.values()] if isinstance(task, MultiTask) else [task]
+    return all(type(one).__module__.startswith("rslearn.train.tasks.") for one in tasks)
 
 
 def open_dataset(name: str, data_module: RslearnDataModule) -> Dataset:

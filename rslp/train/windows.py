@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from rslearn.dataset import Dataset, Window
@@ -11,6 +12,7 @@ from rslearn.train.dataset import DataInput
 from rslearn.utils.geometry import PixelBounds
 
 from rslp.train import adapters
+from rslp.train.store.columns import Array
 
 
 class Windows(Protocol):
@@ -28,6 +30,18 @@ class Windows(Protocol):
     def bounds(self, i: int) -> PixelBounds:
         """A window's bounds (pixels)."""
 
+    def fingerprint(self, numbers: Iterable[int], inputs: Mapping[str, DataInput]) -> str | None:
+        """What is read of some windows depends on this; None where nobody can tell.
+
+        Args:
+            numbers: which windows.
+            inputs: what is read of them.
+        """
+
+    @property
+    def folder(self) -> Path | None:
+        """Where notes on the windows may be kept, if anywhere."""
+
     def read(
         self, i: int, window: Window, *, bounds: PixelBounds, inputs: Mapping[str, DataInput], rng: random.Random
     ) -> adapters.RawInputs:
@@ -40,6 +54,15 @@ class Windows(Protocol):
             inputs: what to read.
             rng: where draws of item groups come from.
         """
+
+    def prints(self, inputs: Mapping[str, DataInput]) -> Array | None:
+        """What each window holds of some inputs: ``N 2`` words that change with any of its files; None if unknown."""
+
+    def holds(self, i: int) -> bool:
+        """Whether a window still is what ``prints`` says."""
+
+    def without_choice(self, inputs: Mapping[str, DataInput]) -> bool:
+        """Whether no window leaves a choice of item groups: each reading of it gives the same."""
 
 
 class DirectWindows:
@@ -66,6 +89,12 @@ class DirectWindows:
         bounds: PixelBounds = self._windows[i].bounds
         return bounds
 
+    folder = None
+
+    def fingerprint(self, numbers: Iterable[int], inputs: Mapping[str, DataInput]) -> str | None:  # noqa: ARG002
+        """Nobody can tell without reading."""
+        return None
+
     def read(
         self,
         i: int,  # noqa: ARG002
@@ -77,3 +106,15 @@ class DirectWindows:
     ) -> adapters.RawInputs:
         """Read what a sample needs of a window, see ``Windows``."""
         return adapters.read_inputs(self._dataset, window, bounds=bounds, inputs=dict(inputs), rng=rng)
+
+    def prints(self, inputs: Mapping[str, DataInput]) -> Array | None:  # noqa: ARG002
+        """Nothing: only an index knows what the files looked like."""
+        return None
+
+    def holds(self, i: int) -> bool:  # noqa: ARG002
+        """Unknown."""
+        return False
+
+    def without_choice(self, inputs: Mapping[str, DataInput]) -> bool:  # noqa: ARG002
+        """Unknown."""
+        return False

@@ -73,6 +73,17 @@ def _class(file: str, module: str, old: str, new: str) -> Callable[[Copy], None]
     return _both(file, old, new, place, lambda node: node.update(class_path=node["class_path"].replace(old, new)))
 
 
+def _callback(what: str) -> Callable[[Copy], None]:
+    """Put a callback, with its arguments, before those that are there."""
+
+    def plant(copy: Copy) -> None:
+        text = (copy.path / "multi_dataset.yaml").read_text()
+        new = f"callbacks: [{{class_path: {what}}}" + ("]" if "callbacks: []" in text else ", ")
+        copy.edit("multi_dataset.yaml", "callbacks: []" if "callbacks: []" in text else "callbacks: [", new)
+
+    return plant
+
+
 def _each(dataset: str, splits: tuple[str, ...], layer: str, change: Callable[[Any], Any]) -> Callable[[Copy], None]:
     def plant(copy: Copy) -> None:
         for split in splits:
@@ -256,6 +267,15 @@ FAULTS = [
           "land_cover.yaml", "data_type: vector", "is raster, the input says vector"),
     Fault("one band as reflectance", "unreadable", _one_band_reflectance,
           "vessel_detection.yaml", "landsat: [", f"band B8 like reflectance .*{_DARK_BAND}"),
+    # What the first step or the first epoch would show.
+    Fault("negative learning rate", "training", _edit("multi_dataset.yaml", "lr: 0.0005", "lr: -0.0005"),
+          "multi_dataset.yaml", "lr: -0.0005", "the optimizer can't be made: Invalid learning rate: -0.0005"),
+    Fault("value that nothing logs", "training", _callback("lightning.pytorch.callbacks.EarlyStopping, init_args: "
+          "{monitor: val_los}"), "multi_dataset.yaml", "callbacks:", "nothing logs 'val_los'; did you mean val_loss"),
+    Fault("module that is not there", "training", _callback("rslp.train.Freeze, init_args: {modules: model.encoder.1}"),
+          "multi_dataset.yaml", "callbacks:", "the model has no module 'model.encoder.1'; did you mean model.enc"),
+    Fault("batch of nothing", "training", _edit("crop_type.yaml", "batch_size: 16", "batch_size: 0"),
+          "crop_type.yaml", "batch_size:", "must be a whole number of at least 1, got 0"),
     # What only shows when layers meet.
     Fault("decoder of another width", "model", _edit("crop_type.yaml", "in_channels: {ENCODER_EMBEDDING_SIZE}",
           "in_channels: 64"), "crop_type.yaml", "crop_type:", "don't go through the model: RuntimeError"),

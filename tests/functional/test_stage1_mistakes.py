@@ -51,6 +51,7 @@ def binary(name: str, raw: bytes) -> Callable[[Path], object]:
 
 
 ENTRY = "  - crops.yaml\n"
+MANY = "".join(f"  - {{name: crops_{number}, cfgs: crops.yaml}}\n" for number in range(40))
 HEADS = "merge_options: {merge_heads: true, merge_task_labels: true%s}\n"
 TREES = CROPS.replace("crops", "trees")
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -73,6 +74,8 @@ MISTAKES = [
     Mistake("output is the base", multi("OUT.yaml", "base.yaml"), ("multi.yaml:9: output_path: would overwrite", "base.yaml")),
     Mistake("output is a dataset", multi("OUT.yaml", "./fields_more.yaml"), ("would overwrite", "fields_more.yaml")),
     Mistake("output is the config", multi("OUT.yaml", "multi.yaml"), ("would overwrite", "multi.yaml")),
+    Mistake("output with too long a name", multi("OUT.yaml", f"{'x' * 300}.yaml"), ("multi.yaml:9: output_path: a file's name may have 220 bytes; this one has 305: xxx",)),
+    Mistake("output derived from too many names", {"multi": replaced(replaced(MULTI, "OUT.yaml", "null"), ENTRY, MANY)}, ("output_path: a file's name may have 220 bytes",)),
     Mistake("output is a list", multi("OUT.yaml", "[a.yaml]"), ("output_path: must be a path",)),
     Mistake("patch size quoted", multi("patch_size: 4", 'patch_size: "4"'), ("multi.yaml:6: patch_size: must be a whole number above 0", "write 4 without quotes")),
     Mistake("patch size zero", multi("patch_size: 4", "patch_size: 0"), ("patch_size: must be a whole number above 0; got 0",)),
@@ -84,6 +87,7 @@ MISTAKES = [
     Mistake("constant twice", plus("substitutions: {patch_size: 8}\n"), ("patch_size: is given here and under substitutions too",)),
     Mistake("substitutions a list", plus("substitutions: [1]\n"), ("substitutions: must be a mapping of constants",)),
     Mistake("substitution of the wrong kind", {"multi": replaced(replaced(MULTI, "patch_size: 4\n", ""), "output_path", "substitutions: {patch_size: big}\noutput_path")}, ("substitutions.patch_size: must be a whole number",)),
+    Mistake("constants of one placeholder", plus("substitutions: {my_size: 3, MY_SIZE: 4}\n"), ("multi.yaml:10: substitutions.MY_SIZE: fills {MY_SIZE} like my_size does; keep one",)),
     Mistake("overrides a list", plus("global_overrides: [1]\n"), ("global_overrides: must be a mapping",)),
     Mistake("misspelt option", plus("merge_options: {merge_head: true}\n"), ("merge_options.merge_head: unknown key; did you mean merge_heads?",)),
     Mistake("option no flag", plus("merge_options: {merge_heads: 3}\n"), ("merge_options.merge_heads: must be true or false",)),
@@ -106,6 +110,10 @@ MISTAKES = [
     Mistake("a name that is a task elsewhere", multi(ENTRY, "  - {name: fields, cfgs: crops.yaml}\n"), ("'fields' is a task or name of an entry before it",)),
     Mistake("two tasks without a name", multi(ENTRY, "  - two.yaml\n"), ("two.yaml:1: has 2 tasks (height, kind), so the dataset needs a name",)),
     Mistake("rename of an absent task", multi(ENTRY, "  - {name: p, cfgs: two.yaml, tasks: {hight: h}}\n"), ("the entry renames the task 'hight', which is not here; did you mean height?",)),
+    Mistake("rename of two tasks to one", multi(ENTRY, "  - {name: p, cfgs: two.yaml, tasks: {height: k, kind: k}}\n"), ("multi.yaml:3: dataset_cfgs.0.tasks: two tasks of this dataset would be called 'k': height, kind",)),
+    Mistake("rename to a task that is there", multi(ENTRY, "  - {name: p, cfgs: two.yaml, tasks: {height: kind}}\n"), ("multi.yaml:3: dataset_cfgs.0.tasks: two tasks of this dataset would be called 'kind': height, kind",)),
+    Mistake("two new names for one task", multi(ENTRY, "  - {name: p, cfgs: crops.yaml, tasks: {crops: q}}\n"), ("multi.yaml:3: dataset_cfgs.0: the task 'crops' goes by the dataset's name 'p', and tasks calls it 'q'; keep one",)),
+    Mistake("a name longer than a file's", multi(ENTRY, f"  - {{name: {'x' * 101}, cfgs: crops.yaml}}\n"), ("dataset_cfgs.0.name: must be a name of at most 100 letters",)),
     Mistake("rename to a number", multi(ENTRY, "  - {name: p, cfgs: two.yaml, tasks: {height: 3}}\n"), ("dataset_cfgs.0.tasks: must be a mapping of task names",)),
     Mistake("unset variable", multi(ENTRY, "  - ${NOT_SET_ANYWHERE}/crops.yaml\n"), ("multi.yaml:3: dataset_cfgs.0:", "needs an environment variable that is not set")),
     # Files as such.
@@ -156,6 +164,18 @@ MISTAKES = [
     Mistake("override of an absent dataset", plus("global_overrides: {data: {init_args: {data_modules: {crop: {init_args: {batch_size: 3}}}}}}\n"), ("no dataset is called 'crop'; did you mean crops?",)),
     Mistake("override of an absent task", plus("local_overrides: {model: {init_args: {model: {init_args: {decoders: {corps: []}}}}}}\n"), ("no dataset has the task 'corps'; did you mean crops?",)),
     Mistake("weight of an absent task", plus("global_overrides: {model: {init_args: {model: {init_args: {loss_weights: {field: 2}}}}}}\n"), ("loss_weights.field: nothing is called 'field'; did you mean fields?",)),
+    Mistake("override of all datasets by nothing", plus("global_overrides: {data: {init_args: {data_modules: null}}}\n"), ("multi.yaml:10: global_overrides.data.init_args.data_modules: must be a mapping, since stage 1 puts the datasets into it; got null",)),
+    Mistake("override of the data by a list", plus("global_overrides: {data: [1, 2]}\n"), ("multi.yaml:10: global_overrides.data: must be a mapping, since stage 1 puts the datasets into it; got [1, 2]",)),
+    Mistake("override of all decoders by nothing", plus("global_overrides: {model: {init_args: {model: {init_args: {decoders: null}}}}}\n"), ("multi.yaml:10: global_overrides.model.init_args.model.init_args.decoders: must be a mapping",)),
+    Mistake("override of one decoder by nothing", plus("global_overrides: {model: {init_args: {model: {init_args: {decoders: {crops: null}}}}}}\n"), ("multi.yaml:10: global_overrides.model.init_args.model.init_args.decoders.crops: must be a list of modules",)),
+    Mistake("override of the tasks by a text", plus("global_overrides: {model: {init_args: {task: {init_args: {tasks: crops}}}}}\n"), ("multi.yaml:10: global_overrides.model.init_args.task.init_args.tasks: must be a mapping",)),
+    Mistake("override of the trainer by nothing", plus("global_overrides: {trainer: null}\n"), ("multi.yaml:10: global_overrides.trainer: must be a mapping",)),
+    Mistake("section that is no text", plus("global_overrides: {3: {a: 1}}\n"), ("multi.yaml:10: global_overrides.3: unknown key; allowed: ckpt_path, data, model",)),
+    Mistake("section that nothing knows", plus("global_overrides: {whatever: {a: 1}}\n"), ("multi.yaml:10: global_overrides.whatever: unknown key; allowed: ckpt_path, data, model",)),
+    Mistake("base without a data module", {"base": BASE[: BASE.index("data:")] + BASE[BASE.index("trainer:") :]}, ("base.yaml:1: data.class_path: is missing; the base config names the class, such as rslp.train.MultiDatasetDataModule",)),
+    Mistake("base without a trainer", {"base": BASE[: BASE.index("trainer:")]}, ("base.yaml:1: trainer: is missing",)),
+    Mistake("class path a number", crops("class_path: rslearn.train.tasks.classification.ClassificationHead", "class_path: 3"), (f"crops.yaml:{line(CROPS, 'ClassificationHead')}", "class_path: must be the dotted path of a class; got 3")),
+    Mistake("decoder's module a text", {"crops": replaced(CROPS, "- class_path: rslearn.train.tasks.classification.ClassificationHead", "- ClassificationHead")}, (f"crops.yaml:{line(CROPS, 'ClassificationHead')}", "decoders.crops.1: must be a module with class_path and init_args; got 'ClassificationHead'")),
     Mistake("misspelt optimizer argument", base("lr: 1e-4", "lrr: 1e-4"), (f"base.yaml:{line(BASE, 'lr: 1e-4')}", "unknown key for AdamW")),
     Mistake("misspelt key beside class_path", base("      init_args:\n        lr", "      init_arg:\n        lr"), ("base.yaml", "did you mean init_args?")),
     # Shared heads.
@@ -167,6 +187,7 @@ MISTAKES = [
     Mistake("heads of unequal widths", {"multi": replaced(MULTI, ENTRY, ENTRY + "  - trees.yaml\n") + "merge_options: {merge_heads: true}\n", "trees": TREES.replace("out_channels: 3", "out_channels: 4")}, ("set merge_task_labels: true",)),
     Mistake("decoders that differ", {"multi": replaced(MULTI, ENTRY, ENTRY + "  - trees.yaml\n") + HEADS % "", "trees": TREES.replace("in_channels: {ENCODER_EMBEDDING_SIZE}", "in_channels: 3")}, ("trees.yaml", "differs from the decoder of 'crops' in more than its outputs")),
     Mistake("info that contradicts", {"multi": MULTI + HEADS % "", "base": BASE + "all_dataset_info_path: info.yaml\n", "info": "crops: {num_outputs: 7, outputs_key: class}\n"}, ("crops.yaml", "has 3 outputs; all_dataset_info_path says 7")),
+    Mistake("info a list", {"base": BASE + "all_dataset_info_path: info.yaml\n", "info": "- crops\n"}, ("info.yaml: is no table of datasets: a mapping is wanted", )),
     Mistake("missing info", {"base": BASE + "all_dataset_info_path: info.yaml\n"}, ("base.yaml", "all_dataset_info_path: 'info.yaml' does not exist")),
 ]  # fmt: skip
 

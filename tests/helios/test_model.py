@@ -102,6 +102,17 @@ def test_features_are_float32_whatever_is_computed_in(bundle: Path, dtype: str |
     assert torch.allclose(found, exact, atol=0.1)
 
 
+def test_stock_features_in_half_precision_break_the_decoder_and_ours_do_not(bundle: Path) -> None:
+    stock = OlmoEarth(4, model_path=str(bundle), use_legacy_timestamps=False).eval()
+    ours = Helios(str(bundle), patch_size=4).eval()
+    decoder = PoolingDecoder(in_channels=tiny.EMBEDDING, out_channels=1)
+    given = context(both())
+    with torch.no_grad():
+        with pytest.raises(RuntimeError, match=r"same dtype|BFloat16"):
+            decoder(stock(given), given)
+        assert decoder(ours(given), given).feature_vector.dtype == torch.float32
+
+
 def test_as_rslearn_computes_it(bundle: Path) -> None:
     ours = Helios(str(bundle), patch_size=4).eval()
     theirs = OlmoEarth(4, model_path=str(bundle), autocast_dtype=None, use_legacy_timestamps=False).eval()

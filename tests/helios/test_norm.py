@@ -73,6 +73,13 @@ def test_as_rslearn_computes_it() -> None:
         assert torch.allclose(ours[name].image, theirs[name].image, atol=1e-6)
 
 
+def test_stock_can_not_normalise_ten_bands_and_ours_can() -> None:
+    raw = dn(bands=10)
+    with pytest.raises(ValueError, match="'B01' is not in list"):
+        OlmoEarthNormalize({"sentinel2_l2a": S2[:10]})({"sentinel2_l2a": RasterImage(raw.clone())}, {})
+    assert normalize(RasterImage(raw), S2[:10]).image.isfinite().all()
+
+
 @given(st.floats(1e-4, 100))
 def test_linear_power_becomes_decibels(power: float) -> None:
     linear = torch.full((2, 1, 1, 1), power)

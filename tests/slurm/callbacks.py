@@ -1,12 +1,15 @@
-"""What happens to a run in these tests: it is slow, or it fails for a while."""
+"""What happens to a run in these tests: it is slow, it waits for the scheduler, or it fails for a while."""
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from rslp.train import preemption
 
 
 class Slow(Callback):
@@ -17,6 +20,21 @@ class Slow(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         time.sleep(self.seconds)
+
+
+class WaitForWarning(Callback):
+    """Goes no further than a step before the scheduler has warned the process; a job that was queued again runs on."""
+
+    def __init__(self, step: int, patience: float = 240.0) -> None:
+        self.step = step
+        self.patience = patience
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        end = time.monotonic() + self.patience
+        while trainer.global_step == self.step and not int(os.environ.get("SLURM_RESTART_COUNT", "0")):
+            if preemption.notice.received or time.monotonic() > end:
+                break
+            time.sleep(0.05)
 
 
 class FailFirst(Callback):

@@ -204,11 +204,9 @@ def test_a_users_mistake_is_not_tried_again(user: User, config: dict[str, Any]) 
 
 
 def test_preempted_it_goes_on_to_the_same_weights(user: User, config: dict[str, Any], reference: RunDir) -> None:
-    job = user.launches("preempted", holding(config, user.place / "hold"))
+    job = user.launches("preempted", with_callback(config, "WaitForWarning", step=8))
     user.waits_for_step("preempted", 6)
     user.cluster.ask("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
-    user.cluster.wait(job, "PENDING")
-    (user.place / "hold").unlink()
     about = user.cluster.wait(job, "COMPLETED")
     assert int(about["Restarts"]) == 1
     log = user.log("preempted")
@@ -220,8 +218,8 @@ def test_preempted_it_goes_on_to_the_same_weights(user: User, config: dict[str, 
 @SEVERAL
 @pytest.mark.slow
 def test_preempted_on_two_nodes_it_goes_on_to_the_same_weights(user: User, config: dict[str, Any]) -> None:
-    job = user.launches("nodes", with_callback(config, "Slow", seconds=1.5), "--nodes", "2", "--gpus", "2")
-    user.waits_for_step("nodes", 2)
+    job = user.launches("nodes", with_callback(config, "WaitForWarning", step=8), "--nodes", "2", "--gpus", "2")
+    user.waits_for_step("nodes", 6)
     user.cluster.ask("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
     calm = user.launches("calm", config, "--nodes", "2", "--gpus", "2")
     assert int(user.cluster.wait(job, "COMPLETED", seconds=300)["Restarts"]) == 1
@@ -230,12 +228,11 @@ def test_preempted_on_two_nodes_it_goes_on_to_the_same_weights(user: User, confi
 
 
 def test_out_of_time_it_goes_on_to_the_same_weights(user: User, config: dict[str, Any], reference: RunDir) -> None:
-    held = holding(config, user.place / "hold")
-    job = user.launches("limited", held, "--time_limit", "10m", "--slurm.notice", "60")
+    waiting = with_callback(config, "WaitForWarning", step=8)
+    job = user.launches("limited", waiting, "--time_limit", "10m", "--slurm.notice", "60")
     user.waits_for_step("limited", 6)
     user.cluster.ask("scontrol", "update", f"jobid={job}", "EndTime=now+70")
     user.cluster.wait(job, "PENDING")
-    (user.place / "hold").unlink()
     user.cluster.ask("scontrol", "update", f"jobid={job}", "TimeLimit=10")
     about = user.cluster.wait(job, "COMPLETED")
     assert int(about["Restarts"]) == 1

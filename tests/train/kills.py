@@ -70,12 +70,15 @@ class Kill:
 
 
 def config(data: Path) -> dict[str, Any]:
-    """Three datasets, two workers, two batches a step, dropout, a thaw in the middle, a checkpoint at each step."""
+    """Three datasets, two workers, two batches a step, dropout, kept features, a thaw, a checkpoint at each step."""
     kinds = ("classify", "detect", "regress")
     for kind in kinds:
         if not (data / kind).exists():
             write_dataset(data / kind, kind, train=4, val=2, test=1)
-    made = run_config({kind: (str(data / kind), kind) for kind in kinds}, epochs=3, dropout=0.2, num_workers=2)
+    # Each attempt at a run has features of its own to compute: they go with the thaw.
+    made = run_config(
+        {kind: (str(data / kind), kind) for kind in kinds}, epochs=3, dropout=0.2, num_workers=2, frozen_views=1
+    )
     made["model"]["init_args"]["scheduler"] = {
         "class_path": "rslearn.train.scheduler.CosineAnnealingScheduler",
         "init_args": {"T_max": 3},
@@ -92,7 +95,7 @@ def prepared(folder: Path, data: Path) -> RunDir:
     made["trainer"]["callbacks"] = [
         {
             "class_path": "rslearn.train.callbacks.freeze_unfreeze.FreezeUnfreeze",
-            "init_args": {"module_selector": ["model", "encoder", 0], "unfreeze_at_epoch": 1, "unfreeze_lr_factor": 2},
+            "init_args": {"module_selector": ["model", "encoder", 0], "unfreeze_at_epoch": 2, "unfreeze_lr_factor": 2},
         },
         {
             "class_path": "rslp.train.checkpoints.RunCheckpoints",

@@ -55,6 +55,7 @@ def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
     finally:
         for process in processes:
             process.kill()
+            process.wait()
 
 
 def train_on(world: int, runs: Sequence[Path]) -> None:

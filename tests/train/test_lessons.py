@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import pickle
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -20,13 +21,21 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Trainer
+from rslearn.models.component import FeatureMaps
 from rslearn.models.embedding_cache import EmbeddingCache
+from rslearn.models.faster_rcnn import FasterRCNN
+from rslearn.models.galileo import GalileoModel, GalileoSize
+from rslearn.models.multitask import MultiTaskMergedModel, MultiTaskModel
 from rslearn.models.pooling_decoder import PoolingDecoder
 from rslearn.models.task_embedding import TaskChannelEmbedding
 from rslearn.models.trunk import DecoderTrunk
 from rslearn.train import data_module as stock_data
 from rslearn.train.callbacks.freeze_unfreeze import FreezeUnfreeze
+from rslearn.train.data_module import collate_fn
+from rslearn.train.dataset import IndexMode, SplitConfig
+from rslearn.train.lightning_module import RslearnLightningModule
 from rslearn.train.model_context import ModelContext, ModelOutput, RasterImage, SampleMetadata
 from rslearn.train.tasks.classification import ClassificationHead
 from rslearn.train.tasks.multi_task import MetricWrapper
@@ -41,10 +50,13 @@ from rslp.run import RunDir
 from rslp.train import JointModel, MultiDatasetDataModule, cli, mixture
 from rslp.train.checkpoints import load_weights
 from rslp.train.freezing import Freeze, split_groups
+from rslp.train.metrics import normalised
 from rslp.train.metrics_log import MetricsLog
 from rslp.train.samples import SampleSource
-from tests.tiny import TinyEncoder, run_config, write_dataset, write_run
+from tests.tiny import TinyEncoder, add_window, run_config, write_dataset, write_run
 from tests.train.test_faults import source
+
+CONFIGS = Path(__file__).parents[2] / "rslp/example/configs"
 
 UPSTREAM = {
     "A1 joint training does not run: AttributeError, KeyError": (
@@ -52,15 +64,42 @@ UPSTREAM = {
         "test_stock_joint_decoding_crashes_where_ours_runs",
     ),
     "A2 no worker crashes; 32 workers by default": ("test_lessons", "test_stock_needs_workers_and_ours_does_not"),
+    "A2 every dataset in memory, in each process": (
+        "test_lessons",
+        "test_stock_holds_what_it_has_read_and_ours_does_not",
+    ),
+    "A4 half precision meets float32 decoders": (
+        "../helios/test_model",
+        "test_stock_features_in_half_precision_break_the_decoder_and_ours_do_not",
+    ),
+    "A5 detector and encoder want one input by two names": (
+        "test_lessons",
+        "test_a_detector_wants_an_input_called_image_and_the_example_gives_it_one",
+    ),
+    "A6 ten bands can't be normalised": (
+        "../helios/test_norm",
+        "test_stock_can_not_normalise_ten_bands_and_ours_can",
+    ),
     "A7 validation without a checkpoint prints random metrics": (
-        "test_fit",
-        "test_evaluating_an_untrained_run_names_the_folder",
+        "test_lessons",
+        "test_stock_scores_random_weights_and_ours_wants_a_checkpoint",
     ),
     "A8 the cache of features mixes up datasets": (
         "test_lessons",
         "test_stock_tells_samples_by_window_and_ours_by_dataset_too",
     ),
-    "A11 the loudest loss chooses the checkpoint": ("test_fit", "test_the_logged_score_is_what_the_evaluation_finds"),
+    "A9 the index misses windows that came": (
+        "test_lessons",
+        "test_a_stock_index_misses_new_windows_and_ours_does_not",
+    ),
+    "A10 small Galileo models don't know their width": (
+        "test_lessons",
+        "test_stock_does_not_know_the_width_of_small_galileo_models",
+    ),
+    "A11 the loudest loss chooses the checkpoint": (
+        "test_lessons",
+        "test_stock_follows_the_loudest_loss_and_ours_the_mean_score",
+    ),
     "B refill draws evaluation samples again": (
         "test_mixture",
         "test_the_stock_sampler_repeats_evaluation_samples_and_ours_does_not",
@@ -75,7 +114,10 @@ UPSTREAM = {
         "test_lessons",
         "test_stock_takes_an_unknown_task_for_the_first_and_ours_refuses_it",
     ),
-    "B merged heads renormalise regression": ("test_model", "test_labels_come_back_from_a_shared_head"),
+    "B merged heads renormalise regression": (
+        "test_lessons",
+        "test_a_stock_merged_head_makes_every_quantity_1_and_ours_keeps_regression_apart",
+    ),
     "B metrics hide errors of keys": ("test_lessons", "test_stock_metrics_hide_a_missing_task_and_ours_do_not"),
     "callbacks of one type collide": ("test_freezing", "test_two_of_the_stock_callbacks_collide"),
     "a thaw breaks the scheduler": ("test_lessons", "test_a_stock_thaw_breaks_schedulers_and_ours_does_not"),
@@ -88,7 +130,8 @@ UPSTREAM = {
 
 @pytest.mark.parametrize(("module", "name"), sorted(set(UPSTREAM.values())))
 def test_every_line_has_its_test(module: str, name: str) -> None:
-    assert callable(getattr(importlib.import_module(f"tests.train.{module}"), name))
+    place = module.removeprefix("../").replace("/", ".") if module.startswith("../") else f"train.{module}"
+    assert callable(getattr(importlib.import_module(f"tests.{place}"), name))
 
 
 def test_stock_needs_workers_and_ours_does_not(data: MultiDatasetDataModule) -> None:
@@ -98,6 +141,109 @@ def test_stock_needs_workers_and_ours_does_not(data: MultiDatasetDataModule) -> 
     assert "persistent_workers=True," in inspect.getsource(stock_data.MultiDatasetDataModule._get_dataloader)
     assert data.num_workers == 0
     assert len(list(data.train_dataloader())) == len(data.train_dataloader())
+
+
+def test_stock_holds_what_it_has_read_and_ours_does_not(data: MultiDatasetDataModule) -> None:
+    sources = data.sources("train")
+    before = len(pickle.dumps(sources["a"]))
+    assert len([sources["a"].sample(index) for index in range(len(sources["a"]))]) == 6
+    # Flags about the windows, and no images.
+    assert len(pickle.dumps(sources["a"])) < before + 6 * 8 * 8
+    stock = stock_data.MultiDatasetDataModule(dict(data.data_modules), num_workers=1)
+    stock.setup("fit")
+    held = stock.data_modules["a"].datasets["train"]
+    assert "InMemory" in type(held).__name__
+    empty = len(pickle.dumps(held))
+    assert len([held[index] for index in range(6)]) == 6
+    assert len(pickle.dumps(held)) > empty + 6 * 2 * 8 * 8 * 4
+
+
+def test_a_detector_wants_an_input_called_image_and_the_example_gives_it_one() -> None:
+    detector = FasterRCNN([1], num_channels=8, num_classes=2, anchor_sizes=[[4]])
+    only = ModelContext(inputs=[{"landsat": RasterImage(torch.rand(11, 1, 8, 8))}], metadatas=[metadata("a")])
+    with pytest.raises(KeyError, match="image"):
+        detector(FeatureMaps([torch.zeros(1, 8, 8, 8)]), only)
+    vessels = yaml.safe_load((CONFIGS / "vessel_detection.yaml").read_text().replace("{", "'").replace("}", "'"))
+    transforms = vessels["data"]["init_args"]["default_config"]["transforms"]
+    assert "image" in {transform["init_args"].get("output_selector") for transform in transforms}
+
+
+def test_stock_scores_random_weights_and_ours_wants_a_checkpoint(
+    data: MultiDatasetDataModule, config: dict[str, Any], tmp_path: Path
+) -> None:
+    module = data.data_modules["a"]
+    stock = RslearnLightningModule(MultiTaskModel([TinyEncoder()], decoders(["a"])), module.task)
+    trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, max_epochs=1)
+    module.num_workers = 0
+    module.setup("validate")
+    loader = torch.utils.data.DataLoader(module.datasets["val"], batch_size=3, collate_fn=collate_fn)
+    (metrics,) = trainer.validate(stock, loader, verbose=False)
+    assert "val_a/accuracy" in metrics
+    with pytest.raises(RunError, match="train the run first"):
+        evaluate(write_run(tmp_path / "untrained", config), splits=("val",))
+
+
+def test_a_stock_index_misses_new_windows_and_ours_does_not(tmp_path: Path, data: MultiDatasetDataModule) -> None:
+    path = write_dataset(tmp_path / "data", "classify", train=2)
+    modules = [stock_data.RslearnDataModule(
+        path=str(path), inputs=of.inputs, task=of.task, index_mode=IndexMode.USE, train_config=SplitConfig()
+    ) for of in (data.data_modules["a"],) * 2]  # fmt: skip
+
+    def seen() -> tuple[int, int]:
+        modules[0].setup("fit")
+        ours = MultiDatasetDataModule({"a": modules[1]}, num_workers=0)
+        return len(modules[0].datasets["train"]), len(ours.sources("train")["a"])
+
+    assert seen() == (8, 8)
+    add_window(path, "classify", index=8)
+    assert seen() == (8, 9)
+
+
+def test_stock_does_not_know_the_width_of_small_galileo_models() -> None:
+    from rslp.helios.galileo import Galileo
+
+    for size in ("nano", "tiny"):
+        bare: Any = object.__new__(GalileoModel)
+        nn.Module.__init__(bare)
+        bare.size, bare.patch_size = GalileoSize(size), 4
+        with pytest.raises(AttributeError):
+            bare.get_backbone_channels()
+    ours: Any = object.__new__(Galileo)
+    nn.Module.__init__(ours)
+    ours.patch_size, ours.model = 4, nn.Module()
+    ours.model.embedding_size = 128
+    assert ours.get_backbone_channels() == [(4, 128)]
+
+
+def test_stock_follows_the_loudest_loss_and_ours_the_mean_score() -> None:
+    """Of two models, one is nearly perfect at classes, the other is better at a quantity of large values."""
+    losses = {"classes": {"a_cls": 0.01, "b_regress": 100.0}, "quantity": {"a_cls": 5.0, "b_regress": 90.0}}
+    logged = {}
+    for name, given in losses.items():
+        stock: Any = object.__new__(RslearnLightningModule)
+        L.LightningModule.__init__(stock)
+        output = ModelOutput(outputs=[{}], loss_dict={key: torch.tensor(value) for key, value in given.items()})
+        stock.forward, stock.on_val_forward = lambda *_, output=output: output, lambda *_: None
+        stock.log_dict, stock.val_metrics = lambda *_, **__: None, type("None", (), {"update": lambda *_: None})
+        stock.log = lambda _, value, name=name, **__: logged.__setitem__(name, float(value))
+        stock.validation_step(([{}], [{}], [metadata("a")]), 0)
+    assert logged["quantity"] < logged["classes"]
+    # Accuracy 0.99 and R2 0.50 against accuracy 0.4 and R2 0.55, over floors of 0.5 and 0.
+    scores = {
+        name: (normalised(accuracy, floor=0.5, best=1) + normalised(r2, floor=0, best=1)) / 2
+        for name, accuracy, r2 in (("classes", 0.99, 0.50), ("quantity", 0.40, 0.55))
+    }
+    assert scores["classes"] > scores["quantity"]
+
+
+def test_a_stock_merged_head_makes_every_quantity_1_and_ours_keeps_regression_apart() -> None:
+    stock: Any = object.__new__(MultiTaskMergedModel)
+    stock.task_label_offsets = {"a": {"offset": 0, "num_outputs": 1, "outputs_key": "value"}}
+    (wrong,) = stock.unmerge_output_labels([{"a": torch.tensor([37.5])}], "a")
+    assert wrong["a"].tolist() == [1.0]
+    offsets = {"a": {"offset": 0, "num_outputs": 1, "outputs_key": "value"}}
+    with pytest.raises(ConfigError, match="outputs_key must be one of"):
+        model("a", task_label_offsets=offsets)
 
 
 def metadata(dataset: str) -> SampleMetadata:

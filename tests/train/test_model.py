@@ -148,6 +148,8 @@ def test_raster_labels_are_shifted_too() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"loss_weights": {"crops": -1.0}}, "got -1.0; 0 or more"),
+        ({"loss_weights": {"crops": float("nan")}}, "got nan; 0 or more"),
         ({"loss_weights": {"nothing": 1.0}}, "loss_weights: names the task 'nothing'"),
         ({"decoder_to_target": {"nothing": ["a"]}}, "decoder_to_target: names the decoder 'nothing'"),
         ({"task_label_offsets": {"crops": {"offset": 1}}}, "needs outputs_key, offset and num_outputs"),

@@ -17,7 +17,6 @@ from torch import nn
 
 from rslp.errors import CheckpointError
 from rslp.helios.checkpoint.architecture import Architecture
-from rslp.helios.checkpoint.distributed import read_weights
 from rslp.helios.checkpoint.finetuned import finetuned_architecture, finetuned_weights
 from rslp.helios.checkpoint.published import download, published_id
 from rslp.helios.checkpoint.torch_file import read_tensors
@@ -144,6 +143,9 @@ def _bundle(folder: Path, *, input_modalities: Sequence[str] | None = None) -> C
 
 
 def _distributed(folder: Path) -> Checkpoint:
+    # The reader of such checkpoints imports more of torch than the rest of a run needs.
+    from rslp.helios.checkpoint.distributed import read_weights
+
     def weights(selector: Sequence[str | int]) -> dict[str, torch.Tensor]:
         return read_weights(folder / DISTRIBUTED, _prefix(["model", *selector]))
 

@@ -22,8 +22,9 @@ from rslp.train.store.index import WindowIndex, open_index, write_index
 
 # So many windows are looked at in a second or so; beyond, each is looked at when it is first read.
 CHECKED_AT_START = 50_000
-# Below this number a second process costs more than it saves.
+# Below so many windows to read, or time stamps to look at, a second process costs more than it saves.
 _WORTH_A_PROCESS = 2_000
+_STAMPS_WORTH_A_PROCESS = 200_000
 # Other runs may have an older index open, and their workers open it by name.
 _KEPT_SECONDS = 86_400
 
@@ -101,12 +102,13 @@ def _unchanged(
     """Rows of the old index that still hold, and the windows that have to be looked at."""
     if old is None:
         return np.empty(0, np.int64), places
-    rows = {old.identity(row): row for row in range(len(old))}
+    rows = {place: row for row, place in enumerate(old.identities())}
     known = [place for place in places if place in rows]
-    layouts = old.texts["layout"]
-    texts = [layouts.distinct(code) for code in range(len(layouts.ends))]
-    tasks = [(f"{group}/{name}", texts[layouts.codes[rows[group, name]]]) for group, name in known]
-    now = b"".join(part for part in _spread(partial(_shortcuts, str(windows)), tasks, workers))
+    layouts = old.texts["layout"].by_row()
+    tasks = [(f"{group}/{name}", layouts[rows[group, name]]) for group, name in known]
+    stamps = sum(layout.count("\n") + 1 for _, layout in tasks)
+    spread = workers if stamps >= _STAMPS_WORTH_A_PROCESS else 1
+    now = b"".join(part for part in _spread(partial(_shortcuts, str(windows)), tasks, spread))
     words = np.frombuffer(now, "<u8").reshape(-1, folder.DIGEST // 8)
     at = np.array([rows[place] for place in known], np.int64)
     same = (words == old.digests["shortcut"][at]).all(axis=1) & (words != 0).any(axis=1)
@@ -116,7 +118,8 @@ def _unchanged(
 
 def _shortcuts(windows: str, tasks: Sequence[tuple[str, str]]) -> bytes:
     gone = bytes(folder.DIGEST)
-    return b"".join(folder.shortcut(f"{windows}/{place}", layout) or gone for place, layout in tasks)
+    with folder.opened(windows) as at:
+        return b"".join(folder.shortcut(place, layout, at=at) or gone for place, layout in tasks)
 
 
 def _look(windows: str, layers: Sequence[str], places: Sequence[tuple[str, str]]) -> list[Seen]:

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from rasterio.enums import Resampling
+from rasterio.io import DatasetReader
 from rslearn.dataset import Dataset, Window
 from rslearn.dataset.window import get_layer_and_group_from_dir_name
 from rslearn.train.dataset import DataInput, read_layer_time_range, read_raster_layer_groups_for_data_input
 from rslearn.utils.feature import Feature
-from rslearn.utils.fsspec import open_rasterio_upath_reader
 from rslearn.utils.geometry import PixelBounds, Projection
 from rslearn.utils.raster_array import RasterArray
 from rslearn.utils.raster_format import (
@@ -24,6 +24,8 @@ from rslearn.utils.raster_format import (
     SingleImageRasterFormat,
 )
 from upath import UPath
+
+from rslp.train import adapters
 
 # These formats refuse another projection and crop by whole pixels.
 _EXACT = (ImageTileRasterFormat, NumpyRasterFormat, SingleImageRasterFormat)
@@ -70,24 +72,28 @@ class NotingFormat(RasterFormat):
         resampling: Resampling = Resampling.bilinear,
     ) -> RasterArray:
         """Decode, see the class."""
-        if self.on_grid and type(self._inner) not in _EXACT:
-            self.on_grid = type(self._inner) is GeotiffRasterFormat and _on_grid(path, projection)
-        return self._inner.decode_raster(path, projection, bounds, resampling)
+        if not self.on_grid or type(self._inner) in _EXACT:
+            return self._inner.decode_raster(path, projection, bounds, resampling)
+        fitting: list[bool] = []
+        with adapters.watching_rasters(lambda source: fitting.append(_on_grid(source, projection))):
+            decoded = self._inner.decode_raster(path, projection, bounds, resampling)
+        # Of another format, or of none that was opened as expected, nothing is known.
+        self.on_grid = type(self._inner) is GeotiffRasterFormat and bool(fitting) and all(fitting)
+        return decoded
 
 
-def _on_grid(path: UPath, projection: Projection) -> bool:
-    with open_rasterio_upath_reader(path / GeotiffRasterFormat.fname) as source:
-        place = source.transform
-        if source.crs != projection.crs or place.b or place.d:
+def _on_grid(source: DatasetReader, projection: Projection) -> bool:
+    place = source.transform
+    if source.crs != projection.crs or place.b or place.d:
+        return False
+    for step, start, pixel in (
+        (place.a, place.c, projection.x_resolution),
+        (place.e, place.f, projection.y_resolution),
+    ):
+        factor, offset = step / pixel, start / pixel
+        whole = abs(factor - round(factor)) < 1e-9 and 1 <= round(factor) <= _COARSEST
+        if not whole or abs(offset - round(offset)) > _OFF_GRID:
             return False
-        for step, start, pixel in (
-            (place.a, place.c, projection.x_resolution),
-            (place.e, place.f, projection.y_resolution),
-        ):
-            factor, offset = step / pixel, start / pixel
-            whole = abs(factor - round(factor)) < 1e-9 and 1 <= round(factor) <= _COARSEST
-            if not whole or abs(offset - round(offset)) > _OFF_GRID:
-                return False
     return True
 
 

@@ -10,6 +10,7 @@ import os
 import time
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -24,6 +25,8 @@ _SECOND_NS = 1_000_000_000
 DIGEST = 16
 _NEVER = bytes(DIGEST)
 _MARKER = "completed"
+# For so few entries it does not pay to open the window's folder.
+_FEW = 3
 
 
 @dataclass(frozen=True)
@@ -108,12 +111,28 @@ def look(root: str, group: str, name: str, layers: Sequence[str]) -> Seen:
     )
 
 
-def shortcut(root: str, layout: str) -> bytes | None:
-    """The digest of the time stamps now; None when something is gone."""
+def shortcut(root: str, layout: str, *, at: int | None = None) -> bytes | None:
+    """The digest of the time stamps now; None when something is gone.
+
+    Args:
+        root: the window's folder.
+        layout: of ``Seen``.
+        at: an open folder that ``root`` is relative to.
+    """
     try:
-        return _digest(array("q", [v for stamp in _stamps(root, layout.split("\n")) for v in stamp]).tobytes())
+        return _digest(array("q", [v for stamp in _stamps(root, layout.split("\n"), at=at) for v in stamp]).tobytes())
     except OSError:
         return None
+
+
+@contextmanager
+def opened(folder: str, *, at: int | None = None) -> Iterator[int]:
+    """A folder whose entries are found by names relative to it: the kernel has fewer names to look up."""
+    handle = os.open(folder, os.O_RDONLY, dir_fd=at)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def _first_entries(root: str) -> list[str]:
@@ -131,18 +150,16 @@ def _walk(root: str, folder: str) -> Iterator[str]:
             yield f"{folder}/{entry.name}"
 
 
-def _stamps(root: str, paths: Sequence[str]) -> list[tuple[int, int, int]]:
-    found = []
-    stat = os.stat
-    # Relative to an open folder the kernel has fewer names to look up.
-    folder = os.open(root, os.O_RDONLY)
-    try:
-        for path in paths:
-            state = stat(path or ".", dir_fd=folder)
-            found.append((state.st_mtime_ns, state.st_size, state.st_ino))
-    finally:
-        os.close(folder)
-    return found
+def _stamps(root: str, paths: Sequence[str], *, at: int | None = None) -> list[tuple[int, int, int]]:
+    if len(paths) <= _FEW:
+        return [_stamp(f"{root}/{path}" if path else root, at) for path in paths]
+    with opened(root, at=at) as handle:
+        return [_stamp(path or ".", handle) for path in paths]
+
+
+def _stamp(path: str, at: int | None) -> tuple[int, int, int]:
+    state = os.stat(path, dir_fd=at)
+    return state.st_mtime_ns, state.st_size, state.st_ino
 
 
 def _of_files(salt: str, paths: Sequence[str], stamps: dict[str, tuple[int, int, int]], now: int) -> bytes:

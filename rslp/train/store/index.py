@@ -59,6 +59,10 @@ class WindowIndex:
         """Group and name of a window."""
         return self.texts["group"][row], self.names[row]
 
+    def identities(self) -> list[tuple[str, str]]:
+        """Group and name of every window."""
+        return list(zip(self.texts["group"].by_row(), self.names.by_row(), strict=True))
+
     def fingerprints(self, layers: Sequence[str]) -> Array:
         """What records of these layers depend on, for each window: ``N 2`` words."""
         mixed = self.digests["base"].copy()

@@ -195,7 +195,7 @@ class Verifier(Packer):
     def _stored(self, place: tuple[int, int, int, int]) -> Record | None:
         try:
             payload, head = self._reader.read(place)
-            return Record(bytes(payload.view()), head, shelf.GOOD)
+            return Record(bytes(payload), head, shelf.GOOD)
         except (OSError, ValueError):
             return None
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 from rslearn.dataset import Dataset, Window
@@ -14,7 +16,7 @@ from rslp.train import adapters
 from rslp.train.store import records
 from rslp.train.store.columns import Array
 from rslp.train.store.index import WindowIndex
-from rslp.train.store.selection import available
+from rslp.train.store.selection import available, layer_of
 from rslp.train.store.shelf import SegmentReader, Shelf
 
 
@@ -66,6 +68,37 @@ class StoredWindows:
         x0, y0, x1, y1 = self._index.bounds[self._rows[i]].tolist()
         return x0, y0, x1, y1
 
+    def fingerprint(self, numbers: Iterable[int], inputs: Mapping[str, DataInput]) -> str | None:
+        """What is read of some windows depends on this; None where the store can't tell, or does not hold it all.
+
+        Args:
+            numbers: which windows.
+            inputs: what is read of them.
+        """
+        digest = hashlib.sha256()
+        texts = self._index.texts
+        prints = {
+            name: self._index.fingerprints([layer_of(option) for option in spec.layers])
+            for name, spec in inputs.items()
+        }
+        for i in dict.fromkeys(numbers):
+            row = int(self._rows[i])
+            present = self._present(i, inputs)
+            if any(name not in self._shelves or self._shelves[name].place(i) is None for name in present):
+                return None
+            if not self._unchanged(i, self[i]):
+                return None
+            known = [*self._index.identity(row), *(texts[name][row] for name in ("options", "times", "projection"))]
+            digest.update(repr([known, self._index.bounds[row].tolist(), sorted(present)]).encode())
+            for name in sorted(present):
+                digest.update(prints[name][row].tobytes())
+        return digest.hexdigest()
+
+    @property
+    def folder(self) -> Path:
+        """The store's folder."""
+        return self._reader.folder
+
     def read(
         self, i: int, window: Window, *, bounds: PixelBounds, inputs: Mapping[str, DataInput], rng: random.Random
     ) -> adapters.RawInputs:
@@ -93,6 +126,29 @@ class StoredWindows:
             if found is not None:
                 raw[name] = found
         return raw
+
+    def prints(self, inputs: Mapping[str, DataInput]) -> Array | None:
+        """What each window holds of some inputs, as ``N 2`` words that change with any of its files."""
+        layers = [option.partition(".")[0] for data_input in inputs.values() for option in data_input.layers]
+        prints = self._index.fingerprints(layers)[self._rows]
+        # Records do not hold the window's time range, samples do.
+        return prints ^ self._index.texts["times"].digests(self._rows)
+
+    def holds(self, i: int) -> bool:
+        """Whether a window still is what ``prints`` says."""
+        return bool(self._state[i] == 1) if self._state[i] else self._unchanged(i, self[i])
+
+    def without_choice(self, inputs: Mapping[str, DataInput]) -> bool:
+        """Whether no window leaves a choice of item groups."""
+        completed = self._index.texts["completed"]
+        folders = [completed.distinct(int(code)).split("|") for code in completed.used(self._rows)]
+        for data_input in inputs.values():
+            layers = {option.partition(".")[0] for option in data_input.layers}
+            if data_input.load_all_layers and data_input.load_all_item_groups:
+                continue
+            if any(sum(folder.partition(".")[0] in layers for folder in one) > 1 for one in folders):
+                return False
+        return True
 
     def _from_store(
         self, i: int, name: str, data_input: DataInput, *, window: Window, bounds: PixelBounds, rng: random.Random
@@ -128,6 +184,7 @@ class StoredWindows:
 
     def _unchanged(self, i: int, window: Window) -> bool:
         if not self._state[i]:
+            # Of a trusted index.
             same = self._index.still_holds(int(self._rows[i]), str(window.window_root.path))
             self._state[i] = 1 if same else 2
         return bool(self._state[i] == 1)

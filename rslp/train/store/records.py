@@ -19,7 +19,6 @@ from rslearn.utils.geometry import PixelBounds, STGeometry
 
 from rslp.train.store.columns import Array
 from rslp.train.store.decoding import ItemGroup, Unfit
-from rslp.train.store.shelf import Payload
 
 TimeRange = tuple[datetime, datetime]
 
@@ -34,6 +33,7 @@ class Head:
         shape: ``C T H W``, the item groups one after the other along T.
         steps: time steps of each item group.
         times: for each item group the time ranges of its steps, or None.
+        known: those of all steps; None if they are not known of each.
         crops: a crop is a part of the whole: every source lies on the window's pixel grid.
     """
 
@@ -42,6 +42,7 @@ class Head:
     shape: tuple[int, int, int, int]
     steps: tuple[int, ...]
     times: tuple[tuple[TimeRange, ...] | None, ...]
+    known: tuple[TimeRange, ...] | None
     crops: bool
 
 
@@ -103,12 +104,13 @@ def parse_head(raw: bytes) -> Head:
         tuple(head["shape"]),
         tuple(head["steps"]),
         times,
+        None if None in times else tuple(span for one in times for span in one or ()),
         head["crops"],
     )
 
 
 def decode_raster(
-    payload: Payload, head: Head, *, group: int | None, crop: tuple[int, int, int, int] | None
+    payload: memoryview, head: Head, *, group: int | None, crop: tuple[int, int, int, int] | None
 ) -> RasterImage:
     """Give back what rslearn would have read.
 
@@ -118,32 +120,16 @@ def decode_raster(
         group: the item group to read; None means all.
         crop: pixels from the window's corner: x0, y0, x1, y1; None means the whole window.
     """
-    times = head.times
-    if group is not None and len(head.steps) == 1:
-        group = None
-    if group is None and crop is None:
-        return RasterImage(torch.from_numpy(_whole(payload, head)), _known(times))
-    image = np.frombuffer(payload.view(), head.dtype).reshape(head.shape)
-    if group is not None:
+    image = np.frombuffer(payload, head.dtype).reshape(head.shape)
+    known = head.known
+    if group is not None and len(head.steps) > 1:
         start = sum(head.steps[:group])
         image = image[:, start : start + head.steps[group]]
-        times = times[group : group + 1]
+        known = head.times[group]
     if crop is not None:
         image = image[:, :, crop[1] : crop[3], crop[0] : crop[2]]
     # A copy in any case: the map is read-only, and transforms write.
-    return RasterImage(torch.from_numpy(image.astype(head.final, order="C")), _known(times))
-
-
-def _whole(payload: Payload, head: Head) -> Array:
-    if head.dtype != head.final:
-        return payload.cast(head.dtype, head.final).reshape(head.shape)
-    image: Array = np.empty(head.shape, head.final)
-    payload.read_into(image)
-    return image
-
-
-def _known(times: Sequence[tuple[TimeRange, ...] | None]) -> list[TimeRange] | None:
-    return None if any(one is None for one in times) else [span for one in times for span in one or ()]
+    return RasterImage(torch.from_numpy(image.astype(head.final, order="C")), None if known is None else list(known))
 
 
 def encode_vector(groups: Sequence[Sequence[Feature]], window: Window) -> tuple[bytes, bytes]:
@@ -177,11 +163,9 @@ def _feature(feature: Feature, window: Window) -> list[Any]:
     return [raw.hex(), feature.properties]
 
 
-def decode_vector(payload: Payload, window: Window, *, group: int | None) -> list[Feature]:
+def decode_vector(payload: memoryview, window: Window, *, group: int | None) -> list[Feature]:
     """The features of one item group, or of all of them, in the window's projection."""
-    raw_document = np.empty(payload.size, np.uint8)
-    payload.read_into(raw_document)
-    document = json.loads(raw_document.tobytes())
+    document = json.loads(bytes(payload))
     chosen = document if group is None else document[group : group + 1]
     return [
         Feature(STGeometry(window.projection, shapely.from_wkb(bytes.fromhex(raw)), None), properties)

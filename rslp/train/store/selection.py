@@ -29,6 +29,11 @@ class CompletedGroups:
         return (f"{layer_name}.{group_idx}" if group_idx else layer_name) in self._folders
 
 
+def layer_of(option: str) -> str:
+    """The layer of an input's option, which may name an item group: ``layer.1``."""
+    return option.partition(".")[0]
+
+
 def select(index: WindowIndex, inputs: Mapping[str, DataInput], config: SplitConfig) -> Array:
     """Rows of a split's windows; the same windows in the same order as ``adapters.list_windows``.
 

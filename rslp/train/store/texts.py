@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import blake2b
 
 import numpy as np
 
 from rslp.train.store.columns import Array
+
+# Texts of a column that a process keeps decoded.
+_REMEMBERED = 1024
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Texts:
     ends: Array
     raw: Array
     codes: Array
+    _known: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, rows: Iterable[str]) -> Texts:
@@ -48,14 +53,37 @@ class Texts:
 
     def distinct(self, code: int) -> str:
         """The text of a number."""
-        start = int(self.ends[code - 1]) if code else 0
-        return self.raw[start : int(self.ends[code])].tobytes().decode()
+        text = self._known.get(code)
+        if text is None:
+            start = int(self.ends[code - 1]) if code else 0
+            text = self.raw[start : int(self.ends[code])].tobytes().decode()
+            if len(self._known) < _REMEMBERED:
+                self._known[code] = text
+        return text
+
+    def all(self) -> list[str]:
+        """Every distinct text, by number."""
+        raw, ends = self.raw.tobytes(), self.ends.tolist()
+        return [raw[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
+
+    def by_row(self) -> list[str]:
+        """The text of each row; all at once is many times faster than one by one."""
+        texts = self.all()
+        return [texts[code] for code in self.codes.tolist()]
 
     def used(self, rows: Array) -> Array:
         """The numbers that some rows hold, each once."""
         seen = np.zeros(len(self.ends), bool)
         seen[self.codes[rows]] = True
         return np.flatnonzero(seen)
+
+    def digests(self, rows: Array) -> Array:
+        """A digest of the text of each of some rows: ``N 2`` words."""
+        table = np.zeros((len(self.ends), 2), np.uint64)
+        for code in self.used(rows).tolist():
+            raw = blake2b(self.distinct(code).encode(), digest_size=16).digest()
+            table[code] = np.frombuffer(raw, "<u8")
+        return table[self.codes[rows]]
 
     def joined(self, rows: Sequence[int] | Array, more: Iterable[str]) -> Texts:
         """Some of these rows, then further ones."""

@@ -17,6 +17,7 @@ from rslearn.dataset import Dataset, Window
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput, SplitConfig
 from rslearn.train.tasks.classification import ClassificationTask
+from rslearn.train.tasks.multi_task import MultiTask
 from rslearn.train.transforms.transform import Transform
 from rslearn.utils.feature import Feature
 from rslearn.utils.geometry import Projection, STGeometry
@@ -160,6 +161,14 @@ def module(path: Path, *, wanted: Mapping[str, DataInput] | None = None, **setti
         path=str(path),
         default_config=SplitConfig(**{"transforms": [Finite()], **settings}),
     )
+
+
+def united(path: Path, *, task: type[ClassificationTask] = ClassificationTask, **settings: Any) -> RslearnDataModule:
+    """The dataset with its task united with no other, as run configs have it."""
+    made = module(path, **{name: value for name, value in settings.items() if name != "classes"})
+    one = task(property_name="value", classes=settings.get("classes", ["low", "high"]))
+    made.task = MultiTask({"places": one}, {"places": {"targets": "targets"}})
+    return made
 
 
 def stored(

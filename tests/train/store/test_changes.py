@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rslp.errors import DataError
+from rslp.train.floors import learn_constants
 from rslp.train.samples import SampleSource
 from rslp.train.store import checking, shelf
 from tests.train.store.changes import ALL, CHANGES, window
-from tests.train.store.places import assert_same, direct, inputs, module, opened, stored, write_places
+from tests.train.store.places import assert_same, direct, inputs, module, opened, stored, united, write_places
 
 WINDOWS = 2
 
@@ -29,7 +30,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def packed(original: Path, tmp_path: Path) -> Path:
     path = tmp_path / "places"
     shutil.copytree(original, path)
-    stored(path)
+    learn_constants({"places": stored(path, data_module=united(path))})
     return path
 
 
@@ -54,6 +55,11 @@ def assert_fresh(path: Path, chosen: dict[str, Any]) -> None:
     assert [found.identity(i) for i in range(len(found))] == [expected.identity(i) for i in range(len(expected))]
     for index in range(len(found)):
         assert_same(outcome(found, index), outcome(expected, index))
+    # Learnt twice: from the labels, and from the note that was made of them.
+    made = united(path, **chosen)
+    ways = (stored(path, data_module=made), stored(path, data_module=made), direct(path, data_module=made))
+    floors = [learn_constants({"places": source}, skip=True) for source in ways]
+    assert floors[0] == floors[1] == floors[2]
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -113,6 +119,27 @@ def test_in_a_large_dataset_a_changed_window_is_noticed_when_it_is_read(
     shutil.copytree(window(packed), window(packed).with_name("more"))
     assert not checking.trusted(store.index, packed / "windows")
     assert_fresh(packed, {})
+
+
+def test_in_a_large_dataset_a_changed_label_is_noticed_by_the_floors(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "CHECKED_AT_START", 1)
+    source = stored(packed, data_module=united(packed))
+    known = learn_constants({"places": source})
+    monkeypatch.setattr(SampleSource, "targets", None)
+    assert learn_constants({"places": stored(packed, data_module=united(packed))}) == known
+    monkeypatch.undo()
+    monkeypatch.setattr(checking, "CHECKED_AT_START", 1)
+    for label in packed.glob("windows/*/*/layers/label/data.geojson"):
+        label.write_text(label.read_text().replace('"low"', '"high"'))
+    found = stored(packed, data_module=united(packed))
+    assert checking.trusted(opened(packed).index, packed / "windows")
+    assert (
+        learn_constants({"places": found})
+        == learn_constants({"places": direct(packed, data_module=united(packed))})
+        != known
+    )
 
 
 def test_a_file_that_was_written_just_now_is_not_trusted_yet(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,8 +82,7 @@ def test_another_resolution_is_given_back_whole_and_crops_are_read_directly(path
         assert_equal_sources(stored(path, data_module=data_module), direct(path, data_module=data_module))
 
 
-def test_large_records_go_through_the_map(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelf, "_SMALL_BYTES", 100)
+def test_pages_of_the_map_are_let_go(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shelf, "_HELD_BYTES", 1000)
     assert_equal_sources(stored(path), direct(path))
 

@@ -1,0 +1,81 @@
+"""Part of the memory benchmark: read N windows once with two workers, and say what memory the processes have taken.
+
+python benchmarks/memory_part.py SIDE DATASET N
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from epoch_parts import children
+from rslearn.train.data_module import RslearnDataModule
+from store import KINDS, module
+from torch.utils.data import DataLoader
+
+from rslp.train import MultiDatasetDataModule
+from rslp.train.batches import BatchKey, JointDataset, StepSampler
+from rslp.train.samples import SampleKey
+
+SIDES = ("ours", "rslearn")
+WORKERS = 2
+BATCH = 10
+
+
+def main(side: str, path: Path, count: int) -> None:
+    """Read, and print a line of JSON."""
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    made = module(path, KINDS["12 months S2 + S1, 32x32"], samples=count)
+    loader = _ours(made) if side == "ours" else _theirs(made)
+    read = 0
+    batches = iter(loader)
+    for _ in range(len(loader)):
+        batch = next(batches)
+        read += sum(len(part.inputs) for part in batch) if side == "ours" else len(batch[0])
+    if read != count:
+        raise SystemExit(f"{read} of {count} samples were read")
+    del batch
+    gc.collect()
+    workers = [pid for pid in children() if "resource_tracker" not in _command(pid)]
+    print(json.dumps({"main": [own(os.getpid())], "worker": [own(pid) for pid in workers]}))
+
+
+def own(pid: int) -> float:
+    """Anonymous memory of a process in MB: what only it has, and no file could give back."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return sum(int(kb) for kb in re.findall(r"^(?:Private_Dirty):\s+(\d+) kB", text, re.MULTILINE)) / 1e3
+
+
+def _command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def _ours(made: RslearnDataModule) -> DataLoader[Any]:
+    data = MultiDatasetDataModule({"months": made}, num_workers=WORKERS)
+    source = data.sources("train")["months"]
+    keys = [SampleKey("months", index, 0) for index in range(len(source))]
+    steps = [[BatchKey("months", tuple(keys[i : i + BATCH]))] for i in range(0, len(keys), BATCH)]
+    sampler = StepSampler(len(steps), lambda: iter(steps))
+    dataset = JointDataset({"months": source}, replace=False)
+    return DataLoader(
+        dataset, batch_sampler=sampler, num_workers=WORKERS, persistent_workers=True, collate_fn=list, prefetch_factor=4
+    )
+
+
+def _theirs(made: RslearnDataModule) -> DataLoader[Any]:
+    made.setup("fit", use_in_memory_dataset=True)
+    made.num_workers, made.batch_size = WORKERS, BATCH
+    loader: DataLoader[Any] = made.train_dataloader()
+    return loader
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

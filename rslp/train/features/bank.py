@@ -1,0 +1,244 @@
+"""The bank: kept features of one split of one dataset, under one fingerprint."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rslp.train.batches import Batch, BatchKey
+from rslp.train.features.codec import Kept, decode, encode
+from rslp.train.features.slices import together
+from rslp.train.model import Features
+from rslp.train.samples import SampleSource
+from rslp.train.store.columns import Array
+from rslp.train.store.place import locked
+from rslp.train.store.shelf import Entry, SegmentReader, SegmentWriter, append_entries, find, read_entries
+
+FOLDER = "features"
+_IN_USE = "in-use"
+_VIEW = 0xD1342543DE82EF95
+_MIX = np.uint64(0xBF58476D1CE4E5B9)
+# So much is written before it is synced and published.
+_PORTION = 64 << 20
+
+log = logging.getLogger(__name__)
+
+
+class FeatureBank:
+    """Kept samples of one split, found by what they were read from.
+
+    Args:
+        folder: where they lie; the last part of its name is the fingerprint.
+        source: the samples of the split.
+        prints: what each of them is read from, ``N 2`` words.
+        depth: how many of the encoder's modules the features come from.
+    """
+
+    def __init__(self, folder: Path, *, source: SampleSource, prints: Array, depth: int = 1) -> None:
+        self.folder = folder
+        self.depth = depth
+        self.source = source
+        self._prints = prints
+        self._reader = SegmentReader(folder)
+        self._entries: list[Array] = []
+        # For each view, by sample: number of the list of entries, and of the entry; -1 where there is none.
+        self._places: dict[int, Array] = {}
+        self._wanted: dict[int, Array] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._use = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT, 0o666)
+        fcntl.flock(self._use, fcntl.LOCK_SH)
+        os.utime(folder / _IN_USE)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the files itself."""
+        return _reopened, (self.folder, self.source, self._prints, self.depth, tuple(self._places))
+
+    def learn(self, views: set[int]) -> None:
+        """Find what is kept of some views, unless they were looked for already."""
+        if views - set(self._places):
+            self.look(views)
+
+    def look(self, views: set[int]) -> None:
+        """Find what is kept now, of some views and of all that were looked for before."""
+        self._entries = [read_entries(path) for path in sorted(self.folder.glob("*.cat"))]
+        for view in views | set(self._places):
+            wanted = self._wanted[view] = _of_view(self._prints, view)
+            places = np.full((len(wanted), 2), -1, np.int32)
+            for number, entries in enumerate(self._entries):
+                found = find(entries, wanted)
+                places[found >= 0] = np.stack([np.full_like(found, number), found], 1)[found >= 0]
+            self._places[view] = places
+
+    def missing(self, keys: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Of some samples (index and view) those that are not kept."""
+        return [(index, view) for index, view in keys if view not in self._places or self._places[view][index, 0] < 0]
+
+    def read(self, keys: Sequence[tuple[int, int]]) -> list[Kept] | None:
+        """What is kept of some samples (index and view); None if one of them is not kept, or not as it was.
+
+        Args:
+            keys: index and view of each.
+        """
+        kept = []
+        for index, view in keys:
+            places = self._places.get(view)
+            if places is None or places[index, 0] < 0 or not self.source.holds(index):
+                return None
+            number, at = places[index].tolist()
+            entry = self._entries[number][at]
+            if not np.array_equal(entry["print"], self._wanted[view][index]):
+                raise RuntimeError(f"{self.folder}: the place of sample {index} in view {view} holds another one")
+            place = (int(entry["segment"]), int(entry["offset"]), int(entry["payload"]), int(entry["head"]))
+            try:
+                payload, head = self._reader.read(place)
+            except (OSError, ValueError):
+                # Somebody has made room meanwhile.
+                return None
+            # A copy: the map is read-only, and the tensors are the run's own.
+            kept.append(decode(np.frombuffer(payload, np.uint8).copy(), head))
+        return kept
+
+    def batch(self, key: BatchKey) -> Batch | None:
+        """A batch with features in place of inputs; None if those of one of its samples are not kept."""
+        kept = self.read([(sample.index, sample.draw) for sample in key.samples])
+        features = None if kept is None else together([one.features for one in kept])
+        if kept is None or features is None:
+            return None
+        return Batch(
+            key.dataset,
+            [one.inputs for one in kept],
+            [one.targets for one in kept],
+            [one.metadata for one in kept],
+            features=Features(self.depth, features),
+        )
+
+    def close(self) -> None:
+        """Say that this process needs nothing of it any more."""
+        if self._use >= 0:
+            fcntl.flock(self._use, fcntl.LOCK_UN)
+            os.close(self._use)
+            self._use = -1
+
+    def writer(self) -> BankWriter:
+        """A writer of this process's own."""
+        return BankWriter(self.folder, self._prints)
+
+
+class BankWriter:
+    """Adds samples to a bank; several processes may do so at once, each into files of its own."""
+
+    def __init__(self, folder: Path, prints: Array) -> None:
+        self._folder = folder
+        self._prints = prints
+        self._segments = SegmentWriter(folder)
+        self._waiting: list[Entry] = []
+        self._size = 0
+        self.written = 0
+
+    def add(self, index: int, view: int, kept: Kept) -> int:
+        """Add one sample; returns its bytes.
+
+        Raises:
+            OSError: the disk is full, or can't be written.
+            Unfit: it can't be kept.
+        """
+        payload, head = encode(kept)
+        first, second = _of_view(self._prints[index : index + 1], view)[0].tolist()
+        self._waiting.append(self._segments.add((first, second), payload, head))
+        size = len(payload) + len(head)
+        self._size += size
+        self.written += 1
+        if self._size > _PORTION:
+            self.publish()
+        return size
+
+    def publish(self) -> None:
+        """Sync what was added and make it known; records before their entries, so that a kill leaves no half one."""
+        if self._waiting:
+            self._segments.flush()
+            append_entries(self._folder / f"{os.getpid()}-{id(self):x}.cat", self._waiting)
+        self._waiting, self._size = [], 0
+
+    def close(self) -> None:
+        """Publish the rest and close the files."""
+        try:
+            self.publish()
+        finally:
+            self._segments.close()
+
+    def abandon(self) -> None:
+        """Close the files; what was not published is lost."""
+        self._segments.close()
+
+
+def _reopened(folder: Path, source: SampleSource, prints: Array, depth: int, views: tuple[int, ...]) -> FeatureBank:
+    bank = FeatureBank(folder, source=source, prints=prints, depth=depth)
+    bank.look(set(views))
+    return bank
+
+
+def _of_view(prints: Array, view: int) -> Array:
+    mixed = np.empty_like(prints)
+    for word in (0, 1):
+        value = (prints[:, word] ^ np.uint64((view + 1) * _VIEW % 2**64)) * _MIX
+        mixed[:, word] = value ^ (value >> np.uint64(31))
+    return mixed
+
+
+def dropped(folder: Path) -> bool:
+    """Delete a bank that no process uses; whether it is gone."""
+    try:
+        handle = os.open(folder / _IN_USE, os.O_RDWR)
+    except FileNotFoundError:
+        return not folder.exists()
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        return True
+    finally:
+        os.close(handle)
+
+
+def make_room(folder: Path, *, needed: int, allowed: int, keep: Path) -> int:
+    """Delete banks that no process uses, the longest unused first, until there is room; the bytes that are left.
+
+    Args:
+        folder: the folder of all banks of a dataset.
+        needed: bytes that are wanted.
+        allowed: bytes that all banks may take.
+        keep: the bank that they are for.
+    """
+    others = [path for path in folder.iterdir() if path.is_dir() and path != keep]
+    sizes = {path: sum(file.stat().st_size for file in path.glob("data/*.seg")) for path in [*others, keep]}
+    for path in sorted(others, key=_last_used):
+        if sum(sizes.values()) + needed <= allowed:
+            break
+        if dropped(path):
+            del sizes[path]
+    return allowed - sum(sizes.values())
+
+
+def _last_used(folder: Path) -> float:
+    mark = folder / _IN_USE
+    return mark.stat().st_mtime if mark.exists() else 0.0
+
+
+@contextmanager
+def written_by_one(folder: Path, *, first: bool) -> Iterator[None]:
+    """Hold a bank for the processes of one job; ``first`` is the one of them that waits for other jobs."""
+    if not first:
+        yield
+        return
+    with locked(folder):
+        yield

@@ -1,0 +1,140 @@
+"""A sample comes back from its bytes as it was."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rasterio.crs import CRS
+from rslearn.models.component import FeatureMaps, FeatureVector, TokenFeatureMaps
+from rslearn.train.model_context import RasterImage, SampleMetadata
+from rslearn.utils.geometry import Projection
+
+from rslp.train.features.codec import Kept, Unfit, decode, encode, shape_of
+from rslp.train.features.slices import narrowed, sample_of, together
+
+DAY = datetime(2024, 3, 1, tzinfo=UTC)
+METADATA = SampleMetadata(
+    window_group="a group",
+    window_name="w/é",
+    window_bounds=(0, 0, 8, 8),
+    crop_bounds=(-1, 2, 3, 4),
+    crop_idx=1,
+    num_crops_in_window=3,
+    time_range=(DAY, DAY + timedelta(days=30)),
+    projection=Projection(CRS.from_epsg(32631), 10, -10),
+    dataset_source="crops",
+)
+DTYPES = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+)
+
+
+def through(kept: Kept) -> Kept:
+    payload, head = encode(kept)
+    return decode(np.frombuffer(bytearray(payload), np.uint8), head)
+
+
+def same(a: Any, b: Any) -> bool:
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+    if isinstance(a, RasterImage):
+        return same(a.image, b.image) and a.timestamps == b.timestamps
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and np.array_equal(a, b)
+    return bool(a == b)
+
+
+shapes = st.lists(st.integers(0, 4), max_size=4)
+tensors = st.builds(
+    lambda shape, dtype: torch.arange(int(np.prod(shape))).reshape(shape).to(dtype), shapes, st.sampled_from(DTYPES)
+)
+rasters = st.builds(
+    lambda t, dates: RasterImage(
+        torch.rand(2, t, 3, 3),
+        [(DAY + timedelta(days=k), DAY + timedelta(days=k + 1)) for k in range(t)] if dates else None,
+    ),
+    st.integers(1, 3),
+    st.booleans(),
+)
+arrays = st.builds(lambda n: np.arange(n, dtype=np.int16), st.integers(0, 5))
+plain = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text()
+values = st.recursive(
+    tensors | rasters | arrays | plain,
+    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(targets=st.dictionaries(st.text(), values, max_size=3), inputs=st.dictionaries(st.text(), values, max_size=3))
+def test_whatever_a_sample_is_made_of_comes_back(targets: dict[str, Any], inputs: dict[str, Any]) -> None:
+    kept = Kept(FeatureVector(torch.rand(1, 5)), inputs, targets, METADATA)
+    back = through(kept)
+    assert same(back.targets, targets) and same(back.inputs, inputs)
+    assert back.metadata == METADATA
+
+
+FEATURES = [
+    FeatureVector(torch.rand(3, 5)),
+    FeatureMaps([torch.rand(3, 5, 4, 4), torch.rand(3, 2, 2, 2)]),
+    TokenFeatureMaps([torch.rand(3, 5, 2, 2, 7)]),
+    TokenFeatureMaps([torch.rand(3, 5, 2, 2, 7)], [torch.rand(3, 2, 2, 7) > 0.5]),
+]
+
+
+def tensors_of(features: Any) -> list[torch.Tensor]:
+    if isinstance(features, FeatureVector):
+        return [features.feature_vector]
+    return [*features.feature_maps, *(getattr(features, "masks", None) or [])]
+
+
+@pytest.mark.parametrize("features", FEATURES, ids=lambda one: type(one).__name__)
+def test_a_batch_taken_apart_and_put_together_is_the_batch(features: Any) -> None:
+    parts = [through(Kept(sample_of(features, i), {}, {}, METADATA)).features for i in range(3)]
+    whole = together(parts)
+    assert type(whole) is type(features)
+    assert all(torch.equal(a, b) for a, b in zip(tensors_of(whole), tensors_of(features), strict=True))
+    half = together([narrowed(part, torch.float16) for part in parts])
+    for a, b in zip(tensors_of(half), tensors_of(features), strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b.half().float() if b.is_floating_point() else b)
+
+
+def test_features_of_unlike_shapes_make_no_batch() -> None:
+    assert together([FeatureMaps([torch.rand(1, 5, 4, 4)]), FeatureMaps([torch.rand(1, 5, 2, 4)])]) is None
+    tokens = torch.rand(1, 5, 1, 1, 2)
+    masked = TokenFeatureMaps([tokens], [torch.ones(1, 1, 1, 2, dtype=torch.bool)])
+    assert together([TokenFeatureMaps([tokens]), masked]) is None
+
+
+def test_what_has_no_place_in_a_record_is_refused() -> None:
+    for targets in ({"x": object()}, {"x": {1: 2}}, {"x": np.array(["text"])}):
+        with pytest.raises(Unfit):
+            encode(Kept(FeatureVector(torch.rand(1, 2)), {}, targets, METADATA))
+    with pytest.raises(Unfit):
+        encode(Kept([torch.rand(1, 2)], {}, {}, METADATA))
+
+
+def test_the_shape_of_an_image_takes_no_memory() -> None:
+    image = shape_of(RasterImage(torch.rand(12, 3, 256, 256)))
+    payload, _ = encode(Kept(FeatureVector(torch.rand(1, 2)), {"image": image}, {}, METADATA))
+    assert len(payload) < 100
+    back = through(Kept(FeatureVector(torch.rand(1, 2)), {"image": image}, {}, METADATA)).inputs["image"]
+    assert back.shape == image.shape and back.image.untyped_storage().nbytes() < 200
