@@ -45,7 +45,7 @@ def main() -> int:
     if options.quick:
         print(table(found))
     else:
-        write(found)
+        write(found, missing=[name for name in NAMES if name not in {result.name for result in found}])
     for result in found:
         if result.failure:
             print(f"{result.name} failed: {result.failure}", file=sys.stderr)

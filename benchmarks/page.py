@@ -32,30 +32,38 @@ _COLUMNS = "| what | ours | rslearn | times better | wanted | limit | share of i
 _COLOURS = ("#1b6ca8", "#c8553d", "#588157", "#7d5ba6")
 
 
-def write(results: Sequence[Results]) -> None:
+def write(results: Sequence[Results], *, missing: Sequence[str] = ()) -> None:
     """Write the page, and a plot for each curve.
 
     Args:
         results: of all benchmarks that were run, in the page's order.
+        missing: those that were not.
     """
     PLOTS.mkdir(exist_ok=True)
     curves = [curve for result in results for curve in result.curves]
     for curve in curves:
         plot(curve, PLOTS / f"{curve.name}.svg")
+    PAGE.write_text(text(results, missing=missing), encoding="utf-8")
     kept = {f"{curve.name}.svg" for curve in curves}
     for path in PLOTS.glob("*.svg"):
         if path.name not in kept:
             path.unlink()
+
+
+def text(results: Sequence[Results], *, missing: Sequence[str] = ()) -> str:
+    """The page."""
+    curves = [curve for result in results for curve in result.curves]
     images = "\n".join(f"![{curve.title}: {curve.y} by {curve.x}](performance/{curve.name}.svg)" for curve in curves)
     parts = [
         _HEAD + _machines(results),
         table(results),
+        f"Not run yet: {', '.join(missing)}." if missing else "",
         _failures(results),
         _notes_of_rows(results),
         f"## How it grows\n\n{images}" if images else "",
         NOTES.read_text(encoding="utf-8").strip(),
     ]
-    PAGE.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def table(results: Iterable[Results]) -> str:

@@ -24,6 +24,7 @@ from rslp.train.finite import FiniteGuard, FinitePolicy, OnNonfinite
 from rslp.train.losses import LossMeter
 from rslp.train.metrics import TaskMetrics, TaskResult
 from rslp.train.model import JointModel, JointOutput
+from rslp.train.optimizer import together
 from rslp.train.samples import seed_of, seed_torch
 from rslp.train.shares import agreed, shares, weighted
 
@@ -150,6 +151,7 @@ class JointModule(RslearnLightningModule):
         freezing.apply(self.trainer, epoch=0)
         freezing.split_groups(optimizer, stages)
         warmup.attach(optimizer)
+        together(optimizer)
         if self.scheduler_factory is None:
             return {"optimizer": optimizer}  # type: ignore[typeddict-item]
         scheduler = self.schedulers["scheduler"] = self.scheduler_factory.build(optimizer)

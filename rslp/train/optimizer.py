@@ -85,6 +85,19 @@ class LayerwiseAdamW(OptimizerFactory):
         )
 
 
+def together(optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimizer go through its parameters operation by operation instead of one by one, also on a CPU.
+
+    The same bits in fewer calls; torch itself does so on a GPU alone.
+
+    Args:
+        optimizer: its groups are changed where nothing else was chosen.
+    """
+    for group in optimizer.param_groups:
+        if group.get("foreach", False) is None and not group.get("fused"):
+            group["foreach"] = True
+
+
 def depths_of(names: Iterable[str]) -> tuple[dict[str, int], int]:
     """The depth of each of the encoder's parameters, and the depth above its blocks.
 

@@ -184,10 +184,10 @@ class SampleSource:
         Raises:
             DataError: it can't be read; the message names dataset and window.
         """
-        rng = random.Random(seed_of(self.seed, self.identity(index), draw))
-        raw, (inputs, targets, metadata) = self._read(index, wanted=self._inputs, rng=rng, draw_crop=True)
-        inputs.update({name: raw[name] for name, spec in self._inputs.items() if spec.passthrough and name in raw})
         what = self.identity(index)
+        rng = random.Random(seed_of(self.seed, what, draw))
+        raw, (inputs, targets, metadata) = self._read(index, what=what, wanted=self._inputs, rng=rng, draw_crop=True)
+        inputs.update({name: raw[name] for name, spec in self._inputs.items() if spec.passthrough and name in raw})
         with seeded(rng.getrandbits(63)), faults_of(f"{what}: the transforms fail", kinds=_TRANSFORM_FAULTS):
             inputs, targets = self._transforms(inputs, targets)
         # Here, since a transform may mend an image (fill its gaps) or spoil it (the logarithm of 0).
@@ -201,8 +201,9 @@ class SampleSource:
             DataError: as ``sample``.
         """
         labels = {name: spec for name, spec in self._inputs.items() if spec.is_target}
-        rng = random.Random(seed_of(self.seed, self.identity(index), "targets"))
-        return self._read(index, wanted=labels, rng=rng, draw_crop=False)[1][1]
+        what = self.identity(index)
+        rng = random.Random(seed_of(self.seed, what, "targets"))
+        return self._read(index, what=what, wanted=labels, rng=rng, draw_crop=False)[1][1]
 
     def note(self, what: str, indices: Sequence[int]) -> Path | None:
         """The file that may keep what was learnt from the targets of some samples; another one as soon as they change.
@@ -230,9 +231,9 @@ class SampleSource:
         return self._windows.folder / f"note-{digest[:32]}.json"
 
     def _read(
-        self, index: int, *, wanted: dict[str, DataInput], rng: random.Random, draw_crop: bool
+        self, index: int, *, what: str, wanted: dict[str, DataInput], rng: random.Random, draw_crop: bool
     ) -> tuple[adapters.RawInputs, Sample]:
-        place, what = self._place(index), self.identity(index)
+        place = self._place(index)
         window = self._windows[place.window]
         size = self._config.get_crop_size() if draw_crop else None
         bounds = place.bounds or adapters.draw_crop(window, size, rng)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rslp.errors import ConfigError
 from rslp.train import warmup
-from rslp.train.optimizer import LayerwiseAdamW, depths_of
+from rslp.train.optimizer import LayerwiseAdamW, depths_of, together
 
 ENCODER = "model.encoder.0.model.encoder."
 
@@ -134,3 +134,32 @@ def test_without_warm_up_nothing_is_hooked_in() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     warmup.attach(optimizer)
     assert set(optimizer.param_groups[0]).isdisjoint({"warmup_steps", "warmup_done"})
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop])
+def test_parameters_that_step_together_get_the_same_bits(kind: Any) -> None:
+    def trained(*, at_once: bool) -> list[torch.Tensor]:
+        draws = torch.Generator().manual_seed(0)
+        parameters = [torch.nn.Parameter(torch.randn(shape, generator=draws)) for shape in ((64, 33), (7,), (3, 5, 2))]
+        groups = [{"params": parameters[:1], "lr": 0.1}, {"params": parameters[1:], "lr": 0.01}]
+        optimizer = kind(groups, weight_decay=0.1)
+        if at_once:
+            together(optimizer)
+            assert all(group["foreach"] for group in optimizer.param_groups)
+        for step in range(5):
+            for number, parameter in enumerate(parameters):  # one of them is frozen at first
+                frozen = number == 1 and step < 2
+                parameter.grad = None if frozen else torch.randn(parameter.shape, generator=draws)
+            optimizer.step()
+        return parameters
+
+    for ours, plain in zip(trained(at_once=True), trained(at_once=False), strict=True):
+        assert torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("chosen", [{"foreach": False}, {"fused": True}])
+def test_what_a_person_chose_of_an_optimiser_stays(chosen: dict[str, bool]) -> None:
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], **chosen)
+    together(optimizer)
+    assert {name: optimizer.param_groups[0][name] for name in chosen} == chosen
+    assert not optimizer.param_groups[0]["foreach"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -44,13 +45,24 @@ class BandPlan:
 
     def apply(self, image: torch.Tensor) -> torch.Tensor:
         """Arrange and scale ``C T H W`` float32 raw values; returns a new tensor ``C' T H W``."""
-        scale = torch.tensor(self.scale, dtype=image.dtype, device=image.device).view(-1, 1, 1, 1)
-        offset = torch.tensor(self.offset, dtype=image.dtype, device=image.device).view(-1, 1, 1, 1)
-        result = self.arrange(image).mul(scale).add_(offset)
-        absent = [index for index, source in enumerate(self.source) if source is None]
-        if absent:
-            result[absent] = self.constant
+        arranged = self.arrange(image)
+        scale, offset = (factor.to(image) for factor in self._factors)
+        # What was arranged is a copy already, so it may be changed in place.
+        result = (arranged.mul(scale) if arranged is image else arranged.mul_(scale)).add_(offset)
+        if self._absent:
+            result[self._absent] = self.constant
         return result
+
+    @cached_property
+    def _factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and offset, ``C' 1 1 1``."""
+        scale, offset = (torch.tensor(factors, dtype=torch.float32) for factors in (self.scale, self.offset))
+        return scale.view(-1, 1, 1, 1), offset.view(-1, 1, 1, 1)
+
+    @cached_property
+    def _absent(self) -> list[int]:
+        """The encoder's bands without a source."""
+        return [index for index, source in enumerate(self.source) if source is None]
 
 
 def plan_bands(

@@ -49,7 +49,11 @@ def survey(modality: str, image: torch.Tensor) -> Survey:
     """
     if image.numel() == 0:
         return Survey(None, (False,) * image.shape[1], math.nan, math.nan)
-    # NaN spreads through both, so that everything odd shows in these two, which are C times smaller than the image.
+    low, high = (value.item() for value in image.aminmax())
+    # NaN spreads through both, and compares as false: it is looked at more closely, too.
+    if low > _NODATA_BELOW and high < math.inf and (low > 0 or high < 0 or modality not in _ZERO_IS_NODATA):
+        return Survey(None, (True,) * image.shape[1], low, high)
+    # Everything odd shows in these two as well, which are C times smaller than the image.
     lows, highs = image.amin(dim=0), image.amax(dim=0)
     empty = (lows == 0) & (highs == 0) if modality in _ZERO_IS_NODATA else torch.zeros_like(lows, dtype=torch.bool)
     odd = ~(lows > _NODATA_BELOW) | ~(highs < math.inf)
