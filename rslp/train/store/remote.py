@@ -71,7 +71,6 @@ def refresh(
 
 def still_holds(index: WindowIndex, row: int, root: str, fs: AbstractFileSystem) -> bool:
     """Whether the objects of a window are as they were when the index was made."""
-    fs.invalidate_cache(root)
     now = _shortcut(dict(_objects(fs, root)), index.layers)
     return now != NEVER and now == bytes(index.digests["shortcut"][row].tobytes())
 
@@ -82,7 +81,6 @@ def list_windows(fs: AbstractFileSystem, windows: str) -> dict[tuple[str, str], 
     Raises:
         ValueError: something else lies among the windows.
     """
-    fs.invalidate_cache(windows)
     found: dict[tuple[str, str], Objects] = {}
     for path, state in _objects(fs, windows):
         parts = path.split("/", 2)
@@ -95,7 +93,11 @@ def list_windows(fs: AbstractFileSystem, windows: str) -> dict[tuple[str, str], 
 
 
 def _objects(fs: AbstractFileSystem, root: str) -> Iterator[tuple[str, tuple[str, int | None]]]:
-    for path, info in sorted(fs.find(root, detail=True).items()):
+    # Listings that were kept may be old; and what s3fs keeps of this one names folders twice, which rslearn would read.
+    fs.invalidate_cache()
+    listing = sorted(fs.find(root, detail=True).items())
+    fs.invalidate_cache()
+    for path, info in listing:
         # Some stores keep an empty object for each folder.
         if below := path.removeprefix(root).strip("/"):
             yield below, _state(path, info)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,17 @@ import pytest
 from rslp.train.samples import SampleSource
 from rslp.train.store import packing, remote, shelf
 from tests.stores import Server
-from tests.train.store.places import assert_equal_sources, direct, inputs, module, opened, stored, write_places
+from tests.train.store.places import (
+    SIZE,
+    assert_equal_sources,
+    assert_same,
+    direct,
+    inputs,
+    module,
+    opened,
+    stored,
+    write_places,
+)
 
 _numbers = itertools.count()
 COUNT = 2
@@ -85,8 +97,9 @@ def at(url: str) -> Any:
 
 
 def test_samples_are_the_same_and_a_second_start_reads_no_object(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert_equal_sources(through(url), direct(original))
     assert_equal_sources(through(url), direct(Path(url), data_module=at(url)))
     before = entries(tmp_path)
     assert len(before) == COUNT * len(inputs())
@@ -146,6 +159,32 @@ def test_a_change_leads_to_fresh_values_and_only_what_changed_is_packed(url: str
     change(Remote(url))
     assert_equal_sources(through(url), direct(Path(url), data_module=at(url)), draws=1)
     assert len(entries(tmp_path) - before) == packed
+
+
+def test_several_processes_pack_and_forked_ones_read_what_is_not_packed(
+    url: str, original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not url.startswith("s3"):
+        pytest.skip("one process can't see another's memory")
+    monkeypatch.setattr("rslp.train.store.store._WORTH_A_PROCESS", 1)
+    made = module(url, crop_size=(SIZE + 5, 4))  # type: ignore[arg-type]
+    source = stored(Path(url), data_module=made, workers=2)
+    expected = direct(original, data_module=module(original, crop_size=(SIZE + 5, 4)))
+    assert_equal_sources(through(url), direct(original), draws=1)
+    # Crops beyond the window are never in a store.
+    with ProcessPoolExecutor(1, get_context("fork"), _keep, (source,)) as pool:
+        assert_same(pool.submit(_first).result(timeout=120), expected.sample(0))
+
+
+_KEPT: list[SampleSource] = []
+
+
+def _keep(source: SampleSource) -> None:
+    _KEPT.append(source)
+
+
+def _first() -> Any:
+    return _KEPT[0].sample(0)
 
 
 def test_an_object_that_was_written_just_now_is_read_directly(
