@@ -2,8 +2,8 @@
 
 Written down before the runs. Data: the built-in example, all four datasets (random crops and flips in each but fuel
 moisture, which has flips alone). Encoder: the best checkpoint of the example's own joint run (``make demo``), frozen to
-the end; heads from scratch. Budget: 6 epochs at the example's learning rate. Arms: 1, 2 and 4 fixed views, and fresh draws
-each time (``frozen_views: null``). Seeds 0, 1, 2. Metric: ``val/score`` after the last epoch. Noise: the standard
+the end; heads from scratch. Budget: 6 epochs at the example's learning rate. Arms: 1, 2 and 4 fixed views, and fresh
+draws each time (``frozen_views: null``). Seeds 0, 1, 2. Metric: ``val/score`` after the last epoch. Noise: the standard
 deviation of the fresh arm over its seeds. Rule: the default is the smallest number of views whose mean is no more than
 that noise below the mean of the fresh arm. The test split is not touched.
 

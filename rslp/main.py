@@ -13,6 +13,7 @@ import importlib
 import inspect
 import os
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from rslp.errors import UsageError, UserError
 
 Workflow = Callable[..., Any]
 INTERRUPTED = 130
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 
 
 def projects() -> dict[str, Mapping[str, str]]:
@@ -101,7 +103,13 @@ def _refuse_unknown(args: Sequence[str], options: Sequence[str]) -> None:
 
 
 def _one_line(message: str) -> str:
-    """Cut jsonargparse's message, which ends with pages of context, down to its first telling lines."""
+    """Cut jsonargparse's message, which ends with pages of context, down to what was wanted and what was got."""
+    key = re.search(r'Parser key "([\w.]+)"', message)
+    wanted = re.findall(r"Expected a (?:typing\.)?(?:Literal\[(.*?)\]|<class '(\w+)'>)", message)
+    got = re.search(r"(?:Given|Got) value: (.*)", message)
+    if key and wanted and got:
+        words = [choices.replace("'", "") or _KINDS.get(kind, kind) for choices, kind in wanted if kind != "NoneType"]
+        return f"--{key[1]} must be {' or '.join(words)}; got {got[1]}"
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return " ".join(lines[:2])
 

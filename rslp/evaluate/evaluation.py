@@ -12,6 +12,7 @@ from rslp.evaluate.rows import Evaluation, rows_of
 from rslp.evaluate.table import print_table
 from rslp.files import write_atomic
 from rslp.run import RunDir, sha256
+from rslp.train import adapters
 from rslp.train.checkpoints import load_weights, read_checkpoint
 from rslp.train.cli import build
 from rslp.train.direct import Made
@@ -36,6 +37,8 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
     cli = build(run, training=False)
     load_weights(cli.model, content, path=path)
     cli.model.on_load_checkpoint(content)
+    # Lightning would note a SIGTERM and go on: a scheduler that asks for the machine would have to kill it.
+    adapters.keep_signal_handlers(cli.trainer)
     evaluations = []
     for split in splits:
         _run_split(cli, split)

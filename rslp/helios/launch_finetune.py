@@ -84,7 +84,7 @@ def launch_finetune(
         helios_checkpoint_path: fills {CHECKPOINT_PATH} in a config that make_multidataset_config has not made.
         encoder_embedding_size: fills {ENCODER_EMBEDDING_SIZE}, likewise.
         patch_size: fills {PATCH_SIZE}, likewise.
-        profiler: Lightning's profiler; its table is printed at the end.
+        profiler: Lightning's profiler, of a training or a prediction; its table is printed at the end.
         gpus: GPUs of each machine, and so its processes; processes on the CPU where there are no GPUs. An evaluation
             or a prediction takes one.
         nodes: machines of the job; an evaluation or a prediction takes one.
@@ -107,6 +107,8 @@ def launch_finetune(
     """
     where = _engine(engine, local=local, cluster=cluster)
     purpose: Mode = "test" if do_eval else mode
+    if profiler and purpose in ("validate", "test"):
+        raise UsageError("--profiler is for a training or a prediction; an evaluation keeps the training's config")
     # An evaluation or a prediction is one process: what it costs does not repay the rest.
     machines, processes = (nodes, gpus) if purpose == "fit" else (1, 1)
     job = Job(

@@ -71,7 +71,8 @@ def watching_rasters(look: Callable[[DatasetReader], None]) -> Iterator[None]:
     Args:
         look: is given the open raster.
     """
-    original = raster_format.open_rasterio_upath_reader
+    module: Any = raster_format
+    original = module.open_rasterio_upath_reader
 
     @contextmanager
     def watched(path: UPath, **options: Any) -> Iterator[DatasetReader]:
@@ -79,11 +80,11 @@ def watching_rasters(look: Callable[[DatasetReader], None]) -> Iterator[None]:
             look(source)
             yield source
 
-    raster_format.open_rasterio_upath_reader = watched
+    module.open_rasterio_upath_reader = watched
     try:
         yield
     finally:
-        raster_format.open_rasterio_upath_reader = original
+        module.open_rasterio_upath_reader = original
 
 
 def split_config(data_module: RslearnDataModule, split: str) -> SplitConfig:

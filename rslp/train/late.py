@@ -14,6 +14,7 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder
 from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
@@ -31,7 +32,12 @@ class StandIn(ModuleType):
 
     def __init__(self, spec: ModuleSpec, answers: Mapping[str, Any]) -> None:
         super().__init__(spec.name)
-        given = {"__spec__": spec, "__loader__": spec.loader, "__file__": spec.origin, "__package__": spec.parent}
+        given: dict[str, Any] = {
+            "__spec__": spec,
+            "__loader__": spec.loader,
+            "__file__": spec.origin,
+            "__package__": spec.parent,
+        }
         if spec.submodule_search_locations is not None:
             given["__path__"] = list(spec.submodule_search_locations)
         self.__dict__.update(given, _answers=dict(answers))
@@ -69,7 +75,7 @@ class _Children:
         return ModuleSpec(name, _Loaded(module, own), origin=own.origin)
 
 
-class _Loaded:
+class _Loaded(Loader):
     """Gives a module that its parent has loaded meanwhile, instead of loading it a second time."""
 
     def __init__(self, module: ModuleType, spec: ModuleSpec) -> None:

@@ -29,7 +29,8 @@ def moved(batch: Batch, device: torch.device) -> Batch:
 def tensors_to(value: Any, device: torch.device) -> Any:
     """The tensors in containers and dataclasses on a device; containers are made anew, other values are shared."""
     if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
+        # On the way back to the CPU one has to wait: the values would be read before they are there.
+        return value.to(device, non_blocking=device.type != "cpu")
     if isinstance(value, Mapping):
         return {key: tensors_to(item, device) for key, item in value.items()}
     if type(value) in (list, tuple):

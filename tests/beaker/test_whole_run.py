@@ -69,7 +69,8 @@ def test_it_trains_to_the_end_though_the_machine_is_taken_away(
     wait_for("checkpoints/last.ckpt", beaker)
     assert main(["helios", "jobs"]) == 0
     assert f"beaker  {beaker.only.id}  running" in capsys.readouterr().out
-    beaker.only.preempt()
+    first = beaker.only
+    first.preempt()
     (place.parent / "hold").unlink()
     # Follows over both starts, to the end.
     assert main(["helios", "logs", *NAMED, "--follow", "true"]) == 0
@@ -91,6 +92,13 @@ def test_it_trains_to_the_end_though_the_machine_is_taken_away(
     got, wanted = (read_checkpoint(path)["state_dict"] for path in (sent, here.last))
     assert got.keys() == wanted.keys() and all(torch.equal(got[key], wanted[key]) for key in wanted)
     assert run.read("metrics.csv") == here.metrics.read_bytes()
+
+    assert main([*UNCHECKED, "--mode", "predict"]) == 0
+    (predicting,) = [each for each in beaker.experiments.values() if each is not first]
+    assert beaker.wait_for_end(predicting, seconds=600) == Status.STATUS_SUCCEEDED, predicting.output()
+    predicted = json.loads(run.read("predictions.json") or b"")["datasets"]
+    assert {name: told["windows"] for name, told in predicted.items()} == {"classify": 3, "regress": 3}
+    assert "predictions/regress/default/w009/regress.geojson" in run.sizes()
 
 
 def test_two_machines_train_together_and_start_again_when_one_breaks(beaker: Loopback, place: Path) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from rslp.run import RunDir
 from rslp.train.checkpoints import load_weights, read_checkpoint
 from rslp.train.cli import build
 from rslp.train.fit import fit
+from tests.hold import until
 from tests.tiny import TinyEncoder, four_datasets, run_config, task_config, write_dataset, write_run
 
 DATASETS = ("data", "init_args", "data_modules")
@@ -504,44 +506,50 @@ class WaitingEncoder(TinyEncoder):
         return super().forward(context)
 
 
-@pytest.fixture
-def waiting(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
-    """A prediction that has written two windows and waits."""
+@contextmanager
+def waiting(place: Path, monkeypatch: pytest.MonkeyPatch, *, mode: str) -> Iterator[subprocess.Popen[str]]:
+    """A job that has been through two batches of one sample, and waits."""
     run = run_at(place)
-    text = run.config.read_text()
-    run.prediction_config.write_text(text.replace("tests.tiny.TinyEncoder", f"{__name__}.WaitingEncoder"))
-    change(run, batch_sizes=1)
-    own = yaml.safe_load(run.prediction_config.read_text())
-    own["data"]["init_args"]["batch_sizes"] = 1
-    run.prediction_config.write_text(yaml.safe_dump(own))
+    change(run, batch_sizes=1, num_workers=0)
+    text = run.config.read_text().replace("tests.tiny.TinyEncoder", f"{__name__}.WaitingEncoder")
+    run.config_of(mode).write_text(text)
     monkeypatch.setenv("WAITING", str(place / "waits"))
-    command = [sys.executable, "-m", "rslp.main", "helios", "run", "--run_dir", str(run.path), "--mode", "predict"]
+    command = [sys.executable, "-m", "rslp.main", "helios", "run", "--run_dir", str(run.path), "--mode", mode]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not (place / "waits").exists():
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.05)
-    yield process
-    if process.poll() is None:
-        process.kill()
-        process.communicate()
+    try:
+        until((place / "waits").exists, lives=lambda: process.poll() is None, what="it ended before")
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
 )
 def test_asked_to_leave_it_leaves_and_is_no_success(
-    waiting: subprocess.Popen[str], place: Path, number: int, code: int
+    place: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
 ) -> None:
     run = run_at(place)
-    with pytest.raises(RunError, match=f"process {waiting.pid} on .* is already predicting"):
-        predict(run)
-    waiting.send_signal(number)
-    said = waiting.communicate()[1]
-    assert waiting.returncode == code and "Traceback" not in said
+    with waiting(place, monkeypatch, mode="predict") as process:
+        with pytest.raises(RunError, match=f"process {process.pid} on .* is already predicting"):
+            predict(run)
+        process.send_signal(number)
+        said = process.communicate()[1]
+    assert process.returncode == code and "Traceback" not in said
     assert not run.prediction_marker.exists()
     written = [name for name in files(run) if name != "progress.jsonl"]
     assert written == [f"classify/default/{window}/classify.geojson" for window in written_windows(run)]
     assert len(written) == 2
+
+
+def test_an_evaluation_that_is_asked_to_leave_does_so(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with waiting(place, monkeypatch, mode="test") as process:
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+    assert process.returncode == -signal.SIGTERM
+    assert not run_at(place).evaluation("val").exists()
 
 
 def written_windows(run: RunDir) -> list[str]:

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from rslp.launch import submit_local
 from rslp.launch.job import Job
+from rslp.launch.plan_local import LocalPlan
 from rslp.launch.record import Record, read_record, write_record
 from rslp.main import main
 from rslp.run import RunDir
@@ -84,6 +86,10 @@ def test_a_dry_run_needs_no_training_stack_and_writes_nothing(place: Path, engin
         (("--engine", "slurm", "--mounts+=a:/b"), "leave out --mounts"),
         (("--engine", "slurm", "--memory", "lots"), "--memory 'lots' is no amount of memory"),
         (("--engine", "skypilot"), "SkyPilot tasks are rendered only"),
+        (
+            ("--local", "true", "--do_eval", "true", "--profiler", "simple"),
+            "--profiler is for a training or a prediction",
+        ),
     ],
 )
 def test_what_cannot_run_is_one_line_and_leaves_nothing(
@@ -113,6 +119,34 @@ def test_an_evaluation_is_one_process(place: Path, capsys: pytest.CaptureFixture
     script = capsys.readouterr().out
     assert "#SBATCH --nodes=1\n#SBATCH --ntasks-per-node=1\n" in script
     assert f"--mode test --checkpoint {place}/a.ckpt" in script
+
+
+def test_a_prediction_has_a_config_of_its_own_and_goes_beside_a_training(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = a_run(place)
+    run.checkpoints.mkdir()
+    run.best().touch()
+    run.config.write_text("trained: true\n")
+    plans: list[LocalPlan] = []
+
+    def submit(plan: LocalPlan) -> Record:
+        plans.append(plan)
+        return Record.of(plan.job, engine="local", id="1@here@1", plan=str(plan))
+
+    words = ("--local", "true", "--mode", "predict", "--gpus", "2")
+    assert launch(*words, "--secrets+=A=NOT_SET_HERE") == 2
+    assert not run.prediction_config.exists()
+    # In real life it becomes the job and does not come back.
+    monkeypatch.setattr(submit_local, "submit", submit)
+    with run.locked():
+        assert launch(*words) == 0
+    assert run.config.read_text() == "trained: true\n"
+    assert yaml.safe_load(run.prediction_config.read_text())["trainer"] == {"max_epochs": 1}
+    assert plans[0].command[-6:] == ("helios", "run", "--run_dir", str(run.path), "--mode", "predict")
+    with run.locked("predict"):
+        assert launch(*words) == 2
+    assert "is already predicting in this run directory" in capsys.readouterr().err
 
 
 def test_a_running_run_keeps_its_config(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

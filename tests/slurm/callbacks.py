@@ -12,16 +12,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rslp.train import preemption
 
 
-class Slow(Callback):
-    """Takes its time for each batch, so that something can happen meanwhile."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        time.sleep(self.seconds)
-
-
 class WaitForWarning(Callback):
     """Goes no further than a step before the scheduler has warned the process; a job that was queued again runs on."""
 

@@ -84,13 +84,17 @@ class Cluster:
         line = self.ask("scontrol", "--oneliner", "show", "job", job).splitlines()[0]
         return dict(pair.partition("=")[::2] for pair in line.split(" ") if "=" in pair)
 
-    def wait(self, job: str, *states: str, seconds: float = 120) -> dict[str, str]:
+    def wait(self, job: str, *states: str, seconds: float = 600) -> dict[str, str]:
         """Wait until a job is in one of these states; a job that was queued again need not wait its two minutes."""
-        end = time.monotonic() + seconds
+        end, hurried = time.monotonic() + seconds, set[str]()
         while (about := self.about(job))["JobState"] not in states:
             assert time.monotonic() < end, about
-            if about["JobState"] == "PENDING" and about["Reason"] == "BeginTime":
-                self.ask("scontrol", "update", f"jobid={about['JobId']}", "StartTime=now")
+            waits = about["JobState"] == "PENDING" and about["Reason"] == "BeginTime"
+            if waits and about["Restarts"] not in hurried:
+                # Not at once: in the second in which slurmd gave the job up, it takes a new start for the old one
+                # ("Job credential revoked"), and the job fails.
+                self.ask("scontrol", "update", f"jobid={about['JobId']}", "StartTime=now+3")
+                hurried.add(about["Restarts"])
             time.sleep(0.3)
         return about
 

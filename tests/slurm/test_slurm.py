@@ -18,8 +18,10 @@ import pytest
 import torch
 import yaml
 
+from rslp.launch.record import read_record
 from rslp.run import RunDir
 from rslp.train.checkpoints import read_checkpoint
+from tests.hold import holding, until
 from tests.slurm import cluster as slurm
 from tests.slurm.cluster import Cluster
 from tests.tiny import run_config, write_dataset
@@ -76,11 +78,13 @@ class User:
         return self.says("logs", "--experiment_id", name)
 
     def waits_for_step(self, name: str, step: int) -> None:
-        state = self.run(name).state
-        end = time.monotonic() + 90
-        while not state.exists() or json.loads(state.read_text())["step"] < step:
-            assert time.monotonic() < end, self.log(name)[-2000:]
-            time.sleep(0.2)
+        state, job = self.run(name).state, read_record(self.run(name))
+        assert job is not None
+        until(
+            lambda: state.exists() and json.loads(state.read_text())["step"] >= step,
+            lives=lambda: self.cluster.about(job.id)["JobState"] in ("PENDING", "CONFIGURING", "RUNNING"),
+            what="it ended before",
+        )
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +124,10 @@ def test_submitted_followed_and_done_as_on_this_machine(
     assert user.run("plain").done()
     assert_same_weights(user.run("plain"), reference)
     assert re.search(rf"plain +slurm +{job} +succeeded +3 ", user.says("jobs"))
+    job = user.launches("plain", config, "--mode", "predict")
+    user.cluster.wait(job, "COMPLETED")
+    assert re.search(rf"plain +slurm +{job} \(predict\) +succeeded", user.says("jobs"))
+    assert len(list(user.run("plain").predictions.glob("*/default/*/*.geojson"))) == 6
 
 
 @pytest.mark.parametrize(
@@ -234,7 +242,7 @@ def test_out_of_time_it_goes_on_to_the_same_weights(user: User, config: dict[str
 
 @pytest.mark.parametrize("how", ["helios cancel", "scancel"])
 def test_cancelled_it_saves_and_does_not_come_back(user: User, config: dict[str, Any], how: str) -> None:
-    job = user.launches("unwanted", with_callback(config, "Slow", seconds=0.5))
+    job = user.launches("unwanted", holding(config, user.place / "hold"))
     user.waits_for_step("unwanted", 6)
     again = ("--config_paths+=unwanted.yaml", "--experiment_id", "unwanted", *SLURM)
     assert f"is running already (slurm {job})" in user.says("launch_finetune", *again, code=2)

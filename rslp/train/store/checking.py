@@ -92,7 +92,7 @@ def refresh(store: Path, key: str, windows: Path, *, layers: Sequence[str], work
     seen = _settled(seen, windows, layers)
     path = store / f"windows-{key}-{time.time_ns():020d}.idx"
     index = write_index(path, seen, layers=layers, groups=groups, old=old, kept=kept)
-    _forget_older(store, key, path)
+    forget_older(store, key, path)
     return index
 
 
@@ -144,7 +144,8 @@ def _spread(work: Callable[[Sequence[T]], R], tasks: Sequence[T], workers: int) 
         yield from pool.map(work, [tasks[at : at + size] for at in range(0, len(tasks), size)])
 
 
-def _forget_older(store: Path, key: str, current: Path) -> None:
+def forget_older(store: Path, key: str, current: Path) -> None:
+    """Remove indices that no running process can have opened any more."""
     for path in store.glob(f"windows-{key}-*.idx"):
         if path != current and time.time() - path.stat().st_mtime > _KEPT_SECONDS:
             path.unlink(missing_ok=True)

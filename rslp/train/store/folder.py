@@ -23,8 +23,8 @@ TICK_NS = 100_000_000
 COARSE_TICK_NS = 2_000_000_000
 _SECOND_NS = 1_000_000_000
 DIGEST = 16
-_NEVER = bytes(DIGEST)
-_MARKER = "completed"
+NEVER = bytes(DIGEST)
+MARKER = "completed"
 # For so few entries it does not pay to open the window's folder.
 _FEW = 3
 
@@ -78,7 +78,7 @@ def look(root: str, group: str, name: str, layers: Sequence[str]) -> Seen:
     now = time.time_ns()
     shape = _first_entries(root)
     raw = (Path(root) / "metadata.json").read_bytes()
-    metadata = _parsed(raw, root)
+    metadata = parsed_metadata(raw, root)
     folders = sorted(e.name for e in os.scandir(f"{root}/layers") if e.is_dir()) if "layers" in shape else []
     files: dict[str, list[str]] = {layer: [] for layer in layers}
     timed = ["", *shape]
@@ -88,23 +88,23 @@ def look(root: str, group: str, name: str, layers: Sequence[str]) -> Seen:
         if layer not in files or folder.startswith("."):
             continue
         found = list(_walk(f"{root}/", f"layers/{folder}"))
-        timed += [path for path in found if not path.endswith(f"/{_MARKER}")]
+        timed += [path for path in found if not path.endswith(f"/{MARKER}")]
         files[layer] += [path for path in found if not path.endswith("/")]
-        if f"layers/{folder}/{_MARKER}" in found:
+        if f"layers/{folder}/{MARKER}" in found:
             completed.append(folder)
     stamps = dict(zip(timed, _stamps(root, timed), strict=True))
-    place = json.dumps([group, name, metadata["projection"], metadata["bounds"]], sort_keys=True)
+    place = place_of(group, name, metadata)
     fresh = any(_fresh(stamp[0], now) for stamp in stamps.values())
     return Seen(
         group=group,
         name=name,
-        bounds=_bounds(metadata, root),
+        bounds=pixel_bounds(metadata, root),
         projection=json.dumps(metadata["projection"]),
         times=json.dumps(metadata.get("time_range") or None),
         options=json.dumps(metadata.get("options", {})),
         completed="|".join(completed),
         layout="\n".join(timed),
-        shortcut=_NEVER if fresh else _digest(array("q", [v for stamp in stamps.values() for v in stamp]).tobytes()),
+        shortcut=NEVER if fresh else digest(array("q", [v for stamp in stamps.values() for v in stamp]).tobytes()),
         base=_of_files(place, ["items.json"] if "items.json" in shape else [], stamps, now),
         layers={layer: _of_files(layer + place, paths, stamps, now) for layer, paths in files.items()},
         fresh=fresh,
@@ -120,7 +120,7 @@ def shortcut(root: str, layout: str, *, at: int | None = None) -> bytes | None:
         at: an open folder that ``root`` is relative to.
     """
     try:
-        return _digest(array("q", [v for stamp in _stamps(root, layout.split("\n"), at=at) for v in stamp]).tobytes())
+        return digest(array("q", [v for stamp in _stamps(root, layout.split("\n"), at=at) for v in stamp]).tobytes())
     except OSError:
         return None
 
@@ -171,7 +171,7 @@ def _of_files(salt: str, paths: Sequence[str], stamps: dict[str, tuple[int, int,
         if stamp and _fresh(stamp[0], now):
             # No later look will match this one.
             lines.append(os.urandom(DIGEST).hex())
-    return _digest("\n".join(lines).encode())
+    return digest("\n".join(lines).encode())
 
 
 def _fresh(written: int, now: int) -> bool:
@@ -179,21 +179,37 @@ def _fresh(written: int, now: int) -> bool:
     return -tick < now - written < tick
 
 
-def _digest(raw: bytes) -> bytes:
+def place_of(group: str, name: str, metadata: dict[str, Any]) -> str:
+    """Where a window lies, in a text that goes into every digest of it."""
+    return json.dumps([group, name, metadata["projection"], metadata["bounds"]], sort_keys=True)
+
+
+def digest(raw: bytes) -> bytes:
+    """A digest of ``DIGEST`` bytes."""
     return blake2b(raw, digest_size=DIGEST).digest()
 
 
-def _parsed(raw: bytes, root: str) -> dict[str, Any]:
+def parsed_metadata(raw: bytes, root: str) -> dict[str, Any]:
+    """A window's ``metadata.json``.
+
+    Raises:
+        ValueError: it is not what rslearn writes.
+    """
     try:
         metadata: dict[str, Any] = json.loads(raw)
-        _bounds(metadata, root)
+        pixel_bounds(metadata, root)
         metadata["projection"]["crs"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{root}/metadata.json is not what rslearn writes: {type(error).__name__}: {error}") from error
     return metadata
 
 
-def _bounds(metadata: dict[str, Any], root: str) -> tuple[int, int, int, int]:
+def pixel_bounds(metadata: dict[str, Any], root: str) -> tuple[int, int, int, int]:
+    """A window's bounds: x0, y0, x1, y1.
+
+    Raises:
+        ValueError: they are no whole pixels.
+    """
     x0, y0, x1, y1 = metadata["bounds"]
     if not all(isinstance(value, int) for value in (x0, y0, x1, y1)):
         raise ValueError(f"{root}/metadata.json: the bounds {metadata['bounds']} are not whole pixels")

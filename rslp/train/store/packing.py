@@ -12,15 +12,17 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fsspec.implementations.local import LocalFileSystem
 from rasterio.errors import RasterioError
 from rslearn.dataset import Dataset, Window
 from rslearn.train.dataset import DataInput
 from upath import UPath
 
 from rslp.train import adapters
-from rslp.train.store import decoding, records, shelf
+from rslp.train.store import decoding, records, remote, shelf
 from rslp.train.store.decoding import NotingFormat, Unfit
 from rslp.train.store.index import WindowIndex
+from rslp.train.store.selection import layer_of
 from rslp.train.store.shelf import Entry, SegmentWriter
 
 CHUNK = 8
@@ -51,6 +53,11 @@ class Work:
     inputs: Mapping[str, DataInput]
     prints: Mapping[str, Any] = field(repr=False)
     verify: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the dataset lies on this machine's file system."""
+        return isinstance(self.dataset.fs, LocalFileSystem)
 
 
 @dataclass(frozen=True)
@@ -113,11 +120,12 @@ class Packer:
         for row, keys in tasks:
             window = self.work.index.window(row, self._dataset)
             decoded = {key: self.decode(window, self.work.inputs[key]) for key in keys}
-            if not self.work.index.still_holds(row, str(window.window_root.path)):
+            if None in decoded.values() or not self._still_holds(row, window):
                 # What was read may be of either state.
                 moving += 1
                 continue
             for key, record in decoded.items():
+                assert record is not None
                 entries.setdefault(key, []).append(self._write(self.print_of(key, row), record))
         self._flush()
         return Packed(entries, len(tasks), moving)
@@ -135,8 +143,14 @@ class Packer:
         first, second = self.work.prints[key][row].tolist()
         return first, second
 
-    def decode(self, window: Window, data_input: DataInput) -> Record:
-        """What an input of a window holds, or why it can't be packed."""
+    def _still_holds(self, row: int, window: Window) -> bool:
+        root = str(window.window_root.path)
+        if self.work.is_local:
+            return self.work.index.still_holds(row, root)
+        return remote.still_holds(self.work.index, row, root, self._dataset.path.fs)
+
+    def decode(self, window: Window, data_input: DataInput) -> Record | None:
+        """What an input of a window holds, or why it can't be packed; None if that may be the network's fault."""
         for one in self._formats:
             one.on_grid = True
         try:
@@ -148,11 +162,13 @@ class Packer:
             crops = plain and all(one.on_grid for one in self._formats)
             return Record(*records.encode_raster(rasters, narrow=self._dtypes(data_input), crops=crops), shelf.GOOD)
         except _UNREADABLE as error:
+            if isinstance(error, OSError) and not self.work.is_local:
+                return None
             # Whoever trains on it meets the same error on the direct way, if it is one.
             return Record(b"", f"{type(error).__name__}: {error}"[:500].encode(), shelf.UNFIT)
 
     def _dtypes(self, data_input: DataInput) -> list[str]:
-        layers = {option.partition(".")[0] for option in data_input.layers}
+        layers = {layer_of(option) for option in data_input.layers}
         found = {str(band_set.dtype.value) for name in layers for band_set in self._dataset.layers[name].band_sets}
         return sorted(found) if len(found) == 1 else ["uint8", "uint16"]
 
@@ -188,7 +204,10 @@ class Verifier(Packer):
             window = self.work.index.window(row, self._dataset)
             for key in keys:
                 place = self._shelves[key].place(row)
-                if place is not None and self._stored(place) != self.decode(window, self.work.inputs[key]):
+                if place is None:
+                    continue
+                now = self.decode(window, self.work.inputs[key])
+                if now is not None and self._stored(place) != now:
                     entries.setdefault(key, []).append(Entry(self.print_of(key, row), 0, 0, 0, 0, shelf.STRUCK))
         return Packed(entries, len(tasks), 0)
 
@@ -227,7 +246,8 @@ def pack_all(work: Work, tasks: Iterable[Task], *, workers: int) -> Iterator[Pac
             packer.close()
         return
     # Forked, as the loader's workers are: a fresh interpreter would import torch for seconds before it packs anything.
-    pool = ProcessPoolExecutor(workers, get_context("fork"), _begin, (work,))
+    # But connections to object stores do not live on in a forked process.
+    pool = ProcessPoolExecutor(workers, get_context("fork" if work.is_local else "spawn"), _begin, (work,))
     try:
         running: set[Future[Packed]] = {pool.submit(_pack, one) for one in islice(portions, 3 * workers)}
         while running:

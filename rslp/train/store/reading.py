@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 from rslearn.dataset import Dataset, Window
 from rslearn.train.dataset import DataInput
 from rslearn.utils.geometry import PixelBounds
+from upath import UPath
 
 from rslp.train import adapters
 from rslp.train.store import records
@@ -42,7 +45,8 @@ class StoredWindows:
         reader: SegmentReader,
         trusted: bool,
     ) -> None:
-        self._dataset = dataset
+        self._opened = dataset
+        self._process = os.getpid()
         self._index = index
         self._rows = rows
         self._shelves = shelves
@@ -50,6 +54,15 @@ class StoredWindows:
         # 0 not looked at, 1 as in the index, 2 changed.
         self._state = np.full(len(rows), 0 if trusted else 1, np.uint8)
         self._available: dict[tuple[int, tuple[str, ...]], frozenset[str]] = {}
+
+    @property
+    def _dataset(self) -> Dataset:
+        """The dataset; a forked process opens one on an object store anew, since connections do not live on in it."""
+        path = self._opened.path
+        if self._process != os.getpid() and not isinstance(path.fs, LocalFileSystem):
+            self._opened = adapters.keep_formats(Dataset(UPath(str(path), **path.storage_options)))
+            self._process = os.getpid()
+        return self._opened
 
     def __len__(self) -> int:
         """Number of windows."""

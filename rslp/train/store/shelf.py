@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -178,7 +179,7 @@ class Shelf:
     numbers: Array
 
     @cached_property
-    def _raw(self) -> Array:
+    def _raw(self) -> Any:
         # Unpacking from plain bytes is many times faster than from a structured array.
         return self.entries.view(np.uint8)
 

@@ -18,13 +18,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rslearn.dataset import Dataset
 from rslearn.dataset.storage.file import FileWindowStorage
 from rslearn.train.dataset import DataInput, SplitConfig
+from upath import UPath
 
-from rslp.train.store import checking, place
+from rslp.train.store import checking, place, remote
 from rslp.train.store.columns import Array
 from rslp.train.store.index import WindowIndex
 from rslp.train.store.packing import DiskFull, Task, Work, default_workers, pack_all
 from rslp.train.store.reading import StoredWindows
-from rslp.train.store.selection import available, select
+from rslp.train.store.selection import available, layer_of, select
 from rslp.train.store.settings import StoreSettings
 from rslp.train.store.shelf import STRUCK, UNFIT, SegmentReader, Shelf, append_entries, catalogue, shelf
 from rslp.train.world import read_world
@@ -189,7 +190,7 @@ class SampleStore:
             return 0
         total = 0
         for option in data_input.layers:
-            layer = option.partition(".")[0]
+            layer = layer_of(option)
             band_sets = self._dataset.layers[layer].band_sets if layer in self._dataset.layers else []
             bands = len(data_input.bands or []) or max((len(one.bands) for one in band_sets), default=0)
             wide = max((np.dtype(one.dtype.get_numpy_dtype()).itemsize for one in band_sets), default=4)
@@ -226,7 +227,7 @@ class SampleStore:
         return shelf(self.folder, self._key(data_input), self._prints(data_input)[rows])
 
     def _prints(self, data_input: DataInput) -> Array:
-        return self.index.fingerprints([option.partition(".")[0] for option in data_input.layers])
+        return self.index.fingerprints([layer_of(option) for option in data_input.layers])
 
     def _key(self, data_input: DataInput) -> str:
         return input_key(self._dataset, data_input)
@@ -237,7 +238,7 @@ def input_key(dataset: Dataset, data_input: DataInput) -> str:
 
     How inputs are called, and whether one item group or all of them make a sample, does not.
     """
-    layers = sorted({option.partition(".")[0] for option in data_input.layers})
+    layers = sorted({layer_of(option) for option in data_input.layers})
     what: dict[str, Any] = {
         "format": FORMAT,
         "rslearn": version("rslearn"),
@@ -274,20 +275,29 @@ def open_store(
     """
     if settings.store == "off":
         return None
-    if type(dataset.storage) is not FileWindowStorage or not isinstance(dataset.path.fs, LocalFileSystem):
-        log.warning("%s: only datasets of files on a local path have a store; it is read without one", name)
+    if type(dataset.storage) is not FileWindowStorage:
+        log.warning("%s: only datasets that keep their windows in files have a store; it is read without one", name)
         return None
-    layers = sorted({option.partition(".")[0] for one in inputs.values() for option in one.layers})
-    key = hashlib.sha256("\n".join(layers).encode()).hexdigest()[:12]
+    layers = sorted({layer_of(option) for one in inputs.values() for option in one.layers})
     folder = place.store_folder(dataset.path, settings.store)
-    windows = Path(dataset.path.path) / "windows"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        old = checking.latest(folder, key)
-        trusted = old is not None and not settings.check_all and checking.trusted(old, windows)
-        if old is None or not trusted:
-            old = checking.refresh(folder, key, windows, layers=layers, workers=default_workers())
+        index, trusted = _open_index(dataset.path, folder, layers, check_all=settings.check_all)
     except (OSError, ValueError) as error:
         log.warning("%s: no store in %s, the dataset is read without one: %s", name, folder, error)
         return None
-    return SampleStore(name, dataset=dataset, folder=folder, index=old, settings=settings, trusted=trusted)
+    return SampleStore(name, dataset=dataset, folder=folder, index=index, settings=settings, trusted=trusted)
+
+
+def _open_index(path: UPath, folder: Path, layers: list[str], *, check_all: bool) -> tuple[WindowIndex, bool]:
+    """The index, brought up to date, or trusted to be."""
+    key = hashlib.sha256("\n".join(layers).encode()).hexdigest()[:12]
+    old = checking.latest(folder, key)
+    if not isinstance(path.fs, LocalFileSystem):
+        return remote.refresh(
+            folder, key, f"{path.path.rstrip('/')}/windows", layers=layers, fs=path.fs, old=old
+        ), False
+    windows = Path(path.path) / "windows"
+    if old is not None and not check_all and checking.trusted(old, windows):
+        return old, True
+    return checking.refresh(folder, key, windows, layers=layers, workers=default_workers()), False

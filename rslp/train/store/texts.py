@@ -41,7 +41,7 @@ class Texts:
     @classmethod
     def read(cls, name: str, arrays: Mapping[str, Array]) -> Texts:
         """What ``arrays`` of the same name wrote."""
-        return cls(*(arrays[f"{name}/{part}"] for part in ("ends", "raw", "codes")))
+        return cls(arrays[f"{name}/ends"], arrays[f"{name}/raw"], arrays[f"{name}/codes"])
 
     def arrays(self, name: str) -> dict[str, Array]:
         """The arrays to write under a name."""

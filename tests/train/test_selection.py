@@ -1,0 +1,114 @@
+"""What the score decides: which weights are kept, for the run and each dataset, and when the learning rate falls."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from rslp.run import RunDir
+from rslp.train.checkpoints import read_checkpoint
+from rslp.train.fit import fit
+from tests.tiny import run_config, write_dataset, write_run
+from tests.train.test_fit import Killed, same, weights
+
+EPOCHS = 8
+PLATEAU = {"factor": 0.5, "patience": 0}
+
+
+class Watch(Callback):
+    """Writes down what each epoch began with and what its validation found."""
+
+    def __init__(self, path: str, die_in: int | None = None) -> None:
+        self.path, self.die_in = Path(path), die_in
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == self.die_in:
+            raise Killed
+        self._write(lr=trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        scores = {name: pl_module.score("val", name) for name in (None, *pl_module.datasets())}  # type: ignore[operator]
+        loss = float(trainer.callback_metrics["val_loss"])
+        self._write(scores={name or "": score for name, score in scores.items()}, loss=loss, step=trainer.global_step)
+
+    def _write(self, **what: Any) -> None:
+        with self.path.open("a") as handle:
+            handle.write(json.dumps(what) + "\n")
+
+
+def trained(folder: Path, data: dict[str, tuple[str, str]], *, die_in: int | None = None) -> RunDir:
+    config = run_config(data, epochs=EPOCHS, dropout=0.2)
+    module = config["model"]["init_args"]
+    module["optimizer"]["init_args"]["lr"] = 0.1
+    module["scheduler"] = {"class_path": "rslearn.train.scheduler.PlateauScheduler", "init_args": PLATEAU}
+    run = RunDir(folder / "projects" / "tests" / "tiny")
+    watch = {"path": str(folder / "seen"), "die_in": die_in}
+    config["trainer"]["callbacks"] = [{"class_path": "tests.train.test_selection.Watch", "init_args": watch}]
+    if not run.path.exists():
+        write_run(folder, config)
+    run.config.write_text(json.dumps(config))
+    if die_in is None:
+        assert fit(run) == 0
+    else:
+        with pytest.raises(Killed):
+            fit(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+    folder = tmp_path_factory.mktemp("data")
+    return {kind: (str(write_dataset(folder / kind, kind, val=6)), kind) for kind in ("classify", "regress")}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, data: dict[str, tuple[str, str]]) -> RunDir:
+    return trained(tmp_path_factory.mktemp("run"), data)
+
+
+def seen(run: RunDir) -> tuple[list[float], list[dict[str, Any]]]:
+    """The learning rate of each epoch, and what its validation found."""
+    lines = [json.loads(line) for line in (run.path.parents[2] / "seen").read_text().splitlines()]
+    return [line["lr"] for line in lines if "lr" in line], [line for line in lines if "loss" in line]
+
+
+def test_the_best_weights_are_those_of_the_best_score(run: RunDir) -> None:
+    _, found = seen(run)
+    best = {}
+    for name in ("", "classify", "regress"):
+        best[name] = max(found, key=lambda epoch: epoch["scores"][name])["step"]
+        assert read_checkpoint(run.best(name or None))["global_step"] == best[name]
+    # A dataset's own best is not that of the run, and the last weights are none of them.
+    assert len({*best.values(), found[-1]["step"]}) > 2
+
+
+def rates(values: list[float]) -> list[float]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = ReduceLROnPlateau(optimizer, **PLATEAU)  # type: ignore[arg-type]
+    found = []
+    for value in values:
+        found.append(optimizer.param_groups[0]["lr"])
+        scheduler.step(value)
+    return found
+
+
+def test_a_plateau_of_the_score_lets_the_rate_fall(run: RunDir) -> None:
+    lrs, found = seen(run)
+    assert lrs == pytest.approx(rates([1 - epoch["scores"][""] for epoch in found]))
+    assert lrs != pytest.approx(rates([epoch["loss"] for epoch in found]))
+
+
+def test_a_run_that_was_killed_chooses_and_anneals_alike(
+    run: RunDir, data: dict[str, tuple[str, str]], tmp_path: Path
+) -> None:
+    trained(tmp_path, data, die_in=5)
+    killed = trained(tmp_path, data)
+    assert seen(killed)[0] == seen(run)[0]
+    for path in (run.last, *run.checkpoints.glob("best*.ckpt")):
+        assert same(weights(path), weights(killed.checkpoints / path.name))
