@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 WINDOWS = (200, 2000, 20000)
 DATASETS = ("crop_type", "vessel_detection", "land_cover", "fuel_moisture")
 SPLITS = ("train",) * 8 + ("val", "test")
-# Starts of each side; a start of minutes is not repeated.
-REPEATS = {200: 5, 2000: 3, 20000: 1}
+# Starts of each side, in turns.
+REPEATS = {200: 5, 2000: 3, 20000: 3}
 
 
 @dataclass(frozen=True)

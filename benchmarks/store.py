@@ -2,7 +2,8 @@
 
 python benchmarks/store.py [windows]
 
-CPU time of one thread, since it does not depend on who else uses the machine; medians, and the quartiles of the ratio.
+Reading: CPU time of one thread, since it does not depend on who else uses the machine; medians, and the quartiles of
+the ratio. Packing against a pass through rslearn's reader: wall time on two processes each, and CPU time of one each.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ import json
 import logging
 import os
 import random
+import shutil
 import statistics
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +45,7 @@ from rslp.train.store.store import SampleStore, open_store
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 PASSES = 5
+PACKINGS = 5
 
 
 @dataclass(frozen=True)
@@ -142,11 +147,8 @@ def compare(name: str, kind: Kind, count: int, folder: Path) -> str:
     write(path, kind, count)
     made = module(path, kind)
     stock = ModelDataset(Dataset(UPath(path)), SplitConfig(), made.inputs, made.task, workers=0)
-    store = _store(made)
-    rows = store.index.order
-    one_pass = sum(spent(lambda i=i: stock.get_raw_inputs(i)) for i in range(count))
-    packing = spent(lambda: store.pack(rows, made.inputs))
-    windows = store.windows(made.inputs, SplitConfig())
+    walls, spents = zip(*(_packing(made, stock, path) for _ in range(PACKINGS)), strict=True)
+    windows = _store(made).windows(made.inputs, SplitConfig())
     maps = bare_maps(windows, made.inputs, folder)
     rng = random.Random(0)
 
@@ -169,12 +171,50 @@ def compare(name: str, kind: Kind, count: int, folder: Path) -> str:
     return (
         f"| {name} | {middle['rslearn']:.1f} | {middle['store']:.3f} | {middle['map']:.3f} "
         f"| {middle['rslearn'] / middle['store']:.0f}x ({least:.0f}-{most:.0f}) "
-        f"| {middle['map'] / middle['store']:.2f} | {packing / one_pass:.2f} |"
+        f"| {middle['map'] / middle['store']:.2f} | {_spread(walls)} | {_spread(spents)} |"
     )
 
 
-def _store(made: RslearnDataModule) -> SampleStore:
-    settings = StoreSettings(workers=0)
+def _spread(ratios: Sequence[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+
+
+_STOCK: list[ModelDataset] = []
+
+
+def _begin(stock: ModelDataset) -> None:
+    _STOCK[:] = [stock]
+
+
+def _read(indices: range) -> int:
+    return sum(len(_STOCK[0].get_raw_inputs(i)) for i in indices)
+
+
+def _pass(stock: ModelDataset) -> None:
+    """Read every sample once, on two processes."""
+    with ProcessPoolExecutor(2, get_context("fork"), _begin, (stock,)) as pool:
+        list(pool.map(_read, [range(at, min(at + 8, len(stock))) for at in range(0, len(stock), 8)]))
+
+
+def _packing(made: RslearnDataModule, stock: ModelDataset, path: Path) -> tuple[float, float]:
+    """Packing against a pass through rslearn's reader: wall time on two processes, CPU time of one."""
+    ratios = []
+    for workers, one_pass, clock in (
+        (2, lambda: _pass(stock), time.perf_counter),
+        (0, lambda: [stock.get_raw_inputs(i) for i in range(len(stock))], time.thread_time),
+    ):
+        shutil.rmtree(path / ".rslp-store", ignore_errors=True)
+        store = _store(made, workers=workers)
+        start = clock()
+        one_pass()
+        middle = clock()
+        store.pack(store.index.order, made.inputs)
+        ratios.append((clock() - middle) / (middle - start))
+    return ratios[0], ratios[1]
+
+
+def _store(made: RslearnDataModule, *, workers: int = 0) -> SampleStore:
+    settings = StoreSettings(workers=workers)
     store = open_store("benchmark", dataset=open_dataset("benchmark", made), inputs=made.inputs, settings=settings)
     if store is None:
         raise SystemExit("no store could be opened")
@@ -187,8 +227,9 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    print("| images of one sample | rslearn, ms | store, ms | bare map, ms | rslearn / store | map / store | packing |")
-    print("|---|---|---|---|---|---|---|")
+    columns = ("images of one sample", "rslearn, ms", "store, ms", "bare map, ms", "rslearn / store", "map / store")
+    columns += ("packing, wall", "packing, CPU")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for name, kind in KINDS.items():
         with tempfile.TemporaryDirectory() as folder:
             print(compare(name, kind, count, Path(folder)), flush=True)
