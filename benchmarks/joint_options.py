@@ -60,6 +60,17 @@ SURGERY = {
         "callbacks": [{"class_path": "rslp.train.surgery.MiniPCGrad", "init_args": {"selectors": ["model.encoder"]}}]
     }
 }
+TRUNK = {
+    "class_path": "rslearn.models.trunk.DecoderTrunk",
+    "init_args": {
+        "task_embedding": {
+            "class_path": "rslearn.models.task_embedding.TaskChannelEmbedding",
+            "init_args": {"encoder_embedding_size": 128},
+        }
+    },
+}
+# An arm with this key is one of stage 1's options, not an override.
+MERGED = "merged heads"
 PAIRS = data(datasets_per_step=2, steps_per_epoch=STEPS // 2)
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -72,7 +83,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "sample_mode: weights, crop_type 1 : shrubland 3": data(
         sample_mode="weights", weights={"crop_type": 1, "shrubland": 3}
     ),
-    "per_dataset_patch_limit: {shrubland: 80}, stop: all": data(
+    "per_dataset_patch_limit: {shrubland: 80}, stop: all (40 batches)": data(
         per_dataset_patch_limit={"shrubland": SMALL}, steps_per_epoch=None
     ),
     "batch_sizes: 8, twice the steps": data(batch_sizes=8, steps_per_epoch=2 * STEPS),
@@ -93,6 +104,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "Freeze, never thawed": freeze(),
     "crop_type alone, its half of the batches": data(disabled_datasets=["shrubland"], steps_per_epoch=STEPS // 2),
     "shrubland alone, its half of the batches": data(disabled_datasets=["crop_type"], steps_per_epoch=STEPS // 2),
+    "trunk with a task embedding": {"model": {"init_args": {"model": {"init_args": {"trunk": TRUNK}}}}},
+    "merge_heads, merge_task_labels (one head for crop_type and shrub)": {MERGED: True},
 }
 
 
@@ -120,6 +133,8 @@ def config(example: Path, arm: Mapping[str, Any], *, seed: int) -> dict[str, Any
     }
     few = {"data": {"init_args": {"train_config": {"num_patches": SMALL}}}}
     here = example.resolve()
+    options = {"merge_heads": True, "merge_task_labels": True} if MERGED in arm else None
+    overrides = {key: value for key, value in arm.items() if key != MERGED}
     return {
         "dataset_cfgs": [
             {"name": "shrubland", "cfgs": [f"{here}/fuel_moisture.yaml", f"{here}/fuel_shrub.yaml"]},
@@ -129,7 +144,8 @@ def config(example: Path, arm: Mapping[str, Any], *, seed: int) -> dict[str, Any
         "encoder_embedding_size": 128,
         "patch_size": 8,
         "output_path": "config.yaml",
-        "global_overrides": merged(reference, arm),
+        "merge_options": options,
+        "global_overrides": merged(reference, overrides),
     }
 
 

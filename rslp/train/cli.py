@@ -143,7 +143,7 @@ def _leave_room_for_workers(workers: int) -> None:
         torch.set_num_threads(max(1, processors - workers))
 
 
-def _for_run(config: Mapping[str, Any], *, run: RunDir, training: bool, predicting: bool) -> dict[str, Any]:
+def _for_run(config: Mapping[str, Any], *, run: RunDir, training: bool, predicting: bool = False) -> dict[str, Any]:
     """The config with the run's logger and callbacks put into its trainer."""
     trainer = placed(config.get("trainer") or {}, read_world(os.environ))
     callbacks = list(trainer.get("callbacks") or [])
