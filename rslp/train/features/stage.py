@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 Keys = Mapping[str, list[tuple[int, int]]]
 Banks = Mapping[str, FeatureBank]
+# One object for all stages without banks: stages are told apart by identity, and another one costs new workers.
+_NONE: Banks = {}
 
 
 class Data(Protocol):
@@ -106,14 +108,14 @@ class FrozenStage:
         """
         model = None if trainer is None else adapters.model_of(trainer)
         if trainer is None or not isinstance(model, JointModel):
-            return {}
+            return _NONE
         # Outside of a training, nothing trains.
         self.depth = frozen_depth(model.encoder) if adapters.is_fitting(trainer) else len(model.encoder)
         if not self.depth:
             self._drop()
-            return {}
+            return _NONE
         if not self.settings.keep or self._config is None:
-            return {}
+            return _NONE
         return self._banks(split, data=data, trainer=trainer, model=model, keys=keys)
 
     def _banks(self, split: str, *, data: Data, trainer: Trainer, model: JointModel, keys: Callable[[], Keys]) -> Banks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
 import resource
 import signal
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 
 from rslp.evaluate.evaluation import evaluate
 from rslp.run import RunDir
@@ -287,3 +290,29 @@ def test_two_processes_share_the_encoding(data: dict[str, tuple[str, str]], tmp_
         runs[features] = write_run(tmp_path / features, config)
     train_on(2, [runs["auto"].path, runs["off"].path])
     assert_close(runs["auto"], runs["off"])
+
+
+class Workers(Callback):
+    """Notes in each training epoch which processes read."""
+
+    def __init__(self, out: str) -> None:
+        self.out = Path(out)
+        self.seen: list[list[int]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, index: int) -> None:
+        if index == 0:
+            self.seen.append(sorted(child.pid or 0 for child in multiprocessing.active_children()))
+            self.out.write_text(json.dumps(self.seen))
+
+
+def test_while_nothing_is_kept_the_same_workers_read_on(data: dict[str, tuple[str, str]], tmp_path: Path) -> None:
+    out = tmp_path / "workers.json"
+    config = run_config({"regress": data["regress"]}, epochs=4, num_workers=1)
+    config["trainer"] |= {"enable_progress_bar": False, "check_val_every_n_epoch": 10}
+    config["trainer"]["callbacks"] = [
+        {"class_path": "tests.train.features.test_stage.Workers", "init_args": {"out": str(out)}}
+    ]
+    write_run(tmp_path, config)
+    assert fit(RunDir(tmp_path / "projects" / "tests" / "tiny")) == 0
+    seen = json.loads(out.read_text())
+    assert len(seen) == 4 and seen[0] and seen == seen[:1] * 4
