@@ -26,6 +26,7 @@ _TOP = (
     "data",
     "model",
     "return_predictions",
+    "rslp_description",
     "rslp_experiment",
     "rslp_project",
     "seed",
@@ -33,8 +34,8 @@ _TOP = (
     "trainer",
 )
 
-# Of these, what a run knows.
-_RUN = tuple(key for key in _TOP if key not in ("all_dataset_info_path", "return_predictions"))
+# Of these, what a run knows; the others are read by stage 1, or stand in configs of the original.
+_RUN = tuple(key for key in _TOP if key not in ("all_dataset_info_path", "ckpt_path", "return_predictions"))
 
 Finding = tuple[KeyPath, str]
 

@@ -50,6 +50,13 @@ def test_the_vocabulary_is_fresh(path):
     )
 
 
+def test_stage_1_knows_the_top_level_keys_of_a_run():
+    from rslp.compose.vocabulary import _RUN
+    from rslp.train.cli import OWN_KEYS
+
+    assert {"model", "data", "trainer", "seed_everything", *OWN_KEYS} == set(_RUN)
+
+
 def test_present_names_are_known():
     needs_extras = {path for path in CLASSES.values() if "terramind" in path}
     assert set(CLASSES.values()) - needs_extras - {"rslp.helios.tasks.MarineInfraTask"} <= set(table())
