@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.abc import Loader
@@ -208,8 +209,11 @@ _AT_IMPORT: dict[str, dict[str, Any]] = {
 def late_modules() -> Iterator[None]:
     """Import the training stack in this block: without the modules above, until they are used.
 
-    A module that is loaded already, or not installed, is left as it is.
+    A module that is loaded already, or not installed, is left as it is. ``RSLP_LATE_IMPORTS=off`` leaves all as they are.
     """
+    if os.environ.get("RSLP_LATE_IMPORTS") == "off":
+        yield
+        return
     stands = [one for name, answers in _AT_IMPORT.items() if (one := _stand_in(name, answers)) is not None]
     sys.meta_path.insert(0, _Children)
     by_name = {one.__name__: one for one in stands}

@@ -154,6 +154,11 @@ def test_whoever_uses_one_has_the_real_one(use: str) -> None:
     outcome(USES[use])
 
 
+def test_it_can_be_switched_off() -> None:
+    code = "import os\nos.environ['RSLP_LATE_IMPORTS'] = 'off'\n" + BEGIN + "assert not waiting()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
 def test_what_was_loaded_before_is_left_alone() -> None:
     code = """
 import sys, scipy.signal as before
