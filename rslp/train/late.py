@@ -209,7 +209,7 @@ _AT_IMPORT: dict[str, dict[str, Any]] = {
 def late_modules() -> Iterator[None]:
     """Import the training stack in this block: without the modules above, until they are used.
 
-    A module that is loaded already, or not installed, is left as it is. ``RSLP_LATE_IMPORTS=off`` leaves all as they are.
+    A module that is loaded already, or not installed, is left as it is; ``RSLP_LATE_IMPORTS=off`` leaves all of them.
     """
     if os.environ.get("RSLP_LATE_IMPORTS") == "off":
         yield
