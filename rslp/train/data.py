@@ -90,7 +90,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
         max_faults: int = 100,
         store: str = "auto",
         store_limit_gb: float | None = None,
-        frozen_views: int | None = 4,
+        frozen_views: int | None = 1,
         features: Literal["auto", "off"] = "auto",
         features_dtype: Literal["float32", "float16", "bfloat16"] = "float32",
         features_limit_gb: float | None = None,

@@ -28,7 +28,7 @@ class FeatureSettings:
         ConfigError: a value that can't be.
     """
 
-    views: int | None = 4
+    views: int | None = 1
     keep: bool = True
     dtype: Dtype = "float32"
     limit: int | None = None
