@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from rslearn.train.callbacks.freeze_unfreeze import FreezeUnfreeze
 
-from rslp.train.freezing import stages_of
+from rslp.train.freezing import Freeze, stages_of
 
-_FREEZING = ("Freeze", "FreezeUnfreeze")
+_WHOLE = {"model.encoder", "model.encoder.0"}
 
 
 def frozen_depth(encoder: Iterable[torch.nn.Module]) -> int:
@@ -53,9 +54,12 @@ def stays_frozen(config: Mapping[str, Any]) -> bool:
     for callback in (config.get("trainer") or {}).get("callbacks") or []:
         name = str(callback.get("class_path", "")).rpartition(".")[2]
         given = callback.get("init_args") or {}
-        thaws = given.get("thaw_at_epoch" if name == "Freeze" else "unfreeze_at_epoch")
-        path = given.get("modules", "model.encoder") if name == "Freeze" else given.get("module_selector", [])
-        whole = ".".join(map(str, path)) if name == "FreezeUnfreeze" else path
-        if name in _FREEZING and thaws is None and whole in ("model.encoder", "model.encoder.0", ["model.encoder"]):
+        if name == FreezeUnfreeze.__name__:
+            given = Freeze.settings_of(given)
+        elif name != Freeze.__name__:
+            continue
+        modules = given.get("modules", "model.encoder")
+        paths = {modules} if isinstance(modules, str) else set(modules)
+        if given.get("thaw_at_epoch") is None and paths & _WHOLE:
             return True
     return False
