@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from rslp.train.batches import Batch, BatchKey
-from rslp.train.features.codec import Kept, decode, encode
-from rslp.train.features.slices import together
+from rslp.train.features.codec import Kept, KeptBatch, decode, encode
 from rslp.train.model import Features
 from rslp.train.samples import SampleSource
 from rslp.train.store.columns import Array
@@ -28,6 +27,9 @@ _VIEW = 0xD1342543DE82EF95
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
 # So much is written before it is synced and published.
 _PORTION = 64 << 20
+
+# Where a sample's record lies; a head of no bytes: nowhere.
+_PLACE = np.dtype([("segment", "<u8"), ("offset", "<u8"), ("payload", "<u8"), ("head", "<u4")])
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +50,8 @@ class FeatureBank:
         self.source = source
         self._prints = prints
         self._reader = SegmentReader(folder)
-        self._entries: list[Array] = []
-        # For each view, by sample: number of the list of entries, and of the entry; -1 where there is none.
+        # For each view, by sample.
         self._places: dict[int, Array] = {}
-        self._wanted: dict[int, Array] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self._use = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT, 0o666)
         fcntl.flock(self._use, fcntl.LOCK_SH)
@@ -68,57 +68,52 @@ class FeatureBank:
 
     def look(self, views: set[int]) -> None:
         """Find what is kept now, of some views and of all that were looked for before."""
-        self._entries = [read_entries(path) for path in sorted(self.folder.glob("*.cat"))]
+        catalogues = [read_entries(path) for path in sorted(self.folder.glob("*.cat"))]
         for view in views | set(self._places):
-            wanted = self._wanted[view] = _of_view(self._prints, view)
-            places = np.full((len(wanted), 2), -1, np.int32)
-            for number, entries in enumerate(self._entries):
+            wanted = _of_view(self._prints, view)
+            places = np.zeros(len(wanted), _PLACE)
+            for entries in catalogues:
                 found = find(entries, wanted)
-                places[found >= 0] = np.stack([np.full_like(found, number), found], 1)[found >= 0]
+                there = found >= 0
+                places[there] = entries[list(_PLACE.names or ())][found[there]]
             self._places[view] = places
 
     def missing(self, keys: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """Of some samples (index and view) those that are not kept."""
-        return [(index, view) for index, view in keys if view not in self._places or self._places[view][index, 0] < 0]
+        keys = list(keys)
+        return [key for key, kept in zip(keys, self._of(keys)["head"].tolist(), strict=True) if not kept]
 
-    def read(self, keys: Sequence[tuple[int, int]]) -> list[Kept] | None:
-        """What is kept of some samples (index and view); None if one of them is not kept, or not as it was.
+    def read(self, keys: Sequence[tuple[int, int]]) -> KeptBatch | None:
+        """What is kept of some samples; None if one of them is not kept, or not as it was, or they make no batch.
 
         Args:
             keys: index and view of each.
         """
-        kept = []
-        for index, view in keys:
-            places = self._places.get(view)
-            if places is None or places[index, 0] < 0 or not self.source.holds(index):
-                return None
-            number, at = places[index].tolist()
-            entry = self._entries[number][at]
-            if not np.array_equal(entry["print"], self._wanted[view][index]):
-                raise RuntimeError(f"{self.folder}: the place of sample {index} in view {view} holds another one")
-            place = (int(entry["segment"]), int(entry["offset"]), int(entry["payload"]), int(entry["head"]))
-            try:
-                payload, head = self._reader.read(place)
-            except (OSError, ValueError):
-                # Somebody has made room meanwhile.
-                return None
-            # A copy: the map is read-only, and the tensors are the run's own.
-            kept.append(decode(np.frombuffer(payload, np.uint8).copy(), head))
-        return kept
+        places = self._of(keys)
+        if not places["head"].all() or not all(self.source.holds(index) for index, _ in keys):
+            return None
+        try:
+            records = [self._reader.read(place) for place in places.tolist()]
+        except (OSError, ValueError):
+            # Somebody has made room meanwhile.
+            return None
+        return decode(records)
+
+    def _of(self, keys: Sequence[tuple[int, int]]) -> Array:
+        """The places of some samples (index and view)."""
+        indices, views = np.array(keys, np.int64).reshape(-1, 2).T
+        found = np.zeros(len(keys), _PLACE)
+        for view in set(views.tolist()) & set(self._places):
+            found[views == view] = self._places[view][indices[views == view]]
+        return found
 
     def batch(self, key: BatchKey) -> Batch | None:
         """A batch with features in place of inputs; None if those of one of its samples are not kept."""
         kept = self.read([(sample.index, sample.draw) for sample in key.samples])
-        features = None if kept is None else together([one.features for one in kept])
-        if kept is None or features is None:
+        if kept is None:
             return None
-        return Batch(
-            key.dataset,
-            [one.inputs for one in kept],
-            [one.targets for one in kept],
-            [one.metadata for one in kept],
-            features=Features(self.depth, features),
-        )
+        features = Features(self.depth, kept.features)
+        return Batch(key.dataset, kept.inputs, kept.targets, kept.metadatas, features=features)
 
     def close(self) -> None:
         """Say that this process needs nothing of it any more."""

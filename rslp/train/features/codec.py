@@ -1,13 +1,18 @@
-"""A sample as bytes: what a decoder and a loss need of it, with tensors laid out so that they are read in one piece."""
+"""Samples as bytes: what decoders and losses need of them, laid out so that a whole batch is read at once.
+
+A record has a payload, the bytes of its tensors, and a head of three lines of JSON: the form of the features (types,
+shapes, places), the form of everything else, and what is the sample's own. Samples of a dataset share their forms as a
+rule, so a form is parsed once, and the tensors of all samples of a batch that have it are made by one call.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +23,9 @@ from rslearn.utils.geometry import Projection
 _ALIGN = 16
 # Tensors of types that numpy lacks are kept as integers of their width.
 _AS_INTEGERS = {torch.bfloat16: torch.int16}
+
+# Payload and head, as read.
+Record = tuple[memoryview, bytes]
 
 
 class Unfit(Exception):
@@ -42,38 +50,76 @@ class Kept:
     metadata: SampleMetadata
 
 
+class KeptBatch(NamedTuple):
+    """What was kept of several samples; see ``Kept``.
+
+    Attributes:
+        features: of all of them, ``B`` first, float32.
+        inputs: of each.
+        targets: of each.
+        metadatas: of each.
+    """
+
+    features: Any
+    inputs: list[dict[str, Any]]
+    targets: list[dict[str, Any]]
+    metadatas: list[SampleMetadata]
+
+
+class _Slot(NamedTuple):
+    """Where a tensor lies in a payload: its type, shape, first byte and bytes.
+
+    Of a tensor that repeats one value (see ``shape_of``) that value is kept; its shape is the sample's own, and
+    ``repeated`` says where.
+    """
+
+    dtype: str
+    shape: list[int]
+    at: int
+    size: int
+    repeated: int | None = None
+
+
 def encode(kept: Kept) -> tuple[bytes, bytes]:
     """Payload and head of a record.
 
     Raises:
         Unfit: a value that is neither a tensor, a raster image, text, a number, nor made of these.
     """
+    own: list[Any] = [_metadata_out(kept.metadata)]
+    parts: list[bytes] = []
     tensors: list[torch.Tensor] = []
-    tree = {
-        "features": _features_out(kept.features, tensors),
-        "inputs": _out(kept.inputs, tensors),
-        "targets": _out(kept.targets, tensors),
-        "metadata": _metadata_out(kept.metadata),
-    }
-    payload, layout = _lay_out(tensors)
-    return payload, json.dumps([tree, layout]).encode()
+    features = _features_out(kept.features, tensors)
+    forms = [[features, _lay_out(tensors, parts, own)]]
+    tensors = []
+    tree = _out([kept.inputs, kept.targets], tensors, own)
+    forms.append([tree, _lay_out(tensors, parts, own)])
+    # JSON escapes line ends.
+    return b"".join(parts), "\n".join(map(json.dumps, [*forms, own])).encode()
 
 
-def decode(payload: np.ndarray[Any, np.dtype[np.uint8]], head: bytes) -> Kept:
-    """Give back what was encoded.
+def decode(records: Sequence[Record]) -> KeptBatch | None:
+    """Give back what was encoded; None if the samples' features are of unlike shapes.
 
     Args:
-        payload: the bytes, which the tensors then share.
-        head: how to read them.
+        records: payload and head of each sample; what comes out shares no memory with them.
     """
-    tree, layout = json.loads(head)
-    whole = torch.from_numpy(payload)
-    tensors = [_tensor(whole, *entry) for entry in layout]
-    return Kept(
-        features=_features_in(tree["features"], tensors),
-        inputs=_in(tree["inputs"], tensors),
-        targets=_in(tree["targets"], tensors),
-        metadata=_metadata_in(tree["metadata"]),
+    forms, rests, owns = zip(*(head.split(b"\n", 2) for _, head in records), strict=True)
+    if len(set(forms)) != 1:
+        return None
+    payloads = [payload for payload, _ in records]
+    own = json.loads(b"[" + b",".join(owns) + b"]")
+    trees: list[Any] = [None] * len(records)
+    for form in dict.fromkeys(rests):
+        at = [i for i, rest in enumerate(rests) if rest == form]
+        found = _rest_in(form, [payloads[i] for i in at], [own[i] for i in at])
+        for i, tree in zip(at, found, strict=True):
+            trees[i] = tree
+    return KeptBatch(
+        _features_in(forms[0], payloads),
+        [inputs for inputs, _ in trees],
+        [targets for _, targets in trees],
+        [_metadata_in(one[0]) for one in own],
     )
 
 
@@ -82,81 +128,136 @@ def shape_of(image: RasterImage) -> RasterImage:
     return RasterImage(torch.zeros((), dtype=image.image.dtype).expand(image.image.shape))
 
 
-def _lay_out(tensors: list[torch.Tensor]) -> tuple[bytes, list[list[Any]]]:
-    parts: list[bytes] = []
-    layout: list[list[Any]] = []
-    at = 0
+def _lay_out(tensors: list[torch.Tensor], parts: list[bytes], own: list[Any]) -> list[_Slot]:
+    """Put the bytes of tensors behind those that are there."""
+    at = sum(map(len, parts))
+    slots = []
     for tensor in tensors:
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        # A tensor that repeats one value (see shape_of) is kept as that value.
-        single = tensor.numel() > 1 and not any(tensor.stride())
-        flat = tensor.reshape(-1)[:1] if single else tensor.contiguous().reshape(-1)
-        raw = flat.view(_AS_INTEGERS.get(flat.dtype, flat.dtype)).numpy().tobytes()
+        shape, repeated = list(tensor.shape), None
+        if tensor.numel() > 1 and not any(tensor.stride()):
+            own.append(shape)
+            tensor, shape, repeated = tensor[(0,) * tensor.ndim], [], len(own) - 1
+        raw = tensor.contiguous().view(_AS_INTEGERS.get(tensor.dtype, tensor.dtype)).numpy().tobytes()
         parts += [raw, bytes(-len(raw) % _ALIGN)]
-        layout.append([dtype, list(tensor.shape), at, len(raw), single])
+        slots.append(_Slot(str(tensor.dtype).removeprefix("torch."), shape, at, len(raw), repeated))
         at += len(raw) + len(parts[-1])
-    return b"".join(parts), layout
+    return slots
 
 
-def _tensor(whole: torch.Tensor, dtype: str, shape: list[int], at: int, size: int, single: bool) -> torch.Tensor:
-    kind = getattr(torch, dtype)
-    if size == 0:
-        return torch.empty(shape, dtype=kind)
-    flat = whole[at : at + size].view(kind)
-    return flat[0].expand(shape) if single else flat.view(shape)
+@lru_cache(maxsize=4096)
+def _form(text: bytes) -> tuple[Any, list[_Slot]]:
+    tree, slots = json.loads(text)
+    return tree, [_Slot(*slot) for slot in slots]
 
 
-def _out(value: Any, tensors: list[torch.Tensor]) -> Any:
+def _rest_in(form: bytes, payloads: list[memoryview], own: list[list[Any]]) -> list[list[Any]]:
+    """Inputs and targets of samples of one form."""
+    tree, slots = _form(form)
+    columns: list[list[torch.Tensor]] = []
+    if slots:
+        start, stop = slots[0].at, slots[-1].at + slots[-1].size
+        rows = _rows(payloads, start, stop)
+        for slot in slots:
+            column = list(_of_rows(rows, slot, start).unbind())
+            if slot.repeated is not None:
+                column = [value.expand(one[slot.repeated]) for value, one in zip(column, own, strict=True)]
+            columns.append(column)
+    return _column(tree, columns, own)
+
+
+def _rows(payloads: list[memoryview], start: int, stop: int) -> torch.Tensor:
+    """Some bytes of each payload, ``B bytes``; a row's length is padded to whole numbers of any type."""
+    rows = torch.empty(len(payloads), stop - start + -(stop - start) % _ALIGN, dtype=torch.uint8)
+    out = rows.numpy()
+    for row, payload in zip(out, payloads, strict=True):
+        row[: stop - start] = payload[start:stop]
+    return rows
+
+
+def _of_rows(rows: torch.Tensor, slot: _Slot, start: int) -> torch.Tensor:
+    """A tensor of all samples, ``B`` first."""
+    kind, count = getattr(torch, slot.dtype), len(rows)
+    if slot.size == 0:
+        return torch.empty(count, *slot.shape, dtype=kind)
+    return rows[:, slot.at - start : slot.at - start + slot.size].view(kind).view(count, *slot.shape)
+
+
+def _out(value: Any, tensors: list[torch.Tensor], own: list[Any]) -> Any:
     """The value as JSON: containers are pairs of a letter and their contents, so that nothing is taken for another."""
     if isinstance(value, torch.Tensor):
         tensors.append(value.detach().cpu())
         return ["t", len(tensors) - 1]
     if isinstance(value, RasterImage):
-        return ["r", _out(value.image, tensors), _spans_out(value.timestamps)]
+        own.append(_spans_out(value.timestamps))
+        return ["r", _out(value.image, tensors, own), len(own) - 1]
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return ["n", _out(torch.from_numpy(np.array(value)), tensors)]
+        return ["n", _out(torch.from_numpy(np.array(value)), tensors, own)]
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return ["d", {key: _out(item, tensors) for key, item in value.items()}]
+        return ["d", {key: _out(item, tensors, own) for key, item in value.items()}]
     if type(value) in (list, tuple):
-        return ["l" if type(value) is list else "u", [_out(item, tensors) for item in value]]
+        return ["l" if type(value) is list else "u", [_out(item, tensors, own) for item in value]]
     if value is None or type(value) in (str, int, float, bool):
-        return ["v", value]
+        own.append(value)
+        return ["v", len(own) - 1]
     raise Unfit(f"a {type(value).__name__}")
 
 
-def _in(value: Any, tensors: list[torch.Tensor]) -> Any:
-    kind, content = value[0], value[1]
+def _column(node: Any, tensors: list[list[torch.Tensor]], own: list[list[Any]]) -> list[Any]:
+    """The value of each of the samples.
+
+    Args:
+        node: what ``_out`` gave for each of them.
+        tensors: for each tensor of the form those of the samples.
+        own: what is each sample's own.
+    """
+    kind, content = node[0], node[1]
     if kind == "t":
         return tensors[content]
     if kind == "r":
-        return RasterImage(_in(content, tensors), _spans_in(value[2]))
+        images = _column(content, tensors, own)
+        return [RasterImage(image, _spans_in(one[node[2]])) for image, one in zip(images, own, strict=True)]
     if kind == "n":
-        return _in(content, tensors).numpy()
+        return [tensor.numpy() for tensor in _column(content, tensors, own)]
+    if kind == "v":
+        return [one[content] for one in own]
+    if not content:
+        return [{} if kind == "d" else [] if kind == "l" else () for _ in own]
     if kind == "d":
-        return {key: _in(item, tensors) for key, item in content.items()}
-    if kind in "lu":
-        items = [_in(item, tensors) for item in content]
-        return items if kind == "l" else tuple(items)
-    return content
+        columns = [_column(item, tensors, own) for item in content.values()]
+        return [dict(zip(content, values, strict=True)) for values in zip(*columns, strict=True)]
+    rows = zip(*(_column(item, tensors, own) for item in content), strict=True)
+    return list(map(list, rows)) if kind == "l" else list(rows)
 
 
-def _features_out(features: Any, tensors: list[torch.Tensor]) -> list[Any]:
+def _features_out(features: Any, tensors: list[torch.Tensor]) -> str:
     if type(features) is FeatureVector:
-        return ["vector", _out(features.feature_vector, tensors), ["v", None]]
-    if type(features) is TokenFeatureMaps:
-        return ["tokens", _out(list(features.feature_maps), tensors), _out(features.masks, tensors)]
-    if type(features) is FeatureMaps:
-        return ["maps", _out(list(features.feature_maps), tensors), ["v", None]]
-    raise Unfit(f"features that are a {type(features).__name__}")
+        tensors.append(features.feature_vector)
+        kind = "vector"
+    elif type(features) in (TokenFeatureMaps, FeatureMaps):
+        tensors += features.feature_maps
+        masks = features.masks if type(features) is TokenFeatureMaps else None
+        tensors += masks or []
+        kind = "maps" if type(features) is FeatureMaps else "tokens" if masks is None else "masked"
+    else:
+        raise Unfit(f"features that are a {type(features).__name__}")
+    tensors[:] = [tensor.detach().cpu().contiguous() for tensor in tensors]
+    return kind
 
 
-def _features_in(value: list[Any], tensors: list[torch.Tensor]) -> Any:
-    kind, content, masks = value
+def _features_in(form: bytes, payloads: list[memoryview]) -> Any:
+    kind, slots = _form(form)
+    # Each in one piece, ``B`` in place of the samples' 1.
+    tensors = [
+        _of_rows(_rows(payloads, slot.at, slot.at + slot.size), slot, slot.at).flatten(0, 1).contiguous()
+        for slot in slots
+    ]
+    tensors = [tensor.float() if tensor.is_floating_point() else tensor for tensor in tensors]
     if kind == "vector":
-        return FeatureVector(_in(content, tensors))
-    if kind == "tokens":
-        return TokenFeatureMaps(_in(content, tensors), _in(masks, tensors))
-    return FeatureMaps(_in(content, tensors))
+        return FeatureVector(tensors[0])
+    if kind == "maps":
+        return FeatureMaps(tensors)
+    half = len(tensors) // 2
+    return TokenFeatureMaps(tensors) if kind == "tokens" else TokenFeatureMaps(tensors[:half], tensors[half:])
 
 
 def _spans_out(spans: list[tuple[datetime, datetime]] | None) -> list[list[str]] | None:

@@ -1,8 +1,7 @@
-"""Take the features of a batch apart into samples, and put samples' features together into a batch."""
+"""Take the features of a batch apart into samples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,36 +24,6 @@ def sample_of(features: Any, i: int) -> Any:
         masks = None if features.masks is None else [one[i : i + 1] for one in features.masks]
         return TokenFeatureMaps([one[i : i + 1] for one in features.feature_maps], masks)
     raise Unfit(f"features that are a {type(features).__name__}")
-
-
-def together(samples: Sequence[Any]) -> Any | None:
-    """The features of a batch, float32; None if the samples' features are of unlike shapes.
-
-    Args:
-        samples: as ``sample_of`` gives them, all of one type.
-    """
-    first = samples[0]
-    if type(first) is FeatureVector:
-        vectors = _joined([one.feature_vector for one in samples])
-        return None if vectors is None else FeatureVector(vectors)
-    tried = [_joined(parts) for parts in zip(*(one.feature_maps for one in samples), strict=True)]
-    maps = [whole for whole in tried if whole is not None]
-    if len(maps) < len(tried):
-        return None
-    if type(first) is FeatureMaps:
-        return FeatureMaps(maps)
-    # Masks are all there or all absent: with none, every token counts.
-    if any((one.masks is None) != (first.masks is None) for one in samples):
-        return None
-    masks = None if first.masks is None else [torch.cat(p) for p in zip(*(one.masks for one in samples), strict=True)]
-    return TokenFeatureMaps(maps, masks)
-
-
-def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor | None:
-    if len({part.shape for part in parts}) != 1:
-        return None
-    whole = torch.cat(list(parts))
-    return whole.float() if whole.is_floating_point() else whole
 
 
 def narrowed(features: Any, dtype: torch.dtype) -> Any:

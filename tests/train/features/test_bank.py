@@ -48,7 +48,7 @@ def assert_holds(bank: FeatureBank, keys: set[tuple[int, int]], *, of: set[tuple
         found = bank.read([(index, view)])
         if (index, view) in keys:
             assert found is not None
-            assert found[0].features.feature_vector.tolist() == [[index, view]]
+            assert found.features.feature_vector.tolist() == [[index, view]]
         else:
             assert found is None
 

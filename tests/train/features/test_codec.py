@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,8 +16,8 @@ from rslearn.models.component import FeatureMaps, FeatureVector, TokenFeatureMap
 from rslearn.train.model_context import RasterImage, SampleMetadata
 from rslearn.utils.geometry import Projection
 
-from rslp.train.features.codec import Kept, Unfit, decode, encode, shape_of
-from rslp.train.features.slices import narrowed, sample_of, together
+from rslp.train.features.codec import Kept, KeptBatch, Unfit, decode, encode, shape_of
+from rslp.train.features.slices import narrowed, sample_of
 
 DAY = datetime(2024, 3, 1, tzinfo=UTC)
 METADATA = SampleMetadata(
@@ -42,9 +43,14 @@ DTYPES = (
 )
 
 
-def through(kept: Kept) -> Kept:
-    payload, head = encode(kept)
-    return decode(np.frombuffer(bytearray(payload), np.uint8), head)
+def through(*samples: Kept) -> KeptBatch | None:
+    """Written, and read as a batch, from bytes that are gone afterwards."""
+    records = [encode(kept) for kept in samples]
+    payloads = [bytearray(payload) for payload, _ in records]
+    batch = decode([(memoryview(payload), head) for payload, (_, head) in zip(payloads, records, strict=True)])
+    for payload in payloads:
+        payload[:] = bytes(len(payload))
+    return batch
 
 
 def same(a: Any, b: Any) -> bool:
@@ -83,12 +89,22 @@ values = st.recursive(
 )
 
 
-@given(targets=st.dictionaries(st.text(), values, max_size=3), inputs=st.dictionaries(st.text(), values, max_size=3))
-def test_whatever_a_sample_is_made_of_comes_back(targets: dict[str, Any], inputs: dict[str, Any]) -> None:
-    kept = Kept(FeatureVector(torch.rand(1, 5)), inputs, targets, METADATA)
-    back = through(kept)
-    assert same(back.targets, targets) and same(back.inputs, inputs)
-    assert back.metadata == METADATA
+contents = st.dictionaries(st.text(), values, max_size=3)
+
+
+@given(samples=st.lists(st.tuples(contents, contents), min_size=1, max_size=3), twice=st.booleans())
+def test_whatever_samples_are_made_of_comes_back(
+    samples: list[tuple[dict[str, Any], dict[str, Any]]], twice: bool
+) -> None:
+    samples = samples * 2 if twice else samples  # so that some have one form
+    names = [replace(METADATA, window_name=str(i)) for i in range(len(samples))]
+    vectors = torch.rand(len(samples), 1, 5)
+    back = through(*(Kept(FeatureVector(v), *s, n) for v, s, n in zip(vectors, samples, names, strict=True)))
+    assert back is not None
+    assert same(back.inputs, [inputs for inputs, _ in samples])
+    assert same(back.targets, [targets for _, targets in samples])
+    assert back.metadatas == names
+    assert torch.equal(back.features.feature_vector, vectors[:, 0])
 
 
 FEATURES = [
@@ -107,21 +123,27 @@ def tensors_of(features: Any) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("features", FEATURES, ids=lambda one: type(one).__name__)
 def test_a_batch_taken_apart_and_put_together_is_the_batch(features: Any) -> None:
-    parts = [through(Kept(sample_of(features, i), {}, {}, METADATA)).features for i in range(3)]
-    whole = together(parts)
-    assert type(whole) is type(features)
-    assert all(torch.equal(a, b) for a, b in zip(tensors_of(whole), tensors_of(features), strict=True))
-    half = together([narrowed(part, torch.float16) for part in parts])
-    for a, b in zip(tensors_of(half), tensors_of(features), strict=True):
-        assert a.dtype == b.dtype
+    parts = [sample_of(features, i) for i in range(3)]
+    whole, half = (
+        through(*(Kept(narrowed(part, dtype), {}, {}, METADATA) for part in parts))
+        for dtype in (torch.float32, torch.float16)
+    )
+    assert whole is not None and half is not None
+    assert type(whole.features) is type(features)
+    assert all(torch.equal(a, b) for a, b in zip(tensors_of(whole.features), tensors_of(features), strict=True))
+    for a, b in zip(tensors_of(half.features), tensors_of(features), strict=True):
+        assert a.dtype == b.dtype and a.is_contiguous()
         assert torch.equal(a, b.half().float() if b.is_floating_point() else b)
 
 
 def test_features_of_unlike_shapes_make_no_batch() -> None:
-    assert together([FeatureMaps([torch.rand(1, 5, 4, 4)]), FeatureMaps([torch.rand(1, 5, 2, 4)])]) is None
     tokens = torch.rand(1, 5, 1, 1, 2)
     masked = TokenFeatureMaps([tokens], [torch.ones(1, 1, 1, 2, dtype=torch.bool)])
-    assert together([TokenFeatureMaps([tokens]), masked]) is None
+    for a, b in (
+        (FeatureMaps([torch.rand(1, 5, 4, 4)]), FeatureMaps([torch.rand(1, 5, 2, 4)])),
+        (TokenFeatureMaps([tokens]), masked),
+    ):
+        assert through(Kept(a, {}, {}, METADATA), Kept(b, {}, {}, METADATA)) is None
 
 
 def test_what_has_no_place_in_a_record_is_refused() -> None:
@@ -136,5 +158,7 @@ def test_the_shape_of_an_image_takes_no_memory() -> None:
     image = shape_of(RasterImage(torch.rand(12, 3, 256, 256)))
     payload, _ = encode(Kept(FeatureVector(torch.rand(1, 2)), {"image": image}, {}, METADATA))
     assert len(payload) < 100
-    back = through(Kept(FeatureVector(torch.rand(1, 2)), {"image": image}, {}, METADATA)).inputs["image"]
+    batch = through(Kept(FeatureVector(torch.rand(1, 2)), {"image": image}, {}, METADATA))
+    assert batch is not None
+    back = batch.inputs[0]["image"]
     assert back.shape == image.shape and back.image.untyped_storage().nbytes() < 200
