@@ -149,8 +149,7 @@ def bare_maps(windows: StoredWindows, inputs: dict[str, DataInput], folder: Path
     for name, spec in inputs.items():
         arrays = []
         for i in range(len(windows)):
-            window = windows[i]
-            raw = windows.read(i, window, bounds=window.bounds, inputs={name: spec}, rng=random.Random(0))
+            raw = windows.read(i, bounds=windows.bounds(i), inputs={name: spec}, rng=random.Random(0))
             image = raw[name].image.numpy()  # type: ignore[union-attr]
             arrays.append(image.astype(np.uint16) if (image == image.astype(np.uint16)).all() else image)
         np.save(folder / f"{name}.npy", np.stack(arrays))
@@ -177,8 +176,7 @@ def compare(name: str, kind: Kind, count: int, folder: Path, out: Report) -> Non
     rng = random.Random(0)
 
     def ours(i: int) -> object:
-        window = windows[i]
-        return windows.read(i, window, bounds=window.bounds, inputs=made.inputs, rng=rng)
+        return windows.read(i, bounds=windows.bounds(i), inputs=made.inputs, rng=rng)
 
     def bare(i: int) -> object:
         return {key: torch.from_numpy(array[i].astype(np.float32)) for key, array in maps.items()}

@@ -126,15 +126,14 @@ def all_crops(bounds: PixelBounds, config: SplitConfig) -> list[PixelBounds]:
     return crops
 
 
-def draw_crop(window: Window, size: tuple[int, int] | None, rng: random.Random) -> PixelBounds:
+def draw_crop(bounds: PixelBounds, size: tuple[int, int] | None, rng: random.Random) -> PixelBounds:
     """A random crop of a window; one larger than the window lies around it at random.
 
     Args:
-        window: the window.
+        bounds: those of the window, pixels.
         size: width and height in pixels; None means the whole window.
         rng: where the draw comes from.
     """
-    bounds: PixelBounds = window.bounds
     if size is None:
         return bounds
     starts = []
@@ -157,24 +156,6 @@ def read_inputs(
                 continue
             raw[name] = read_data_input(dataset, window, bounds, data_input, rng)
     return raw
-
-
-def sample_metadata(window: Window, *, bounds: PixelBounds, crop: tuple[int, int]) -> SampleMetadata:
-    """Rslearn's metadata of one crop; ``crop`` is its index and the number of crops in the window.
-
-    ``dataset_source`` is left empty here, because rslearn's MultiTask takes it for a task's name.
-    """
-    return SampleMetadata(
-        window_group=window.group,
-        window_name=window.name,
-        window_bounds=window.bounds,
-        crop_bounds=bounds,
-        crop_idx=crop[0],
-        num_crops_in_window=crop[1],
-        time_range=window.time_range,
-        projection=window.projection,
-        dataset_source=None,
-    )
 
 
 def with_dataset(metadata: SampleMetadata, dataset: str) -> SampleMetadata:

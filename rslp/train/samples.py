@@ -234,19 +234,33 @@ class SampleSource:
         self, index: int, *, what: str, wanted: dict[str, DataInput], rng: random.Random, draw_crop: bool
     ) -> tuple[adapters.RawInputs, Sample]:
         place = self._place(index)
-        window = self._windows[place.window]
         size = self._config.get_crop_size() if draw_crop else None
-        bounds = place.bounds or adapters.draw_crop(window, size, rng)
+        bounds = place.bounds or adapters.draw_crop(self._windows.bounds(place.window), size, rng)
         raw: adapters.RawInputs = {}
         for name, spec in wanted.items():
             with faults_of(f"{what}: layer {', '.join(spec.layers)}: can't read the sample"):
-                raw |= self._windows.read(place.window, window, bounds=bounds, inputs={name: spec}, rng=rng)
-        metadata = adapters.sample_metadata(window, bounds=bounds, crop=place.crop)
+                raw |= self._windows.read(place.window, bounds=bounds, inputs={name: spec}, rng=rng)
+        metadata = self._metadata(place, bounds)
         with faults_of(f"{what}: layer {', '.join(self._layers_of(None))}: can't read the label"):
             inputs, targets = self.task.process_inputs(raw, metadata=metadata, load_targets=self._load_targets)
         if self._load_targets:
             self._check(targets, what=what)
         return raw, (inputs, targets, metadata)
+
+    def _metadata(self, place: _Place, bounds: PixelBounds) -> SampleMetadata:
+        """Without ``dataset_source``, which rslearn's MultiTask would take for a task's name."""
+        group, name = self._windows.identity(place.window)
+        return SampleMetadata(
+            window_group=group,
+            window_name=name,
+            window_bounds=self._windows.bounds(place.window),
+            crop_bounds=bounds,
+            crop_idx=place.crop[0],
+            num_crops_in_window=place.crop[1],
+            time_range=self._windows.time_range(place.window),
+            projection=self._windows.projection(place.window),
+            dataset_source=None,
+        )
 
     def _check(self, targets: dict[str, Any], *, what: str) -> None:
         """Check the labels of each task, before a transform touches them."""

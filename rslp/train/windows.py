@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
 from rslearn.dataset import Dataset, Window
 from rslearn.train.dataset import DataInput
-from rslearn.utils.geometry import PixelBounds
+from rslearn.utils.geometry import PixelBounds, Projection
 
 from rslp.train import adapters
 from rslp.train.store.columns import Array
+
+TimeRange = tuple[datetime, datetime]
 
 
 class Windows(Protocol):
@@ -42,14 +45,19 @@ class Windows(Protocol):
     def folder(self) -> Path | None:
         """Where notes on the windows may be kept, if anywhere."""
 
+    def time_range(self, i: int) -> TimeRange | None:
+        """A window's time range, if it has one."""
+
+    def projection(self, i: int) -> Projection:
+        """A window's projection."""
+
     def read(
-        self, i: int, window: Window, *, bounds: PixelBounds, inputs: Mapping[str, DataInput], rng: random.Random
+        self, i: int, *, bounds: PixelBounds, inputs: Mapping[str, DataInput], rng: random.Random
     ) -> adapters.RawInputs:
         """Read what a sample needs of a window.
 
         Args:
             i: which window.
-            window: ``self[i]``.
             bounds: the crop to read, pixels.
             inputs: what to read.
             rng: where draws of item groups come from.
@@ -95,17 +103,20 @@ class DirectWindows:
         """Nobody can tell without reading."""
         return None
 
+    def time_range(self, i: int) -> TimeRange | None:
+        """A window's time range, if it has one."""
+        span: TimeRange | None = self._windows[i].time_range
+        return span
+
+    def projection(self, i: int) -> Projection:
+        """A window's projection."""
+        return self._windows[i].projection
+
     def read(
-        self,
-        i: int,  # noqa: ARG002
-        window: Window,
-        *,
-        bounds: PixelBounds,
-        inputs: Mapping[str, DataInput],
-        rng: random.Random,
+        self, i: int, *, bounds: PixelBounds, inputs: Mapping[str, DataInput], rng: random.Random
     ) -> adapters.RawInputs:
         """Read what a sample needs of a window, see ``Windows``."""
-        return adapters.read_inputs(self._dataset, window, bounds=bounds, inputs=dict(inputs), rng=rng)
+        return adapters.read_inputs(self._dataset, self._windows[i], bounds=bounds, inputs=dict(inputs), rng=rng)
 
     def prints(self, inputs: Mapping[str, DataInput]) -> Array | None:  # noqa: ARG002
         """Nothing: only an index knows what the files looked like."""

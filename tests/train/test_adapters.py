@@ -71,11 +71,11 @@ def test_a_crop_lies_in_the_window_or_around_it(path: Path) -> None:
     rng = random.Random(0)
     for size in ((8, 8), (16, 16), (5, 24), (40, 40)):
         for _ in range(20):
-            left, top, right, bottom = adapters.draw_crop(window, size, rng)
+            left, top, right, bottom = adapters.draw_crop(window.bounds, size, rng)
             assert (right - left, bottom - top) == size
             assert left >= x0 and right <= x1 if size[0] <= 16 else left <= x0 and right >= x1
             assert top >= y0 and bottom <= y1 if size[1] <= 16 else top <= y0 and bottom >= y1
-    assert adapters.draw_crop(window, None, rng) == window.bounds
+    assert adapters.draw_crop(window.bounds, None, rng) == window.bounds
 
 
 def test_split_settings_are_read_merged(path: Path) -> None:

@@ -82,6 +82,14 @@ class WindowIndex:
         digests = {"base": now.base, **{f"layer/{layer}": digest for layer, digest in now.layers.items()}}
         return all(self.digests[name][row].tobytes() == digest for name, digest in digests.items())
 
+    def projection(self, row: int) -> Projection:
+        """A window's projection."""
+        return _projection(self.texts["projection"][row])
+
+    def time_range(self, row: int) -> tuple[datetime, datetime] | None:
+        """A window's time range, if it has one."""
+        return _time_range(self.texts["times"][row])
+
     def window(self, row: int, dataset: Dataset) -> Window:
         """The window as rslearn would have loaded it."""
         group, name = self.identity(row)
@@ -90,9 +98,9 @@ class WindowIndex:
             storage=dataset.storage,
             group=group,
             name=name,
-            projection=_projection(self.texts["projection"][row]),
+            projection=self.projection(row),
             bounds=(x0, y0, x1, y1),
-            time_range=_time_range(self.texts["times"][row]),
+            time_range=self.time_range(row),
             options=json.loads(self.texts["options"][row]),
             data_factory=dataset.window_data_storage_factory,
         )

@@ -6,13 +6,14 @@ import hashlib
 import os
 import random
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from rslearn.dataset import Dataset, Window
 from rslearn.train.dataset import DataInput
-from rslearn.utils.geometry import PixelBounds
+from rslearn.utils.geometry import PixelBounds, Projection
 from upath import UPath
 
 from rslp.train import adapters
@@ -99,7 +100,7 @@ class StoredWindows:
             present = self._present(i, inputs)
             if any(name not in self._shelves or self._shelves[name].place(i) is None for name in present):
                 return None
-            if not self._unchanged(i, self[i]):
+            if not self._unchanged(i):
                 return None
             known = [*self._index.identity(row), *(texts[name][row] for name in ("options", "times", "projection"))]
             digest.update(repr([known, self._index.bounds[row].tolist(), sorted(present)]).encode())
@@ -112,29 +113,36 @@ class StoredWindows:
         """The store's folder."""
         return self._reader.folder
 
+    def time_range(self, i: int) -> tuple[datetime, datetime] | None:
+        """A window's time range, if it has one."""
+        return self._index.time_range(int(self._rows[i]))
+
+    def projection(self, i: int) -> Projection:
+        """A window's projection."""
+        return self._index.projection(int(self._rows[i]))
+
     def read(
-        self, i: int, window: Window, *, bounds: PixelBounds, inputs: Mapping[str, DataInput], rng: random.Random
+        self, i: int, *, bounds: PixelBounds, inputs: Mapping[str, DataInput], rng: random.Random
     ) -> adapters.RawInputs:
         """Read a sample's inputs, the same as ``adapters.read_inputs`` bit for bit.
 
         Args:
             i: which window.
-            window: ``self[i]``.
             bounds: the crop to read, pixels.
             inputs: what to read.
             rng: where draws of item groups come from.
         """
-        if not self._unchanged(i, window):
-            return adapters.read_inputs(self._dataset, window, bounds=bounds, inputs=dict(inputs), rng=rng)
+        if not self._unchanged(i):
+            return adapters.read_inputs(self._dataset, self[i], bounds=bounds, inputs=dict(inputs), rng=rng)
         raw: adapters.RawInputs = {}
         present = self._present(i, inputs)
         for name, data_input in inputs.items():
             if name not in present:
                 continue
-            found = self._from_store(i, name, data_input, window=window, bounds=bounds, rng=rng)
+            found = self._from_store(i, name, data_input, bounds=bounds, rng=rng)
             if found is None:
                 found = adapters.read_inputs(
-                    self._dataset, window, bounds=bounds, inputs={name: data_input}, rng=rng
+                    self._dataset, self[i], bounds=bounds, inputs={name: data_input}, rng=rng
                 ).get(name)
             if found is not None:
                 raw[name] = found
@@ -149,7 +157,7 @@ class StoredWindows:
 
     def holds(self, i: int) -> bool:
         """Whether a window still is what ``prints`` says."""
-        return bool(self._state[i] == 1) if self._state[i] else self._unchanged(i, self[i])
+        return self._unchanged(i)
 
     def without_choice(self, inputs: Mapping[str, DataInput]) -> bool:
         """Whether no window leaves a choice of item groups."""
@@ -164,10 +172,9 @@ class StoredWindows:
         return True
 
     def _from_store(
-        self, i: int, name: str, data_input: DataInput, *, window: Window, bounds: PixelBounds, rng: random.Random
+        self, i: int, name: str, data_input: DataInput, *, bounds: PixelBounds, rng: random.Random
     ) -> adapters.RawInput | None:
         place = self._shelves[name].place(i) if name in self._shelves else None
-        crop = None if bounds == window.bounds else _relative(bounds, window.bounds)
         if place is None:
             return None
         try:
@@ -175,15 +182,15 @@ class StoredWindows:
         except (OSError, ValueError):
             # Another process has put the store in order meanwhile; the dataset itself is still there.
             return None
-        vector = data_input.data_type == "vector"
-        head = None if vector else records.parse_head(raw)
-        if head is not None and crop is not None and not (head.crops and records.within(bounds, window.bounds)):
+        if data_input.data_type == "vector":
+            group = None if data_input.load_all_layers else rng.choice(range(records.vector_groups(raw)))
+            return records.decode_vector(payload, self.projection(i), group=group)
+        head, window = records.parse_head(raw), self.bounds(i)
+        crop = None if bounds == window else _relative(bounds, window)
+        if crop is not None and not (head.crops and records.within(bounds, window)):
             return None
         # Drawn only when the record is good: the direct way draws from the same generator.
-        count = records.vector_groups(raw) if head is None else len(head.steps)
-        group = None if data_input.load_all_layers else rng.choice(range(count))
-        if head is None:
-            return records.decode_vector(payload, window, group=group)
+        group = None if data_input.load_all_layers else rng.choice(range(len(head.steps)))
         return records.decode_raster(payload, head, group=group, crop=crop)
 
     def _present(self, i: int, inputs: Mapping[str, DataInput]) -> frozenset[str]:
@@ -195,10 +202,10 @@ class StoredWindows:
             self._available[key] = frozenset(available(folders, inputs))
         return self._available[key]
 
-    def _unchanged(self, i: int, window: Window) -> bool:
+    def _unchanged(self, i: int) -> bool:
         if not self._state[i]:
             # Of a trusted index.
-            same = self._index.still_holds(int(self._rows[i]), str(window.window_root.path))
+            same = self._index.still_holds(int(self._rows[i]), str(self[i].window_root.path))
             self._state[i] = 1 if same else 2
         return bool(self._state[i] == 1)
 

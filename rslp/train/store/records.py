@@ -15,7 +15,7 @@ import torch
 from rslearn.dataset import Window
 from rslearn.train.model_context import RasterImage
 from rslearn.utils.feature import Feature
-from rslearn.utils.geometry import PixelBounds, STGeometry
+from rslearn.utils.geometry import PixelBounds, Projection, STGeometry
 
 from rslp.train.store.columns import Array
 from rslp.train.store.decoding import ItemGroup, Unfit
@@ -120,7 +120,7 @@ def decode_raster(
         group: the item group to read; None means all.
         crop: pixels from the window's corner: x0, y0, x1, y1; None means the whole window.
     """
-    image = np.frombuffer(payload, head.dtype).reshape(head.shape)
+    image = np.ndarray(head.shape, head.dtype, payload)
     known = head.known
     if group is not None and len(head.steps) > 1:
         start = sum(head.steps[:group])
@@ -163,12 +163,12 @@ def _feature(feature: Feature, window: Window) -> list[Any]:
     return [raw.hex(), feature.properties]
 
 
-def decode_vector(payload: memoryview, window: Window, *, group: int | None) -> list[Feature]:
-    """The features of one item group, or of all of them, in the window's projection."""
+def decode_vector(payload: memoryview, projection: Projection, *, group: int | None) -> list[Feature]:
+    """The features of one item group, or of all of them; ``projection`` is the window's."""
     document = json.loads(bytes(payload))
     chosen = document if group is None else document[group : group + 1]
     return [
-        Feature(STGeometry(window.projection, shapely.from_wkb(bytes.fromhex(raw)), None), properties)
+        Feature(STGeometry(projection, shapely.from_wkb(bytes.fromhex(raw)), None), properties)
         for features in chosen
         for raw, properties in features
     ]
