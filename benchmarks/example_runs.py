@@ -41,9 +41,14 @@ def make_example(folder: Path, *, size: float) -> Path:
         stdout=subprocess.DEVNULL,
         env=environment(folder, threads=None),
     )
+    compose(example)
+    return example
+
+
+def compose(example: Path) -> None:
+    """Write the example's run config."""
     maker = [sys.executable, str(ROOT / "make_multidataset_config.py"), "--cfg", str(example / "multi_dataset.yaml")]
     subprocess.run(maker, check=True, stdout=subprocess.DEVNULL)
-    return example
 
 
 def run_config(example: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,14 @@ def _command(pid: int) -> str:
 def _ours(made: RslearnDataModule) -> DataLoader[Any]:
     data = MultiDatasetDataModule({"months": made}, num_workers=WORKERS)
     source = data.sources("train")["months"]
-    keys = [SampleKey("months", index, 0) for index in range(len(source))]
-    steps = [[BatchKey("months", tuple(keys[i : i + BATCH]))] for i in range(0, len(keys), BATCH)]
-    sampler = StepSampler(len(steps), lambda: iter(steps))
+    starts = range(0, len(source), BATCH)
+
+    def steps() -> Iterator[list[BatchKey]]:
+        for start in starts:
+            indices = range(start, min(start + BATCH, len(source)))
+            yield [BatchKey("months", tuple(SampleKey("months", index, 0) for index in indices))]
+
+    sampler = StepSampler(len(starts), steps)
     dataset = JointDataset({"months": source}, replace=False)
     return DataLoader(
         dataset, batch_sampler=sampler, num_workers=WORKERS, persistent_workers=True, collate_fn=list, prefetch_factor=4
