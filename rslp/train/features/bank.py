@@ -78,6 +78,10 @@ class FeatureBank:
                 places[there] = entries[list(_PLACE.names or ())][found[there]]
             self._places[view] = places
 
+    def full(self, views: int) -> bool:
+        """Whether all samples are known to be kept in views 0 to ``views - 1``."""
+        return all(view in self._places and self._places[view]["head"].all() for view in range(views))
+
     def missing(self, keys: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """Of some samples (index and view) those that are not kept."""
         keys = list(keys)

@@ -62,6 +62,10 @@ class _Held:
     without: set[str] = field(default_factory=set)
     tried: set[tuple[str, int, int]] = field(default_factory=set)
 
+    def settled(self, name: str, views: int | None) -> bool:
+        """Whether nothing of a dataset has to be looked for."""
+        return name in self.without or (name in self.banks and views is not None and self.banks[name].full(views))
+
     def missing(self, name: str, drawn: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Of some samples those that are worth a try."""
         return [key for key in self.banks[name].missing(drawn) if (name, *key) not in self.tried]
@@ -121,7 +125,10 @@ class FrozenStage:
     def _banks(self, split: str, *, data: Data, trainer: Trainer, model: JointModel, keys: Callable[[], Keys]) -> Banks:
         held = self._held.setdefault(split, _Held())
         sources = data.sources(split)
-        wanted = {name: drawn for name, drawn in keys().items() if name not in held.without}
+        # Listing all that an epoch draws takes a while; after the first one there is as a rule nothing to look for.
+        views = self.views(sources)
+        wanted = {} if all(held.settled(name, count) for name, count in views.items()) else keys()
+        wanted = {name: drawn for name, drawn in wanted.items() if name not in held.without}
         for name, drawn in wanted.items():
             if name not in held.banks:
                 bank = self._open(name, split=split, data=data, trainer=trainer, model=model, draws=len(drawn))
