@@ -1,4 +1,4 @@
-"""How memory grows with the windows that were read: two workers, one pass, ours against rslearn's in-memory mode.
+"""How memory grows with the windows: listed ones, and read ones, two workers, ours against rslearn's in-memory mode.
 
 python benchmarks/memory.py [--quick] [--out FILE]
 
@@ -17,59 +17,71 @@ import sys
 import tempfile
 from pathlib import Path
 
-from memory_part import SIDES
+from memory_part import KIND_OF, LISTED, READ, SIDES
 from rows import Curve, Report, Row, report, row
-from store import KINDS, copies, write
+from store import copies, write
 
 COUNTS = {"ours": (500, 1000, 2000, 4000, 8000), "rslearn": (500, 1000, 2000)}
-REPEATS = 3
+# Ours lies within what a batch in flight takes; a pass of rslearn's reader over 2000 windows takes minutes.
+REPEATS = {"ours": 3, "rslearn": 1}
 REAL = 20
-KIND = "12 months S2 + S1, 32x32"
+LIST_COUNTS = (2000, 20000)
 
 
 def main(out: Report) -> None:
     """Measure, and report."""
+    with tempfile.TemporaryDirectory() as place:
+        _reading(out, Path(place) / "months")
+        _listing(out, Path(place) / "single")
+
+
+def _reading(out: Report, path: Path) -> None:
     counts = {side: [count // 10 for count in many] if out.quick else many for side, many in COUNTS.items()}
     most = max(map(max, counts.values()))
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "data"
-        write(path, KINDS[KIND], REAL)
-        copies(path, most)
-        _measure("ours", path, most)  # packs
-        repeats = 1 if out.quick else REPEATS
-        used = {
-            side: {count: [_measure(side, path, count) for _ in range(repeats)] for count in counts[side]}
-            for side in SIDES
+    write(path, KIND_OF[READ], REAL)
+    copies(path, most)
+    _measure("ours", path, most, kind=READ)  # packs
+    used = {
+        side: {
+            count: [_measure(side, path, count, kind=READ) for _ in range(1 if out.quick else REPEATS[side])]
+            for count in counts[side]
         }
-    for process in ("main", "worker"):
+        for side in SIDES
+    }
+    for process, name in (("main", "the main process"), ("worker", "a worker")):
         points = {side: [(n, _of(found, process)) for n, found in by.items()] for side, by in used.items()}
-        slopes = {side: _slope(line) for side, line in points.items()}
-        out.add(
-            Curve(
-                f"memory-{process}",
-                f"Memory of {'the main process' if process == 'main' else 'a worker'} after one pass, 2 workers",
-                "windows",
-                "MB of its own",
-                points,
-                linear=True,
-            )
-        )
-        used_by = "all workers" if process == "worker" else "the main process"
-        out.add(_row(f"memory, {process}", used_by, slopes, scale=2 if process == "worker" else 1, most=most))
+        title = f"Memory of {name} after one pass, 2 workers"
+        out.add(Curve(f"memory-{process}", title, "windows", "MB of its own", points, linear=True))
+    whole = {
+        side: [(n, _of(found, "main") + 2 * _of(found, "worker")) for n, found in by.items()]
+        for side, by in used.items()
+    }
+    slopes = {side: _slope(points) for side, points in whole.items()}
+    what = "memory that a window takes once it was read, main process and two workers"
+    note = "slope over 500 to 2000 windows; ours to 8000, medians of three runs"
+    out.add(_row("memory, read", what, slopes, note=note, wanted=100))
 
 
-def _row(name: str, what: str, slopes: dict[str, float], *, scale: int, most: int) -> Row:
+def _listing(out: Report, path: Path) -> None:
+    """The main process holds the list of all windows."""
+    few, many = (count // 10 for count in LIST_COUNTS) if out.quick else LIST_COUNTS
+    write(path, KIND_OF[LISTED], 2)
+    used: dict[str, list[tuple[int, float]]] = {side: [] for side in SIDES}
+    for count in (few, many):
+        copies(path, count)
+        _measure("ours", path, 0, kind=LISTED)  # packs
+        for side, points in used.items():
+            runs = [_measure(side, path, 0, kind=LISTED) for _ in range(REPEATS[side])]
+            points.append((count, _of(runs, "main")))
+    slopes = {side: _slope(points) for side, points in used.items()}
+    note = f"slope from {few} to {many} windows"
+    out.add(_row("memory, listed", "memory that a window takes that was listed alone, main process", slopes, note=note))
+
+
+def _row(name: str, what: str, slopes: dict[str, float], *, note: str, wanted: float | None = None) -> Row:
     # A page is the smallest step in which memory grows; below that there is no slope to speak of.
-    ours, theirs = (max(slopes[side] * scale, 0.004 / most) for side in ("ours", "rslearn"))
-    return row(
-        name,
-        f"memory that a window adds to {what}, 2 workers",
-        unit="MB/window",
-        ours=[ours],
-        rslearn=[theirs],
-        note="slope over 500 to 2000 windows, ours to 8000; medians of three runs each",
-        wanted_ratio=100,
-    )
+    ours, theirs = (max(slopes[side], 0.004 / LIST_COUNTS[1]) for side in ("ours", "rslearn"))
+    return row(name, what, unit="MB/window", ours=[ours], rslearn=[theirs], wanted_ratio=wanted, note=note)
 
 
 def _of(found: list[dict[str, list[float]]], process: str) -> float:
@@ -83,11 +95,11 @@ def _slope(points: list[tuple[int, float]]) -> float:
     return above / sum((x - middle[0]) ** 2 for x, _ in points)
 
 
-def _measure(side: str, path: Path, count: int) -> dict[str, list[float]]:
-    """Own memory in MB of the main process and of each worker, in a fresh process."""
+def _measure(side: str, path: Path, count: int, *, kind: str) -> dict[str, list[float]]:
+    """Own memory in MB of the main process and of each worker, in a fresh process; see ``memory_part``."""
     script = Path(__file__).with_name("memory_part.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
-    command = [sys.executable, str(script), side, str(path), str(count)]
+    command = [sys.executable, str(script), side, str(path), str(count), kind]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
