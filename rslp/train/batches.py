@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from rslearn.train.model_context import SampleMetadata
 from torch.utils.data import Dataset, Sampler
 
@@ -14,6 +15,7 @@ from rslp.train.faults import Fault
 from rslp.train.model import Features
 from rslp.train.reading import read
 from rslp.train.samples import Sample, SampleKey, SampleSource
+from rslp.train.transfer import tensors_pinned, tensors_to
 
 # The datasets of which batches are kept; a stage of a run.
 Stage = Mapping[str, "KeptBatches"]
@@ -38,6 +40,17 @@ class Batch(NamedTuple):
     metadatas: list[SampleMetadata]
     faults: tuple[Fault, ...] = ()
     features: Features | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch with inputs, targets and features on a device."""
+        return self if device.type == "cpu" else self._through(lambda value: tensors_to(value, device))
+
+    def pin_memory(self) -> Batch:
+        """The batch with them in page-locked memory; torch's loader calls this."""
+        return self._through(tensors_pinned)
+
+    def _through(self, act: Callable[[Any], Any]) -> Batch:
+        return self._replace(inputs=act(self.inputs), targets=act(self.targets), features=act(self.features))
 
 
 @dataclass(frozen=True)

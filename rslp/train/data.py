@@ -23,7 +23,6 @@ from rslp.train.features.stage import FrozenStage, Keys
 from rslp.train.samples import SampleSource, open_dataset
 from rslp.train.store.settings import StoreSettings
 from rslp.train.store.store import SampleStore, open_store
-from rslp.train.transfer import moved
 from rslp.train.world import read_world
 
 _SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
@@ -264,7 +263,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
         dataloader_idx: int,  # noqa: ARG002
     ) -> list[Batch]:
         """Move the tensors of a step's batches."""
-        return [moved(part, device) for part in batch]
+        return [part.to(device) for part in batch]
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on with: the samples that were skipped."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pytest
 import torch
 from rslearn.models.component import FeatureMaps, TokenFeatureMaps
 from rslearn.train.model_context import RasterImage
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from rslp.train.batches import Batch
+from rslp.train.features.codec import shape_of
 from rslp.train.model import Features
-from rslp.train.transfer import moved, tensors_to
+from rslp.train.transfer import tensors_to
 from tests.train.features.test_codec import METADATA
 
 DAY = datetime(2024, 3, 1, tzinfo=UTC)
@@ -26,7 +29,7 @@ def batch() -> Batch:
 
 def test_every_tensor_moves_and_the_rest_is_shared() -> None:
     before, device = batch(), torch.device("meta")
-    after = moved(before, device)
+    after = before.to(device)
     image, target = after.inputs[0]["image"], after.targets[0]["segment"]
     tensors = [image.image, target["classes"].image, target["weights"][0], target["weights"][1][0]]
     assert after.features is not None and after.features.depth == 1
@@ -39,7 +42,23 @@ def test_every_tensor_moves_and_the_rest_is_shared() -> None:
 
 def test_on_the_cpu_nothing_is_copied() -> None:
     before = batch()
-    assert moved(before, torch.device("cpu")) is before
+    assert before.to(torch.device("cpu")) is before
+
+
+def test_the_loader_pins_every_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Memory can be pinned only where there is a device to fetch from it.
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.to("meta"))
+    (after,) = pin_memory([batch()])  # type: ignore[no-untyped-call]
+    target = after.targets[0]["segment"]
+    tensors = [after.inputs[0]["image"].image, target["classes"].image, target["weights"][1][0]]
+    tensors += after.features.value.feature_maps
+    assert all(tensor.device.type == "meta" for tensor in tensors)
+    assert after.dataset == "d" and after.metadatas[0] is METADATA
+
+
+def test_an_image_that_is_a_shape_alone_stays_small() -> None:
+    after = tensors_to(shape_of(RasterImage(torch.rand(2, 3, 9, 9))), torch.device("meta"))
+    assert after.image.shape == (2, 3, 9, 9) and after.image.stride() == (0, 0, 0, 0)
 
 
 def test_masks_of_tokens_move_too() -> None:
