@@ -93,6 +93,15 @@ def test_what_a_kill_leaves_half_written_is_not_found(source: SampleSource, tmp_
     assert again.read([(0, 0)]) is None
 
 
+def test_a_bank_is_full_when_each_sample_is_kept_in_each_view(source: SampleSource, tmp_path: Path) -> None:
+    bank = opened(tmp_path / "name", source)
+    add(bank, [(index, view) for view in range(2) for index in range(len(source) - view)])
+    assert not bank.full(1)  # not looked for yet
+    bank.look({0, 1})
+    assert bank.full(1) and not bank.full(2)
+    bank.close()
+
+
 def test_a_bank_in_use_stays_and_the_longest_unused_makes_room(source: SampleSource, tmp_path: Path) -> None:
     banks = [opened(tmp_path / name, source) for name in ("a", "b", "c", "d")]
     for number, bank in enumerate(banks):
