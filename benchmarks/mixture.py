@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from itertools import islice
 
-from rows import Report, report, row
+from rows import Curve, Report, report, row
 from rslearn.train.data_module import DistributedPerDatasetBatchSampler
 from rslearn.train.dataset import MultiDataset
 
@@ -26,6 +26,8 @@ SAMPLES = 20_000
 BATCH = 8
 BATCHES = 10_000
 ROUNDS = 3
+# Samples of each of 8 datasets; rslearn's sampler takes minutes for the larger ones.
+SIZES = {"ours": (100, 1000, 10_000, 100_000), "rslearn": (100, 1000, 10_000)}
 
 
 class Numbers:
@@ -55,6 +57,12 @@ def main(out: Report) -> None:
             rslearn=[turn[0] for turn in turns],
         )
     )
+    ways = {"ours": _ours, "rslearn": _rslearn}
+    lines = {
+        side: [(n, ways[side]({f"d{i}": n for i in range(8)})) for n in many[: 2 if out.quick else None]]
+        for side, many in SIZES.items()
+    }
+    out.add(Curve("mixture", "Plan an epoch of 8 datasets and give its batches", "samples of each", "s", lines))
     for name, (large, mixture) in LARGE.items():
         plan, enter, each = zip(*(_large(large, mixture) for _ in range(1 if out.quick else ROUNDS)), strict=True)
         what = f"epoch 100 of {name}, batches of {BATCH}"
