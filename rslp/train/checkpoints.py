@@ -20,13 +20,16 @@ from rslp.train import adapters, collectives, preemption
 from rslp.train.module import JointModule
 
 _TRAINABLE_KEY = "rslp_trainable"
+_KEPT_STEPS = 100
 
 
 class RunCheckpoints(Checkpoint):
     """Writes ``checkpoints/{last,best,best-<dataset>}.ckpt`` of a run directory.
 
     ``last.ckpt`` stands at the beginning of an epoch, or after a multiple of ``every_n_steps`` optimiser steps: never
-    by the clock, so that a run and its resumed twin write the same files. ``best*.ckpt`` hold the weights alone.
+    by the clock, so that a run and its resumed twin write the same files. Epochs that read kept features alone are over
+    in less time than a checkpoint takes: of these, only every one that a multiple of ``_KEPT_STEPS`` steps lies in ends
+    with one. ``best*.ckpt`` hold the weights alone.
 
     Args:
         run_dir: the run directory.
@@ -63,10 +66,16 @@ class RunCheckpoints(Checkpoint):
             for name, parameter in pl_module.named_parameters():
                 parameter.requires_grad = name in self._trainable
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the state between two epochs, before any other callback begins the next one."""
-        if trainer.current_epoch > 0:
+        if trainer.current_epoch > 0 and not self._soon_done_again(trainer, pl_module):
             self._save_last(trainer, epoch_start=True)
+
+    def _soon_done_again(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        steps, epoch = trainer.global_step, int(trainer.num_training_batches)
+        short = steps // _KEPT_STEPS == (steps - epoch) // _KEPT_STEPS
+        module = _joint(pl_module)
+        return bool(trainer.strategy.broadcast(short and module.reads_kept() and not module.asked_to_leave()))
 
     def on_train_batch_end(
         self,

@@ -247,6 +247,12 @@ class JointModule(RslearnLightningModule):
         """Whether a scheduler wants the machine: the answer that all processes agreed on at the step's begin."""
         return self._asked_to_leave if collectives.several() else preemption.notice.received is not None
 
+    def reads_kept(self) -> bool:
+        """Whether the last training epoch and its validation read kept features alone."""
+        data = self._data_module()
+        read = ["train"] if self.trainer.limit_val_batches == 0 else ["train", "val"]
+        return all(data.frozen.covers(split, data.data_modules) for split in read)
+
     def datasets(self) -> list[str]:
         """The keys of the datasets."""
         return sorted({dataset for dataset, _ in self._metrics})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -228,6 +228,10 @@ class FrozenStage:
             held.banks.pop(name).close()
         if any(asked for asked, _ in notices):
             raise preemption.Preempted("while features of the frozen encoder were computed")
+
+    def covers(self, split: str, datasets: Collection[str]) -> bool:
+        """Whether features of all these datasets are kept now."""
+        return split in self._held and set(self._held[split].banks) >= set(datasets)
 
     def close(self) -> None:
         """Let go of what is kept, so that it may be deleted when its room is needed."""

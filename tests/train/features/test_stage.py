@@ -18,9 +18,10 @@ from lightning.pytorch.callbacks import Callback
 
 from rslp.evaluate.evaluation import evaluate
 from rslp.run import RunDir
-from rslp.train import preemption
-from rslp.train.checkpoints import read_checkpoint
+from rslp.train import checkpoints, preemption
+from rslp.train.checkpoints import read_checkpoint, write_checkpoint
 from rslp.train.fit import fit
+from rslp.train.module import JointModule
 from tests.tiny import TinyEncoder, run_config, write_dataset, write_run
 from tests.train.ranks import train_on
 
@@ -136,6 +137,46 @@ def test_the_features_go_when_the_encoder_thaws(data: dict[str, tuple[str, str]]
     # What a process that was stopped before the thaw has left is taken by the next run that thaws, or needs the room.
     trained(tmp_path / "next", config_of(data, thaw=2, epochs=3, frozen_views=1))
     assert not folders(data)
+
+
+def test_short_epochs_of_kept_features_share_a_checkpoint(
+    data: dict[str, tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    monkeypatch.setattr(
+        checkpoints, "write_checkpoint", lambda content, path: (written.append(content["epoch"]), write(content, path))
+    )
+    write = write_checkpoint
+    config = config_of(data, thaw=None, epochs=5, frozen_views=1)
+    config["trainer"]["limit_val_batches"] = 0
+    whole = trained(tmp_path / "whole", config)
+    assert written == [5]
+    # Killed in its fourth epoch, it repeats what lies behind no checkpoint, to the same weights.
+    run = write_run(tmp_path / "killed", copy.deepcopy(config))
+    step = JointModule.training_step
+
+    def killed(module: JointModule, batch: Any, batch_idx: int) -> torch.Tensor:
+        if module.current_epoch == 3 and batch_idx == 1:
+            raise RuntimeError("killed")
+        return step(module, batch, batch_idx)
+
+    monkeypatch.setattr(JointModule, "training_step", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(run)
+    assert not run.last.exists()
+    monkeypatch.setattr(JointModule, "training_step", step)
+    assert fit(run) == 0
+    assert_same(run, whole)
+    # Encoding anew takes longer than writing.
+    written.clear()
+    trained(tmp_path / "off", config | {"data": _without_features(config)})
+    assert written == [1, 2, 3, 4, 5]
+
+
+def _without_features(config: Config) -> Config:
+    data = copy.deepcopy(config["data"])
+    data["init_args"]["features"] = "off"
+    return dict(data)
 
 
 def test_an_encoder_that_stays_frozen_serves_evaluations_too(
