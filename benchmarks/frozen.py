@@ -113,10 +113,12 @@ def _add_rows(out: Report, heads: str, epochs: dict[str, list[dict[str, float]]]
     rates = {side: list(map(_rate, many)) for side, many in epochs.items()}
     cpu = {side: [epoch["cpu"] / epoch["samples"] * 1e3 for epoch in many] for side, many in epochs.items()}
     alone = "the heads alone, features in memory"
+    kind, _, size = heads.partition(", ")
+    of = f" of {size}'s size" if size else ""
     out.add(
         row(
             f"frozen, {heads}",
-            f"epoch with a frozen encoder and {heads} heads, features kept",
+            f"epoch with a frozen encoder{of} and {kind} heads, features kept",
             unit="samples/s",
             ours=rates["ours"],
             rslearn=rates["rslearn"],
@@ -131,7 +133,7 @@ def _add_rows(out: Report, heads: str, epochs: dict[str, list[dict[str, float]]]
     out.add(
         row(
             f"frozen, {heads}, CPU",
-            f"the same runs with {heads} heads, CPU time of all their processes",
+            f"the same runs with {kind} heads{of}, CPU time of all their processes",
             unit="ms/sample",
             ours=cpu["ours"],
             rslearn=cpu["rslearn"],
