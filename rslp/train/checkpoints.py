@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from rslp.errors import CheckpointError
+from rslp.errors import CheckpointError, ConfigError, Problem
 from rslp.run import RunDir
 from rslp.train import adapters, collectives, preemption
 from rslp.train.module import JointModule
@@ -34,9 +34,15 @@ class RunCheckpoints(Checkpoint):
     Args:
         run_dir: the run directory.
         every_n_steps: optimiser steps between checkpoints inside an epoch.
+
+    Raises:
+        ConfigError: fewer than 1.
     """
 
     def __init__(self, run_dir: str, every_n_steps: int = 200) -> None:
+        if every_n_steps < 1:
+            what = f"RunCheckpoints: every_n_steps is {every_n_steps}; 1 or more"
+            raise ConfigError(Problem(what, key="trainer.callbacks"))
         self._run = RunDir(Path(run_dir))
         self._every = every_n_steps
         self._best: dict[str, float] = {}

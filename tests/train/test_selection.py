@@ -11,8 +11,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from rslp.errors import ConfigError
 from rslp.run import RunDir
-from rslp.train.checkpoints import read_checkpoint
+from rslp.train.checkpoints import RunCheckpoints, read_checkpoint
 from rslp.train.fit import fit
 from tests.tiny import run_config, write_dataset, write_run
 from tests.train.test_fit import Killed, same, weights
@@ -112,3 +113,8 @@ def test_a_run_that_was_killed_chooses_and_anneals_alike(
     assert seen(killed)[0] == seen(run)[0]
     for path in (run.last, *run.checkpoints.glob("best*.ckpt")):
         assert same(weights(path), weights(killed.checkpoints / path.name))
+
+
+def test_checkpoints_come_every_so_many_steps_and_no_fewer_than_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="every_n_steps is 0; 1 or more"):
+        RunCheckpoints(str(tmp_path), every_n_steps=0)
