@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rslp.errors import DataError
 from rslp.train.batches import Batch, BatchKey
 from rslp.train.features.codec import Kept, KeptBatch, decode, encode
 from rslp.train.model import Features
@@ -92,6 +94,9 @@ class FeatureBank:
 
         Args:
             keys: index and view of each.
+
+        Raises:
+            DataError: a record was damaged on the disk.
         """
         places = self._of(keys)
         if not places["head"].all() or not all(self.source.holds(index) for index, _ in keys):
@@ -101,7 +106,11 @@ class FeatureBank:
         except (OSError, ValueError):
             # Somebody has made room meanwhile.
             return None
-        return decode(records)
+        try:
+            return decode(records)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            what = f"dataset {self.source.name!r}: kept features in {self.folder} are damaged on the disk ({error})"
+            raise DataError(f"{what}; delete the folder, and they are made anew") from error
 
     def _of(self, keys: Sequence[tuple[int, int]]) -> Array:
         """The places of some samples (index and view)."""

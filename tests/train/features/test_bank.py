@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rslearn.models.component import FeatureVector
 
+from rslp.errors import DataError
 from rslp.train.features.bank import FeatureBank, dropped, make_room
 from rslp.train.features.codec import Kept
 from rslp.train.samples import SampleSource
@@ -91,6 +92,17 @@ def test_what_a_kill_leaves_half_written_is_not_found(source: SampleSource, tmp_
     again.look({0})
     assert again.missing([(0, 0), (1, 0)]) == [(1, 0)]
     assert again.read([(0, 0)]) is None
+
+
+def test_a_damaged_record_is_told_with_its_folder(source: SampleSource, tmp_path: Path) -> None:
+    bank = opened(tmp_path / "name", source)
+    add(bank, [(0, 0)])
+    (segment,) = bank.folder.glob("data/*.seg")
+    segment.write_bytes(segment.read_bytes().replace(b'"vector"', b'"vec\x00or"'))
+    bank.look({0})
+    with pytest.raises(DataError, match=f"{bank.folder} are damaged on the disk .*delete the folder"):
+        bank.read([(0, 0)])
+    bank.close()
 
 
 def test_a_bank_is_full_when_each_sample_is_kept_in_each_view(source: SampleSource, tmp_path: Path) -> None:
