@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -14,8 +13,7 @@ from rslearn.utils.geometry import PixelBounds, Projection
 
 from rslp.train import adapters
 from rslp.train.store.columns import Array
-
-TimeRange = tuple[datetime, datetime]
+from rslp.train.store.records import TimeRange
 
 
 class Windows(Protocol):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -18,7 +17,8 @@ import numpy as np
 import torch
 from rslearn.models.component import FeatureMaps, FeatureVector, TokenFeatureMaps
 from rslearn.train.model_context import RasterImage, SampleMetadata
-from rslearn.utils.geometry import Projection
+
+from rslp.train.features.origin import metadata_in, metadata_out, spans_in, spans_out
 
 _ALIGN = 16
 # Tensors of types that numpy lacks are kept as integers of their width.
@@ -86,7 +86,7 @@ def encode(kept: Kept) -> tuple[bytes, bytes]:
     Raises:
         Unfit: a value that is neither a tensor, a raster image, text, a number, nor made of these.
     """
-    own: list[Any] = [_metadata_out(kept.metadata)]
+    own: list[Any] = [metadata_out(kept.metadata)]
     parts: list[bytes] = []
     tensors: list[torch.Tensor] = []
     features = _features_out(kept.features, tensors)
@@ -119,7 +119,7 @@ def decode(records: Sequence[Record]) -> KeptBatch | None:
         _features_in(forms[0], payloads),
         [inputs for inputs, _ in trees],
         [targets for _, targets in trees],
-        [_metadata_in(one[0]) for one in own],
+        [metadata_in(one[0]) for one in own],
     )
 
 
@@ -188,7 +188,7 @@ def _out(value: Any, tensors: list[torch.Tensor], own: list[Any]) -> Any:
         tensors.append(value.detach().cpu())
         return ["t", len(tensors) - 1]
     if isinstance(value, RasterImage):
-        own.append(_spans_out(value.timestamps))
+        own.append(spans_out(value.timestamps))
         return ["r", _out(value.image, tensors, own), len(own) - 1]
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return ["n", _out(torch.from_numpy(np.array(value)), tensors, own)]
@@ -215,7 +215,7 @@ def _column(node: Any, tensors: list[list[torch.Tensor]], own: list[list[Any]]) 
         return tensors[content]
     if kind == "r":
         images = _column(content, tensors, own)
-        return [RasterImage(image, _spans_in(one[node[2]])) for image, one in zip(images, own, strict=True)]
+        return [RasterImage(image, spans_in(one[node[2]])) for image, one in zip(images, own, strict=True)]
     if kind == "n":
         return [tensor.numpy() for tensor in _column(content, tensors, own)]
     if kind == "v":
@@ -258,46 +258,3 @@ def _features_in(form: bytes, payloads: list[memoryview]) -> Any:
         return FeatureMaps(tensors)
     half = len(tensors) // 2
     return TokenFeatureMaps(tensors) if kind == "tokens" else TokenFeatureMaps(tensors[:half], tensors[half:])
-
-
-def _spans_out(spans: list[tuple[datetime, datetime]] | None) -> list[list[str]] | None:
-    return None if spans is None else [[start.isoformat(), end.isoformat()] for start, end in spans]
-
-
-def _spans_in(spans: list[list[str]] | None) -> list[tuple[datetime, datetime]] | None:
-    return None if spans is None else [(_date(start), _date(end)) for start, end in spans]
-
-
-def _metadata_out(metadata: SampleMetadata) -> list[Any]:
-    spans = _spans_out(None if metadata.time_range is None else [metadata.time_range])
-    projection = json.dumps(metadata.projection.serialize(), sort_keys=True)
-    crop = [metadata.crop_idx, metadata.num_crops_in_window]
-    place = [metadata.window_group, metadata.window_name, list(metadata.window_bounds), list(metadata.crop_bounds)]
-    return [*place, *crop, spans, projection, metadata.dataset_source]
-
-
-def _metadata_in(value: list[Any]) -> SampleMetadata:
-    group, name, window, crop, number, count, spans, projection, dataset = value
-    times = _spans_in(spans)
-    return SampleMetadata(
-        window_group=group,
-        window_name=name,
-        window_bounds=tuple(window),
-        crop_bounds=tuple(crop),
-        crop_idx=number,
-        num_crops_in_window=count,
-        time_range=None if times is None else times[0],
-        projection=_projection(projection),
-        dataset_source=dataset,
-    )
-
-
-@lru_cache(maxsize=1024)
-def _projection(text: str) -> Projection:
-    projection: Projection = Projection.deserialize(json.loads(text))
-    return projection
-
-
-@lru_cache(maxsize=4096)
-def _date(text: str) -> datetime:
-    return datetime.fromisoformat(text)

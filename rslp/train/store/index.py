@@ -17,6 +17,7 @@ from rslearn.utils.geometry import Projection
 
 from rslp.train.store.columns import Array, read_columns, write_columns
 from rslp.train.store.folder import DIGEST, Seen, look, shortcut
+from rslp.train.store.records import TimeRange
 from rslp.train.store.texts import Texts
 
 FORMAT = 1
@@ -84,9 +85,9 @@ class WindowIndex:
 
     def projection(self, row: int) -> Projection:
         """A window's projection."""
-        return _projection(self.texts["projection"][row])
+        return projection_of(self.texts["projection"][row])
 
-    def time_range(self, row: int) -> tuple[datetime, datetime] | None:
+    def time_range(self, row: int) -> TimeRange | None:
         """A window's time range, if it has one."""
         return _time_range(self.texts["times"][row])
 
@@ -184,13 +185,14 @@ def _order(names: Texts, groups: Texts) -> Array:
 
 
 @lru_cache(maxsize=1024)
-def _projection(text: str) -> Projection:
+def projection_of(text: str) -> Projection:
+    """A projection from its JSON; the same object for the same text."""
     projection: Projection = Projection.deserialize(json.loads(text))
     return projection
 
 
 @lru_cache(maxsize=1024)
-def _time_range(text: str) -> tuple[datetime, datetime] | None:
+def _time_range(text: str) -> TimeRange | None:
     if text == "null":
         return None
     start, end = json.loads(text)

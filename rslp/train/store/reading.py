@@ -6,7 +6,6 @@ import hashlib
 import os
 import random
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +112,7 @@ class StoredWindows:
         """The store's folder."""
         return self._reader.folder
 
-    def time_range(self, i: int) -> tuple[datetime, datetime] | None:
+    def time_range(self, i: int) -> records.TimeRange | None:
         """A window's time range, if it has one."""
         return self._index.time_range(int(self._rows[i]))
 
