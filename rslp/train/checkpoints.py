@@ -20,6 +20,7 @@ from rslp.train import adapters, collectives, preemption
 from rslp.train.module import JointModule
 
 _TRAINABLE_KEY = "rslp_trainable"
+# What a kill then costs again is so many steps of the heads.
 _KEPT_STEPS = 100
 
 
@@ -27,9 +28,8 @@ class RunCheckpoints(Checkpoint):
     """Writes ``checkpoints/{last,best,best-<dataset>}.ckpt`` of a run directory.
 
     ``last.ckpt`` stands at the beginning of an epoch, or after a multiple of ``every_n_steps`` optimiser steps: never
-    by the clock, so that a run and its resumed twin write the same files. Epochs that read kept features alone are over
-    in less time than a checkpoint takes: of these, only every one that a multiple of ``_KEPT_STEPS`` steps lies in ends
-    with one. ``best*.ckpt`` hold the weights alone.
+    by the clock. Epochs that read kept features alone may take less time than a checkpoint does: of these, those end with
+    one in which a multiple of ``_KEPT_STEPS`` steps lies. ``best*.ckpt`` hold the weights alone.
 
     Args:
         run_dir: the run directory.
@@ -41,7 +41,7 @@ class RunCheckpoints(Checkpoint):
 
     def __init__(self, run_dir: str, every_n_steps: int = 200) -> None:
         if every_n_steps < 1:
-            what = f"RunCheckpoints: every_n_steps is {every_n_steps}; 1 or more"
+            what = f"every_n_steps is {every_n_steps}; 1 or more"
             raise ConfigError(Problem(what, key="trainer.callbacks"))
         self._run = RunDir(Path(run_dir))
         self._every = every_n_steps
