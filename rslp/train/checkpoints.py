@@ -28,8 +28,8 @@ class RunCheckpoints(Checkpoint):
     """Writes ``checkpoints/{last,best,best-<dataset>}.ckpt`` of a run directory.
 
     ``last.ckpt`` stands at the beginning of an epoch, or after a multiple of ``every_n_steps`` optimiser steps: never
-    by the clock. Epochs that read kept features alone may take less time than a checkpoint does: of these, those end with
-    one in which a multiple of ``_KEPT_STEPS`` steps lies. ``best*.ckpt`` hold the weights alone.
+    by the clock. Epochs that read kept features alone may take less time than a checkpoint does: of these, those end
+    with one in which a multiple of ``_KEPT_STEPS`` steps lies. ``best*.ckpt`` hold the weights alone.
 
     Args:
         run_dir: the run directory.
