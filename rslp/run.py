@@ -165,7 +165,7 @@ class RunDir:
     def sweep(self) -> None:
         """Remove what a killed process had begun to write; to be called under the lock."""
         for folder in (self.path, self.checkpoints, self.evaluation("").parent):
-            for begun in folder.glob(".*.tmp"):
+            for begun in sorted(folder.glob(".*.tmp")):
                 begun.unlink(missing_ok=True)
 
     @contextmanager

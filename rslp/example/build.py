@@ -149,6 +149,6 @@ def _write(root: Path, recipe: Recipe, workers: int) -> int:
 
 
 def _copy_configs(root: Path) -> None:
-    for source in files("rslp.example").joinpath("configs").iterdir():
+    for source in sorted(files("rslp.example").joinpath("configs").iterdir(), key=lambda source: source.name):
         if source.name.endswith(".yaml"):
             (root / source.name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")

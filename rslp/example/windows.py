@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import lru_cache
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -60,9 +60,7 @@ def write(root: Path, portions: Sequence[tuple[Site, ...]], *, seed: int, worker
     # Not forked: the progress bar runs a thread, and GDAL has its own.
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
     try:
-        tasks = [pool.submit(write_portion, root, seed, portion) for portion in portions]
-        for task in as_completed(tasks):
-            yield task.result()
+        yield from pool.map(partial(write_portion, root, seed), portions)
     finally:
         pool.shutdown(cancel_futures=True)
 

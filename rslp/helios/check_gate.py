@@ -89,10 +89,10 @@ def _stamp(path: Path) -> Any:
     if not path.is_dir():
         return _size_and_time(path) if path.exists() else None
     # Libraries keep notes of their own in hidden files and journals; they say nothing of the data.
-    inside = [one for one in path.iterdir() if not one.name.startswith(".") and not one.name.endswith(("-wal", "-shm"))]
-    windows = path / "windows"
-    groups = [one for one in windows.iterdir() if not one.name.startswith(".")] if windows.is_dir() else []
-    return {str(one.relative_to(path)): _size_and_time(one) for one in [*inside, *groups]}
+    listed = [one for one in sorted(path.iterdir()) if not one.name.endswith(("-wal", "-shm"))]
+    if (windows := path / "windows").is_dir():
+        listed += sorted(windows.iterdir())
+    return {str(one.relative_to(path)): _size_and_time(one) for one in listed if not one.name.startswith(".")}
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from rslp.helios.checkpoint import Architecture, load_encoder, open_checkpoint
 from rslp.helios.encoder import masks_padding
 from rslp.helios.images.inputs import EncoderBatch, ModalityShape, assemble, check_normalized
 from rslp.helios.pooling import keep_tokens, pool_tokens
+from rslp.train.adapters import fix_token_order
 
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": None, None: None}
 _EXTRA_STATE = "_extra_state"
@@ -83,6 +84,7 @@ class Helios(FeatureExtractor):
         self.model = masks_padding(
             load_encoder(checkpoint, self._selector, random_initialization=random_initialization, strict=strict)
         )
+        fix_token_order(self.model)
         self._check(checkpoint_path, embedding_size)
         self.embedding_size = int(self.model.embedding_size)  # type: ignore[arg-type]
         self.modalities = _modalities(self.model)
@@ -174,7 +176,7 @@ def _patch_size(direct: int | None, among_kwargs: int | None) -> int:
     if len(given) != 1:
         what = "not given" if not given else f"given twice, as {direct} and as forward_kwargs.patch_size {among_kwargs}"
         raise ConfigError(Problem(what, key="Helios.patch_size"))
-    size = given.pop()
+    (size,) = given
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ConfigError(
             Problem(f"got {size!r}, must be a whole number of pixels, at least 1", key="Helios.patch_size")

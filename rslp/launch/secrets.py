@@ -110,7 +110,7 @@ def holds_login(text: str) -> bool:
 
 def redact(text: str, known: Iterable[str]) -> str:
     """A text without known secrets, keys, and users and passwords in URLs."""
-    for value in sorted(known, key=len, reverse=True):
+    for value in sorted(known, key=lambda value: (-len(value), value)):
         text = text.replace(value, HIDDEN)
     for form in _FORMS.values():
         text = re.sub(form.pattern.decode(), HIDDEN, text)

@@ -34,7 +34,7 @@ def record_software(run: RunDir) -> None:
 def freeze() -> str:
     """Python and the packages of this process, as ``pip freeze`` lists them; no environment variables."""
     head = f"# Python {platform.python_version()}, {platform.platform()}"
-    return "\n".join([head, *sorted(set(_packages()), key=str.lower)]) + "\n"
+    return "\n".join([head, *sorted(_packages(), key=str.lower)]) + "\n"
 
 
 def _packages() -> Iterator[str]:

@@ -58,7 +58,7 @@ def code_tree(package: Path | None = None) -> Tree:
 
 def known_secrets(tree: Tree) -> frozenset[str]:
     """The secret values of this machine's environment, of ``.env`` files in the tree, and of its remotes."""
-    files = (*tree.root.glob(".env"), *tree.root.glob(".env.*"), *tree.root.glob("*.env"))
+    files = [path for like in (".env", ".env.*", "*.env") for path in sorted(tree.root.glob(like))]
     texts = [path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file()]
     return secret_values(os.environ, texts=texts, urls=tree.remotes)
 
@@ -68,10 +68,10 @@ def _checkout(root: Path) -> Tree:
     untracked = _listed(root, "--others", "--exclude-standard")
     travels = {name for name in tracked if not is_secret_name(name)}
     travels |= {name for name in untracked if not is_secret_name(name) and not _is_data(name, root)}
-    names = [name for name in travels if _is_code_file(root, name)]
+    names = sorted(name for name in travels if _is_code_file(root, name))
     return Tree(
         root=root,
-        names=tuple(sorted(names)),
+        names=tuple(names),
         left_out=tuple(sorted({*tracked, *untracked} - set(names))),
         commit=_git(root, "rev-parse", "HEAD"),
         diff=_git(root, "diff", "HEAD", "--no-ext-diff", "--no-color", "--", ".") or "",
@@ -99,7 +99,7 @@ def _is_code_file(root: Path, name: str) -> bool:
 
 
 def _below(folder: Path, root: Path, *, like: str = "*") -> list[str]:
-    found = (path for path in folder.rglob(like) if path.is_file() and "__pycache__" not in path.parts)
+    found = (path for path in sorted(folder.rglob(like)) if path.is_file() and "__pycache__" not in path.parts)
     return [path.relative_to(root).as_posix() for path in found]
 
 

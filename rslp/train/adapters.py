@@ -1,4 +1,4 @@
-"""Every touch of a private or awkward part of rslearn and Lightning, each held by a contract test.
+"""Every touch of a private or awkward part of rslearn, Lightning and the encoders' package, held by contract tests.
 
 rslearn 0.1.19 lists windows with progress bars of its own and a temporary file per dataset, and draws crops and item
 groups from the operating system's entropy; Lightning has no hook between an epoch's scheduler step and the next epoch.
@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -40,6 +41,7 @@ from upath import UPath
 
 RawInput = RasterImage | list[Feature]
 RawInputs = dict[str, RawInput]
+_MODALITIES = "get_modalities_to_process"
 
 
 def keep_formats(dataset: Dataset) -> Dataset:
@@ -85,6 +87,27 @@ def watching_rasters(look: Callable[[DatasetReader], None]) -> Iterator[None]:
         yield
     finally:
         module.open_rasterio_upath_reader = original
+
+
+def fix_token_order(encoder: torch.nn.Module) -> None:
+    """Have Helios models lay out their tokens in one order, whoever wraps them; from then on in the whole process.
+
+    Their package (olmoearth-pretrain-minimal 0.1.5, olmoearth-pretrain) goes through an intersection of sets of
+    modality names, whose order is another one in each process. Attention sums over the tokens in that order, so the
+    last bits of features and gradients would differ between two starts.
+
+    Args:
+        encoder: what may hold such a model; others are left alone.
+    """
+    for name in dict.fromkeys(type(part).__module__ for part in encoder.modules()):
+        module: Any = sys.modules.get(name)
+        if hasattr(module, _MODALITIES):
+            setattr(module, _MODALITIES, _in_order_of_the_model)
+
+
+def _in_order_of_the_model(available_modalities: Sequence[str], supported_modality_names: Sequence[str]) -> list[str]:
+    """The modalities that are there and that the model supports, in the order of the model's configuration."""
+    return [name for name in supported_modality_names if name in available_modalities]
 
 
 def split_config(data_module: RslearnDataModule, split: str) -> SplitConfig:

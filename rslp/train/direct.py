@@ -73,7 +73,7 @@ def _plan(
 ) -> dict[str, Call]:
     if not {"model", "data"} <= set(config) or not set(config) <= _PARTS | set(own_keys):
         raise Unsure(f"its keys are {sorted(config)}")
-    for key in set(config) - _PARTS:
+    for key in sorted(set(config) - _PARTS):
         blueprint(config[key], own_keys[key])
     trainer = call(Trainer, config.get("trainer") or {}, trainer_defaults)
     trainer_arguments = dict(trainer.arguments)

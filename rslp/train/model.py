@@ -12,6 +12,7 @@ from rslearn.models.trunk import DecoderTrunk
 from rslearn.train.model_context import ModelContext, ModelOutput
 
 from rslp.errors import ConfigError, Problem
+from rslp.train.adapters import fix_token_order
 from rslp.train.counts import loss_count
 from rslp.train.merged_heads import LabelRange
 
@@ -76,6 +77,7 @@ class JointModel(torch.nn.Module):
         if not encoder or not decoders:
             raise ConfigError(Problem("needs at least one encoder module and one decoder", key=_PLACE))
         self.encoder = torch.nn.ModuleList(encoder)
+        fix_token_order(self.encoder)
         # Sorted, so that neither parameter order nor task embeddings depend on the order of a mapping.
         self.decoders = torch.nn.ModuleDict(
             {task: torch.nn.ModuleList(modules) for task, modules in sorted(decoders.items())}

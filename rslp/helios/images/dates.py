@@ -39,7 +39,7 @@ def align(intervals: Mapping[str, Sequence[Interval]], tolerance: timedelta) -> 
     joined: dict[str, list[int]] = {}
     for modality, of_modality in intervals.items():
         joined[modality] = []
-        free = set(range(len(steps)))
+        free = list(range(len(steps)))
         for start, end in of_modality:
             middle = start + (end - start) / 2
             near = [(abs(steps[step] - middle), step) for step in free]

@@ -165,7 +165,8 @@ def _common_size(images: Sequence[Mapping[str, RasterImage]]) -> tuple[int, int]
     if len(sizes) > 1:
         listed = ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
         raise DataError(f"the images of a batch have unlike sizes (H x W px): {listed}; crop or pad them")
-    return sizes.pop()
+    (size,) = sizes
+    return size
 
 
 def _timeline(

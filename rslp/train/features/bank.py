@@ -71,7 +71,7 @@ class FeatureBank:
     def look(self, views: set[int]) -> None:
         """Find what is kept now, of some views and of all that were looked for before."""
         catalogues = [read_entries(path) for path in sorted(self.folder.glob("*.cat"))]
-        for view in views | set(self._places):
+        for view in sorted(views | set(self._places)):
             wanted = _of_view(self._prints, view)
             places = np.zeros(len(wanted), _PLACE)
             for entries in catalogues:
@@ -116,7 +116,7 @@ class FeatureBank:
         """The places of some samples (index and view)."""
         indices, views = np.array(keys, np.int64).reshape(-1, 2).T
         found = np.zeros(len(keys), _PLACE)
-        for view in set(views.tolist()) & set(self._places):
+        for view in sorted(set(views.tolist()) & set(self._places)):
             found[views == view] = self._places[view][indices[views == view]]
         return found
 
@@ -227,7 +227,7 @@ def make_room(folder: Path, *, needed: int, allowed: int, keep: Path) -> int:
         allowed: bytes that all banks may take.
         keep: the bank that they are for.
     """
-    others = [path for path in folder.iterdir() if path.is_dir() and path != keep]
+    others = [path for path in sorted(folder.iterdir()) if path.is_dir() and path != keep]
     sizes = {path: sum(file.stat().st_size for file in path.glob("data/*.seg")) for path in [*others, keep]}
     for path in sorted(others, key=_last_used):
         if sum(sizes.values()) + needed <= allowed:

@@ -38,7 +38,7 @@ def frozen_epochs(trainer: Trainer, modules: Iterable[torch.nn.Module]) -> float
     parameters = {parameter for module in modules for parameter in module.parameters()}
     thaws: dict[torch.nn.Parameter, int | None] = {}
     for stage in stages_of(trainer):  # of several stages the last one counts
-        thaws |= dict.fromkeys(parameters.intersection(stage.parameters), stage.thaw_at_epoch)
+        thaws |= {p: stage.thaw_at_epoch for p in stage.parameters if p in parameters}
     return min([end, *(float(epoch) for epoch in thaws.values() if epoch is not None)])
 
 

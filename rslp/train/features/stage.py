@@ -224,7 +224,7 @@ class FrozenStage:
             bank.look({view for _, view in drawn})
             held.tried |= {(name, *key) for key in bank.missing(drawn)}
         held.without |= {name for _, names in notices for name in names}
-        for name in held.without & set(held.banks):
+        for name in sorted(held.without & set(held.banks)):
             held.banks.pop(name).close()
         if any(asked for asked, _ in notices):
             raise preemption.Preempted("while features of the frozen encoder were computed")

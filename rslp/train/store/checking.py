@@ -146,6 +146,6 @@ def _spread(work: Callable[[Sequence[T]], R], tasks: Sequence[T], workers: int) 
 
 def forget_older(store: Path, key: str, current: Path) -> None:
     """Remove indices that no running process can have opened any more."""
-    for path in store.glob(f"windows-{key}-*.idx"):
+    for path in sorted(store.glob(f"windows-{key}-*.idx")):
         if path != current and time.time() - path.stat().st_mtime > _KEPT_SECONDS:
             path.unlink(missing_ok=True)

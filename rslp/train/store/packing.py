@@ -251,6 +251,7 @@ def pack_all(work: Work, tasks: Iterable[Task], *, workers: int) -> Iterator[Pac
     try:
         running: set[Future[Packed]] = {pool.submit(_pack, one) for one in islice(portions, 3 * workers)}
         while running:
+            # any order: records are found by their fingerprints, wherever they lie
             done, running = wait(running, return_when=FIRST_COMPLETED)
             running |= {pool.submit(_pack, one) for one in islice(portions, len(done))}
             for future in done:

@@ -77,7 +77,7 @@ def encode_raster(groups: Sequence[ItemGroup], *, narrow: Sequence[str], crops: 
 
 
 def _narrowed(whole: Array, dtypes: Sequence[str]) -> Array:
-    for dtype in sorted({np.dtype(name) for name in dtypes}, key=lambda dtype: dtype.itemsize):
+    for dtype in sorted(map(np.dtype, dtypes), key=lambda dtype: dtype.itemsize):
         if dtype.itemsize >= whole.dtype.itemsize:
             break
         with np.errstate(invalid="ignore"):
