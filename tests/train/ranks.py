@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ ROOT = Path(__file__).parents[2]
 TIMEOUT = 500
 
 
-def start_ranks(command: Sequence[str], *, world: int) -> list[subprocess.Popen[str]]:
-    """Start ``python command…`` once per rank."""
+def start_ranks(
+    command: Sequence[str], *, world: int, environment: Callable[[int], Mapping[str, str]] = lambda _: {}
+) -> list[subprocess.Popen[str]]:
+    """Start ``python command…`` once per rank; ``environment`` gives variables of a rank's own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -37,7 +39,7 @@ def start_ranks(command: Sequence[str], *, world: int) -> list[subprocess.Popen[
     return [
         subprocess.Popen(
             [sys.executable, *command],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **shared, **environment(rank), "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -99,7 +101,10 @@ if __name__ == "__main__":
     from rslp.evaluate.evaluation import evaluate
     from rslp.run import RunDir
     from rslp.train.fit import fit
+    from tests.train.starts import SHUFFLED, shuffle_listings
 
+    if SHUFFLED in os.environ:
+        shuffle_listings(os.environ[SHUFFLED])
     for path in sys.argv[1:]:
         run = RunDir(Path(path))
         if code := fit(run):
