@@ -11,7 +11,7 @@ Sets are recognised by how they are made and by annotations, module by module; n
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,27 +24,29 @@ _ORDERED_METHODS = {"join", "extend", "fromkeys", "from_iterable", "pop", "array
 _SET_NAMES = {"set", "frozenset", "Set", "AbstractSet", "MutableSet"}
 _SET_METHODS = {"union", "intersection", "difference", "symmetric_difference"}
 _LISTINGS = {"glob", "rglob", "iterdir", "listdir", "scandir", "walk", "iglob"}
-_UNFINISHED = {"as_completed", "imap_unordered", "wait"}
+_UNFINISHED = {"as_completed", "imap_unordered"}
 
 
 @dataclass
 class _Names:
-    """What is known to be a set: names of variables by function, names of attributes, names of functions."""
+    """What is known to be a set (names of attributes, of functions, by function of variables), or a listing."""
 
     attributes: set[str] = field(default_factory=set)
     functions: set[str] = field(default_factory=set)
     local: dict[ast.AST, set[str]] = field(default_factory=dict)
+    listings: dict[ast.AST, set[str]] = field(default_factory=dict)
 
 
 class Finder:
     """Looks through one module."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, functions: Collection[str] = ()) -> None:
         self._lines = source.splitlines()
         self._tree = ast.parse(source)
         self._parent = {child: node for node in ast.walk(self._tree) for child in ast.iter_child_nodes(node)}
-        self._names = _Names()
-        self._learn()
+        self._names = _Names(functions=set(functions))
+        self._learn_annotations()
+        self._learn_assignments()
 
     def found(self) -> Iterator[tuple[int, str]]:
         """Line and what is wrong there."""
@@ -62,9 +64,9 @@ class Finder:
         return any(MARK in line for line in self._lines[max(0, first - 2) : max(first, last)])
 
     def _fault(self, node: ast.AST) -> str | None:
-        if isinstance(node, ast.Call) and _called(node) in _UNFINISHED and not isinstance(node.func, ast.Attribute):
+        if isinstance(node, ast.Call) and (_called(node) in _UNFINISHED or _is_name(node.func, "wait")):
             return f"{_called(node)}() gives what is finished first"
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "hash":
+        if isinstance(node, ast.Call) and _is_name(node.func, "hash"):
             return "hash() of a string is another one in each process"
         if isinstance(node, ast.keyword) and node.arg == "key" and _called_name(node.value) in ("id", "hash"):
             return f"sorted by {_called_name(node.value)}(), which is another one in each process"
@@ -106,11 +108,16 @@ class Finder:
             return f"{name}() of {what} by a key leaves equals in any order"
         if isinstance(call.func, ast.Name) and name in _ORDERLESS:
             return None
+        if name == "sum" and what == "a directory listing":
+            # Sizes and counts: whole numbers.
+            return None
         if of_items or name in _ORDERED or (isinstance(call.func, ast.Attribute) and name in _ORDERED_METHODS):
             return f"{name}() of {what}"
         return None
 
     def _is_listing(self, node: ast.expr) -> bool:
+        if isinstance(node, ast.Name):
+            return node.id in self._names.listings.get(self._scope(node), set())
         return isinstance(node, ast.Call) and _called(node) in _LISTINGS
 
     def _is_set(self, node: ast.AST) -> bool:
@@ -120,7 +127,7 @@ class Finder:
             name = _called(node)
             if isinstance(node.func, ast.Attribute) and name in _SET_METHODS:
                 return True
-            return name in ("set", "frozenset") and isinstance(node.func, ast.Name) or name in self._names.functions
+            return name in self._names.functions or _is_name(node.func, "set", "frozenset")
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr | ast.BitAnd | ast.Sub | ast.BitXor):
             return any(self._is_set(side) or _is_keys(side) for side in (node.left, node.right))
         if isinstance(node, ast.IfExp):
@@ -134,7 +141,7 @@ class Finder:
             node = self._parent[node]
         return node
 
-    def _learn(self) -> None:
+    def _learn_annotations(self) -> None:
         for node in ast.walk(self._tree):
             if isinstance(node, ast.FunctionDef):
                 if _says_set(node.returns):
@@ -144,10 +151,15 @@ class Finder:
                         self._names.local.setdefault(node, set()).add(argument.arg)
             elif isinstance(node, ast.AnnAssign) and _says_set(node.annotation):
                 self._call_a_set(node.target)
+
+    def _learn_assignments(self) -> None:
         for node in ast.walk(self._tree):
             if isinstance(node, ast.Assign) and self._is_set(node.value):
                 for target in node.targets:
                     self._call_a_set(target)
+            elif isinstance(node, ast.Assign) and self._is_listing(node.value):
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+                self._names.listings.setdefault(self._scope(node), set()).update(names)
 
     def _call_a_set(self, target: ast.expr) -> None:
         if isinstance(target, ast.Attribute):
@@ -160,6 +172,10 @@ class Finder:
                 self._names.attributes.add(target.id)
             else:
                 self._names.local.setdefault(scope, set()).add(target.id)
+
+
+def _is_name(node: ast.expr, *names: str) -> bool:
+    return isinstance(node, ast.Name) and node.id in names
 
 
 def _called(call: ast.Call) -> str:
@@ -180,10 +196,23 @@ def _says_set(annotation: ast.expr | None) -> bool:
     return annotation is not None and _called_name(annotation) in _SET_NAMES
 
 
-def faults(root: Path) -> list[str]:
-    """All such places below a folder, as ``file:line: what``."""
+def functions_of_sets(sources: Collection[str]) -> set[str]:
+    """The names of functions that give a set wherever they are defined."""
+    says: dict[str, bool] = {}
+    for source in sources:
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                says[node.name] = says.get(node.name, True) and _says_set(node.returns)
+    return {name for name, always in says.items() if always}
+
+
+def faults(root: Path, *, without: str | None = None) -> list[str]:
+    """All such places below a folder, as ``file:line: what``; ``without``: a folder in it that is left out."""
+    paths = [path for path in sorted(root.rglob("*.py")) if path.relative_to(root).parts[0] != without]
+    sources = {path: path.read_text(encoding="utf-8") for path in paths}
+    functions = functions_of_sets(sources.values())
     return [
         f"{path.relative_to(root.parent)}:{line}: {what}"
-        for path in sorted(root.rglob("*.py"))
-        for line, what in Finder(path.read_text(encoding="utf-8")).found()
+        for path, source in sources.items()
+        for line, what in Finder(source, functions).found()
     ]
