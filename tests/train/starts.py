@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import random
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rslp.main import main as rslp_main
 from rslp.run import RunDir
 from rslp.train.checkpoints import read_checkpoint
 from rslp.train.store.shelf import SegmentReader, read_entries
@@ -134,3 +136,22 @@ def unlike(starts: Mapping[str, Mapping[str, str]]) -> list[str]:
         for what in dict.fromkeys((*wanted, *found))
         if wanted.get(what) != found.get(what)
     ]
+
+
+def _write_tables() -> None:
+    """The tables that are shipped, as ``make schema`` writes them."""
+    from rslp.compose.make_vocabulary import render, vocabulary
+    from rslp.compose.schema import json_schema
+
+    Path("schema.json").write_text(json.dumps(json_schema(), indent=2))
+    Path("vocabulary.json").write_text(render(vocabulary()))
+
+
+if __name__ == "__main__":
+    # Commands of rslp, each a line of words; "tables" makes the shipped ones.
+    shuffle_listings(os.environ[SHUFFLED])
+    for line in sys.argv[1:]:
+        if line == "tables":
+            _write_tables()
+        elif code := rslp_main(line.split()):
+            sys.exit(code)

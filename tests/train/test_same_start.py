@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,8 +13,8 @@ import pytest
 import yaml
 
 from rslp.run import RunDir
-from tests.train.ranks import finish, start_ranks
-from tests.train.starts import environment_of, left_by_run, left_in_caches, unlike
+from tests.train.ranks import ROOT, finish, start_ranks
+from tests.train.starts import digest_of, environment_of, left_by_run, left_in_caches, unlike
 from tests.train.two_sensors import ENCODERS, freezing, run_config, write_place
 
 # What every start leaves behind: if one were missing, nothing would be compared.
@@ -61,6 +65,45 @@ def differences(place: Path, folder: Path, starts: Sequence[tuple[int, int]], *,
 # Two of the orders that sets of the sensors' names can have.
 def test_two_starts_leave_the_same_behind(place: Path, tmp_path: Path) -> None:
     assert differences(place, tmp_path, [(1, 0), (2, 2)]) == []
+
+
+COMPOSE = "helios make_multidataset_config --cfg example/multi_dataset.yaml"
+LAUNCH = "--config_paths+=example/OUT_two.yaml --rslp_project p --experiment_id e --check false --dry_run true"
+
+
+@pytest.mark.parametrize(
+    ("lines", "seeds"),
+    [
+        ([COMPOSE], 3),
+        pytest.param(
+            [
+                COMPOSE,
+                "helios check --config_paths+=example/OUT_two.yaml",
+                f"helios launch_finetune {LAUNCH} --local true",
+                f"helios launch_finetune {LAUNCH} --engine slurm",
+                "tables",
+            ],
+            5,
+            marks=[pytest.mark.slow, pytest.mark.timeout(1800)],
+        ),
+    ],
+)
+def test_every_start_writes_the_same_texts(place: Path, tmp_path: Path, lines: list[str], seeds: int) -> None:
+    texts = {}
+    for seed in range(seeds):
+        folder = tmp_path / str(seed)
+        shutil.copytree(place, folder / "example")
+        environment = {**os.environ, **environment_of(seed), "PYTHONPATH": str(ROOT), "RSLP_PREFIX": "/prefix"}
+        environment["RSLEARN_LOGLEVEL"] = "WARNING"  # its lines tell the time
+        command = [sys.executable, "-m", "tests.train.starts", *lines]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        written = [*folder.glob("*.json"), *folder.glob("example/OUT*")]
+        assert written
+        texts[f"seed {seed}"] = {path.name: digest_of(path.read_text()) for path in sorted(written)} | {
+            "what is said": done.stdout.replace(str(folder), "")
+        }
+    assert unlike(texts) == []
 
 
 @pytest.mark.slow
