@@ -19,6 +19,13 @@ ROOT = Path(__file__).parents[2]
 TIMEOUT = 500
 
 
+def rank_variables(rank: int, *, world: int, port: int) -> dict[str, str]:
+    """What torchrun would set for one of the processes of a job on this machine."""
+    shared = {"RSLP_RANKS": "torchrun", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    sizes = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    return {**shared, **sizes, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+
+
 def start_ranks(
     command: Sequence[str], *, world: int, environment: Callable[[int], Mapping[str, str]] = lambda _: {}
 ) -> list[subprocess.Popen[str]]:
@@ -26,20 +33,11 @@ def start_ranks(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = {
-        "RSLP_RANKS": "torchrun",
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-        "GROUP_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return [
         subprocess.Popen(
             [sys.executable, *command],
-            env={**os.environ, **shared, **environment(rank), "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **own, **environment(rank), **rank_variables(rank, world=world, port=port)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -6,16 +6,36 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.train.kills import SET_UPS
+from tests.train.ranks import ROOT
 
-@pytest.mark.parametrize("kills", [4, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
-def test_kills_change_nothing(kills: int, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.train.kills", str(tmp_path), "--kills", str(kills), "--seed", str(kills)]
+RECORD = ROOT / "docs" / "records" / "kills.md"
+
+
+def killed(folder: Path, *words: str) -> dict[str, dict[str, Any]]:
+    command = [sys.executable, "-m", "tests.train.kills", str(folder), *words]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    tally = json.loads(done.stdout.splitlines()[-1])
-    print(f"{tally['at_times']} kills at random times and {tally['in_writes']} in writes, {tally['runs']} runs")  # noqa: T201
-    assert tally["differences"] == []
-    assert tally["at_times"] + tally["in_writes"] >= kills
+    print(done.stdout.splitlines()[-1])  # noqa: T201
+    tallies: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    assert [tally["differences"] for tally in tallies.values()] == [[]] * len(tallies)
+    return tallies
+
+
+def test_three_kills_change_nothing(tmp_path: Path) -> None:
+    tally = killed(tmp_path, "--kills", "3", "--seed", "3", "--set_ups", "two sensors")["two sensors"]
+    assert tally["at_times"] + tally["in_writes"] >= 3
+    seeds = [json.loads(line)["hash_seeds"][0] for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
+    assert len(seeds) == len(set(seeds)) >= 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * 3600)
+def test_a_hundred_kills_change_nothing(tmp_path: Path) -> None:
+    tallies = killed(tmp_path, "--kills", "100", "--record", str(RECORD))
+    assert list(tallies) == list(SET_UPS)
+    assert sum(tally["at_times"] + tally["in_writes"] for tally in tallies.values()) >= 100
