@@ -363,7 +363,7 @@ def record(tallies: Mapping[str, Tally], *, seed: int) -> str:
         f"{platform.python_version()}, {versions}. Written by `make test-long` (`tests/train/kills.py`).",
         "",
         "Every start is a process of its own under a `PYTHONHASHSEED` drawn anew. Runs that were killed are compared",
-        "with one that was not: weights and optimiser in `last.ckpt` and `best.ckpt`, `metrics.csv`, the names of files.",
+        "with one that was not: weights and optimiser in `last.ckpt` and `best.ckpt`, `metrics.csv`, file names.",
         "",
         "| set-up | kills at random times | in writes | runs that ended | processes started | differences |",
         "|---|---|---|---|---|---|",

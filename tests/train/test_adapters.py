@@ -1,21 +1,28 @@
-"""The private parts of rslearn that we touch are where we think they are."""
+"""The private parts of rslearn and of the encoders' package that we touch are where we think they are."""
 
 from __future__ import annotations
 
 import random
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.nn import flexi_vit
 from rslearn.config import LayerType
 from rslearn.dataset import Dataset
+from rslearn.models.olmoearth_pretrain.model import OlmoEarth
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput, ModelDataset, SplitConfig
 from rslearn.train.tasks.classification import ClassificationTask
 from rslearn.train.tasks.segmentation import SegmentationTask
 from upath import UPath
 
+from rslp.helios.model import Helios
 from rslp.train import adapters
+from rslp.train.model import JointModel
+from tests.helios import tiny_helios
 from tests.tiny import write_dataset
 
 
@@ -90,3 +97,28 @@ def test_split_settings_are_read_merged(path: Path) -> None:
     assert (config.groups, config.tags) == (["default"], {"split": "val"})
     window = adapters.list_windows(Dataset(UPath(path)), inputs(), config)[0]
     assert len(adapters.all_crops(window.bounds, config)) == 4
+
+
+def helios(folder: Path) -> Helios:
+    return Helios(str(folder), patch_size=4, random_initialization=True)
+
+
+def rslearns(folder: Path) -> OlmoEarth:
+    encoder = OlmoEarth(4, model_path=str(folder), random_initialization=True, use_legacy_timestamps=False)
+    JointModel([encoder], {"task": [torch.nn.Identity()]})  # type: ignore[list-item]
+    return encoder
+
+
+@pytest.mark.parametrize("wrapped", [helios, rslearns])
+@pytest.mark.parametrize("given", [["sentinel1", "sentinel2_l2a"], ["sentinel2_l2a", "sentinel1"]])
+def test_tokens_lie_in_the_models_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrapped: Any, given: list[str]
+) -> None:
+    """Holds for this version of the package, whose own order is that of a set."""
+    assert version("olmoearth-pretrain-minimal") == "0.1.5"
+    monkeypatch.setattr(flexi_vit, "get_modalities_to_process", lambda available, _: available)
+    encoder = wrapped(tiny_helios.write_config(tmp_path, tiny_helios.config())).model
+    assert encoder.supported_modality_names.index("sentinel2_l2a") < encoder.supported_modality_names.index("sentinel1")
+    parts = {name: torch.full((1, 1, 1), float(name == "sentinel1")) for name in given}
+    tokens, _ = encoder.collapse_and_combine_hwtc(parts | {f"{name}_mask": torch.zeros(1, 1) for name in given})
+    assert tokens.flatten().tolist() == [0.0, 1.0]
