@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rslp.compose.arguments import Accepts, known_arguments
 from rslp.compose.datasets import DATA_MODULES, TASK, TASK_CLASS
 from rslp.compose.heads import derived_heads, head_problems
 from rslp.compose.kitchen import BATCH_SIZES, Anchor, Kitchen
@@ -44,6 +45,7 @@ class RunConfig:
         derived: for values that no file holds: their key path -> how they came about.
         constants: where the constants stand: placeholder -> (file, line).
         notes: what a user should know, one line each.
+        accepts: gives the arguments that a class takes, as far as the config goes by them.
     """
 
     tree: dict[str, Any]
@@ -52,6 +54,7 @@ class RunConfig:
     derived: Mapping[KeyPath, str]
     constants: Mapping[str, tuple[Document, int | None]]
     notes: tuple[str, ...]
+    accepts: Accepts = known_arguments
 
 
 def compose(recipe: Recipe, sources: Sources, *, anchor: Anchor, keep_class_paths: bool = False) -> RunConfig:
@@ -77,14 +80,15 @@ def compose(recipe: Recipe, sources: Sources, *, anchor: Anchor, keep_class_path
     own = [kitchen.prepare_overrides(entry.overrides, (*entry.at, "overrides")) for entry in recipe.entries]
     over = kitchen.prepare_overrides(recipe.global_overrides, ("global_overrides",))
     kitchen.check_constants()
-    kitchen.tell_ignored([local, *own])
+    kitchen.tell_left_out([local, *own], sources.datasets)
     # Each dataset: its files, later ones win; then the overrides for all datasets, then its own.
     datasets = kitchen.make_datasets(files, local, own)
     # The base config, the datasets put in their places, the flat keys, the global overrides.
     layers = [kitchen.emptied(base), *(part for dataset in datasets for part in dataset.placed())]
     layers += [*kitchen.knobs(datasets), over]
     tree = kitchen.folded(layers)
-    kitchen.problems += missing_parts(tree, layers)
+    kitchen.tell_replaced()
+    kitchen.problems += missing_parts(tree, layers, kitchen.replaced)
     derived = {(*TASK, "class_path"): "the class that unites the datasets' tasks"}
     tree = merge(merge(tree, nest({"class_path": None}, TASK)), nest({"class_path": TASK_CLASS}, TASK))
     if recipe.later_dialect:
@@ -100,9 +104,10 @@ def compose(recipe: Recipe, sources: Sources, *, anchor: Anchor, keep_class_path
     # Merged heads come last: they are derived from the decoders as the overrides left them.
     if recipe.merge_heads:
         tree = derived_heads(tree, recipe, sources.info, layers=layers, derived=derived)
+    kitchen.tell_of_files(sources.datasets, tree)
     named = {dataset.key: tuple(dataset.tasks.values()) for dataset in datasets}
-    notes = (*told(kitchen.changes), *kitchen.notes)
-    return RunConfig(tree, tuple(layers), named, derived, kitchen.constant_lines(), notes)
+    notes = tuple(dict.fromkeys((*told(kitchen.changes), *kitchen.notes)))
+    return RunConfig(tree, tuple(layers), named, derived, kitchen.constant_lines(), notes, kitchen.accepts)
 
 
 def _with_batch_sizes(tree: dict[str, Any], derived: dict[KeyPath, str]) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rslp.compose.arguments import Accepts
 from rslp.compose.layers import Layer, fold
-from rslp.compose.merge import KeyPath, pick
+from rslp.compose.merge import KeyPath, pick, put
 from rslp.compose.near import did_you_mean
 from rslp.compose.recipe import Entry
 from rslp.errors import Problem
@@ -69,20 +70,13 @@ def kept_parts(tree: Any) -> dict[str, Any]:
     for source in (("data",), DECODERS, (*MODEL_ARGS, "loss_weights")):
         part = pick(tree, source)
         if part is not None:
-            result = _put(result, source, part)
+            result = put(result, source, part)
     return result
 
 
-def ignored_keys(tree: Any) -> list[KeyPath]:
-    """List what an override for datasets says in vain, since it is not taken from a dataset config."""
-    ignored: list[KeyPath] = [(key,) for key in tree if key not in ("data", "model")]
-    for at, taken in ((("model", "init_args"), ("model",)), (MODEL_ARGS, ("decoders", "loss_weights"))):
-        arguments = pick(tree, at)
-        ignored += [(*at, key) for key in arguments if key not in taken] if isinstance(arguments, Mapping) else []
-    return ignored
-
-
-def make_dataset(entry: Entry, layers: list[Layer], local: list[Layer]) -> tuple[Dataset | None, list[Problem]]:
+def make_dataset(
+    entry: Entry, layers: list[Layer], local: list[Layer], *, accepts: Accepts
+) -> tuple[Dataset | None, list[Problem]]:
     """Join a dataset's files and overrides, and name it.
 
     Args:
@@ -90,11 +84,12 @@ def make_dataset(entry: Entry, layers: list[Layer], local: list[Layer]) -> tuple
         layers: its files, later ones win.
         local: overrides of the multi-dataset config, each a whole config, at least one; entries for tasks of other
             datasets are left out.
+        accepts: gives the arguments that a class takes.
 
     Returns:
         The dataset (None when it cannot be used), and what is wrong with it.
     """
-    merged = fold(layers)
+    merged = fold(layers, accepts=accepts)
     decoders, tasks = pick(merged, DECODERS), pick(merged, (*_TASK_ARGS, "tasks"))
     problems = _structure_problems(layers, merged)
     if problems or not isinstance(decoders, Mapping) or not isinstance(tasks, Mapping):
@@ -152,12 +147,12 @@ def _structure_problems(layers: list[Layer], merged: Mapping[str, Any]) -> list[
     data_class = pick(merged, ("data", "class_path"))
     task_class = pick(merged, ("data", "init_args", "task", "class_path"))
     if data_class is None:
-        problems.append(
-            layers[0].problem("is missing; a dataset config needs data with class_path and init_args", ("data",))
-        )
+        what = "is missing; a dataset config needs data with class_path and init_args"
+        problems.append(layers[0].problem(what, ("data",)))
     elif task_class != TASK_CLASS:
         what = f"must be {TASK_CLASS}, with the dataset's tasks by name; got {task_class or 'nothing'}"
-        problems.append(layers[0].problem(what, ("data", "init_args", "task", "class_path")))
+        at = ("data", "init_args", "task", "class_path")
+        problems.append(_first_with(layers, at).problem(what, at))
     elif not pick(merged, (*_TASK_ARGS, "tasks")):
         problems.append(layers[0].problem("names no task", (*_TASK_ARGS, "tasks")))
     if not pick(merged, DECODERS):
@@ -194,7 +189,7 @@ def _of_tasks(layer: Layer, tasks: set[str]) -> Layer:
     for place in _BY_TASK:
         by_task = pick(tree, place)
         if isinstance(by_task, Mapping) and not set(by_task) <= tasks:
-            tree = _with(tree, place, {name: value for name, value in by_task.items() if name in tasks})
+            tree = put(tree, place, {name: value for name, value in by_task.items() if name in tasks})
     return Layer(tree, layer.at, layer.document, layer.source, layer.moved)
 
 
@@ -205,7 +200,7 @@ def _renamed(layer: Layer, names: Mapping[str, str]) -> Layer:
     for place in _BY_TASK:
         by_task = pick(tree, place)
         if isinstance(by_task, Mapping):
-            tree = _with(tree, place, {names.get(name, name): value for name, value in by_task.items()})
+            tree = put(tree, place, {names.get(name, name): value for name, value in by_task.items()})
             moved.update({(*place, names[name]): (*place, name) for name in by_task if name in names})
     return Layer(tree, layer.at, layer.document, layer.source, moved)
 
@@ -219,19 +214,6 @@ def _rename_selectors(tree: Any, names: Mapping[str, str]) -> Any:
         root, task, *rest = tree.split("/")
         return "/".join([root, names.get(task, task), *rest])
     return tree
-
-
-def _with(tree: Any, at: KeyPath, value: Any) -> Any:
-    """Give the tree with another value at a place that it holds."""
-    if not at:
-        return value
-    return {**tree, at[0]: _with(tree[at[0]], at[1:], value)}
-
-
-def _put(tree: Mapping[str, Any], at: KeyPath, value: Any) -> dict[str, Any]:
-    """Give the tree with a value at a place; unlike ``merge``, leave keys with ``+`` as they are."""
-    below = _put(tree.get(str(at[0]), {}), at[1:], value) if len(at) > 1 else value
-    return {**tree, str(at[0]): below}
 
 
 def override_problems(layer: Layer, known: list[str]) -> list[Problem]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rslp.compose.datasets import DECODERS, MODEL_ARGS, TASK
 from rslp.compose.layers import Layer, problem_at
-from rslp.compose.merge import KeyPath, merge, nest, pick
+from rslp.compose.merge import KeyPath, pick, put
 from rslp.compose.near import did_you_mean
 from rslp.compose.recipe import Recipe
 from rslp.errors import ConfigError, Problem
@@ -154,8 +154,7 @@ def derived_heads(
     if recipe.merge_task_labels:
         arguments["task_label_offsets"] = offsets
         derived[(*MODEL_ARGS, "task_label_offsets")] = "merge_options.merge_task_labels"
-    emptied = merge(tree, nest(None, MODEL_ARGS))
-    result: dict[str, Any] = merge(emptied, nest(arguments, MODEL_ARGS))
+    result: dict[str, Any] = put(tree, MODEL_ARGS, arguments)
     return result
 
 

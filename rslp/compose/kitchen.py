@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rslp.compose.arguments import Accepts, any_arguments, known_arguments
 from rslp.compose.datasets import (
     DATA_MODULES,
     DECODERS,
     TASK,
     Dataset,
-    ignored_keys,
     kept_parts,
     make_dataset,
     override_problems,
 )
-from rslp.compose.keys import CONSTANTS
-from rslp.compose.layers import Layer, fold
-from rslp.compose.merge import KeyPath, merge, nest, pick
+from rslp.compose.layers import Layer, Replaced, fold
+from rslp.compose.left_out import emptied, misspelt, notes_on_file, notes_on_overrides
+from rslp.compose.merge import ClassChange, KeyPath, merge, nest, pick
 from rslp.compose.modern import Change, modernise
 from rslp.compose.placeholders import Filler, placeholder_names, unused
 from rslp.compose.recipe import Recipe
 from rslp.errors import ConfigError, Problem
 from rslp.files import Document
+
+# Read by rslearn 0.1.19 and then forgotten.
+_NO_EFFECT = (
+    "has no effect: it becomes num_patches, which rslearn 0.1.19 never reads; "
+    "use num_samples of a split, or per_dataset_patch_limit of data"
+)
 
 # Gives the tree with its relative paths made absolute: (tree, the file it is from, its place in that file).
 Anchor = Callable[[Any, Document, KeyPath], Any]
@@ -48,6 +54,7 @@ class Kitchen:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
+    replaced: list[Replaced] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Resolve the constants, of which some are paths."""
@@ -56,6 +63,11 @@ class Kitchen:
             at = self.recipe.constant_place(name)
             constants[name] = self._anchored({at[-1]: value}, self.recipe.document, at[:-1])[at[-1]]
         self.filler = Filler(placeholder_names(constants))
+
+    @property
+    def accepts(self) -> Accepts:
+        """Tells which arguments a class takes; of classes of another version, that is not known."""
+        return known_arguments if self.modern else any_arguments
 
     def prepare(self, document: Document, *, part: bool = False) -> Layer:
         """Turn a file into a layer: placeholders filled, paths anchored, names up to date.
@@ -76,28 +88,51 @@ class Kitchen:
         lines = {name: document.line(self.recipe.constant_place(name)) for name in self.recipe.constants}
         return {name: (document, line) for name, line in placeholder_names(lines).items()}
 
-    def tell_ignored(self, overrides: list[Layer]) -> None:
-        """Tell of overrides for datasets that no run config takes over."""
+    def tell_left_out(self, overrides: Sequence[Layer], files: Sequence[Sequence[Document]]) -> None:
+        """Find what overrides, and files that are laid over others, say in vain."""
+        whole = [[Layer(document.data, (), document, ()) for document in documents] for documents in files]
         for layer in overrides:
-            for at in ignored_keys(layer.tree):
-                what = "has no effect, since it is not taken from a dataset config; global_overrides would reach it"
-                self.notes.append(str(layer.problem(what, at)))
+            self.notes += notes_on_overrides(layer)
+        for layer in (*overrides, *(layer for layers in whole for layer in layers)):
+            self.problems += misspelt(layer)
+        for layer in (*overrides, *(layer for layers in whole for layer in layers[1:])):
+            self.problems += emptied(layer)
+
+    def tell_of_files(self, files: Sequence[Sequence[Document]], run_config: Mapping[str, Any]) -> None:
+        """Tell what of the dataset configs is not taken."""
+        filler = Filler(self.filler.constants)
+        for document in {one.name: one for documents in files for one in documents}.values():
+            data = filler.fill(document.data, lambda *_: None)
+            self.notes += notes_on_file(Layer(data, (), document, ()), run_config)
+
+    def tell_replaced(self) -> None:
+        """Tell what became of the arguments where an override names another class."""
+        for one in self.replaced:
+            change = one.change
+            if change.at[:-1] == DATA_MODULES or (change.at[:-3], *change.at[-2:]) == (
+                DATA_MODULES,
+                "init_args",
+                "task",
+            ):
+                what = f"an override can't make {change.new} of a dataset's {change.old.rsplit('.', 1)[-1]}"
+                self.problems.append(one.problem(what))
+            elif change.dropped or not change.known:
+                self.notes.append(str(one.problem(_told_of(change))))
 
     def check_constants(self) -> None:
         """Tell of constants that nothing asks for; a misspelt one is an error, since its placeholder got none."""
         for name in unused(self.recipe.constants, self.filler.used):
-            if name not in CONSTANTS:
-                at = self.recipe.constant_place(name)
-                what = f"no file has the placeholder {{{name.upper()}}}, so this has no effect"
-                layer = Layer({}, (), self.recipe.document, ())
-                self.notes.append(str(layer.problem(what, at)))
+            placeholder = "CHECKPOINT_PATH" if name == "helios_checkpoint_path" else name.upper()
+            what = f"no file has the placeholder {{{placeholder}}}, so this has no effect"
+            layer = Layer({}, (), self.recipe.document, ())
+            self.notes.append(str(layer.problem(what, self.recipe.constant_place(name))))
 
     def make_datasets(self, files: list[list[Layer]], local: Layer, own: list[Layer]) -> list[Dataset]:
         """Join each entry's files and overrides; a dataset that can't be made ends the composition here."""
         datasets: list[Dataset] = []
         for entry, layers, overrides in zip(self.recipe.entries, files, own, strict=True):
             try:
-                made, problems = make_dataset(entry, layers, [local, overrides])
+                made, problems = make_dataset(entry, layers, [local, overrides], accepts=self.accepts)
             except ConfigError as error:
                 made, problems = None, list(error.problems)
             self.problems += problems
@@ -130,7 +165,10 @@ class Kitchen:
                 places: list[KeyPath] = [("data", "init_args", "num_workers")]
             else:
                 places = [(*DATA_MODULES, dataset.key, *_KNOB_PLACES[knob]) for dataset in datasets]
-            layers += [Layer(value, place, self.recipe.document, (knob,)) for place in places]
+            made = [Layer(value, place, self.recipe.document, (knob,)) for place in places]
+            if knob.startswith("max_"):
+                self.notes.append(str(made[0].problem(_NO_EFFECT, ())))
+            layers += made
         return layers
 
     def stop_on_problems(self) -> None:
@@ -156,7 +194,7 @@ class Kitchen:
     def folded(self, layers: list[Layer]) -> dict[str, Any]:
         """Fold the layers; what can't be appended ends the composition here."""
         try:
-            return fold(layers)
+            return fold(layers, accepts=self.accepts, replaced=self.replaced)
         except ConfigError as error:
             self.problems += error.problems
             raise ConfigError(dict.fromkeys(self.problems)) from None
@@ -173,3 +211,11 @@ class Kitchen:
                     layer = Layer({}, (), self.recipe.document, ())
                     self.problems.append(layer.problem(what, dataset.entry.at))
         return len(self.problems) > before
+
+
+def _told_of(change: ClassChange) -> str:
+    kept, dropped = ", ".join(change.kept), ", ".join(change.dropped)
+    what = f"{change.new} takes the place of {change.old}"
+    if not change.known:
+        return f"{what}; which arguments it takes is not known here, so all stay: {kept or 'there are none'}"
+    return f"{what} and does not take {dropped}, which is dropped{kept and f'; these stay: {kept}'}"

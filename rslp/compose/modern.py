@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rslp.compose.layers import Layer
-from rslp.compose.merge import KeyPath, dotted, merge, nest, pick
+from rslp.compose.merge import KeyPath, dotted, merge, nest, pick, put
 
 # Old class path -> present one, from rslearn of July 2025 and the original project.
 CLASSES: dict[str, str] = {
@@ -90,6 +90,9 @@ ARGUMENTS: dict[str, dict[str, tuple[str, Callable[[Any], Any]]]] = {
     "rslearn.train.tasks.per_pixel_regression.PerPixelRegressionTask": {"metric_mode": ("metrics", _as_list)},
     "rslearn.train.tasks.regression.RegressionTask": {"metric_mode": ("metrics", _as_list)},
 }
+
+# Arguments that were right once, and stay so where names are not brought up to date.
+OLD_NAMES = {move.old for move in MOVES} | {name for names in ARGUMENTS.values() for name in names}
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ def _with_overlaps(tree: dict[str, Any], derived: dict[KeyPath, str]) -> dict[st
         if "overlap_pixels" not in changed:
             changed["overlap_pixels"] = round(edge * ratio)
             derived[(*at, "overlap_pixels")] = f"overlap_ratio {ratio} of crop_size {edge}"
-        tree = _set(tree, at, changed)
+        tree = put(tree, at, changed)
     return tree
 
 
@@ -209,7 +212,7 @@ class _Work:
         source, target = (*at, move.old), (*at, *move.new)
         mapping = dict(pick(tree, at))
         value = move.value(mapping.pop(move.old))
-        tree = _set(tree, at, mapping)
+        tree = put(tree, at, mapping)
         existing = pick(tree, target)
         if existing is None:
             tree = merge(tree, nest(value, target))
@@ -246,7 +249,3 @@ def _places(tree: Any, pattern: KeyPath, at: KeyPath = ()) -> list[KeyPath]:
         return [at]
     keys = list(tree) if pattern[0] == "*" else [pattern[0]] if pattern[0] in tree else []
     return [place for key in keys for place in _places(tree[key], pattern[1:], (*at, key))]
-
-
-def _set(tree: Any, at: KeyPath, value: Any) -> Any:
-    return {**tree, at[0]: _set(tree[at[0]], at[1:], value)} if at else value
