@@ -8,7 +8,8 @@ from typing import Any
 
 from rslp.compose.arguments import Accepts, known_arguments
 from rslp.compose.datasets import DATA_MODULES, TASK, TASK_CLASS
-from rslp.compose.heads import derived_heads, head_problems
+from rslp.compose.head_classes import class_faults
+from rslp.compose.heads import derived_heads, head_faults, head_problems
 from rslp.compose.kitchen import BATCH_SIZES, Anchor, Kitchen
 from rslp.compose.layers import Layer
 from rslp.compose.merge import KeyPath, merge, nest, pick
@@ -80,7 +81,7 @@ def compose(recipe: Recipe, sources: Sources, *, anchor: Anchor, keep_class_path
     own = [kitchen.prepare_overrides(entry.overrides, (*entry.at, "overrides")) for entry in recipe.entries]
     over = kitchen.prepare_overrides(recipe.global_overrides, ("global_overrides",))
     kitchen.check_constants()
-    kitchen.tell_left_out([local, *own], sources.datasets)
+    kitchen.tell_left_out(sources.datasets)
     # Each dataset: its files, later ones win; then the overrides for all datasets, then its own.
     datasets = kitchen.make_datasets(files, local, own)
     # The base config, the datasets put in their places, the flat keys, the global overrides.
@@ -88,23 +89,28 @@ def compose(recipe: Recipe, sources: Sources, *, anchor: Anchor, keep_class_path
     layers += [*kitchen.knobs(datasets), over]
     tree = kitchen.folded(layers)
     kitchen.tell_replaced()
-    kitchen.problems += missing_parts(tree, layers, kitchen.replaced)
+    lost = missing_parts(tree, layers, kitchen.replaced)
+    kitchen.problems += lost
+    if lost and kitchen.replaced:  # what would be found next only follows from it
+        kitchen.stop_on_problems()
     derived = {(*TASK, "class_path"): "the class that unites the datasets' tasks"}
     tree = merge(merge(tree, nest({"class_path": None}, TASK)), nest({"class_path": TASK_CLASS}, TASK))
     if recipe.later_dialect:
         tree = _with_batch_sizes(tree, derived)
     tree.pop("all_dataset_info_path", None)
     if not keep_class_paths:
-        tree = finish(tree, derived)
+        tree = finish(tree, layers, derived, kitchen.notes)
     kitchen.problems += unknown_names(tree, layers, lenient=keep_class_paths)
     kitchen.problems += [p for layer in (local, *own) for p in unknown_names(layer.tree, [layer], lenient=True)]
     if not kitchen.names_clash(datasets):
-        kitchen.problems += head_problems(tree, layers, kitchen.notes)
+        kitchen.problems += head_problems([*head_faults(tree), *class_faults(tree)], layers, kitchen.notes)
     kitchen.stop_on_problems()
     # Merged heads come last: they are derived from the decoders as the overrides left them.
     if recipe.merge_heads:
-        tree = derived_heads(tree, recipe, sources.info, layers=layers, derived=derived)
-    kitchen.tell_of_files(sources.datasets, tree)
+        tree = derived_heads(tree, recipe, sources.info, layers=layers, derived=derived, notes=kitchen.notes)
+        kitchen.problems += head_problems(class_faults(tree), layers, kitchen.notes)
+        kitchen.stop_on_problems()
+    kitchen.tell_of_files(sources.datasets, base)
     named = {dataset.key: tuple(dataset.tasks.values()) for dataset in datasets}
     notes = tuple(dict.fromkeys((*told(kitchen.changes), *kitchen.notes)))
     return RunConfig(tree, tuple(layers), named, derived, kitchen.constant_lines(), notes, kitchen.accepts)

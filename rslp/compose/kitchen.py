@@ -18,10 +18,11 @@ from rslp.compose.datasets import (
 )
 from rslp.compose.layers import Layer, Replaced, fold
 from rslp.compose.left_out import emptied, misspelt, notes_on_file, notes_on_overrides
-from rslp.compose.merge import ClassChange, KeyPath, merge, nest, pick
+from rslp.compose.merge import KeyPath, merge, nest, pick
 from rslp.compose.modern import Change, modernise
 from rslp.compose.placeholders import Filler, placeholder_names, unused
 from rslp.compose.recipe import Recipe
+from rslp.compose.replaced import on_replaced
 from rslp.errors import ConfigError, Problem
 from rslp.files import Document
 
@@ -88,36 +89,33 @@ class Kitchen:
         lines = {name: document.line(self.recipe.constant_place(name)) for name in self.recipe.constants}
         return {name: (document, line) for name, line in placeholder_names(lines).items()}
 
-    def tell_left_out(self, overrides: Sequence[Layer], files: Sequence[Sequence[Document]]) -> None:
+    def tell_left_out(self, files: Sequence[Sequence[Document]]) -> None:
         """Find what overrides, and files that are laid over others, say in vain."""
+        own = [((*entry.at, "overrides"), entry.overrides) for entry in self.recipe.entries]
+        given = [(("local_overrides",), self.recipe.local_overrides), *own]
+        overrides = [Layer(tree, (), self.recipe.document, at) for at, tree in given]
         whole = [[Layer(document.data, (), document, ()) for document in documents] for documents in files]
-        for layer in overrides:
-            self.notes += notes_on_overrides(layer)
-        for layer in (*overrides, *(layer for layers in whole for layer in layers)):
-            self.problems += misspelt(layer)
-        for layer in (*overrides, *(layer for layers in whole for layer in layers[1:])):
-            self.problems += emptied(layer)
+        self.notes += [note for layer in overrides for note in notes_on_overrides(layer)]
+        self.problems += [p for layers in [overrides, *whole] for layer in layers for p in misspelt(layer)]
+        lost = [
+            p for layers in [overrides, *(above for _, *above in whole)] for layer in layers for p in emptied(layer)
+        ]
+        self.problems += lost
+        if lost:  # what would be found next only follows from it
+            self.stop_on_problems()
 
-    def tell_of_files(self, files: Sequence[Sequence[Document]], run_config: Mapping[str, Any]) -> None:
+    def tell_of_files(self, files: Sequence[Sequence[Document]], base: Layer) -> None:
         """Tell what of the dataset configs is not taken."""
         filler = Filler(self.filler.constants)
         for document in {one.name: one for documents in files for one in documents}.values():
             data = filler.fill(document.data, lambda *_: None)
-            self.notes += notes_on_file(Layer(data, (), document, ()), run_config)
+            self.notes += notes_on_file(Layer(data, (), document, ()), base.tree)
 
     def tell_replaced(self) -> None:
         """Tell what became of the arguments where an override names another class."""
-        for one in self.replaced:
-            change = one.change
-            if change.at[:-1] == DATA_MODULES or (change.at[:-3], *change.at[-2:]) == (
-                DATA_MODULES,
-                "init_args",
-                "task",
-            ):
-                what = f"an override can't make {change.new} of a dataset's {change.old.rsplit('.', 1)[-1]}"
-                self.problems.append(one.problem(what))
-            elif change.dropped or not change.known:
-                self.notes.append(str(one.problem(_told_of(change))))
+        notes, problems = on_replaced(self.replaced)
+        self.notes += notes
+        self.problems += problems
 
     def check_constants(self) -> None:
         """Tell of constants that nothing asks for; a misspelt one is an error, since its placeholder got none."""
@@ -182,7 +180,7 @@ class Kitchen:
 
         filled = self.filler.fill(tree, report, source)
         layer = Layer(self._anchored(filled, document, source), (), document, source)
-        return modernise(layer, self.changes) if self.modern else layer
+        return modernise(layer, self.changes, self.problems) if self.modern else layer
 
     def _anchored(self, tree: Any, document: Document, source: KeyPath) -> Any:
         try:
@@ -211,11 +209,3 @@ class Kitchen:
                     layer = Layer({}, (), self.recipe.document, ())
                     self.problems.append(layer.problem(what, dataset.entry.at))
         return len(self.problems) > before
-
-
-def _told_of(change: ClassChange) -> str:
-    kept, dropped = ", ".join(change.kept), ", ".join(change.dropped)
-    what = f"{change.new} takes the place of {change.old}"
-    if not change.known:
-        return f"{what}; which arguments it takes is not known here, so all stay: {kept or 'there are none'}"
-    return f"{what} and does not take {dropped}, which is dropped{kept and f'; these stay: {kept}'}"

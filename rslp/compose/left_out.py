@@ -57,14 +57,14 @@ def notes_on_overrides(layer: Layer) -> list[str]:
     return [str(layer.problem(what, at)) for at in left_out(layer.tree)]
 
 
-def notes_on_file(layer: Layer, run_config: Mapping[str, Any]) -> list[str]:
+def notes_on_file(layer: Layer, base: Mapping[str, Any]) -> list[str]:
     """Tell what of a dataset config is not taken: a line for all that the base config sets, one for each surprise.
 
     Args:
         layer: the dataset config, its placeholders filled.
-        run_config: what came out; a key that has the same value there needs no note.
+        base: the base config; a key that has the same value there needs no note.
     """
-    keys = [at for at in left_out(layer.tree) if not _is_alike(pick(layer.tree, at), pick(run_config, at))]
+    keys = [at for at in left_out(layer.tree) if not _is_alike(pick(layer.tree, at), pick(base, at))]
     strange = [at for at in keys if len(at) == 1 and at[0] not in TOP]
     notes = [str(layer.problem(_unknown(at[0]), at)) for at in strange]
     if set_by_base := [at for at in keys if at not in strange]:
@@ -73,7 +73,7 @@ def notes_on_file(layer: Layer, run_config: Mapping[str, Any]) -> list[str]:
         verb = "stay behind: the base config sets them" if others else "stays behind: the base config sets it"
         notes.append(f"{layer.document.name}:{layer.line(first)}: {names} {verb} for all datasets")
     if ("trainer",) in keys:
-        notes += _on_callbacks(layer, pick(run_config, ("trainer", "callbacks")))
+        notes += _on_callbacks(layer, pick(base, ("trainer", "callbacks")))
     return notes
 
 
@@ -83,13 +83,13 @@ def _unknown(key: Any) -> str:
     return "unknown key, has no effect"
 
 
-def _on_callbacks(layer: Layer, of_run: Any) -> Iterator[str]:
+def _on_callbacks(layer: Layer, of_base: Any) -> Iterator[str]:
     callbacks = pick(layer.tree, ("trainer", "callbacks"))
     for position, callback in enumerate(callbacks if isinstance(callbacks, list) else []):
         at: KeyPath = ("trainer", "callbacks", position)
         path = str(pick(callback, ("class_path",)))
         monitor = pick(callback, ("init_args", "monitor"))
-        if callback in (of_run or []):
+        if callback in (of_base or []):
             continue
         if monitor is not None and "Checkpoint" in path:
             what = f"{monitor!r} chooses no checkpoint: best-<dataset>.ckpt goes by the primary metric of its tasks"
@@ -133,9 +133,9 @@ def _not_mappings(tree: Any, wanted: Mapping[str, Any], at: KeyPath) -> Iterator
         if isinstance(tree, Mapping) and key in tree:
             if isinstance(tree[key], Mapping):
                 yield from _not_mappings(tree[key], below, (*at, key))
-            else:
+            elif (*at[:1], key) != ("data", "init_args"):  # merging refuses that already
                 yield (*at, key), tree[key]
 
 
-def _is_alike(value: Any, of_run: Any) -> bool:
-    return value == of_run or (isinstance(value, str) and CLASSES.get(value) == of_run)
+def _is_alike(value: Any, of_base: Any) -> bool:
+    return value == of_base or (isinstance(value, str) and CLASSES.get(value) == of_base)

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rslp.compose.layers import Layer
+from rslp.compose.layers import Layer, problem_at
 from rslp.compose.merge import KeyPath, dotted, merge, nest, pick, put
+from rslp.errors import Problem
 
 # Old class path -> present one, from rslearn of July 2025 and the original project.
 CLASSES: dict[str, str] = {
@@ -112,17 +113,18 @@ class Change:
     why: str = ""
 
 
-def modernise(layer: Layer, changes: list[Change]) -> Layer:
+def modernise(layer: Layer, changes: list[Change], problems: list[Problem]) -> Layer:
     """Bring one file up to date.
 
     Args:
         layer: a whole config.
         changes: gets what was changed.
+        problems: gets arguments that stand there under their old and their present name, with unlike values.
 
     Returns:
         The layer with present names, which remembers where they stood under their old ones.
     """
-    work = _Work(layer, changes)
+    work = _Work(layer, changes, problems)
     tree = work.classes(layer.tree, ())
     for move in MOVES:
         for at in _places(tree, move.at):
@@ -144,8 +146,17 @@ def told(changes: Sequence[Change]) -> list[str]:
     return lines
 
 
-def finish(tree: dict[str, Any], derived: dict[KeyPath, str]) -> dict[str, Any]:
-    """Give the objects that moved arguments made a class, where no file names one; drop a scheduler without."""
+def finish(
+    tree: dict[str, Any], layers: Sequence[Layer], derived: dict[KeyPath, str], notes: list[str]
+) -> dict[str, Any]:
+    """Give the objects that moved arguments made a class, where no file names one; drop a scheduler without.
+
+    Args:
+        tree: the run config.
+        layers: what it was folded from, to tell file and line.
+        derived: gets how values came about that no file holds.
+        notes: gets what was dropped.
+    """
     for at, class_path in (((*_MODULE, "optimizer"), _ADAMW), ((*_MODEL, "trunk"), _TRUNK)):
         made = pick(tree, at)
         if isinstance(made, Mapping) and "class_path" not in made:
@@ -153,11 +164,16 @@ def finish(tree: dict[str, Any], derived: dict[KeyPath, str]) -> dict[str, Any]:
             tree = merge(tree, nest({"class_path": class_path}, at))
     scheduler = pick(tree, (*_MODULE, "scheduler"))
     if isinstance(scheduler, Mapping) and "class_path" not in scheduler:
+        what = "has no effect: no class_path names a scheduler"
+        lost = [(*_MODULE, "scheduler", "init_args", name) for name in scheduler.get("init_args") or ()]
+        notes += [str(problem_at(layers, at, what)) for at in lost]
         tree = merge(tree, nest(None, (*_MODULE, "scheduler")))
-    return _with_overlaps(tree, derived)
+    return _with_overlaps(tree, layers, derived, notes)
 
 
-def _with_overlaps(tree: dict[str, Any], derived: dict[KeyPath, str]) -> dict[str, Any]:
+def _with_overlaps(
+    tree: dict[str, Any], layers: Sequence[Layer], derived: dict[KeyPath, str], notes: list[str]
+) -> dict[str, Any]:
     """Turn ``overlap_ratio`` into ``overlap_pixels``, where the size of the crops is known.
 
     That is known only now: another file, or the split's default, may set it.
@@ -173,6 +189,9 @@ def _with_overlaps(tree: dict[str, Any], derived: dict[KeyPath, str]) -> dict[st
         if "overlap_pixels" not in changed:
             changed["overlap_pixels"] = round(edge * ratio)
             derived[(*at, "overlap_pixels")] = f"overlap_ratio {ratio} of crop_size {edge}"
+        else:
+            what = "has no effect beside overlap_pixels"
+            notes.append(str(problem_at(layers, (*at, "overlap_ratio"), what)))
         tree = put(tree, at, changed)
     return tree
 
@@ -182,8 +201,9 @@ def _is_number(value: Any) -> bool:
 
 
 class _Work:
-    def __init__(self, layer: Layer, changes: list[Change]) -> None:
+    def __init__(self, layer: Layer, changes: list[Change], problems: list[Problem]) -> None:
         self.moved: dict[KeyPath, KeyPath] = {}
+        self._problems = problems
         self._layer = layer
         self._changes = changes
 
@@ -208,7 +228,7 @@ class _Work:
         return result
 
     def move(self, tree: Any, move: Move, at: KeyPath) -> Any:
-        """Make one move in one mapping; what already stands at the new place stays."""
+        """Make one move in one mapping."""
         source, target = (*at, move.old), (*at, *move.new)
         mapping = dict(pick(tree, at))
         value = move.value(mapping.pop(move.old))
@@ -217,8 +237,8 @@ class _Work:
         if existing is None:
             tree = merge(tree, nest(value, target))
             self.moved[target] = source
-        elif isinstance(existing, Mapping) and isinstance(value, Mapping):
-            tree = merge(tree, nest(merge(value, existing), target))
+        elif value is not None and merge(existing, value) != existing:
+            self._problems.append(self._layer.problem(_twice(dotted(move.new)), source))
         self._note(move.old, dotted(move.new), source)
         return tree
 
@@ -234,11 +254,17 @@ class _Work:
             if new not in given:
                 result[new] = change(value)
                 self.moved[(*at, new)] = (*at, name)
+            elif change(value) != given[new]:
+                self._problems.append(self._layer.problem(_twice(new), (*at, name)))
             self._note(name, new, (*at, name))
         return result
 
     def _note(self, old: str, new: str, at: KeyPath, why: str = "") -> None:
         self._changes.append(Change(old, new, f"{self._layer.document.name}:{self._layer.line(at)}", why))
+
+
+def _twice(new: str) -> str:
+    return f"is the old name of {new}, which stands here too with another value; keep one"
 
 
 def _places(tree: Any, pattern: KeyPath, at: KeyPath = ()) -> list[KeyPath]:

@@ -8,7 +8,7 @@ from typing import Any
 from rslp.compose.arguments import table
 from rslp.compose.datasets import DATA_MODULES, MODEL_ARGS, TASK
 from rslp.compose.layers import Layer, problem_at
-from rslp.compose.merge import KeyPath, pick, short
+from rslp.compose.merge import KeyPath, pick, plus_target, short
 from rslp.compose.modern import OLD_NAMES
 from rslp.compose.near import did_you_mean, nearest
 from rslp.errors import Problem
@@ -78,7 +78,7 @@ def _names(given: Mapping[Any, Any], class_path: str, at: KeyPath, *, lenient: b
     if known is None:
         return
     for name in given:
-        if name in known or (lenient and (name in OLD_NAMES or not nearest(str(name), known))):
+        if plus_target(name) in known or (lenient and (name in OLD_NAMES or not nearest(str(name), known))):
             continue
         owner = class_path.rsplit(".", 1)[-1]
         hint = did_you_mean(str(name), known) or f"; allowed: {', '.join(sorted(known))}"

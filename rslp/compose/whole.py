@@ -39,8 +39,9 @@ def _dropped(at: KeyPath, replaced: Sequence[Replaced]) -> Problem | None:
     """Blame the override that names a class without this argument, if there is one."""
     for one in reversed(replaced):
         start, change = (*one.change.at, "init_args"), one.change
-        if at[: len(start)] == start and len(at) > len(start) and at[len(start)] in change.dropped:
-            return one.problem(f"{change.new} does not take {at[len(start)]}, which stage 1 needs here")
+        lost = [name for name in change.dropped if (*start, name) == at[: len(start) + 1] or at == start]
+        if lost:
+            return one.problem(f"{change.new} does not take {', '.join(lost)}, which stage 1 needs here")
     return None
 
 
