@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rslp.compose.arguments import Accepts
+from rslp.compose.forms import with_selectors
 from rslp.compose.layers import Layer, fold
 from rslp.compose.merge import KeyPath, pick, put
 from rslp.compose.near import did_you_mean
@@ -19,6 +20,7 @@ DATA_MODULES: KeyPath = ("data", "init_args", "data_modules")
 TASK: KeyPath = ("model", "init_args", "task")
 TASK_CLASS = "rslearn.train.tasks.multi_task.MultiTask"
 _TASK_ARGS: KeyPath = ("data", "init_args", "task", "init_args")
+_INPUTS: KeyPath = ("data", "init_args", "inputs")
 # Mappings with one entry per task, within a dataset config.
 _BY_TASK: tuple[KeyPath, ...] = (
     DECODERS,
@@ -67,7 +69,7 @@ _PARTS: tuple[tuple[KeyPath, KeyPath], ...] = (
 def kept_parts(tree: Any) -> dict[str, Any]:
     """Give a dataset config without what stays behind: its encoder, optimiser, trainer, callbacks."""
     result: dict[str, Any] = {}
-    for source in (("data",), DECODERS, (*MODEL_ARGS, "loss_weights")):
+    for source in (("data",), DECODERS, (*MODEL_ARGS, "decoder"), (*MODEL_ARGS, "loss_weights")):
         part = pick(tree, source)
         if part is not None:
             result = put(result, source, part)
@@ -90,6 +92,8 @@ def make_dataset(
         The dataset (None when it cannot be used), and what is wrong with it.
     """
     merged = fold(layers, accepts=accepts)
+    if problems := [problem for layer in (*layers, *local) for problem in _name_faults(layer)]:
+        return None, problems
     decoders, tasks = pick(merged, DECODERS), pick(merged, (*_TASK_ARGS, "tasks"))
     problems = _structure_problems(layers, merged)
     if problems or not isinstance(decoders, Mapping) or not isinstance(tasks, Mapping):
@@ -114,6 +118,19 @@ def make_dataset(
         stack = [_renamed(layer, changed) for layer in stack]
     key = next(iter(names.values())) if len(names) == 1 else str(entry.name)
     return Dataset(key, names, tuple(stack), entry), []
+
+
+def _name_faults(layer: Layer) -> Iterator[Problem]:
+    """Find names of tasks and inputs that are no texts, such as ``no``, ``7`` or a date."""
+    found: dict[Any, KeyPath] = {}
+    for place in (*_BY_TASK, _INPUTS):
+        by_name = pick(layer.tree, place)
+        for name in by_name if isinstance(by_name, Mapping) else ():
+            if not isinstance(name, str):
+                found.setdefault(name, place)
+    for name, place in found.items():
+        what = f"a name must be a text, and this is {name!r}: write it in quotes wherever it stands"
+        yield layer.problem(what, (*place, name))
 
 
 def _name_problems(entry: Entry, tasks: list[str], recipe: Layer) -> list[Problem]:
@@ -190,30 +207,25 @@ def _of_tasks(layer: Layer, tasks: set[str]) -> Layer:
         by_task = pick(tree, place)
         if isinstance(by_task, Mapping) and not set(by_task) <= tasks:
             tree = put(tree, place, {name: value for name, value in by_task.items() if name in tasks})
-    return Layer(tree, layer.at, layer.document, layer.source, layer.moved)
+    return layer.changed(tree, {})
 
 
 def _renamed(layer: Layer, names: Mapping[str, str]) -> Layer:
     """Give tasks other names: in the mappings by task, and in selectors (``target/<task>/…``)."""
-    tree = _rename_selectors(layer.tree, names)
-    moved = dict(layer.moved)
+    tree = with_selectors(layer.tree, lambda text: _renamed_selector(text, names))
+    moved = {}
     for place in _BY_TASK:
         by_task = pick(tree, place)
         if isinstance(by_task, Mapping):
             tree = put(tree, place, {names.get(name, name): value for name, value in by_task.items()})
             moved.update({(*place, names[name]): (*place, name) for name in by_task if name in names})
-    return Layer(tree, layer.at, layer.document, layer.source, moved)
+    return layer.changed(tree, moved)
 
 
-def _rename_selectors(tree: Any, names: Mapping[str, str]) -> Any:
-    if isinstance(tree, Mapping):
-        return {key: _rename_selectors(value, names) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_rename_selectors(value, names) for value in tree]
-    if isinstance(tree, str) and tree.startswith("target/"):
-        root, task, *rest = tree.split("/")
-        return "/".join([root, names.get(task, task), *rest])
-    return tree
+def _renamed_selector(text: str, names: Mapping[str, str]) -> str:
+    root, _, rest = text.partition("/")
+    task, slash, part = rest.partition("/")
+    return f"target/{names[task]}{slash}{part}" if root == "target" and task in names else text
 
 
 def override_problems(layer: Layer, known: list[str]) -> list[Problem]:

@@ -16,12 +16,13 @@ from rslp.compose.datasets import (
     make_dataset,
     override_problems,
 )
+from rslp.compose.forms import is_single, name_of_single, spelt_short, with_multi_task
 from rslp.compose.layers import Layer, Replaced, fold
 from rslp.compose.left_out import emptied, misspelt, notes_on_file, notes_on_overrides
 from rslp.compose.merge import KeyPath, merge, nest, pick
 from rslp.compose.modern import Change, modernise
 from rslp.compose.placeholders import Filler, placeholder_names, unused
-from rslp.compose.recipe import Recipe
+from rslp.compose.recipe import Entry, Recipe
 from rslp.compose.replaced import on_replaced
 from rslp.errors import ConfigError, Problem
 from rslp.files import Document
@@ -70,18 +71,29 @@ class Kitchen:
         """Tells which arguments a class takes; of classes of another version, that is not known."""
         return known_arguments if self.modern else any_arguments
 
-    def prepare(self, document: Document, *, part: bool = False) -> Layer:
-        """Turn a file into a layer: placeholders filled, paths anchored, names up to date.
+    def prepare(self, document: Document) -> Layer:
+        """Turn a file into a layer: placeholders filled, paths anchored, names up to date."""
+        return self._layer(document.data, document, ())
 
-        Args:
-            document: the file.
-            part: whether it is a dataset config, of which only parts are taken.
-        """
-        return self._layer(kept_parts(document.data) if part else document.data, document, ())
+    def prepare_dataset(self, entry: Entry, documents: Sequence[Document]) -> list[Layer]:
+        """Turn the files of a dataset into layers with what is taken of them; a plain task becomes one by name."""
+        single = self.single(entry, documents)
+        if single is not None:
+            task = Layer({}, (), documents[0], ())
+            what = f"becomes the task {single!r} of a MultiTask, since it is a plain one"
+            self.notes.append(str(task.problem(what, ("data", "init_args", "task"))))
+        return [self._layer(kept_parts(document.data), document, (), single=single) for document in documents]
 
-    def prepare_overrides(self, overrides: Mapping[str, Any], source: KeyPath) -> Layer:
+    def prepare_overrides(self, overrides: Mapping[str, Any], source: KeyPath, *, single: str | None = None) -> Layer:
         """Turn overrides of the multi-dataset config into a layer."""
-        return self._layer(overrides, self.recipe.document, source)
+        return self._layer(overrides, self.recipe.document, source, single=single)
+
+    @staticmethod
+    def single(entry: Entry, documents: Sequence[Document]) -> str | None:
+        """Give the name of a dataset's plain task; None where its tasks have names of their own."""
+        if not is_single([document.data for document in documents]):
+            return None
+        return name_of_single(entry.name, documents[0].name)
 
     def constant_lines(self) -> dict[str, tuple[Document, int | None]]:
         """Give where each constant stands, by its placeholder."""
@@ -91,12 +103,20 @@ class Kitchen:
 
     def tell_left_out(self, files: Sequence[Sequence[Document]]) -> None:
         """Find what overrides, and files that are laid over others, say in vain."""
+        singles = [is_single([document.data for document in documents]) for documents in files]
         own = [((*entry.at, "overrides"), entry.overrides) for entry in self.recipe.entries]
         given = [(("local_overrides",), self.recipe.local_overrides), *own]
         overrides = [Layer(tree, (), self.recipe.document, at) for at, tree in given]
         whole = [[Layer(document.data, (), document, ()) for document in documents] for documents in files]
-        self.notes += [note for layer in overrides for note in notes_on_overrides(layer)]
-        self.problems += [p for layers in [overrides, *whole] for layer in layers for p in misspelt(layer)]
+        for layer, single in zip(overrides, (any(singles), *singles), strict=True):
+            self.notes += notes_on_overrides(layer, single=single)
+            self.problems += misspelt(layer, single=single)
+        self.problems += [
+            problem
+            for layers, single in zip(whole, singles, strict=True)
+            for layer in layers
+            for problem in misspelt(layer, single=single)
+        ]
         lost = [
             p for layers in [overrides, *(above for _, *above in whole)] for layer in layers for p in emptied(layer)
         ]
@@ -107,9 +127,11 @@ class Kitchen:
     def tell_of_files(self, files: Sequence[Sequence[Document]], base: Layer) -> None:
         """Tell what of the dataset configs is not taken."""
         filler = Filler(self.filler.constants)
-        for document in {one.name: one for documents in files for one in documents}.values():
-            data = filler.fill(document.data, lambda *_: None)
-            self.notes += notes_on_file(Layer(data, (), document, ()), base.tree)
+        for documents in files:
+            single = is_single([document.data for document in documents])
+            for document in documents:
+                data = filler.fill(document.data, lambda *_: None)
+                self.notes += notes_on_file(Layer(data, (), document, ()), base.tree, single=single)
 
     def tell_replaced(self) -> None:
         """Tell what became of the arguments where an override names another class."""
@@ -125,12 +147,12 @@ class Kitchen:
             layer = Layer({}, (), self.recipe.document, ())
             self.notes.append(str(layer.problem(what, self.recipe.constant_place(name))))
 
-    def make_datasets(self, files: list[list[Layer]], local: Layer, own: list[Layer]) -> list[Dataset]:
+    def make_datasets(self, files: list[list[Layer]], local: list[Layer], own: list[Layer]) -> list[Dataset]:
         """Join each entry's files and overrides; a dataset that can't be made ends the composition here."""
         datasets: list[Dataset] = []
-        for entry, layers, overrides in zip(self.recipe.entries, files, own, strict=True):
+        for entry, layers, above, overrides in zip(self.recipe.entries, files, local, own, strict=True):
             try:
-                made, problems = make_dataset(entry, layers, [local, overrides], accepts=self.accepts)
+                made, problems = make_dataset(entry, layers, [above, overrides], accepts=self.accepts)
             except ConfigError as error:
                 made, problems = None, list(error.problems)
             self.problems += problems
@@ -140,7 +162,7 @@ class Kitchen:
         if len(datasets) < len(files):
             self.stop_on_problems()
         every = list(dict.fromkeys(task for dataset in datasets for task in dataset.tasks))
-        self.problems += override_problems(local, every)
+        self.problems += [problem for layer in local for problem in override_problems(layer, every)]
         return datasets
 
     def emptied(self, base: Layer) -> Layer:
@@ -174,12 +196,13 @@ class Kitchen:
         if self.problems:
             raise ConfigError(dict.fromkeys(self.problems))
 
-    def _layer(self, tree: Any, document: Document, source: KeyPath) -> Layer:
+    def _layer(self, tree: Any, document: Document, source: KeyPath, *, single: str | None = None) -> Layer:
         def report(what: str, at: KeyPath) -> None:
             self.problems.append(Layer({}, (), document, ()).problem(what, at))
 
         filled = self.filler.fill(tree, report, source)
-        layer = Layer(self._anchored(filled, document, source), (), document, source)
+        layer = spelt_short(Layer(self._anchored(filled, document, source), (), document, source))
+        layer = layer if single is None else with_multi_task(layer, single)
         return modernise(layer, self.changes, self.problems) if self.modern else layer
 
     def _anchored(self, tree: Any, document: Document, source: KeyPath) -> Any:

@@ -50,6 +50,16 @@ class Layer:
                 return (*self.source, *old, *within[length:])
         return (*self.source, *within)
 
+    def changed(self, tree: Any, moved: Mapping[KeyPath, KeyPath]) -> Layer:
+        """Give the layer with another tree.
+
+        Args:
+            tree: the tree.
+            moved: for keys that stand elsewhere now: new key path -> key path in the tree before.
+        """
+        in_file = {new: self.place(old)[len(self.source) :] for new, old in moved.items()}
+        return Layer(tree, self.at, self.document, self.source, {**self.moved, **in_file})
+
     def problem(self, what: str, within: KeyPath) -> Problem:
         """Make a problem of a key of the piece, named as it stands in the file."""
         return Problem(what, self.document.name, self.line(within), dotted((*self.source, *within)))

@@ -19,6 +19,10 @@ _TAKEN: Mapping[str, Any] = {
     "data": True,
     "model": {"init_args": {"model": {"init_args": {"decoders": True, "loss_weights": True}}}},
 }
+_SINGLE: Mapping[str, Any] = {
+    "data": True,
+    "model": {"init_args": {"model": {"init_args": {"decoder": True, "decoders": True, "loss_weights": True}}}},
+}
 # Below these, only mappings make sense: stage 1 lays those of several files over each other.
 _MAPPINGS: Mapping[str, Any] = {
     "data": {"init_args": {"task": {"init_args": {"tasks": {}, "input_mapping": {}}}}},
@@ -28,17 +32,33 @@ _OWNERS: Mapping[KeyPath, tuple[str, ...]] = {
     ("model",): ("rslp.train.JointModule", "rslearn.train.lightning_module.RslearnLightningModule"),
     ("model", "init_args", "model"): ("rslp.train.JointModel", "rslearn.models.multitask.MultiTaskModel"),
 }
+# What rslearn's own program reads at the top level.
+_OF_RSLEARN = (
+    "load_checkpoint_mode",
+    "load_checkpoint_required",
+    "log_mode",
+    "management_dir",
+    "project_name",
+    "run_description",
+    "run_name",
+)
 _FREEZES = ("freez", "finetuning")
 
 
-def left_out(tree: Any) -> list[KeyPath]:
-    """List the keys of a dataset config that stage 1 does not take, the highest of each."""
-    return list(_left_out(tree, _TAKEN, ()))
+def left_out(tree: Any, *, single: bool) -> list[KeyPath]:
+    """List the keys of a dataset config that stage 1 does not take, the highest of each.
+
+    Args:
+        tree: the config.
+        single: whether the dataset has one plain task, so that its ``decoder`` is taken.
+    """
+    return list(_left_out(tree, _SINGLE if single else _TAKEN, ()))
 
 
-def misspelt(layer: Layer) -> list[Problem]:
-    """Find keys that are almost those that stage 1 takes."""
-    return [layer.problem(f"unknown key{hint}", at) for at, hint in _misspelt(layer.tree, _TAKEN, ())]
+def misspelt(layer: Layer, *, single: bool) -> list[Problem]:
+    """Find keys that are almost those that stage 1 takes; arguments as in ``left_out``."""
+    found = _misspelt(layer.tree, _SINGLE if single else _TAKEN, ())
+    return [layer.problem(f"unknown key{hint}", at) for at, hint in found]
 
 
 def emptied(layer: Layer) -> list[Problem]:
@@ -51,21 +71,22 @@ def emptied(layer: Layer) -> list[Problem]:
     ]
 
 
-def notes_on_overrides(layer: Layer) -> list[str]:
+def notes_on_overrides(layer: Layer, *, single: bool) -> list[str]:
     """Tell of overrides for datasets that are not taken from a dataset config."""
     what = "has no effect, since it is not taken from a dataset config; global_overrides would reach it"
-    return [str(layer.problem(what, at)) for at in left_out(layer.tree)]
+    return [str(layer.problem(what, at)) for at in left_out(layer.tree, single=single)]
 
 
-def notes_on_file(layer: Layer, base: Mapping[str, Any]) -> list[str]:
+def notes_on_file(layer: Layer, base: Mapping[str, Any], *, single: bool) -> list[str]:
     """Tell what of a dataset config is not taken: a line for all that the base config sets, one for each surprise.
 
     Args:
         layer: the dataset config, its placeholders filled.
         base: the base config; a key that has the same value there needs no note.
+        single: as in ``left_out``.
     """
-    keys = [at for at in left_out(layer.tree) if not _is_alike(pick(layer.tree, at), pick(base, at))]
-    strange = [at for at in keys if len(at) == 1 and at[0] not in TOP]
+    keys = [at for at in left_out(layer.tree, single=single) if not _is_alike(pick(layer.tree, at), pick(base, at))]
+    strange = [at for at in keys if len(at) == 1 and at[0] not in (*TOP, *_OF_RSLEARN)]
     notes = [str(layer.problem(_unknown(at[0]), at)) for at in strange]
     if set_by_base := [at for at in keys if at not in strange]:
         first, *others = set_by_base
@@ -122,7 +143,7 @@ def _misspelt(tree: Any, taken: Mapping[str, Any], at: KeyPath) -> Iterator[tupl
 def _known(at: KeyPath) -> Sequence[str]:
     """Keys that mean something beside those that are taken."""
     if not at:
-        return TOP
+        return (*TOP, *_OF_RSLEARN)
     if at[-1] != "init_args":
         return CLASS_KEYS
     return sorted({name for path in _OWNERS[at[:-1]] for name in known_arguments(path) or ()})

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rslp.compose.forms import SPLITS as _SPLITS
 from rslp.compose.layers import Layer, problem_at
 from rslp.compose.merge import KeyPath, dotted, merge, nest, pick, put
 from rslp.errors import Problem
@@ -40,7 +41,6 @@ _PLATEAU = "rslearn.train.scheduler.PlateauScheduler"
 _TRUNK = "rslearn.models.trunk.DecoderTrunk"
 _MODULE: KeyPath = ("model", "init_args")
 _MODEL: KeyPath = (*_MODULE, "model", "init_args")
-_SPLITS = ("default_config", "train_config", "val_config", "test_config", "predict_config")
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,17 @@ ARGUMENTS: dict[str, dict[str, tuple[str, Callable[[Any], Any]]]] = {
     "rslearn.train.tasks.regression.RegressionTask": {"metric_mode": ("metrics", _as_list)},
 }
 
+# Arguments that are gone, by class: what to say of them.
+GONE: dict[str, dict[str, str]] = {
+    "rslearn.models.pick_features.PickFeatures": {"collapse": "the picked maps always come as a list"},
+}
+
 # Arguments that were right once, and stay so where names are not brought up to date.
-OLD_NAMES = {move.old for move in MOVES} | {name for names in ARGUMENTS.values() for name in names}
+OLD_NAMES = {
+    *(move.old for move in MOVES),
+    *(name for names in ARGUMENTS.values() for name in names),
+    *(name for names in GONE.values() for name in names),
+}
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ class Change:
 
     Attributes:
         old: the old name.
-        new: the present one.
+        new: the present one; empty where there is none.
         place: ``file:line``.
         why: the reason, where it is not just a name.
     """
@@ -131,7 +140,7 @@ def modernise(layer: Layer, changes: list[Change], problems: list[Problem]) -> L
             if move.old not in pick(tree, at):
                 continue
             tree = work.move(tree, move, at)
-    return Layer(tree, layer.at, layer.document, layer.source, {**layer.moved, **work.moved})
+    return layer.changed(tree, work.moved)
 
 
 def told(changes: Sequence[Change]) -> list[str]:
@@ -142,7 +151,8 @@ def told(changes: Sequence[Change]) -> list[str]:
     lines = []
     for (old, new, why), found in places.items():
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        lines.append(f"{old} is {new} now ({found[0]}{more}){why and f': {why}'}")
+        told = f"is {new} now" if new else "is gone, and dropped"
+        lines.append(f"{old} {told} ({found[0]}{more}){why and f': {why}'}")
     return lines
 
 
@@ -225,7 +235,16 @@ class _Work:
             self._note(old, result["class_path"], (*at, "class_path"), why)
         if old in ARGUMENTS and isinstance(result.get("init_args"), Mapping):
             result["init_args"] = self._arguments(result["init_args"], ARGUMENTS[old], (*at, "init_args"))
+        if old in GONE and isinstance(result.get("init_args"), Mapping):
+            result["init_args"] = self._without(result["init_args"], old, (*at, "init_args"))
         return result
+
+    def _without(self, given: Mapping[str, Any], path: str, at: KeyPath) -> dict[str, Any]:
+        """Leave out the arguments of a class that are gone."""
+        gone = [name for name in given if name in GONE[path]]
+        for name in gone:
+            self._note(f"{path.rsplit('.', 1)[-1]}.{name}", "", (*at, name), GONE[path][name])
+        return {name: value for name, value in given.items() if name not in gone}
 
     def move(self, tree: Any, move: Move, at: KeyPath) -> Any:
         """Make one move in one mapping."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from rslp.compose.arguments import table
 from rslp.compose.datasets import DATA_MODULES, MODEL_ARGS, TASK
+from rslp.compose.forms import SPLITS
 from rslp.compose.layers import Layer, problem_at
 from rslp.compose.merge import KeyPath, pick, plus_target, short
 from rslp.compose.modern import OLD_NAMES
@@ -14,7 +15,6 @@ from rslp.compose.near import did_you_mean, nearest
 from rslp.errors import Problem
 
 TRAINER = "lightning.pytorch.Trainer"
-SPLITS = ("default_config", "train_config", "val_config", "test_config", "predict_config")
 _SPLIT_CLASS = "rslearn.train.dataset.SplitConfig"
 _INPUT_CLASS = "rslearn.train.dataset.DataInput"
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
@@ -34,6 +34,12 @@ TOP = (
 
 # Of these, what a run knows; the others are read by stage 1, or stand in configs of the original.
 _RUN = tuple(key for key in TOP if key not in ("all_dataset_info_path", "ckpt_path", "return_predictions"))
+
+# Switches that are no arguments of any version that we know: what does their work.
+_INSTEAD = {
+    "cosine_anneal": "; write scheduler: {class_path: rslearn.train.scheduler.CosineAnnealingScheduler, "
+    "init_args: {T_max: EPOCHS}}"
+}
 
 Finding = tuple[KeyPath, str]
 
@@ -82,7 +88,7 @@ def _names(given: Mapping[Any, Any], class_path: str, at: KeyPath, *, lenient: b
             continue
         owner = class_path.rsplit(".", 1)[-1]
         hint = did_you_mean(str(name), known) or f"; allowed: {', '.join(sorted(known))}"
-        yield (*at, name), f"unknown key for {owner}{hint}"
+        yield (*at, name), f"unknown key for {owner}{_INSTEAD.get(name) or hint}"
 
 
 def _classes(node: Any, at: KeyPath, lenient: bool) -> Iterator[Finding]:
