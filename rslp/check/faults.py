@@ -87,7 +87,8 @@ def _import_fault(path: str, at: KeyPath) -> Finding | None:
 def _unfit(value: Any, kind: Any) -> str | None:
     """Say what was wanted; None where the parser's own words are better."""
     if not isinstance(value, Mapping | list):
-        return f"expected {spoken(kind)}; got {value!r}"
+        quotes = "; write it in quotes" if str in options_of(kind) and value is not None else ""
+        return f"expected {spoken(kind)}; got {value!r}{quotes}"
     found = class_of(value, kind) if isinstance(value, Mapping) and "class_path" in value else None
     wanted = tuple(option for option in options_of(kind) if inspect.isclass(option))
     if found and wanted and inspect.isclass(found[0]) and not issubclass(found[0], wanted):

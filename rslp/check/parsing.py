@@ -20,7 +20,7 @@ from rslp.check.faults import faults_of
 from rslp.check.findings import Finding, KeyPath
 from rslp.check.making import MADE_WRONG, argument_of, constructor_faults
 from rslp.check.training import training_faults
-from rslp.compose import head_faults, pick
+from rslp.compose import class_faults, head_faults, pick
 from rslp.errors import ConfigError, UserError
 from rslp.train.cli import RunCLI, run_parser
 from rslp.train.data import MultiDatasetDataModule
@@ -76,7 +76,8 @@ def parse(config: Mapping[str, Any]) -> Parsed:
     Returns:
         What was made, and every fault that was found, deepest keys first.
     """
-    heads = tuple(Finding(fault.what, fault.at) for fault in head_faults(config) if not fault.spare)
+    faults = (*head_faults(config), *class_faults(config))
+    heads = tuple(Finding(fault.what, fault.at) for fault in faults if not fault.harmless)
     parsed = _parsed(config)
     return replace(parsed, findings=(*parsed.findings, *heads))
 

@@ -3,6 +3,7 @@
 from rslp.compose.compose import RunConfig, Sources, compose
 from rslp.compose.configs import merge_configs
 from rslp.compose.diff import differences
+from rslp.compose.head_classes import class_faults
 from rslp.compose.heads import head_faults
 from rslp.compose.kinds import config_kind, refuse_unrunnable
 from rslp.compose.kitchen import Anchor
@@ -17,6 +18,7 @@ __all__ = [
     "Recipe",
     "RunConfig",
     "Sources",
+    "class_faults",
     "compose",
     "config_kind",
     "differences",

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rslp.compose.arguments import Accepts, known_arguments
 from rslp.compose.datasets import DATA_MODULES, TASK, TASK_CLASS
-from rslp.compose.heads import derived_heads, head_problems
+from rslp.compose.head_classes import class_faults
+from rslp.compose.heads import derived_heads, head_faults, head_problems
 from rslp.compose.kitchen import BATCH_SIZES, Anchor, Kitchen
-from rslp.compose.layers import Layer
+from rslp.compose.layers import Layer, problem_at
 from rslp.compose.merge import KeyPath, merge, nest, pick
 from rslp.compose.modern import finish, told
 from rslp.compose.recipe import Recipe
@@ -44,6 +46,7 @@ class RunConfig:
         derived: for values that no file holds: their key path -> how they came about.
         constants: where the constants stand: placeholder -> (file, line).
         notes: what a user should know, one line each.
+        accepts: gives the arguments that a class takes, as far as the config goes by them.
     """
 
     tree: dict[str, Any]
@@ -52,6 +55,7 @@ class RunConfig:
     derived: Mapping[KeyPath, str]
     constants: Mapping[str, tuple[Document, int | None]]
     notes: tuple[str, ...]
+    accepts: Accepts = known_arguments
 
 
 def compose(recipe: Recipe, sources: Sources, *, anchor: Anchor, keep_class_paths: bool = False) -> RunConfig:
@@ -72,37 +76,58 @@ def compose(recipe: Recipe, sources: Sources, *, anchor: Anchor, keep_class_path
     kitchen = Kitchen(recipe, anchor, modern=not keep_class_paths)
     # Placeholders are filled, and old names brought up to date, in each file by itself.
     base = kitchen.prepare(sources.base)
-    files = [[kitchen.prepare(document, part=True) for document in documents] for documents in sources.datasets]
-    local = kitchen.prepare_overrides(recipe.local_overrides, ("local_overrides",))
-    own = [kitchen.prepare_overrides(entry.overrides, (*entry.at, "overrides")) for entry in recipe.entries]
+    entries = [*zip(recipe.entries, sources.datasets, strict=True)]
+    files = [kitchen.prepare_dataset(entry, documents) for entry, documents in entries]
+    singles = [kitchen.single(entry, documents) for entry, documents in entries]
+    overrides = kitchen.prepare_overrides
+    # For a plain task they are wrapped as its files are.
+    by_single = {
+        one: overrides(recipe.local_overrides, ("local_overrides",), single=one) for one in dict.fromkeys(singles)
+    }
+    local = [by_single[single] for single in singles]
+    own = [
+        overrides(entry.overrides, (*entry.at, "overrides"), single=single)
+        for entry, single in zip(recipe.entries, singles, strict=True)
+    ]
     over = kitchen.prepare_overrides(recipe.global_overrides, ("global_overrides",))
     kitchen.check_constants()
-    kitchen.tell_ignored([local, *own])
+    kitchen.tell_left_out(sources.datasets)
     # Each dataset: its files, later ones win; then the overrides for all datasets, then its own.
     datasets = kitchen.make_datasets(files, local, own)
     # The base config, the datasets put in their places, the flat keys, the global overrides.
     layers = [kitchen.emptied(base), *(part for dataset in datasets for part in dataset.placed())]
     layers += [*kitchen.knobs(datasets), over]
     tree = kitchen.folded(layers)
-    kitchen.problems += missing_parts(tree, layers)
+    kitchen.tell_replaced()
+    lost = missing_parts(tree, layers, kitchen.replaced)
+    kitchen.problems += lost
+    if lost and kitchen.replaced:  # what would be found next only follows from it
+        kitchen.stop_on_problems()
     derived = {(*TASK, "class_path"): "the class that unites the datasets' tasks"}
     tree = merge(merge(tree, nest({"class_path": None}, TASK)), nest({"class_path": TASK_CLASS}, TASK))
     if recipe.later_dialect:
         tree = _with_batch_sizes(tree, derived)
-    tree.pop("all_dataset_info_path", None)
+    if tree.pop("all_dataset_info_path", None) is not None and not recipe.merge_heads:
+        what = "has no effect without merge_options.merge_heads"
+        kitchen.notes.append(str(problem_at(layers, ("all_dataset_info_path",), what)))
     if not keep_class_paths:
-        tree = finish(tree, derived)
+        tree = finish(tree, layers, derived, kitchen.notes)
     kitchen.problems += unknown_names(tree, layers, lenient=keep_class_paths)
-    kitchen.problems += [p for layer in (local, *own) for p in unknown_names(layer.tree, [layer], lenient=True)]
+    kitchen.problems += [
+        p for layer in (*by_single.values(), *own) for p in unknown_names(layer.tree, [layer], lenient=True)
+    ]
     if not kitchen.names_clash(datasets):
-        kitchen.problems += head_problems(tree, layers, kitchen.notes)
+        kitchen.problems += head_problems([*head_faults(tree), *class_faults(tree)], layers, kitchen.notes)
     kitchen.stop_on_problems()
     # Merged heads come last: they are derived from the decoders as the overrides left them.
     if recipe.merge_heads:
-        tree = derived_heads(tree, recipe, sources.info, layers=layers, derived=derived)
+        tree = derived_heads(tree, recipe, sources.info, layers=layers, derived=derived, notes=kitchen.notes)
+        kitchen.problems += head_problems(class_faults(tree), layers, kitchen.notes)
+        kitchen.stop_on_problems()
+    kitchen.tell_of_files(sources.datasets, base)
     named = {dataset.key: tuple(dataset.tasks.values()) for dataset in datasets}
-    notes = (*told(kitchen.changes), *kitchen.notes)
-    return RunConfig(tree, tuple(layers), named, derived, kitchen.constant_lines(), notes)
+    notes = tuple(dict.fromkeys((*told([*dict.fromkeys(kitchen.changes)]), *kitchen.notes)))
+    return RunConfig(tree, tuple(layers), named, derived, kitchen.constant_lines(), notes, kitchen.accepts)
 
 
 def _with_batch_sizes(tree: dict[str, Any], derived: dict[KeyPath, str]) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rslp.compose.arguments import Accepts
+from rslp.compose.forms import with_selectors
 from rslp.compose.layers import Layer, fold
-from rslp.compose.merge import KeyPath, pick
+from rslp.compose.merge import KeyPath, pick, put
 from rslp.compose.near import did_you_mean
 from rslp.compose.recipe import Entry
 from rslp.errors import Problem
@@ -18,6 +20,7 @@ DATA_MODULES: KeyPath = ("data", "init_args", "data_modules")
 TASK: KeyPath = ("model", "init_args", "task")
 TASK_CLASS = "rslearn.train.tasks.multi_task.MultiTask"
 _TASK_ARGS: KeyPath = ("data", "init_args", "task", "init_args")
+_INPUTS: KeyPath = ("data", "init_args", "inputs")
 # Mappings with one entry per task, within a dataset config.
 _BY_TASK: tuple[KeyPath, ...] = (
     DECODERS,
@@ -66,23 +69,16 @@ _PARTS: tuple[tuple[KeyPath, KeyPath], ...] = (
 def kept_parts(tree: Any) -> dict[str, Any]:
     """Give a dataset config without what stays behind: its encoder, optimiser, trainer, callbacks."""
     result: dict[str, Any] = {}
-    for source in (("data",), DECODERS, (*MODEL_ARGS, "loss_weights")):
+    for source in (("data",), DECODERS, (*MODEL_ARGS, "decoder"), (*MODEL_ARGS, "loss_weights")):
         part = pick(tree, source)
         if part is not None:
-            result = _put(result, source, part)
+            result = put(result, source, part)
     return result
 
 
-def ignored_keys(tree: Any) -> list[KeyPath]:
-    """List what an override for datasets says in vain, since it is not taken from a dataset config."""
-    ignored: list[KeyPath] = [(key,) for key in tree if key not in ("data", "model")]
-    for at, taken in ((("model", "init_args"), ("model",)), (MODEL_ARGS, ("decoders", "loss_weights"))):
-        arguments = pick(tree, at)
-        ignored += [(*at, key) for key in arguments if key not in taken] if isinstance(arguments, Mapping) else []
-    return ignored
-
-
-def make_dataset(entry: Entry, layers: list[Layer], local: list[Layer]) -> tuple[Dataset | None, list[Problem]]:
+def make_dataset(
+    entry: Entry, layers: list[Layer], local: list[Layer], *, accepts: Accepts
+) -> tuple[Dataset | None, list[Problem]]:
     """Join a dataset's files and overrides, and name it.
 
     Args:
@@ -90,11 +86,14 @@ def make_dataset(entry: Entry, layers: list[Layer], local: list[Layer]) -> tuple
         layers: its files, later ones win.
         local: overrides of the multi-dataset config, each a whole config, at least one; entries for tasks of other
             datasets are left out.
+        accepts: gives the arguments that a class takes.
 
     Returns:
         The dataset (None when it cannot be used), and what is wrong with it.
     """
-    merged = fold(layers)
+    merged = fold(layers, accepts=accepts)
+    if problems := [problem for layer in (*layers, *local) for problem in _name_faults(layer)]:
+        return None, problems
     decoders, tasks = pick(merged, DECODERS), pick(merged, (*_TASK_ARGS, "tasks"))
     problems = _structure_problems(layers, merged)
     if problems or not isinstance(decoders, Mapping) or not isinstance(tasks, Mapping):
@@ -119,6 +118,19 @@ def make_dataset(entry: Entry, layers: list[Layer], local: list[Layer]) -> tuple
         stack = [_renamed(layer, changed) for layer in stack]
     key = next(iter(names.values())) if len(names) == 1 else str(entry.name)
     return Dataset(key, names, tuple(stack), entry), []
+
+
+def _name_faults(layer: Layer) -> Iterator[Problem]:
+    """Find names of tasks and inputs that are no texts, such as ``no``, ``7`` or a date."""
+    found: dict[Any, KeyPath] = {}
+    for place in (*_BY_TASK, _INPUTS):
+        by_name = pick(layer.tree, place)
+        for name in by_name if isinstance(by_name, Mapping) else ():
+            if not isinstance(name, str):
+                found.setdefault(name, place)
+    for name, place in found.items():
+        what = f"a name must be a text, and this is {name!r}: write it in quotes wherever it stands"
+        yield layer.problem(what, (*place, name))
 
 
 def _name_problems(entry: Entry, tasks: list[str], recipe: Layer) -> list[Problem]:
@@ -152,12 +164,12 @@ def _structure_problems(layers: list[Layer], merged: Mapping[str, Any]) -> list[
     data_class = pick(merged, ("data", "class_path"))
     task_class = pick(merged, ("data", "init_args", "task", "class_path"))
     if data_class is None:
-        problems.append(
-            layers[0].problem("is missing; a dataset config needs data with class_path and init_args", ("data",))
-        )
+        what = "is missing; a dataset config needs data with class_path and init_args"
+        problems.append(layers[0].problem(what, ("data",)))
     elif task_class != TASK_CLASS:
         what = f"must be {TASK_CLASS}, with the dataset's tasks by name; got {task_class or 'nothing'}"
-        problems.append(layers[0].problem(what, ("data", "init_args", "task", "class_path")))
+        at = ("data", "init_args", "task", "class_path")
+        problems.append(_first_with(layers, at).problem(what, at))
     elif not pick(merged, (*_TASK_ARGS, "tasks")):
         problems.append(layers[0].problem("names no task", (*_TASK_ARGS, "tasks")))
     if not pick(merged, DECODERS):
@@ -194,44 +206,26 @@ def _of_tasks(layer: Layer, tasks: set[str]) -> Layer:
     for place in _BY_TASK:
         by_task = pick(tree, place)
         if isinstance(by_task, Mapping) and not set(by_task) <= tasks:
-            tree = _with(tree, place, {name: value for name, value in by_task.items() if name in tasks})
-    return Layer(tree, layer.at, layer.document, layer.source, layer.moved)
+            tree = put(tree, place, {name: value for name, value in by_task.items() if name in tasks})
+    return layer.changed(tree, {})
 
 
 def _renamed(layer: Layer, names: Mapping[str, str]) -> Layer:
     """Give tasks other names: in the mappings by task, and in selectors (``target/<task>/…``)."""
-    tree = _rename_selectors(layer.tree, names)
-    moved = dict(layer.moved)
+    tree = with_selectors(layer.tree, lambda text: _renamed_selector(text, names))
+    moved = {}
     for place in _BY_TASK:
         by_task = pick(tree, place)
         if isinstance(by_task, Mapping):
-            tree = _with(tree, place, {names.get(name, name): value for name, value in by_task.items()})
+            tree = put(tree, place, {names.get(name, name): value for name, value in by_task.items()})
             moved.update({(*place, names[name]): (*place, name) for name in by_task if name in names})
-    return Layer(tree, layer.at, layer.document, layer.source, moved)
+    return layer.changed(tree, moved)
 
 
-def _rename_selectors(tree: Any, names: Mapping[str, str]) -> Any:
-    if isinstance(tree, Mapping):
-        return {key: _rename_selectors(value, names) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_rename_selectors(value, names) for value in tree]
-    if isinstance(tree, str) and tree.startswith("target/"):
-        root, task, *rest = tree.split("/")
-        return "/".join([root, names.get(task, task), *rest])
-    return tree
-
-
-def _with(tree: Any, at: KeyPath, value: Any) -> Any:
-    """Give the tree with another value at a place that it holds."""
-    if not at:
-        return value
-    return {**tree, at[0]: _with(tree[at[0]], at[1:], value)}
-
-
-def _put(tree: Mapping[str, Any], at: KeyPath, value: Any) -> dict[str, Any]:
-    """Give the tree with a value at a place; unlike ``merge``, leave keys with ``+`` as they are."""
-    below = _put(tree.get(str(at[0]), {}), at[1:], value) if len(at) > 1 else value
-    return {**tree, str(at[0]): below}
+def _renamed_selector(text: str, names: Mapping[str, str]) -> str:
+    root, _, rest = text.partition("/")
+    task, slash, part = rest.partition("/")
+    return f"target/{names[task]}{slash}{part}" if root == "target" and task in names else text
 
 
 def override_problems(layer: Layer, known: list[str]) -> list[Problem]:

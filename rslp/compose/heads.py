@@ -8,7 +8,7 @@ from typing import Any
 
 from rslp.compose.datasets import DECODERS, MODEL_ARGS, TASK
 from rslp.compose.layers import Layer, problem_at
-from rslp.compose.merge import KeyPath, merge, nest, pick
+from rslp.compose.merge import KeyPath, pick, put
 from rslp.compose.near import did_you_mean
 from rslp.compose.recipe import Recipe
 from rslp.errors import ConfigError, Problem
@@ -75,12 +75,12 @@ class HeadFault:
     Attributes:
         at: key path in the run config.
         what: what is wrong.
-        spare: whether it only has more outputs than are needed.
+        harmless: whether a note is enough.
     """
 
     at: KeyPath
     what: str
-    spare: bool = False
+    harmless: bool = False
 
 
 def head_faults(tree: Mapping[str, Any]) -> list[HeadFault]:
@@ -101,25 +101,26 @@ def head_faults(tree: Mapping[str, Any]) -> list[HeadFault]:
             where = f", from output {first} on" if first else ""
             what = f"{outputs.number} outputs, but the task {task!r} has {wanted} classes{where}"
             place = (*at, outputs.position, "init_args", outputs.key)
-            faults.append(HeadFault(place, what, spare=outputs.number > wanted + first))
+            # A spare output is harmless, and some published configs have one; a missing one fails in the first batch.
+            spare = outputs.number > wanted + first
+            faults.append(HeadFault(place, f"{what}; the others stay unused" if spare else what, harmless=spare))
     return faults
 
 
-def head_problems(tree: Mapping[str, Any], layers: Sequence[Layer], notes: list[str]) -> list[Problem]:
+def head_problems(faults: Sequence[HeadFault], layers: Sequence[Layer], notes: list[str]) -> list[Problem]:
     """Tell of decoders that do not fit their tasks, at their place in the source."""
-    problems = []
-    for fault in head_faults(tree):
-        problem = problem_at(layers, fault.at, fault.what)
-        # A spare output is harmless, and some published configs have one; a missing one fails in the first batch.
-        if fault.spare:
-            notes.append(f"{problem}; the others stay unused")
-        else:
-            problems.append(problem)
-    return problems
+    notes += [str(problem_at(layers, fault.at, fault.what)) for fault in faults if fault.harmless]
+    return [problem_at(layers, fault.at, fault.what) for fault in faults if not fault.harmless]
 
 
 def derived_heads(
-    tree: dict[str, Any], recipe: Recipe, info: Document | None, *, layers: Sequence[Layer], derived: dict[KeyPath, str]
+    tree: dict[str, Any],
+    recipe: Recipe,
+    info: Document | None,
+    *,
+    layers: Sequence[Layer],
+    derived: dict[KeyPath, str],
+    notes: list[str],
 ) -> dict[str, Any]:
     """Replace the decoders by shared ones.
 
@@ -129,6 +130,7 @@ def derived_heads(
         info: the table of all datasets, which the numbers are checked against when it is given.
         layers: what the config was folded from, to locate problems.
         derived: gets how the new values came about.
+        notes: gets what a user should know.
 
     Returns:
         The run config with shared decoders, ``decoder_to_target`` and ``task_label_offsets``.
@@ -139,7 +141,7 @@ def derived_heads(
     decoders: dict[str, Any] = pick(tree, DECODERS)
     work = _Heads(recipe, info.data if info is not None and isinstance(info.data, Mapping) else {}, layers)
     heads = work.group(decoders)
-    work.check_groups(heads)
+    work.check_groups(heads, notes)
     merged, offsets = {}, {}
     for head, names in heads.items():
         merged[head], ranges = work.share(head, {name: decoders[name] for name in names})
@@ -149,13 +151,17 @@ def derived_heads(
         raise ConfigError(work.problems)
     arguments: dict[str, Any] = dict(pick(tree, MODEL_ARGS))
     arguments["decoders"] = merged
-    arguments["decoder_to_target"] = heads
-    derived[(*MODEL_ARGS, "decoder_to_target")] = "merge_options.merge_heads"
+    made: dict[str, tuple[str, Any]] = {"decoder_to_target": ("merge_heads", heads)}
     if recipe.merge_task_labels:
-        arguments["task_label_offsets"] = offsets
-        derived[(*MODEL_ARGS, "task_label_offsets")] = "merge_options.merge_task_labels"
-    emptied = merge(tree, nest(None, MODEL_ARGS))
-    result: dict[str, Any] = merge(emptied, nest(arguments, MODEL_ARGS))
+        made["task_label_offsets"] = ("merge_task_labels", offsets)
+    for key, (option, value) in made.items():
+        if arguments.get(key) not in (None, value):
+            notes.append(
+                str(problem_at(layers, (*MODEL_ARGS, key), f"is replaced by what merge_options.{option} makes"))
+            )
+        arguments[key] = value
+        derived[(*MODEL_ARGS, key)] = f"merge_options.{option}"
+    result: dict[str, Any] = put(tree, MODEL_ARGS, arguments)
     return result
 
 
@@ -183,15 +189,15 @@ class _Heads:
             heads.setdefault(head, []).append(name)
         return heads
 
-    def check_groups(self, heads: Mapping[str, list[str]]) -> None:
-        """Find label groups that name absent tasks or reach over several heads."""
+    def check_groups(self, heads: Mapping[str, list[str]], notes: list[str]) -> None:
+        """Find label groups that reach over several heads; tell of absent tasks in them."""
         head_of = {name: head for head, names in heads.items() for name in names}
         for position, group in enumerate(self._recipe.same_label_groups):
             at = (*_GROUPS, position)
             for name in group:
                 if name not in head_of:
                     what = f"no dataset has the task {name!r}{did_you_mean(name, head_of)}; tasks: {', '.join(head_of)}"
-                    self.problems.append(self._of_recipe(what, at))
+                    notes.append(str(self._of_recipe(what, at)))
             found = sorted({head_of[name] for name in group if name in head_of})
             if len(found) > 1:
                 self.problems.append(

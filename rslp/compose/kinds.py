@@ -24,6 +24,8 @@ def wrong_value(kind: str, value: Any) -> str | None:
     hint = ""
     if kind in ("positive", "count") and isinstance(value, str) and value.strip().isdigit():
         hint = f"; write {value.strip()} without quotes"
+    if kind in ("name", "names") and not isinstance(value, str | Mapping | list):
+        hint = "; write it in quotes"
     return f"must be {wanted}; got {short(value)}{hint}"
 
 

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rslp.compose.arguments import Accepts, any_arguments, known_arguments
 from rslp.compose.datasets import (
     DATA_MODULES,
     DECODERS,
     TASK,
     Dataset,
-    ignored_keys,
     kept_parts,
     make_dataset,
     override_problems,
 )
-from rslp.compose.keys import CONSTANTS
-from rslp.compose.layers import Layer, fold
+from rslp.compose.forms import is_single, name_of_single, spelt_short, with_multi_task
+from rslp.compose.layers import Layer, Replaced, fold
+from rslp.compose.left_out import emptied, misspelt, notes_on_file, notes_on_overrides
 from rslp.compose.merge import KeyPath, merge, nest, pick
 from rslp.compose.modern import Change, modernise
 from rslp.compose.placeholders import Filler, placeholder_names, unused
-from rslp.compose.recipe import Recipe
+from rslp.compose.recipe import Entry, Recipe
+from rslp.compose.replaced import on_replaced
 from rslp.errors import ConfigError, Problem
 from rslp.files import Document
+
+# Read by rslearn 0.1.19 and then forgotten.
+_NO_EFFECT = (
+    "has no effect: it becomes num_patches, which rslearn 0.1.19 never reads; "
+    "use num_samples of a split, or per_dataset_patch_limit of data"
+)
 
 # Gives the tree with its relative paths made absolute: (tree, the file it is from, its place in that file).
 Anchor = Callable[[Any, Document, KeyPath], Any]
@@ -48,6 +56,7 @@ class Kitchen:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
+    replaced: list[Replaced] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Resolve the constants, of which some are paths."""
@@ -57,18 +66,34 @@ class Kitchen:
             constants[name] = self._anchored({at[-1]: value}, self.recipe.document, at[:-1])[at[-1]]
         self.filler = Filler(placeholder_names(constants))
 
-    def prepare(self, document: Document, *, part: bool = False) -> Layer:
-        """Turn a file into a layer: placeholders filled, paths anchored, names up to date.
+    @property
+    def accepts(self) -> Accepts:
+        """Tells which arguments a class takes; of classes of another version, that is not known."""
+        return known_arguments if self.modern else any_arguments
 
-        Args:
-            document: the file.
-            part: whether it is a dataset config, of which only parts are taken.
-        """
-        return self._layer(kept_parts(document.data) if part else document.data, document, ())
+    def prepare(self, document: Document) -> Layer:
+        """Turn a file into a layer: placeholders filled, paths anchored, names up to date."""
+        return self._layer(document.data, document, ())
 
-    def prepare_overrides(self, overrides: Mapping[str, Any], source: KeyPath) -> Layer:
+    def prepare_dataset(self, entry: Entry, documents: Sequence[Document]) -> list[Layer]:
+        """Turn the files of a dataset into layers with what is taken of them; a plain task becomes one by name."""
+        single = self.single(entry, documents)
+        if single is not None:
+            task = Layer({}, (), documents[0], ())
+            what = f"becomes the task {single!r} of a MultiTask, since it is a plain one"
+            self.notes.append(str(task.problem(what, ("data", "init_args", "task"))))
+        return [self._layer(kept_parts(document.data), document, (), single=single) for document in documents]
+
+    def prepare_overrides(self, overrides: Mapping[str, Any], source: KeyPath, *, single: str | None = None) -> Layer:
         """Turn overrides of the multi-dataset config into a layer."""
-        return self._layer(overrides, self.recipe.document, source)
+        return self._layer(overrides, self.recipe.document, source, single=single)
+
+    @staticmethod
+    def single(entry: Entry, documents: Sequence[Document]) -> str | None:
+        """Give the name of a dataset's plain task; None where its tasks have names of their own."""
+        if not is_single([document.data for document in documents]):
+            return None
+        return name_of_single(entry.name, documents[0].name)
 
     def constant_lines(self) -> dict[str, tuple[Document, int | None]]:
         """Give where each constant stands, by its placeholder."""
@@ -76,28 +101,58 @@ class Kitchen:
         lines = {name: document.line(self.recipe.constant_place(name)) for name in self.recipe.constants}
         return {name: (document, line) for name, line in placeholder_names(lines).items()}
 
-    def tell_ignored(self, overrides: list[Layer]) -> None:
-        """Tell of overrides for datasets that no run config takes over."""
-        for layer in overrides:
-            for at in ignored_keys(layer.tree):
-                what = "has no effect, since it is not taken from a dataset config; global_overrides would reach it"
-                self.notes.append(str(layer.problem(what, at)))
+    def tell_left_out(self, files: Sequence[Sequence[Document]]) -> None:
+        """Find what overrides, and files that are laid over others, say in vain."""
+        singles = [is_single([document.data for document in documents]) for documents in files]
+        own = [((*entry.at, "overrides"), entry.overrides) for entry in self.recipe.entries]
+        given = [(("local_overrides",), self.recipe.local_overrides), *own]
+        overrides = [Layer(tree, (), self.recipe.document, at) for at, tree in given]
+        whole = [[Layer(document.data, (), document, ()) for document in documents] for documents in files]
+        for layer, single in zip(overrides, (any(singles), *singles), strict=True):
+            self.notes += notes_on_overrides(layer, single=single)
+            self.problems += misspelt(layer, single=single)
+        self.problems += [
+            problem
+            for layers, single in zip(whole, singles, strict=True)
+            for layer in layers
+            for problem in misspelt(layer, single=single)
+        ]
+        lost = [
+            p for layers in [overrides, *(above for _, *above in whole)] for layer in layers for p in emptied(layer)
+        ]
+        self.problems += lost
+        if lost:  # what would be found next only follows from it
+            self.stop_on_problems()
+
+    def tell_of_files(self, files: Sequence[Sequence[Document]], base: Layer) -> None:
+        """Tell what of the dataset configs is not taken."""
+        filler = Filler(self.filler.constants)
+        for documents in files:
+            single = is_single([document.data for document in documents])
+            for document in documents:
+                data = filler.fill(document.data, lambda *_: None)
+                self.notes += notes_on_file(Layer(data, (), document, ()), base.tree, single=single)
+
+    def tell_replaced(self) -> None:
+        """Tell what became of the arguments where an override names another class."""
+        notes, problems = on_replaced(self.replaced)
+        self.notes += notes
+        self.problems += problems
 
     def check_constants(self) -> None:
         """Tell of constants that nothing asks for; a misspelt one is an error, since its placeholder got none."""
         for name in unused(self.recipe.constants, self.filler.used):
-            if name not in CONSTANTS:
-                at = self.recipe.constant_place(name)
-                what = f"no file has the placeholder {{{name.upper()}}}, so this has no effect"
-                layer = Layer({}, (), self.recipe.document, ())
-                self.notes.append(str(layer.problem(what, at)))
+            placeholder = "CHECKPOINT_PATH" if name == "helios_checkpoint_path" else name.upper()
+            what = f"no file has the placeholder {{{placeholder}}}, so this has no effect"
+            layer = Layer({}, (), self.recipe.document, ())
+            self.notes.append(str(layer.problem(what, self.recipe.constant_place(name))))
 
-    def make_datasets(self, files: list[list[Layer]], local: Layer, own: list[Layer]) -> list[Dataset]:
+    def make_datasets(self, files: list[list[Layer]], local: list[Layer], own: list[Layer]) -> list[Dataset]:
         """Join each entry's files and overrides; a dataset that can't be made ends the composition here."""
         datasets: list[Dataset] = []
-        for entry, layers, overrides in zip(self.recipe.entries, files, own, strict=True):
+        for entry, layers, above, overrides in zip(self.recipe.entries, files, local, own, strict=True):
             try:
-                made, problems = make_dataset(entry, layers, [local, overrides])
+                made, problems = make_dataset(entry, layers, [above, overrides], accepts=self.accepts)
             except ConfigError as error:
                 made, problems = None, list(error.problems)
             self.problems += problems
@@ -107,7 +162,7 @@ class Kitchen:
         if len(datasets) < len(files):
             self.stop_on_problems()
         every = list(dict.fromkeys(task for dataset in datasets for task in dataset.tasks))
-        self.problems += override_problems(local, every)
+        self.problems += [problem for layer in local for problem in override_problems(layer, every)]
         return datasets
 
     def emptied(self, base: Layer) -> Layer:
@@ -130,7 +185,10 @@ class Kitchen:
                 places: list[KeyPath] = [("data", "init_args", "num_workers")]
             else:
                 places = [(*DATA_MODULES, dataset.key, *_KNOB_PLACES[knob]) for dataset in datasets]
-            layers += [Layer(value, place, self.recipe.document, (knob,)) for place in places]
+            made = [Layer(value, place, self.recipe.document, (knob,)) for place in places]
+            if knob.startswith("max_"):
+                self.notes.append(str(made[0].problem(_NO_EFFECT, ())))
+            layers += made
         return layers
 
     def stop_on_problems(self) -> None:
@@ -138,13 +196,14 @@ class Kitchen:
         if self.problems:
             raise ConfigError(dict.fromkeys(self.problems))
 
-    def _layer(self, tree: Any, document: Document, source: KeyPath) -> Layer:
+    def _layer(self, tree: Any, document: Document, source: KeyPath, *, single: str | None = None) -> Layer:
         def report(what: str, at: KeyPath) -> None:
             self.problems.append(Layer({}, (), document, ()).problem(what, at))
 
         filled = self.filler.fill(tree, report, source)
-        layer = Layer(self._anchored(filled, document, source), (), document, source)
-        return modernise(layer, self.changes) if self.modern else layer
+        layer = spelt_short(Layer(self._anchored(filled, document, source), (), document, source))
+        layer = layer if single is None else with_multi_task(layer, single)
+        return modernise(layer, self.changes, self.problems) if self.modern else layer
 
     def _anchored(self, tree: Any, document: Document, source: KeyPath) -> Any:
         try:
@@ -156,7 +215,7 @@ class Kitchen:
     def folded(self, layers: list[Layer]) -> dict[str, Any]:
         """Fold the layers; what can't be appended ends the composition here."""
         try:
-            return fold(layers)
+            return fold(layers, accepts=self.accepts, replaced=self.replaced)
         except ConfigError as error:
             self.problems += error.problems
             raise ConfigError(dict.fromkeys(self.problems)) from None

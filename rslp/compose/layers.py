@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rslp.compose.merge import OF_A_CLASS, KeyPath, dotted, is_plus, merge, nest, pick, plus_target
+from rslp.compose.arguments import Accepts, known_arguments
+from rslp.compose.merge import ClassChange, KeyPath, dotted, is_plus, merge, nest, pick, plus_target
 from rslp.errors import ConfigError, Problem
 from rslp.files import Document
 
@@ -49,6 +50,16 @@ class Layer:
                 return (*self.source, *old, *within[length:])
         return (*self.source, *within)
 
+    def changed(self, tree: Any, moved: Mapping[KeyPath, KeyPath]) -> Layer:
+        """Give the layer with another tree.
+
+        Args:
+            tree: the tree.
+            moved: for keys that stand elsewhere now: new key path -> key path in the tree before.
+        """
+        in_file = {new: self.place(old)[len(self.source) :] for new, old in moved.items()}
+        return Layer(tree, self.at, self.document, self.source, {**self.moved, **in_file})
+
     def problem(self, what: str, within: KeyPath) -> Problem:
         """Make a problem of a key of the piece, named as it stands in the file."""
         return Problem(what, self.document.name, self.line(within), dotted((*self.source, *within)))
@@ -80,33 +91,63 @@ class Setting:
         return self.layer.line((*self.within, *below))
 
 
-def fold(layers: Sequence[Layer]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Replaced:
+    """A layer that names another class over the one below.
+
+    Attributes:
+        layer: the layer.
+        change: what it changes, with its place in the run config.
+    """
+
+    layer: Layer
+    change: ClassChange
+
+    def problem(self, what: str) -> Problem:
+        """Make a problem of the ``class_path`` that the layer names."""
+        return self.layer.problem(what, (*self.change.at, "class_path")[len(self.layer.at) :])
+
+
+def fold(
+    layers: Sequence[Layer], *, accepts: Accepts = known_arguments, replaced: list[Replaced] | None = None
+) -> dict[str, Any]:
     """Merge a stack of layers, bottom first.
 
+    Args:
+        layers: the layers.
+        accepts: gives the arguments that a class takes.
+        replaced: gets each place where a layer names another class than those below.
+
     Raises:
-        ConfigError: a ``+`` key that cannot append, with its file and line.
+        ConfigError: a ``+`` key that cannot append, ``init_args`` that are emptied, with file and line.
     """
     result: dict[str, Any] = {}
     for layer in layers:
+        changes: list[ClassChange] = []
         try:
-            result = merge(result, nest(layer.tree, layer.at))
+            result = merge(result, nest(layer.tree, layer.at), accepts=accepts, changes=changes)
         except ConfigError as error:
             raise ConfigError(_located(error.problems, layer)) from None
+        if replaced is not None:
+            replaced += [Replaced(layer, change) for change in changes]
     return result
 
 
-def settings(layers: Sequence[Layer], result: Mapping[str, Any]) -> Iterator[tuple[KeyPath, list[Setting]]]:
+def settings(
+    layers: Sequence[Layer], result: Mapping[str, Any], *, accepts: Accepts = known_arguments
+) -> Iterator[tuple[KeyPath, list[Setting]]]:
     """Trace every value of a run config: its key path, and who set it, bottom layer first.
 
     Args:
         layers: the stack the config was folded from.
         result: the config; values that no layer holds (derived ones) have no settings.
+        accepts: gives the arguments that a class takes, as when the stack was folded.
 
     Yields:
-        One pair for each leaf; a list is a leaf. Arguments that fell away with their class come too; nobody won there.
+        One pair for each leaf; a list is a leaf. Arguments that a class above does not take come too; nobody won there.
     """
     pieces = [_Piece(layer, nest(layer.tree, layer.at), -len(layer.at)) for layer in layers]
-    yield from _trace((), result, pieces)
+    yield from _Tracer(accepts).trace((), result, pieces)
 
 
 def place_of(layers: Sequence[Layer], at: KeyPath) -> tuple[Layer, KeyPath] | None:
@@ -157,12 +198,14 @@ class _Piece:
         layer: the layer.
         tree: what it says.
         depth: how far below the layer's own place; negative above it.
-        fallen: whether it fell away because a layer above names another class.
+        taken: which of the keys right below are still arguments, since a layer above names another class; None for all.
+        fallen: whether it fell away because a class above does not take it.
     """
 
     layer: Layer
     tree: Any
     depth: int
+    taken: frozenset[str] | None = None
     fallen: bool = False
 
 
@@ -171,47 +214,57 @@ class _Plus:
     items: Any
 
 
-def _trace(at: KeyPath, node: Any, pieces: Sequence[_Piece]) -> Iterator[tuple[KeyPath, list[Setting]]]:
-    if not isinstance(node, dict) or not node:
-        yield at, _settings_of(at, pieces)
-        return
-    below = _below(pieces)
-    for key, value in node.items():
-        yield from _trace((*at, key), value, below.get(key, []))
-    for key in below:
-        if key not in node:
-            yield from _trace_fallen((*at, key), [piece for piece in below[key] if piece.fallen])
+@dataclass(frozen=True)
+class _Tracer:
+    accepts: Accepts
 
+    def trace(self, at: KeyPath, node: Any, pieces: Sequence[_Piece]) -> Iterator[tuple[KeyPath, list[Setting]]]:
+        if not isinstance(node, dict) or not node:
+            yield at, _settings_of(at, pieces)
+            return
+        below = self._below(pieces)
+        for key, value in node.items():
+            yield from self.trace((*at, key), value, below.get(key, []))
+        for key in below:
+            if key not in node:
+                yield from self._fallen((*at, key), below[key])
 
-def _trace_fallen(at: KeyPath, pieces: Sequence[_Piece]) -> Iterator[tuple[KeyPath, list[Setting]]]:
-    below = _below(pieces)
-    for key in below:
-        yield from _trace_fallen((*at, key), below[key])
-    if found := _settings_of(at, pieces):
-        yield at, found
+    def _fallen(self, at: KeyPath, pieces: Sequence[_Piece]) -> Iterator[tuple[KeyPath, list[Setting]]]:
+        below = self._below(pieces)
+        for key in below:
+            yield from self._fallen((*at, key), below[key])
+        if found := _settings_of(at, [piece for piece in pieces if piece.fallen]):
+            yield at, found
 
+    def _below(self, pieces: Sequence[_Piece]) -> dict[Any, list[_Piece]]:
+        """Go one key down."""
+        below: dict[Any, list[_Piece]] = {}
+        for piece, names in zip(pieces, self._taken_above(pieces), strict=True):
+            # Of one mapping, what is appended comes after what it is appended to, as in merging.
+            said = sorted(piece.tree.items(), key=lambda item: is_plus(item[0])) if isinstance(piece.tree, dict) else ()
+            for key, value in said:
+                name = plus_target(key)
+                lost = piece.taken is not None and name not in piece.taken
+                lost = lost or (name == "dict_kwargs" and names is not None)
+                inner = _Plus(value) if is_plus(key) else value
+                taken = names if name == "init_args" else None
+                made = _Piece(piece.layer, inner, piece.depth + 1, taken=taken, fallen=piece.fallen or lost)
+                below.setdefault(name, []).append(made)
+        return below
 
-def _below(pieces: Sequence[_Piece]) -> dict[Any, list[_Piece]]:
-    """Go one key down."""
-    below: dict[Any, list[_Piece]] = {}
-    border = _class_border(pieces)
-    for position, piece in enumerate(pieces):
-        for key, value in piece.tree.items() if isinstance(piece.tree, dict) else ():
-            fallen = piece.fallen or (position < border and plus_target(key) in OF_A_CLASS)
-            inner = _Plus(value) if is_plus(key) else value
-            below.setdefault(plus_target(key), []).append(_Piece(piece.layer, inner, piece.depth + 1, fallen))
-    return below
-
-
-def _class_border(pieces: Sequence[_Piece]) -> int:
-    """The position of the first piece that speaks of the class that was named last."""
-    border, current = 0, None
-    for position, piece in enumerate(pieces):
-        named = piece.tree.get("class_path") if isinstance(piece.tree, dict) else None
-        if isinstance(named, str):
-            border = position if current not in (None, named) else border
+    def _taken_above(self, pieces: Sequence[_Piece]) -> list[frozenset[str] | None]:
+        """For each piece, the arguments that all classes named above it take; None for all."""
+        taken: list[frozenset[str] | None] = [None] * len(pieces)
+        current: str | None = None
+        for position, piece in enumerate(pieces):
+            named = piece.tree.get("class_path") if isinstance(piece.tree, dict) else None
+            if not isinstance(named, str):
+                continue
+            names = self.accepts(named) if current not in (None, named) else None
+            if names is not None:
+                taken[:position] = [names if old is None else names & old for old in taken[:position]]
             current = named
-    return border
+        return taken
 
 
 def _settings_of(at: KeyPath, pieces: Sequence[_Piece]) -> list[Setting]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from rslp.compose.vocabulary import TABLE
+from rslp.compose.arguments import TABLE
 from rslp.files import write_atomic
 
 _PACKAGES = (

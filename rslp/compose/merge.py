@@ -3,33 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from rslp.compose.arguments import Accepts, known_arguments
 from rslp.errors import ConfigError, Problem
 
 KeyPath = tuple[str | int, ...]
-# Beside a class_path: arguments that mean something to this class alone.
-OF_A_CLASS = ("init_args", "dict_kwargs")
 
 
-def merge(base: Any, over: Any) -> Any:
+@dataclass(frozen=True)
+class ClassChange:
+    """Another class was named over the one below.
+
+    Attributes:
+        at: key path of the mapping that names the class.
+        old: class path below.
+        new: class path above, which wins.
+        kept: arguments from below that stay.
+        dropped: arguments from below that the new class does not take.
+        known: whether it is known which arguments the new class takes.
+    """
+
+    at: KeyPath
+    old: str
+    new: str
+    kept: tuple[str, ...]
+    dropped: tuple[str, ...]
+    known: bool
+
+
+def merge(base: Any, over: Any, *, accepts: Accepts = known_arguments, changes: list[ClassChange] | None = None) -> Any:
     """Lay one config over another.
 
     A mapping is merged into a mapping, key by key and recursively; a key ending in ``+`` appends its list to the list
     below; anything else replaces what is below. So an empty mapping over a mapping changes nothing. Where another class
-    is named, the arguments below were those of the class before and fall away.
+    is named, those arguments below stay that the new class takes; of a class that is not known, all of them.
 
     Args:
         base: the config below.
         over: the config above, which wins.
+        accepts: gives the arguments that a class takes.
+        changes: gets each place where another class was named.
 
     Returns:
         The merged config, without ``+`` keys. Neither argument is changed; unchanged parts are shared with them.
 
     Raises:
-        ConfigError: a ``+`` key without a list, or over something that is no list.
+        ConfigError: a ``+`` key without a list, or over something that is no list; no mapping over ``init_args``.
     """
-    return _merge(base, over, ())
+    return _Merger(accepts, changes).merge(base, over, ())
 
 
 def plus_target(key: Any) -> Any:
@@ -57,6 +80,11 @@ def nest(tree: Any, at: KeyPath) -> Any:
     return tree
 
 
+def put(tree: Any, at: KeyPath, value: Any) -> Any:
+    """Give the tree with another value at a place; mappings on the way there are made where they are missing."""
+    return {**(tree or {}), at[0]: put((tree or {}).get(at[0]), at[1:], value)} if at else value
+
+
 def pick(tree: Any, at: KeyPath) -> Any:
     """Give what stands at a place, or None; list positions count as keys."""
     for key in at:
@@ -74,21 +102,56 @@ def dotted(at: KeyPath) -> str:
     return ".".join(map(str, at))
 
 
-def _merge(base: Any, over: Any, at: KeyPath) -> Any:
-    if not isinstance(over, dict):
-        return over
-    result = dict(base) if isinstance(base, dict) else {}
-    if names_another_class(base, over):
-        result = {key: value for key, value in result.items() if key not in OF_A_CLASS}
-    appended = []
-    for key, value in over.items():
-        if is_plus(key):
-            appended.append(key)
-        else:
-            result[key] = _merge(result.get(key), value, (*at, key)) if isinstance(value, dict) else value
-    for key in appended:
-        result[key[:-1]] = _append(result.get(key[:-1]), over[key], (*at, key))
-    return result
+@dataclass(frozen=True)
+class _Merger:
+    accepts: Accepts
+    changes: list[ClassChange] | None
+
+    def merge(self, base: Any, over: Any, at: KeyPath) -> Any:
+        if not isinstance(over, dict):
+            return over
+        result = dict(base) if isinstance(base, dict) else {}
+        if names_another_class(base, over):
+            result = self._with_accepted(result, over["class_path"], at)
+        appended = []
+        for key, value in over.items():
+            if is_plus(key):
+                appended.append(key)
+            elif isinstance(value, dict):
+                result[key] = self.merge(result.get(key), value, (*at, key))
+            else:
+                if key == "init_args":
+                    _refuse_to_empty(result.get(key), value, (*at, key))
+                result[key] = value
+        for key in appended:
+            result[key[:-1]] = _append(result.get(key[:-1]), over[key], (*at, key))
+        return result
+
+    def _with_accepted(self, below: dict[Any, Any], new: str, at: KeyPath) -> dict[Any, Any]:
+        """Leave out the arguments that the new class does not take."""
+        names = self.accepts(new)
+        given = below.get("init_args")
+        arguments = given if isinstance(given, dict) else {}
+        dropped = () if names is None else tuple(name for name in arguments if name not in names)
+        kept = {name: value for name, value in arguments.items() if name not in dropped}
+        result = {key: value for key, value in below.items() if key != "init_args" or kept}
+        if kept:
+            result["init_args"] = kept
+        if names is not None and result.pop("dict_kwargs", None) is not None:
+            dropped += ("dict_kwargs",)
+        if self.changes is not None:
+            told = tuple(map(str, kept)), tuple(map(str, dropped))
+            self.changes.append(ClassChange(at, below["class_path"], new, *told, known=names is not None))
+        return result
+
+
+def _refuse_to_empty(below: Any, over: Any, at: KeyPath) -> None:
+    if isinstance(below, dict) and below:
+        names = ", ".join(map(str, below))
+        what = (
+            f"must be a mapping; {'null' if over is None else short(over)} would drop the arguments below it: {names}"
+        )
+        raise ConfigError(Problem(what, key=dotted(at)))
 
 
 def _append(below: Any, items: Any, at: KeyPath) -> list[Any]:

@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rslp.compose.layers import Layer
-from rslp.compose.merge import KeyPath, dotted, merge, nest, pick
+from rslp.compose.forms import SPLITS as _SPLITS
+from rslp.compose.layers import Layer, problem_at
+from rslp.compose.merge import KeyPath, dotted, merge, nest, pick, put
+from rslp.errors import Problem
 
 # Old class path -> present one, from rslearn of July 2025 and the original project.
 CLASSES: dict[str, str] = {
@@ -39,7 +41,6 @@ _PLATEAU = "rslearn.train.scheduler.PlateauScheduler"
 _TRUNK = "rslearn.models.trunk.DecoderTrunk"
 _MODULE: KeyPath = ("model", "init_args")
 _MODEL: KeyPath = (*_MODULE, "model", "init_args")
-_SPLITS = ("default_config", "train_config", "val_config", "test_config", "predict_config")
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,18 @@ ARGUMENTS: dict[str, dict[str, tuple[str, Callable[[Any], Any]]]] = {
     "rslearn.train.tasks.regression.RegressionTask": {"metric_mode": ("metrics", _as_list)},
 }
 
+# Arguments that are gone, by class: what to say of them.
+GONE: dict[str, dict[str, str]] = {
+    "rslearn.models.pick_features.PickFeatures": {"collapse": "the picked maps always come as a list"},
+}
+
+# Arguments that were right once, and stay so where names are not brought up to date.
+OLD_NAMES = {
+    *(move.old for move in MOVES),
+    *(name for names in ARGUMENTS.values() for name in names),
+    *(name for names in GONE.values() for name in names),
+}
+
 
 @dataclass(frozen=True)
 class Change:
@@ -98,7 +111,7 @@ class Change:
 
     Attributes:
         old: the old name.
-        new: the present one.
+        new: the present one; empty where there is none.
         place: ``file:line``.
         why: the reason, where it is not just a name.
     """
@@ -109,24 +122,25 @@ class Change:
     why: str = ""
 
 
-def modernise(layer: Layer, changes: list[Change]) -> Layer:
+def modernise(layer: Layer, changes: list[Change], problems: list[Problem]) -> Layer:
     """Bring one file up to date.
 
     Args:
         layer: a whole config.
         changes: gets what was changed.
+        problems: gets arguments that stand there under their old and their present name, with unlike values.
 
     Returns:
         The layer with present names, which remembers where they stood under their old ones.
     """
-    work = _Work(layer, changes)
+    work = _Work(layer, changes, problems)
     tree = work.classes(layer.tree, ())
     for move in MOVES:
         for at in _places(tree, move.at):
             if move.old not in pick(tree, at):
                 continue
             tree = work.move(tree, move, at)
-    return Layer(tree, layer.at, layer.document, layer.source, {**layer.moved, **work.moved})
+    return layer.changed(tree, work.moved)
 
 
 def told(changes: Sequence[Change]) -> list[str]:
@@ -137,12 +151,22 @@ def told(changes: Sequence[Change]) -> list[str]:
     lines = []
     for (old, new, why), found in places.items():
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        lines.append(f"{old} is {new} now ({found[0]}{more}){why and f': {why}'}")
+        told = f"is {new} now" if new else "is gone, and dropped"
+        lines.append(f"{old} {told} ({found[0]}{more}){why and f': {why}'}")
     return lines
 
 
-def finish(tree: dict[str, Any], derived: dict[KeyPath, str]) -> dict[str, Any]:
-    """Give the objects that moved arguments made a class, where no file names one; drop a scheduler without."""
+def finish(
+    tree: dict[str, Any], layers: Sequence[Layer], derived: dict[KeyPath, str], notes: list[str]
+) -> dict[str, Any]:
+    """Give the objects that moved arguments made a class, where no file names one; drop a scheduler without.
+
+    Args:
+        tree: the run config.
+        layers: what it was folded from, to tell file and line.
+        derived: gets how values came about that no file holds.
+        notes: gets what was dropped.
+    """
     for at, class_path in (((*_MODULE, "optimizer"), _ADAMW), ((*_MODEL, "trunk"), _TRUNK)):
         made = pick(tree, at)
         if isinstance(made, Mapping) and "class_path" not in made:
@@ -150,11 +174,16 @@ def finish(tree: dict[str, Any], derived: dict[KeyPath, str]) -> dict[str, Any]:
             tree = merge(tree, nest({"class_path": class_path}, at))
     scheduler = pick(tree, (*_MODULE, "scheduler"))
     if isinstance(scheduler, Mapping) and "class_path" not in scheduler:
+        what = "has no effect: no class_path names a scheduler"
+        lost = [(*_MODULE, "scheduler", "init_args", name) for name in scheduler.get("init_args") or ()]
+        notes += [str(problem_at(layers, at, what)) for at in lost]
         tree = merge(tree, nest(None, (*_MODULE, "scheduler")))
-    return _with_overlaps(tree, derived)
+    return _with_overlaps(tree, layers, derived, notes)
 
 
-def _with_overlaps(tree: dict[str, Any], derived: dict[KeyPath, str]) -> dict[str, Any]:
+def _with_overlaps(
+    tree: dict[str, Any], layers: Sequence[Layer], derived: dict[KeyPath, str], notes: list[str]
+) -> dict[str, Any]:
     """Turn ``overlap_ratio`` into ``overlap_pixels``, where the size of the crops is known.
 
     That is known only now: another file, or the split's default, may set it.
@@ -170,7 +199,10 @@ def _with_overlaps(tree: dict[str, Any], derived: dict[KeyPath, str]) -> dict[st
         if "overlap_pixels" not in changed:
             changed["overlap_pixels"] = round(edge * ratio)
             derived[(*at, "overlap_pixels")] = f"overlap_ratio {ratio} of crop_size {edge}"
-        tree = _set(tree, at, changed)
+        else:
+            what = "has no effect beside overlap_pixels"
+            notes.append(str(problem_at(layers, (*at, "overlap_ratio"), what)))
+        tree = put(tree, at, changed)
     return tree
 
 
@@ -179,8 +211,9 @@ def _is_number(value: Any) -> bool:
 
 
 class _Work:
-    def __init__(self, layer: Layer, changes: list[Change]) -> None:
+    def __init__(self, layer: Layer, changes: list[Change], problems: list[Problem]) -> None:
         self.moved: dict[KeyPath, KeyPath] = {}
+        self._problems = problems
         self._layer = layer
         self._changes = changes
 
@@ -202,20 +235,29 @@ class _Work:
             self._note(old, result["class_path"], (*at, "class_path"), why)
         if old in ARGUMENTS and isinstance(result.get("init_args"), Mapping):
             result["init_args"] = self._arguments(result["init_args"], ARGUMENTS[old], (*at, "init_args"))
+        if old in GONE and isinstance(result.get("init_args"), Mapping):
+            result["init_args"] = self._without(result["init_args"], old, (*at, "init_args"))
         return result
 
+    def _without(self, given: Mapping[str, Any], path: str, at: KeyPath) -> dict[str, Any]:
+        """Leave out the arguments of a class that are gone."""
+        gone = [name for name in given if name in GONE[path]]
+        for name in gone:
+            self._note(f"{path.rsplit('.', 1)[-1]}.{name}", "", (*at, name), GONE[path][name])
+        return {name: value for name, value in given.items() if name not in gone}
+
     def move(self, tree: Any, move: Move, at: KeyPath) -> Any:
-        """Make one move in one mapping; what already stands at the new place stays."""
+        """Make one move in one mapping."""
         source, target = (*at, move.old), (*at, *move.new)
         mapping = dict(pick(tree, at))
         value = move.value(mapping.pop(move.old))
-        tree = _set(tree, at, mapping)
+        tree = put(tree, at, mapping)
         existing = pick(tree, target)
         if existing is None:
             tree = merge(tree, nest(value, target))
             self.moved[target] = source
-        elif isinstance(existing, Mapping) and isinstance(value, Mapping):
-            tree = merge(tree, nest(merge(value, existing), target))
+        elif value is not None and merge(existing, value) != existing:
+            self._problems.append(self._layer.problem(_twice(dotted(move.new)), source))
         self._note(move.old, dotted(move.new), source)
         return tree
 
@@ -231,11 +273,17 @@ class _Work:
             if new not in given:
                 result[new] = change(value)
                 self.moved[(*at, new)] = (*at, name)
+            elif change(value) != given[new]:
+                self._problems.append(self._layer.problem(_twice(new), (*at, name)))
             self._note(name, new, (*at, name))
         return result
 
     def _note(self, old: str, new: str, at: KeyPath, why: str = "") -> None:
         self._changes.append(Change(old, new, f"{self._layer.document.name}:{self._layer.line(at)}", why))
+
+
+def _twice(new: str) -> str:
+    return f"is the old name of {new}, which stands here too with another value; keep one"
 
 
 def _places(tree: Any, pattern: KeyPath, at: KeyPath = ()) -> list[KeyPath]:
@@ -246,7 +294,3 @@ def _places(tree: Any, pattern: KeyPath, at: KeyPath = ()) -> list[KeyPath]:
         return [at]
     keys = list(tree) if pattern[0] == "*" else [pattern[0]] if pattern[0] in tree else []
     return [place for key in keys for place in _places(tree[key], pattern[1:], (*at, key))]
-
-
-def _set(tree: Any, at: KeyPath, value: Any) -> Any:
-    return {**tree, at[0]: _set(tree[at[0]], at[1:], value)} if at else value

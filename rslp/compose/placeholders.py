@@ -9,7 +9,7 @@ from typing import Any
 
 from rslp.compose.merge import KeyPath, short
 from rslp.compose.near import did_you_mean
-from rslp.files import Anchored, Template, plain_scalar
+from rslp.files import Anchored, Template, Unquoted, plain_scalar
 
 Report = Callable[[str, KeyPath], None]
 
@@ -67,7 +67,9 @@ class Filler:
         self._refuse_leftover(_PLACEHOLDER.sub("", template), report, at)
         if parts[0][0].start() == 0 and isinstance(parts[0][1], Anchored):
             return Anchored(text)
-        return plain_scalar(text) if template.plain else text
+        if not template.plain:
+            return text
+        return Unquoted(text) if "${" in text else plain_scalar(text)
 
     def _value(self, match: re.Match[str], report: Report, at: KeyPath) -> Any:
         number, name = match.groups()

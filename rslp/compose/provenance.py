@@ -45,7 +45,7 @@ def provenance_text(run: RunConfig, name: Name) -> str:
         name: gives a file's name.
     """
     lines = []
-    for at, found in settings(run.layers, run.tree):
+    for at, found in settings(run.layers, run.tree, accepts=run.accepts):
         entries = [_entry(setting, name) for setting in found] or [_derived(run, at)]
         lines.append(f"{json.dumps(dotted(at))}: {json.dumps(entries, default=str)}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
@@ -62,11 +62,13 @@ def explain(run: RunConfig, key: str, name: Name) -> str:
     Raises:
         UsageError: the run config has no such key.
     """
-    traced = dict(settings(run.layers, run.tree))
+    traced = dict(settings(run.layers, run.tree, accepts=run.accepts))
     if (
         fallen := next((leaf for leaf in traced if dotted(leaf) == key and _has_fallen(traced[leaf])), None)
     ) is not None:
-        reason = "fell away: another class took the place of the one that it was an argument of"
+        reason = (
+            "fell away: another class, which does not take it, took the place of the one that it was an argument of"
+        )
         return "\n".join([f"{key} {reason}", *_explained(run, fallen, traced[fallen], (), name)])
     at = _find(run.tree, key)
     for leaf, found in traced.items():

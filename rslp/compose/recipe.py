@@ -10,6 +10,7 @@ from rslp.compose.keys import CONSTANTS, ENTRY_KEYS, KEYS, KNOBS, OPTION_KEYS, K
 from rslp.compose.kinds import config_kind, wrong_value
 from rslp.compose.merge import KeyPath, dotted
 from rslp.compose.near import did_you_mean
+from rslp.compose.placeholders import placeholder_names
 from rslp.errors import ConfigError, Problem
 from rslp.files import Document
 
@@ -200,13 +201,14 @@ class _Reader:
         return {name: value for name, value in constants.items() if value is not None}
 
     def _check_alike(self, constants: Mapping[str, Any]) -> None:
-        """Find constants that differ in capitals alone, so that both fill one placeholder."""
+        """Find constants that fill one placeholder: differing in capitals alone, or the checkpoint by its two names."""
         seen: dict[str, str] = {}
-        for name in constants:
-            other = seen.setdefault(str(name).upper(), name)
-            if other != name:
-                what = f"fills {{{str(name).upper()}}} like {other} does; keep one"
-                self.fault(what, ("substitutions", name))
+        # Of two, the one that is a key of its own comes first.
+        for name in sorted(constants, key=lambda name: name not in CONSTANTS):
+            for placeholder in placeholder_names({name: None}):
+                other = seen.setdefault(placeholder, name)
+                if other != name:
+                    self.fault(f"fills {{{placeholder}}} like {other} does; keep one", ("substitutions", name))
 
     def _check_groups(self, options: Mapping[str, Any]) -> None:
         at = ("merge_options", "same_label_groups")

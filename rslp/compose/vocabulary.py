@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from rslp.compose.arguments import table
 from rslp.compose.datasets import DATA_MODULES, MODEL_ARGS, TASK
+from rslp.compose.forms import SPLITS
 from rslp.compose.layers import Layer, problem_at
-from rslp.compose.merge import KeyPath, pick, short
+from rslp.compose.merge import KeyPath, pick, plus_target, short
+from rslp.compose.modern import OLD_NAMES
 from rslp.compose.near import did_you_mean, nearest
 from rslp.errors import Problem
 
-TABLE = Path(__file__).with_name("vocabulary.json")
 TRAINER = "lightning.pytorch.Trainer"
-SPLITS = ("default_config", "train_config", "val_config", "test_config", "predict_config")
 _SPLIT_CLASS = "rslearn.train.dataset.SplitConfig"
 _INPUT_CLASS = "rslearn.train.dataset.DataInput"
-_CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
-_TOP = (
+CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+TOP = (
     "all_dataset_info_path",
     "ckpt_path",
     "data",
@@ -35,16 +33,15 @@ _TOP = (
 )
 
 # Of these, what a run knows; the others are read by stage 1, or stand in configs of the original.
-_RUN = tuple(key for key in _TOP if key not in ("all_dataset_info_path", "ckpt_path", "return_predictions"))
+_RUN = tuple(key for key in TOP if key not in ("all_dataset_info_path", "ckpt_path", "return_predictions"))
+
+# Switches that are no arguments of any version that we know: what does their work.
+_INSTEAD = {
+    "cosine_anneal": "; write scheduler: {class_path: rslearn.train.scheduler.CosineAnnealingScheduler, "
+    "init_args: {T_max: EPOCHS}}"
+}
 
 Finding = tuple[KeyPath, str]
-
-
-@functools.cache
-def table() -> Mapping[str, frozenset[str] | None]:
-    """Give the argument names by class path; None where a class takes any."""
-    raw = json.loads(TABLE.read_text(encoding="utf-8"))
-    return {path: None if names is None else frozenset(names) for path, names in raw.items()}
 
 
 def unknown_names(tree: Any, layers: Sequence[Layer], *, lenient: bool) -> list[Problem]:
@@ -71,8 +68,8 @@ def unknown_names(tree: Any, layers: Sequence[Layer], *, lenient: bool) -> list[
 def _top(tree: Mapping[str, Any], lenient: bool) -> Iterator[Finding]:
     for key in tree:
         # The parser of a run refuses what it does not know; a config that keeps old names may be for another program.
-        if key not in _TOP and not (lenient and isinstance(key, str) and not nearest(key, _TOP)):
-            hint = did_you_mean(str(key), _TOP) or f"; allowed: {', '.join(_RUN)}"
+        if key not in TOP and not (lenient and isinstance(key, str) and not nearest(key, TOP)):
+            hint = did_you_mean(str(key), TOP) or f"; allowed: {', '.join(_RUN)}"
             yield (key,), f"unknown key{hint}"
 
 
@@ -87,11 +84,11 @@ def _names(given: Mapping[Any, Any], class_path: str, at: KeyPath, *, lenient: b
     if known is None:
         return
     for name in given:
-        if name in known or (lenient and not nearest(str(name), known)):
+        if plus_target(name) in known or (lenient and (name in OLD_NAMES or not nearest(str(name), known))):
             continue
         owner = class_path.rsplit(".", 1)[-1]
         hint = did_you_mean(str(name), known) or f"; allowed: {', '.join(sorted(known))}"
-        yield (*at, name), f"unknown key for {owner}{hint}"
+        yield (*at, name), f"unknown key for {owner}{_INSTEAD.get(name) or hint}"
 
 
 def _classes(node: Any, at: KeyPath, lenient: bool) -> Iterator[Finding]:
@@ -112,8 +109,8 @@ def _classes(node: Any, at: KeyPath, lenient: bool) -> Iterator[Finding]:
 
 def _class(node: Mapping[Any, Any], path: str, at: KeyPath, lenient: bool) -> Iterator[Finding]:
     for key in node:
-        if key not in _CLASS_KEYS:
-            hint = did_you_mean(str(key), _CLASS_KEYS)
+        if key not in CLASS_KEYS:
+            hint = did_you_mean(str(key), CLASS_KEYS)
             yield (*at, key), f"unknown key beside class_path{hint}; arguments belong under init_args"
     if path not in table() and not lenient:
         near = nearest(path, table(), cutoff=0.93)

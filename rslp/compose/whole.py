@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rslp.compose.datasets import DATA_MODULES, DECODERS, TASK
-from rslp.compose.layers import Layer, problem_at
+from rslp.compose.layers import Layer, Replaced, problem_at
 from rslp.compose.merge import KeyPath, pick, short
 from rslp.errors import Problem
 
@@ -21,17 +21,28 @@ _CLASSES: dict[KeyPath, str] = {
 Finding = tuple[KeyPath, str]
 
 
-def missing_parts(tree: Mapping[str, Any], layers: Sequence[Layer]) -> list[Problem]:
+def missing_parts(tree: Mapping[str, Any], layers: Sequence[Layer], replaced: Sequence[Replaced]) -> list[Problem]:
     """Find what an override took away, or a base config never had.
 
     Args:
         tree: a run config.
         layers: what it was folded from, bottom first, to tell file and line.
+        replaced: where another class was named, which may not take what is missing.
     """
     found = dict.fromkeys(_emptied(tree))
-    problems = [problem_at(layers, at, what) for at, what in found]
+    problems = [_dropped(at, replaced) or problem_at(layers, at, what) for at, what in found]
     # What nothing holds is missing in the base config.
     return [*problems, *(layers[0].problem(what, at) for at, what in _absent(tree))]
+
+
+def _dropped(at: KeyPath, replaced: Sequence[Replaced]) -> Problem | None:
+    """Blame the override that names a class without this argument, if there is one."""
+    for one in reversed(replaced):
+        start, change = (*one.change.at, "init_args"), one.change
+        lost = [name for name in change.dropped if (*start, name) == at[: len(start) + 1] or at == start]
+        if lost:
+            return one.problem(f"{change.new} does not take {', '.join(lost)}, which stage 1 needs here")
+    return None
 
 
 def _emptied(tree: Mapping[str, Any]) -> Iterator[Finding]:

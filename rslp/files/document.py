@@ -11,16 +11,16 @@ from typing import IO, Any
 import yaml
 
 from rslp.errors import ConfigError, Problem
-from rslp.files.nodes import MAX_DEPTH, Loader, NodeReader, Template, line_of, plain_scalar
+from rslp.files.nodes import MAX_DEPTH, Loader, NodeReader, Template, Unquoted, line_of, plain_scalar
 
 MAX_BYTES = 4_000_000
 
-# A placeholder: {PATCH_SIZE} or {256/PATCH_SIZE}; ${VAR} is an environment variable and no placeholder.
-_PLACEHOLDER = re.compile(r"(?<!\$)\{[ \t]*(?:\d+[ \t]*/[ \t]*)?[A-Z][A-Z0-9_]*[ \t]*\}")
+# A placeholder: {PATCH_SIZE} or {256/PATCH_SIZE}; or an environment variable: ${VAR}.
+_PLACEHOLDER = re.compile(r"(?<!\$)\{[ \t]*(?:\d+[ \t]*/[ \t]*)?[A-Z][A-Z0-9_]*[ \t]*\}|\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 _INLINE_NESTING = re.compile(rf"(?:[-?][ \t]+){{{MAX_DEPTH},}}")
 _BRACKET = re.compile(r"[\[\]{}]")
 
-__all__ = ["MAX_BYTES", "Document", "Template", "parse_yaml", "plain_scalar", "read_yaml"]
+__all__ = ["MAX_BYTES", "Document", "Template", "Unquoted", "parse_yaml", "plain_scalar", "read_yaml"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def parse_yaml(text: str, *, name: str, folder: str, sha256: str | None = None) 
         held.append(match.group())
         return f"\ue000{len(held) - 1}\ue001"
 
-    # Placeholders are hidden from the parser: unquoted they would be read as mappings, or break the line they stand in.
+    # Both are hidden from the parser: unquoted they would be read as mappings, or break the line they stand in.
     if "\ue000" in text:
         raise _fault("holds the private character U+E000, which is not allowed in a config", name, None)
     hidden = _PLACEHOLDER.sub(hide, text)

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from rslp.files.nodes import plain_scalar
+from rslp.files.nodes import Unquoted, plain_scalar
 
 _WIDTH = 110
 _SAFE = re.compile(r"[A-Za-z_/](?:[A-Za-z0-9_./ -]*[A-Za-z0-9_./-])?\Z")
@@ -24,7 +24,7 @@ def dump_yaml(data: Any) -> str:
     """Render mappings, lists and scalars as YAML, keys in the order they have.
 
     Args:
-        data: what ``read_yaml`` gives; subclasses of str are written as plain texts.
+        data: what ``read_yaml`` gives; an ``Unquoted`` text stays without quotes, other subclasses of str are texts.
 
     Returns:
         Text that reads back as equal data.
@@ -75,7 +75,8 @@ def _flow(items: list[Any], used: int) -> str | None:
     for item in items:
         if isinstance(item, dict) and item:
             return None
-        part = _flow(item, used) if isinstance(item, list) and item else _scalar(item)
+        # Not every reader takes `${VAR}` without quotes within brackets.
+        part = _flow(item, used) if isinstance(item, list) and item else None if _bare(item) else _scalar(item)
         if part is None:
             return None
         parts.append(part)
@@ -83,7 +84,13 @@ def _flow(items: list[Any], used: int) -> str | None:
     return text if used + len(text) <= _WIDTH else None
 
 
+def _bare(value: Any) -> bool:
+    return isinstance(value, Unquoted)
+
+
 def _scalar(value: Any) -> str:
+    if _bare(value):
+        return str(value)
     if isinstance(value, str):
         return _text(str(value))
     if value is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -14,6 +15,8 @@ MAX_NODES = 400_000
 MAX_DEPTH = 100
 
 _TOKEN = re.compile("\ue000(\\d+)\ue001")
+# Variables among what numbers are written with.
+_MAY_BE_NUMBER = re.compile(r"[0-9eE.+_-]*(?:\$\{[A-Za-z_][A-Za-z0-9_]*\}[0-9eE.+_-]*)+\Z")
 _TAG = "tag:yaml.org,2002:"
 _MERGE = f"{_TAG}merge"
 _SCALARS = yaml.constructor.SafeConstructor()
@@ -58,6 +61,12 @@ class Template(str):
         made = super().__new__(cls, text)
         made.plain = plain
         return made
+
+
+class Unquoted(str):
+    """A text with a ``${VAR}`` in it that stood without quotes, so that what it becomes may be a number."""
+
+    __slots__ = ()
 
 
 class NodeReader:
@@ -144,8 +153,11 @@ class NodeReader:
         text: str = node.value
         plain = not node.style
         if self._held and "\ue000" in text:
+            texts = [self._held[int(number)] for number in _TOKEN.findall(text)]
             text = _TOKEN.sub(lambda match: self._held[int(match.group(1))], text)
-            return Template(text, plain=plain)
+            if not all(one.startswith("$") for one in texts):
+                return Template(text, plain=plain)
+            return Unquoted(text) if plain and _MAY_BE_NUMBER.match(text) else text
         if node.tag == f"{_TAG}str" or node.tag == "tag:yaml.org,2002:value":
             return text
         convert = _CONVERT.get(node.tag)
@@ -202,6 +214,7 @@ def _index(node: yaml.Node) -> dict[Any, tuple[int, yaml.Node]]:
         if isinstance(key_node, yaml.ScalarNode):
             place = (key_node.start_mark.line + 1, value_node)
             index[key_node.value] = place
-            if key_node.tag == f"{_TAG}int":
-                index[_SCALARS.construct_yaml_int(key_node)] = place
+            if key_node.tag in _CONVERT:
+                with suppress(ValueError, KeyError, AttributeError):  # told when the value is read
+                    index[_CONVERT[key_node.tag](key_node)] = place
     return index

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rslp.errors import ConfigError, Problem
+from rslp.files.nodes import Unquoted, plain_scalar
 
 KeyPath = tuple[str | int, ...]
 Line = Callable[[KeyPath], int | None]
@@ -130,7 +131,7 @@ def anchor_paths(tree: Any, folders: Sequence[str], *, name: str, line: Line, ba
 
 
 def resolve_paths(tree: Any, base_dir: str | Path, *, name: str = "", line: Line | None = None) -> Any:
-    """Make every path of a run config usable in this process.
+    """Make a run config usable in this process: variables expanded everywhere, and its paths absolute.
 
     Args:
         tree: the run config; it is not changed.
@@ -139,19 +140,26 @@ def resolve_paths(tree: Any, base_dir: str | Path, *, name: str = "", line: Line
         line: gives the line of a key path in that file.
 
     Returns:
-        The config with ``${VAR}`` expanded and relative paths absolute. The id of a published model stays.
+        The config with ``${VAR}`` expanded and relative paths absolute; a value that stood without quotes may become a
+        number. The id of a published model stays.
 
     Raises:
         ConfigError: environment variables that are not set, all of them.
     """
     problems: list[Problem] = []
 
-    def resolve(path: str, at: KeyPath) -> str:
-        for variable in _VARIABLE.findall(path):
+    def expand(text: str, at: KeyPath) -> Any:
+        for variable in _VARIABLE.findall(text):
             if variable not in os.environ:
-                what = f"the environment variable {variable} is not set; {path!r} needs it"
+                what = f"the environment variable {variable} is not set; {str(text)!r} needs it"
                 problems.append(Problem(what, name, None if line is None else line(at), _dotted(at)))
-        full = _VARIABLE.sub(lambda match: os.environ.get(match.group(1), match.group()), path)
+        full = _VARIABLE.sub(lambda match: os.environ.get(match.group(1), match.group()), text)
+        return plain_scalar(full) if isinstance(text, Unquoted) and not _is_path(at) else full
+
+    def resolve(path: str, at: KeyPath) -> Any:
+        full = expand(path, at)
+        if not _is_path(at):
+            return full
         if full.startswith("~"):
             return str(Path(full).expanduser())
         if full.startswith("/") or _REMOTE.match(full):
@@ -161,7 +169,7 @@ def resolve_paths(tree: Any, base_dir: str | Path, *, name: str = "", line: Line
             return full
         return found or os.path.normpath(Path(base_dir).absolute() / full)
 
-    result = _each_path(tree, resolve, ())
+    result = _each_text(tree, resolve, ())
     if problems:
         raise ConfigError(problems)
     return result
@@ -201,11 +209,15 @@ def relativise_paths(tree: Any, base_dir: str | Path) -> Any:
 
 
 def _each_path(tree: Any, change: Callable[[str, KeyPath], str], at: KeyPath) -> Any:
+    return _each_text(tree, lambda text, at: change(text, at) if _is_path(at) else text, at)
+
+
+def _each_text(tree: Any, change: Callable[[str, KeyPath], Any], at: KeyPath) -> Any:
     if isinstance(tree, dict):
-        return {key: _each_path(value, change, (*at, key)) for key, value in tree.items()}
+        return {key: _each_text(value, change, (*at, key)) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [_each_path(value, change, (*at, position)) for position, value in enumerate(tree)]
-    return change(tree, at) if isinstance(tree, str) and tree and _is_path(at) else tree
+        return [_each_text(value, change, (*at, position)) for position, value in enumerate(tree)]
+    return change(tree, at) if isinstance(tree, str) and tree else tree
 
 
 def _is_path(at: KeyPath) -> bool:

@@ -100,7 +100,9 @@ def _merged(documents: Sequence[Document], constants: Mapping[str, Any]) -> tupl
     last = documents[-1]
     problems: Sequence[Problem] = ()
     try:
-        merged = merge_configs(documents, constants)
+        notes: list[str] = []
+        merged = merge_configs(documents, constants, notes=notes)
+        sys.stderr.writelines(f"note: {note}\n" for note in notes)
     except ConfigError as error:
         if not all("does not exist" in problem.what for problem in error.problems):
             raise

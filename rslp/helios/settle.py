@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -28,7 +29,9 @@ def merged_config(config_paths: Sequence[str], *, run: RunDir, constants: Mappin
     if not config_paths:
         raise UsageError("--config_paths is empty: name the run config that make_multidataset_config wrote")
     documents = [read_yaml(path) for path in config_paths]
-    merged = relativise_paths(merge_configs(documents, constants), run.location)
+    notes: list[str] = []
+    merged = relativise_paths(merge_configs(documents, constants, notes=notes), run.location)
+    sys.stderr.writelines(f"note: {note}\n" for note in notes)
     refuse_unrunnable(merged, name=", ".join(document.name for document in documents))
     return {**merged, "rslp_project": run.project, "rslp_experiment": run.experiment}
 

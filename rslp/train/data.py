@@ -87,10 +87,10 @@ class MultiDatasetDataModule(L.LightningDataModule):
         stop: Literal["all", "shortest", "longest"] | None = None,
         on_fault: OnFault = "stop",
         max_faults: int = 100,
-        store: str = "auto",
+        store: str | bool = "auto",
         store_limit_gb: float | None = None,
         frozen_views: int | None = 1,
-        features: Literal["auto", "off"] = "auto",
+        features: Literal["auto", "off"] | bool = "auto",
         features_dtype: Literal["float32", "float16", "bfloat16"] = "float32",
         features_limit_gb: float | None = None,
     ) -> None:
@@ -121,9 +121,9 @@ class MultiDatasetDataModule(L.LightningDataModule):
             datasets_per_step=datasets_per_step,
         )
         self.faults = FaultRecord(FaultPolicy(on_fault, max_faults))
-        self.store_settings = StoreSettings(store=store, limit=_bytes(store_limit_gb))
+        self.store_settings = StoreSettings(store=_word(store), limit=_bytes(store_limit_gb))
         limit = _bytes(features_limit_gb)
-        self.frozen = FrozenStage(FeatureSettings(frozen_views, features == "auto", features_dtype, limit))
+        self.frozen = FrozenStage(FeatureSettings(frozen_views, _word(features) == "auto", features_dtype, limit))
         self._stores: dict[str, SampleStore | None] = {}
         # Set from the run config's top-level `seed` before training starts.
         self.seed = 0
@@ -348,3 +348,8 @@ def _refuse_absent(option: str, *, names: set[str], known: set[str]) -> None:
     if absent := sorted(names - known):
         what = f"names the dataset {absent[0]!r}, which is not among {', '.join(sorted(known))}"
         raise ConfigError(Problem(what, key=f"{_PLACE}.{option}"))
+
+
+def _word(switch: str | bool) -> str:
+    """Give what was written: without quotes, YAML reads ``off`` as false."""
+    return switch if isinstance(switch, str) else "auto" if switch else "off"

@@ -1,14 +1,19 @@
 import copy
+import itertools
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rslp.compose import merge
+from rslp.compose import merge, pick
 from rslp.compose.heads import label_ranges
+from rslp.compose.layers import Layer, fold, settings
 from rslp.compose.placeholders import Filler, placeholder_names
 from rslp.errors import ConfigError
 from rslp.files import Template, parse_yaml
+
+ADAMW = "rslearn.train.optimizer.AdamW"
+LAYER_DECAY = "rslearn.models.olmoearth_pretrain.optimizer.LayerDecayAdamW"
 
 keys = st.sampled_from(["a", "b", "c", 1, 2])
 leaves = st.none() | st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=3)
@@ -79,11 +84,26 @@ def test_plus_concatenates(below, above):
         ({"a": [1]}, {"a": [2], "a+": [3]}, {"a": [2, 3]}),
         ({}, {"a": {"b+": [1]}}, {"a": {"b": [1]}}),
         ({"a": 1}, {"a": {"b+": [1]}}, {"a": {"b": [1]}}),
-        # Arguments belong to their class.
+        # Another class keeps the arguments that it takes; one that is not known keeps them all.
         (
             {"class_path": "A", "init_args": {"x": 1}, "dict_kwargs": {"y": 2}},
             {"class_path": "B", "init_args": {"z": 3}},
-            {"class_path": "B", "init_args": {"z": 3}},
+            {"class_path": "B", "init_args": {"x": 1, "z": 3}, "dict_kwargs": {"y": 2}},
+        ),
+        (
+            {"class_path": ADAMW, "init_args": {"lr": 1, "fused": True}, "dict_kwargs": {"y": 2}},
+            {"class_path": LAYER_DECAY, "init_args": {"num_layers": 3}},
+            {"class_path": LAYER_DECAY, "init_args": {"lr": 1, "num_layers": 3}},
+        ),
+        (
+            {"class_path": LAYER_DECAY, "init_args": {"num_layers": 3}},
+            {"class_path": ADAMW},
+            {"class_path": ADAMW},
+        ),
+        (
+            {"class_path": LAYER_DECAY, "init_args": {"num_layers": 3}},
+            {"class_path": ADAMW, "init_args": {"num_layers": 4}},
+            {"class_path": ADAMW, "init_args": {"num_layers": 4}},
         ),
         (
             {"s": {"class_path": "A", "init_args": {"x": 1}}},
@@ -93,7 +113,12 @@ def test_plus_concatenates(below, above):
         (
             {"class_path": "A", "init_args": {"x": [1]}},
             {"class_path": "B", "init_args": {"x+": [2]}},
-            {"class_path": "B", "init_args": {"x": [2]}},
+            {"class_path": "B", "init_args": {"x": [1, 2]}},
+        ),
+        (
+            {"class_path": "A", "init_args": {"lrs": [1]}},
+            {"class_path": ADAMW, "init_args": {"lrs+": [2]}},
+            {"class_path": ADAMW, "init_args": {"lrs": [2]}},
         ),
         ({"init_args": {"x": 1}}, {"class_path": "B"}, {"class_path": "B", "init_args": {"x": 1}}),
     ],
@@ -108,6 +133,78 @@ def test_facts_of_merging(base, over, merged):
 def test_plus_wants_lists(base, over):
     with pytest.raises(ConfigError, match="append"):
         merge(base, over)
+
+
+@pytest.mark.parametrize("nothing", [None, 3, [1], "x"])
+def test_arguments_are_not_emptied(nothing):
+    with pytest.raises(ConfigError, match=r"init_args: must be a mapping; .* would drop the arguments below it: x, y"):
+        merge({"class_path": "A", "init_args": {"x": 1, "y": 2}}, {"init_args": nothing})
+    assert merge({"class_path": "A", "init_args": {}}, {"init_args": None}) == {"class_path": "A", "init_args": None}
+
+
+TAKEN = {"A": frozenset({"x", "y"}), "B": frozenset({"y", "z"}), "C": None}
+arguments = st.dictionaries(
+    st.sampled_from("xyz"), st.integers(0, 9) | st.dictionaries(keys, st.integers(), max_size=2)
+)
+lists = st.dictionaries(st.sampled_from(["p", "p+", "y+"]), st.lists(st.integers(0, 9), max_size=2))
+one_class = st.fixed_dictionaries(
+    {},
+    optional={
+        "class_path": st.sampled_from("ABC"),
+        "init_args": st.builds(lambda a, b: {**b, **a}, arguments, lists),
+        "dict_kwargs": st.just({"k": 1}),
+    },
+)
+stacks = st.lists(st.builds(lambda a, b: {"m": a, "n": {"o": b}}, one_class, one_class), min_size=1, max_size=5)
+
+
+def leaf_paths(node, at=()):
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from leaf_paths(value, (*at, key))
+    else:
+        yield at
+
+
+@given(stacks)
+def test_every_value_is_traced_to_who_set_it_also_through_changes_of_class(trees):
+    document = parse_yaml("a: 1", name="x", folder="/")
+    layers = [Layer(tree, (), document, ()) for tree in trees]
+    try:
+        result = fold(layers, accepts=TAKEN.get)
+    except ConfigError:  # + over something that is no list
+        return
+    traced = dict(settings(layers, result, accepts=TAKEN.get))
+    here = set(leaf_paths(result))
+    assert here <= set(traced)
+    for at, said in traced.items():
+        won = [one.value for one in said if one.won]
+        value = pick(result, at)
+        if at not in here:
+            assert won == []
+        elif isinstance(value, list) and won:
+            assert value == [item for each in won for item in each]
+        elif value != {}:
+            assert won == [value]
+
+
+@given(stacks)
+def test_what_a_change_of_class_drops_is_listed_and_nothing_else_is_lost(trees):
+    document = parse_yaml("a: 1", name="x", folder="/")
+    layers = [Layer(tree, (), document, ()) for tree in trees]
+    replaced = []
+    try:
+        result = fold(layers, accepts=TAKEN.get, replaced=replaced)
+    except ConfigError:
+        return
+    for place in (("m",), ("n", "o")):
+        named = [pick(tree, (*place, "class_path")) for tree in trees]
+        given = {key.rstrip("+") for tree in trees for key in pick(tree, (*place, "init_args")) or {}}
+        left = set(pick(result, (*place, "init_args")) or {})
+        dropped = {name for one in replaced if one.change.at == place for name in one.change.dropped}
+        assert given - left <= dropped - {"dict_kwargs"}
+        classes = [name for name in named if name]
+        assert sum(one.change.at == place for one in replaced) == sum(a != b for a, b in itertools.pairwise(classes))
 
 
 names = st.sampled_from(["PATCH_SIZE", "SIZE", "A_1"])

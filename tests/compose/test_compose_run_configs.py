@@ -55,6 +55,41 @@ def test_faults_have_their_place(text, wanted):
     assert wanted in str(caught.value)
 
 
+OPTIMIZER = """\
+model:
+  init_args:
+    optimizer:
+      class_path: rslearn.train.optimizer.AdamW
+      init_args: {lr: 1e-3, fused: true}
+data: {init_args: {data_modules: {a: {class_path: rslearn.train.data_module.RslearnDataModule, init_args: {path: /d}}}}}
+"""
+LAYER_DECAY = "rslearn.models.olmoearth_pretrain.optimizer.LayerDecayAdamW"
+
+
+def test_another_class_keeps_the_arguments_that_it_takes():
+    over = f"model: {{init_args: {{optimizer: {{class_path: {LAYER_DECAY}}}}}}}\n"
+    notes: list[str] = []
+    merged = merge_configs(documents(OPTIMIZER, over), {}, notes=notes)
+    assert merged["model"]["init_args"]["optimizer"] == {"class_path": LAYER_DECAY, "init_args": {"lr": 1e-3}}
+    assert notes == [
+        f"1.yaml:1: model.init_args.optimizer.class_path: {LAYER_DECAY} takes the place of "
+        "rslearn.train.optimizer.AdamW and does not take fused, which is dropped; these stay: lr"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("over", "wanted"),
+    [
+        ("{class_path: a.B}", "1.yaml:1: data.init_args.data_modules.a.class_path: an override can't make a.B of"),
+        ("{init_args: null}", "1.yaml:1: data.init_args.data_modules.a.init_args: must be a mapping; null would drop"),
+    ],
+)
+def test_a_dataset_is_not_emptied_by_an_override(over, wanted):
+    with pytest.raises(ConfigError) as caught:
+        merge_configs(documents(OPTIMIZER, f"data: {{init_args: {{data_modules: {{a: {over}}}}}}}\n"), {})
+    assert wanted in str(caught.value)
+
+
 def test_a_composed_config_survives_as_it_is(tmp_path):
     run = composed(tmp_path)
     assert merge_configs([read_yaml(tmp_path / "OUT.yaml")], {}) == run

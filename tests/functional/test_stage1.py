@@ -418,7 +418,7 @@ def test_another_class_takes_none_of_the_arguments_of_the_one_before(tmp_path, c
     words = ["helios", "make_multidataset_config", "--cfg", str(tmp_path / "multi.yaml"), "--explain"]
     assert main([*words, f"{scheduler}.init_args.patience"]) == 0
     assert capsys.readouterr().out == (
-        f"{scheduler}.init_args.patience fell away: another class took the place of the one "
+        f"{scheduler}.init_args.patience fell away: another class, which does not take it, took the place of the one "
         "that it was an argument of\n"
         f"  beat   base.yaml:{line(base, 'patience: 2')}  2\n"
     )
@@ -493,6 +493,10 @@ def test_real_configs_come_out_as_the_original_made_them(options):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+# Not in the table: ours, which needs more than the table's packages, and one that never came to us.
+OF_THE_ORIGINAL = {"rslp.helios.tasks.MarineInfraTask", "rslp.helios.model.TaskConditionedHelios"}
+
+
 @pytest.mark.skipif(not CONFORMANCE.exists(), reason="the optional folder of test data beside the checkout is missing")
 def test_real_configs_compose_with_present_names(tmp_path):
     for maker in sorted(CONFORMANCE.glob("cases/*/maker.yaml")):
@@ -502,4 +506,4 @@ def test_real_configs_compose_with_present_names(tmp_path):
         assert main(["helios", "make_multidataset_config", "--cfg", str(case / "maker.yaml")]) == 0, maker
         run = yaml.safe_load((case / "OUT.yaml").read_text())
         assert run["model"]["class_path"] == "rslp.train.JointModule"
-        assert not {path for path in class_paths(run) if path not in table()} - {"rslp.helios.tasks.MarineInfraTask"}
+        assert not {path for path in class_paths(run) if path not in table()} - OF_THE_ORIGINAL

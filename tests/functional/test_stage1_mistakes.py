@@ -179,7 +179,6 @@ MISTAKES = [
     Mistake("misspelt optimizer argument", base("lr: 1e-4", "lrr: 1e-4"), (f"base.yaml:{line(BASE, 'lr: 1e-4')}", "unknown key for AdamW")),
     Mistake("misspelt key beside class_path", base("      init_args:\n        lr", "      init_arg:\n        lr"), ("base.yaml", "did you mean init_args?")),
     # Shared heads.
-    Mistake("group of absent tasks", plus(HEADS % ", same_label_groups: [[crops, trees]]"), ("multi.yaml:10: merge_options.same_label_groups.0: no dataset has the task 'trees'",)),
     Mistake("overlapping groups", plus(HEADS % ", same_label_groups: [[crops, fields], [fields]]"), ("same_label_groups.1: the task 'fields' stands in two label groups",)),
     Mistake("group over two heads", plus(HEADS % ", same_label_groups: [[crops, fields]]"), ("tasks of different heads cannot share labels: ClassificationHead, SegmentationHead",)),
     Mistake("groups no lists", plus(HEADS % ", same_label_groups: [crops]"), ("same_label_groups: must be a list of lists",)),

@@ -74,9 +74,10 @@ def finetuned_architecture(
 def _started_from(run_config: Path) -> Iterator[str]:
     """The checkpoints that the encoders of a run config start from."""
     if run_config.is_file():
-        data = resolve_paths(read_yaml(run_config).data, run_config.parent)
-        for encoder in _encoders(data):
-            named = encoder.get("checkpoint_path") or encoder.get("model_path") or encoder.get("model_id")
+        for encoder in _encoders(read_yaml(run_config).data):
+            key = next((key for key in ("checkpoint_path", "model_path", "model_id") if encoder.get(key)), None)
+            # Variables that other values need may not be set here.
+            named = resolve_paths({key: encoder[key]}, run_config.parent)[key] if key else None
             if isinstance(named, str):
                 yield named
 
