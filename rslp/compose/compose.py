@@ -12,6 +12,7 @@ from rslp.compose.kitchen import BATCH_SIZES, Anchor, Kitchen
 from rslp.compose.layers import Layer
 from rslp.compose.merge import KeyPath, merge, nest, pick
 from rslp.compose.modern import finish, told
+from rslp.compose.no_effect import effect_notes
 from rslp.compose.recipe import Recipe
 from rslp.compose.vocabulary import unknown_names
 from rslp.compose.whole import missing_parts
@@ -100,6 +101,7 @@ def compose(recipe: Recipe, sources: Sources, *, anchor: Anchor, keep_class_path
     # Merged heads come last: they are derived from the decoders as the overrides left them.
     if recipe.merge_heads:
         tree = derived_heads(tree, recipe, sources.info, layers=layers, derived=derived)
+    kitchen.notes += effect_notes(tree, layers)
     named = {dataset.key: tuple(dataset.tasks.values()) for dataset in datasets}
     notes = (*told(kitchen.changes), *kitchen.notes)
     return RunConfig(tree, tuple(layers), named, derived, kitchen.constant_lines(), notes)

@@ -196,10 +196,14 @@ class MultiDatasetDataModule(L.LightningDataModule):
         """Number of samples by dataset."""
         return {name: len(source) for name, source in self.sources(split).items()}
 
+    def steps(self) -> int:
+        """Optimiser steps of a training epoch."""
+        return self._epoch(0).steps
+
     def train_dataloader(self) -> StagedLoader:
         """Optimiser steps of the mixture; a new iterator begins where the run stands, also inside an epoch."""
         self.setup("fit")
-        return self._loader("train", self._epoch(0).steps, self._training_steps, self._training_keys)
+        return self._loader("train", self.steps(), self._training_steps, self._training_keys)
 
     def val_dataloader(self) -> StagedLoader:
         """Every validation sample exactly once, over all processes."""
