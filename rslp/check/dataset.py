@@ -14,6 +14,7 @@ from rslp.check.layers import check_layers
 from rslp.check.reading import Reading
 from rslp.check.sizes import check_sizes, image_sizes
 from rslp.check.view import View, list_splits
+from rslp.train import adapters
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ def _labels(
             findings.append(_no_targets(view, name))
             continue
         for split in dict.fromkeys(split for split, _ in read):
-            found = [(r.window, r.labels[source]) for where, r in read if where == split and source in r.labels]
+            held = [(r.window, r.labels[source]) for where, r in read if where == split and source in r.labels]
+            found = [(window, adapters.filtered(task, label)) for window, label in held]
             if not found:
                 continue
             labels = TaskLabels(view.name, name, task, at, split, found)

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import copy
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +17,10 @@ from rslearn.train.data_module import RslearnDataModule
 from rslearn.utils.jsonargparse import init_jsonargparse
 
 from rslp.check.faults import faults_of
-from rslp.check.findings import Finding, KeyPath
+from rslp.check.findings import Finding, KeyPath, warning
 from rslp.check.making import MADE_WRONG, argument_of, constructor_faults
 from rslp.check.training import training_faults
-from rslp.compose import class_faults, head_faults, pick
+from rslp.compose import class_faults, head_faults, pick, without_effect
 from rslp.errors import ConfigError, UserError
 from rslp.train.cli import RunCLI, run_parser
 from rslp.train.data import MultiDatasetDataModule
@@ -28,6 +28,7 @@ from rslp.train.mixture_checks import check_fit
 from rslp.train.module import JointModule
 from rslp.train.quiet import silenced
 from rslp.train.strategy import RanksEnvironment
+from rslp.train.trainer_arguments import trainer_faults
 
 DATA_MODULES: KeyPath = ("data", "init_args", "data_modules")
 # What a laptop lacks of the machine that the run is meant for.
@@ -78,8 +79,19 @@ def parse(config: Mapping[str, Any]) -> Parsed:
     """
     faults = (*head_faults(config), *class_faults(config))
     heads = tuple(Finding(fault.what, fault.at) for fault in faults if not fault.harmless)
+    trainer = tuple(Finding(what, at) for at, what in trainer_faults(config.get("trainer")))
     parsed = _parsed(config)
-    return replace(parsed, findings=(*parsed.findings, *heads))
+    # The parser has words of its own for some of these.
+    known = {finding.at for finding in trainer}
+    found = tuple(finding for finding in parsed.findings if finding.at not in known)
+    return replace(parsed, findings=(*found, *heads, *trainer, *_remarks(config)))
+
+
+def _remarks(config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Arguments that no joint run acts on; each kind once, at the first place."""
+    for rule, places in without_effect(config):
+        more = f" (and in {len(places) - 1} more places)" if len(places) > 1 else ""
+        yield warning(rule.says() + more, places[0])
 
 
 def _parsed(config: Mapping[str, Any]) -> Parsed:

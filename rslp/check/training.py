@@ -12,6 +12,7 @@ from rslp.compose import pick
 from rslp.errors import ConfigError, UserError
 from rslp.train.freezing import Freeze
 from rslp.train.module import JointModule
+from rslp.train.restoring import weights_of
 
 _OPTIMIZER: KeyPath = ("model", "init_args", "optimizer")
 _SCHEDULER: KeyPath = ("model", "init_args", "scheduler")
@@ -27,7 +28,17 @@ def training_faults(config: Mapping[str, Any], module: JointModule, tasks: Mappi
         module: the module that was made from it; its weights are left as they are.
         tasks: the tasks of each dataset.
     """
-    return [*_optimizer_faults(config, module), *_callback_faults(config, module, tasks)]
+    return [*_restore_faults(module), *_optimizer_faults(config, module), *_callback_faults(config, module, tasks)]
+
+
+def _restore_faults(module: JointModule) -> Iterator[Finding]:
+    """Weights to start from that are not there, or are of another model."""
+    try:
+        if module.restore_config is not None:
+            weights_of(module.restore_config, module.model)
+    except ConfigError as error:
+        for problem in error.problems:
+            yield Finding(problem.what, tuple(problem.key.split(".")))
 
 
 def _optimizer_faults(config: Mapping[str, Any], module: JointModule) -> Iterator[Finding]:

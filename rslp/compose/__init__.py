@@ -8,6 +8,7 @@ from rslp.compose.heads import head_faults
 from rslp.compose.kinds import config_kind, refuse_unrunnable
 from rslp.compose.kitchen import Anchor
 from rslp.compose.merge import merge, pick
+from rslp.compose.no_effect import without_effect
 from rslp.compose.placeholders import names_in, placeholder_names
 from rslp.compose.provenance import explain, header, provenance_text
 from rslp.compose.recipe import Entry, Recipe, read_recipe
@@ -33,4 +34,5 @@ __all__ = [
     "provenance_text",
     "read_recipe",
     "refuse_unrunnable",
+    "without_effect",
 ]

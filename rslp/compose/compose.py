@@ -14,6 +14,7 @@ from rslp.compose.kitchen import BATCH_SIZES, Anchor, Kitchen
 from rslp.compose.layers import Layer, problem_at
 from rslp.compose.merge import KeyPath, merge, nest, pick
 from rslp.compose.modern import finish, told
+from rslp.compose.no_effect import effect_notes
 from rslp.compose.recipe import Recipe
 from rslp.compose.vocabulary import unknown_names
 from rslp.compose.whole import missing_parts
@@ -125,6 +126,7 @@ def compose(recipe: Recipe, sources: Sources, *, anchor: Anchor, keep_class_path
         kitchen.problems += head_problems(class_faults(tree), layers, kitchen.notes)
         kitchen.stop_on_problems()
     kitchen.tell_of_files(sources.datasets, base)
+    kitchen.notes += effect_notes(tree, layers)
     named = {dataset.key: tuple(dataset.tasks.values()) for dataset in datasets}
     notes = tuple(dict.fromkeys((*told([*dict.fromkeys(kitchen.changes)]), *kitchen.notes)))
     return RunConfig(tree, tuple(layers), named, derived, kitchen.constant_lines(), notes, kitchen.accepts)

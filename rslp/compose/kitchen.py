@@ -27,12 +27,6 @@ from rslp.compose.replaced import on_replaced
 from rslp.errors import ConfigError, Problem
 from rslp.files import Document
 
-# Read by rslearn 0.1.19 and then forgotten.
-_NO_EFFECT = (
-    "has no effect: it becomes num_patches, which rslearn 0.1.19 never reads; "
-    "use num_samples of a split, or per_dataset_patch_limit of data"
-)
-
 # Gives the tree with its relative paths made absolute: (tree, the file it is from, its place in that file).
 Anchor = Callable[[Any, Document, KeyPath], Any]
 
@@ -185,10 +179,7 @@ class Kitchen:
                 places: list[KeyPath] = [("data", "init_args", "num_workers")]
             else:
                 places = [(*DATA_MODULES, dataset.key, *_KNOB_PLACES[knob]) for dataset in datasets]
-            made = [Layer(value, place, self.recipe.document, (knob,)) for place in places]
-            if knob.startswith("max_"):
-                self.notes.append(str(made[0].problem(_NO_EFFECT, ())))
-            layers += made
+            layers += [Layer(value, place, self.recipe.document, (knob,)) for place in places]
         return layers
 
     def stop_on_problems(self) -> None:

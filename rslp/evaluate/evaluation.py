@@ -29,7 +29,7 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
         checkpoint: path of the checkpoint; the run's best one when None.
 
     Raises:
-        RunError: the run has no checkpoint yet.
+        RunError: the run has no checkpoint yet, or a split is left out by its config.
         CheckpointError: the checkpoint can't be read or does not fit the run's model.
     """
     path = checkpoint_of(run, checkpoint)
@@ -42,6 +42,8 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
     evaluations = []
     for split in splits:
         _run_split(cli, split)
+        if split not in cli.model.results:
+            raise RunError(f"nothing of the {split} split was evaluated: trainer.limit_{split}_batches is 0")
         evaluation = Evaluation(
             run=f"{run.project}/{run.experiment}",
             split=split,

@@ -31,6 +31,8 @@ from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput, SplitConfig, check_window, is_data_input_available, read_data_input
 from rslearn.train.model_context import RasterImage, SampleMetadata
 from rslearn.train.prediction_writer import RslearnWriter
+from rslearn.train.tasks.multi_task import MultiTask
+from rslearn.train.tasks.task import Task
 from rslearn.utils import raster_format
 from rslearn.utils.feature import Feature
 from rslearn.utils.geometry import PixelBounds
@@ -179,6 +181,44 @@ def read_inputs(
                 continue
             raw[name] = read_data_input(dataset, window, bounds, data_input, rng)
     return raw
+
+
+def filtered(task: Task, label: RawInput) -> RawInput:
+    """The features of a label that a task's ``filters`` let through: those with each named property at its value.
+
+    rslearn's own loop over the filters goes on with the next filter, not with the next feature, so it skips nothing.
+    """
+    filters = getattr(task, "filters", None)
+    if not filters or not isinstance(label, list):
+        return label
+    return [f for f in label if all((f.properties or {}).get(name) == value for name, value in filters)]
+
+
+def process_inputs(
+    task: Task, raw: RawInputs, *, metadata: SampleMetadata, load_targets: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``task.process_inputs`` with the task's ``filters`` honoured, those inside a ``MultiTask`` too.
+
+    Args:
+        task: the task.
+        raw: what was read, by input.
+        metadata: where the sample lies; without ``dataset_source``.
+        load_targets: whether there are labels.
+
+    Returns:
+        (inputs, targets) as rslearn makes them; of a ``MultiTask`` by task.
+    """
+    if not isinstance(task, MultiTask) or type(task).process_inputs is not MultiTask.process_inputs:
+        read = {name: filtered(task, value) if name == "targets" else value for name, value in raw.items()}
+        made: tuple[dict[str, Any], dict[str, Any]] = task.process_inputs(
+            read, metadata=metadata, load_targets=load_targets
+        )
+        return made
+    parts = {}
+    for name, one in task.tasks.items():
+        own = {new: raw[old] for old, new in task.input_mapping[name].items() if old in raw}
+        parts[name] = process_inputs(one, own, metadata=metadata, load_targets=load_targets)
+    return {name: part[0] for name, part in parts.items()}, {name: part[1] for name, part in parts.items()}
 
 
 def with_dataset(metadata: SampleMetadata, dataset: str) -> SampleMetadata:

@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from rslearn.train.callbacks.freeze_unfreeze import FreezeUnfreeze
@@ -39,6 +40,7 @@ from rslp.train.placement import placed
 from rslp.train.progress import RunProgress
 from rslp.train.quiet import quiet_libraries
 from rslp.train.samples import seed_of, seeded
+from rslp.train.trainer_arguments import trainer_faults
 from rslp.train.world import read_world
 
 # What every run needs of the trainer, unless its config says otherwise.
@@ -104,6 +106,11 @@ def build(run: RunDir, *, training: bool, predicting: bool = False) -> Made:
     path = config_for(run, predicting=predicting)
     document = read_yaml(path)
     config = resolve_paths(document.data, run.path, name=document.name, line=document.line)
+    if training and (faults := trainer_faults(config.get("trainer"))):
+        raise ConfigError(
+            Problem(what, file=document.name, line=document.nearest_line(at), key=".".join(map(str, at)))
+            for at, what in faults
+        )
     world = read_world(os.environ)
     quiet_libraries(world)
     # Lightning guesses it from variables that may be inherited from a job that is not ours.
@@ -117,9 +124,6 @@ def build(run: RunDir, *, training: bool, predicting: bool = False) -> Made:
     if made is None:
         with seeded(weights):
             made = _parse(whole, name=path)
-    if any(isinstance(callback, GradientAccumulationScheduler) for callback in _callbacks(made.trainer)):
-        message = "GradientAccumulationScheduler is not supported: the length of a step is part of the mixture"
-        raise ConfigError(Problem(message, file=str(path), key="trainer.callbacks"))
     # Lightning's accumulation knows no counts, so the mixture takes it over.
     made.datamodule.accumulate(made.trainer.accumulate_grad_batches)
     made.trainer.accumulate_grad_batches = 1
@@ -215,7 +219,7 @@ def _parse(config: dict[str, Any], *, name: Path) -> Made:
             cli = run_parser(config, RunCLI)
     except (argparse.ArgumentError, SystemExit) as error:
         raise ConfigError(Problem(_cause(noise.getvalue() or str(error)), file=str(name))) from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, MisconfigurationException) as error:
         # jsonargparse wraps what a constructor raises into listings of everything that it tried.
         if (cause := user_error(error)) is not None:
             raise cause from None
@@ -262,7 +266,8 @@ def _refusal(error: BaseException) -> str | None:
         error = deeper
     frames = traceback.extract_tb(error.__traceback__)
     ours = not frames or Path(frames[-1].filename).is_relative_to(Path(rslp.__file__).parent)
-    return f"{frames[-1].name}: {_cause(str(error))}" if isinstance(error, ValueError) and not ours else None
+    refused = isinstance(error, ValueError | TypeError | MisconfigurationException) and not ours
+    return f"{frames[-1].name}: {_cause(str(error))}" if refused else None
 
 
 def _cause(message: str) -> str:

@@ -11,7 +11,9 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from rslearn.train.data_module import RslearnDataModule
+from rslearn.train.tasks.embedding import EmbeddingTask
 from rslearn.train.tasks.multi_task import MultiTask
+from rslearn.train.tasks.per_pixel_timestep import PerPixelTimestepTask
 from torch.utils.data import DataLoader
 
 from rslp.errors import ConfigError, DataError, Problem
@@ -95,6 +97,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
         features_limit_gb: float | None = None,
     ) -> None:
         super().__init__()
+        _refuse_tasks(data_modules)
         disabled = set(disabled_datasets or [])
         for option, names in (
             ("disabled_datasets", disabled),
@@ -196,10 +199,14 @@ class MultiDatasetDataModule(L.LightningDataModule):
         """Number of samples by dataset."""
         return {name: len(source) for name, source in self.sources(split).items()}
 
+    def steps(self) -> int:
+        """Optimiser steps of a training epoch."""
+        return self._epoch(0).steps
+
     def train_dataloader(self) -> StagedLoader:
         """Optimiser steps of the mixture; a new iterator begins where the run stands, also inside an epoch."""
         self.setup("fit")
-        return self._loader("train", self._epoch(0).steps, self._training_steps, self._training_keys)
+        return self._loader("train", self.steps(), self._training_steps, self._training_keys)
 
     def val_dataloader(self) -> StagedLoader:
         """Every validation sample exactly once, over all processes."""
@@ -342,6 +349,15 @@ def _without(limits: int | dict[str, int] | None, disabled: set[str]) -> int | d
 
 def _names(option: int | dict[str, int] | None) -> set[str]:
     return set(option) if isinstance(option, dict) else set()
+
+
+def _refuse_tasks(data_modules: Mapping[str, RslearnDataModule]) -> None:
+    """Refuse tasks that have no labels to train on, or labels that only their own head can read."""
+    for name, module in data_modules.items():
+        for task in module.task.tasks.values() if isinstance(module.task, MultiTask) else [module.task]:
+            if isinstance(task, EmbeddingTask | PerPixelTimestepTask):
+                what = f"{type(task).__name__} is not supported: it has no label of a class or a value to train on"
+                raise ConfigError(Problem(what, key=f"{_PLACE}.data_modules.{name}.init_args.task"))
 
 
 def _refuse_absent(option: str, *, names: set[str], known: set[str]) -> None:

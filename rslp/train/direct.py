@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
 from rslp.train.blueprint import Call, Unsure, blueprint, call, construct
@@ -16,7 +17,10 @@ from rslp.train.module import JointModule
 
 _log = logging.getLogger(__name__)
 # What constructors raise at arguments that they do not like; the parser finds the words for it.
-_REFUSALS = (ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError, OSError, ImportError)
+_REFUSALS = (
+    *(ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError, OSError, ImportError),
+    MisconfigurationException,
+)
 _PARTS = {"trainer", "model", "data"}
 
 

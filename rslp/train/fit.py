@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from rslp.errors import CheckpointError
+from rslp.errors import CheckpointError, TrainingError
 from rslp.run import RunDir
 from rslp.train import adapters, preemption
 from rslp.train.checkpoints import read_checkpoint
@@ -96,6 +96,8 @@ def _train(cli: Made, *, run: RunDir, resume: Path | None, step: int) -> int:
     except (SystemExit, preemption.Preempted) as cause:
         # Lightning ends the process itself after a Ctrl-C.
         return _left(trainer, run=run, cause=cause)
+    if trainer.is_global_zero and not run.last.exists():
+        raise TrainingError("nothing was trained: the trainer's limits (max_time, limit_train_batches) leave no step")
     _finish(cli, run=run)
     return 0
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from rslearn.models.component import FeatureExtractor, FeatureMaps, IntermediateComponent, Predictor
+from rslearn.models.faster_rcnn import FasterRCNN
 from rslearn.models.trunk import DecoderTrunk
 from rslearn.train.model_context import ModelContext, ModelOutput
 
@@ -76,6 +77,7 @@ class JointModel(torch.nn.Module):
         super().__init__()
         if not encoder or not decoders:
             raise ConfigError(Problem("needs at least one encoder module and one decoder", key=_PLACE))
+        _refuse_masks(decoders)
         self.encoder = torch.nn.ModuleList(encoder)
         fix_token_order(self.encoder)
         # Sorted, so that neither parameter order nor task embeddings depend on the order of a mapping.
@@ -214,6 +216,13 @@ class JointModel(torch.nn.Module):
         """The task's targets in the numbering of its head."""
         labels = self._ranges.get(task)
         return targets if labels is None else [labels.shifted(target) for target in targets]
+
+
+def _refuse_masks(decoders: Mapping[str, list[Any]]) -> None:
+    for task, modules in decoders.items():
+        if any(isinstance(module, FasterRCNN) and module.roi_heads.has_mask() for module in modules):
+            what = "instance_segmentation is not supported: it needs masks of objects, which no task gives"
+            raise ConfigError(Problem(what, key=f"{_PLACE}.decoders.{task}"))
 
 
 def _refuse_absent(option: str, names: set[str], *, known: set[str], what: str) -> None:

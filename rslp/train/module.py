@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from rslp.errors import ConfigError, Problem
-from rslp.train import adapters, collectives, floors, freezing, preemption, warmup
+from rslp.train import adapters, collectives, floors, freezing, preemption, restoring, warmup
 from rslp.train.batches import Batch
 from rslp.train.data import MultiDatasetDataModule
 from rslp.train.finite import FiniteGuard, FinitePolicy, OnNonfinite
@@ -162,6 +162,20 @@ class JointModule(RslearnLightningModule):
                 raise ConfigError(Problem(what, key="model.init_args.scheduler"))
             config |= {"monitor": "val/score_loss", "frequency": self.trainer.check_val_every_n_epoch or 1}
         return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[typeddict-item]
+
+    def on_fit_start(self) -> None:
+        """At a run's first start, load the weights that ``restore_config`` names.
+
+        Raises:
+            ConfigError: they can't be loaded, or no validation would come in an epoch.
+        """
+        trainer = self.trainer
+        if trainer.ckpt_path is None and self.restore_config:
+            restoring.load(self.restore_config, self.model)
+        between, steps = trainer.val_check_interval, self._data_module().steps()
+        if trainer.check_val_every_n_epoch is not None and isinstance(between, int) and between > steps:
+            what = f"{between} steps, but an epoch has {steps}; check_val_every_n_epoch: null counts over epochs"
+            raise ConfigError(Problem(what, key="trainer.val_check_interval"))
 
     def on_train_start(self) -> None:
         """Let what is frozen rest, after callbacks have frozen and thawed, also where a run goes on inside an epoch."""

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import pickle
 import random
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from rslp.train.windows import DirectWindows, Windows
 Sample = tuple[dict[str, Any], dict[str, Any], SampleMetadata]
 # What a transform raises at an image that it can't take.
 _TRANSFORM_FAULTS = (ValueError, LookupError, AssertionError, RuntimeError)
+# Between two attempts to read an input, as in rslearn.
+RETRY_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class SampleSource:
         self.split = split
         self.task = data_module.task
         self.seed = seed
+        self._retries = data_module.retries
         self._config = adapters.split_config(data_module, split)
         self._load_targets = split != "predict" and not self._config.get_skip_targets()
         self._inputs = {k: v for k, v in data_module.inputs.items() if self._load_targets or not v.is_target}
@@ -239,13 +243,29 @@ class SampleSource:
         raw: adapters.RawInputs = {}
         for name, spec in wanted.items():
             with faults_of(f"{what}: layer {', '.join(spec.layers)}: can't read the sample"):
-                raw |= self._windows.read(place.window, bounds=bounds, inputs={name: spec}, rng=rng)
+                raw |= self._read_input(place.window, {name: spec}, bounds=bounds, rng=rng)
         metadata = self._metadata(place, bounds)
         with faults_of(f"{what}: layer {', '.join(self._layers_of(None))}: can't read the label"):
-            inputs, targets = self.task.process_inputs(raw, metadata=metadata, load_targets=self._load_targets)
+            inputs, targets = adapters.process_inputs(
+                self.task, raw, metadata=metadata, load_targets=self._load_targets
+            )
         if self._load_targets:
             self._check(targets, what=what)
         return raw, (inputs, targets, metadata)
+
+    def _read_input(
+        self, window: int, inputs: dict[str, DataInput], *, bounds: PixelBounds, rng: random.Random
+    ) -> adapters.RawInputs:
+        """Read an input; where the file system fails, again after a pause, as often as ``retries`` says."""
+        drawn = rng.getstate()
+        for _ in range(self._retries):
+            try:
+                return self._windows.read(window, bounds=bounds, inputs=inputs, rng=rng)
+            except OSError:
+                # The next attempt draws the same item group.
+                rng.setstate(drawn)
+                time.sleep(RETRY_SECONDS)
+        return self._windows.read(window, bounds=bounds, inputs=inputs, rng=rng)
 
     def _metadata(self, place: _Place, bounds: PixelBounds) -> SampleMetadata:
         """Without ``dataset_source``, which rslearn's MultiTask would take for a task's name."""
