@@ -26,7 +26,7 @@ from rslearn.train.transforms.transform import Transform
 from rslearn.utils.geometry import PixelBounds
 
 from rslp.errors import DataError
-from rslp.train import adapters
+from rslp.train import adapters, nodata
 from rslp.train.soundness import check_finite, check_target, faults_of
 from rslp.train.store.store import SampleStore
 from rslp.train.windows import DirectWindows, Windows
@@ -112,7 +112,8 @@ class SampleSource:
         self.seed = seed
         self._config = adapters.split_config(data_module, split)
         self._load_targets = split != "predict" and not self._config.get_skip_targets()
-        self._inputs = {k: v for k, v in data_module.inputs.items() if self._load_targets or not v.is_target}
+        inputs = nodata.with_labels(data_module.inputs, data_module.task)
+        self._inputs = {k: v for k, v in inputs.items() if self._load_targets or not v.is_target}
         self._transforms = Sequential(*map(self._told_of_targets, self._config.transforms or []))
         self._windows = self._list_windows(store, data_module)
         # A prediction is of whole windows: where only a crop would be drawn, all of them are loaded.
@@ -241,9 +242,11 @@ class SampleSource:
             with faults_of(f"{what}: layer {', '.join(spec.layers)}: can't read the sample"):
                 raw |= self._windows.read(place.window, bounds=bounds, inputs={name: spec}, rng=rng)
         metadata = self._metadata(place, bounds)
+        raw, hidden = nodata.lift(raw, wanted)
         with faults_of(f"{what}: layer {', '.join(self._layers_of(None))}: can't read the label"):
             inputs, targets = self.task.process_inputs(raw, metadata=metadata, load_targets=self._load_targets)
         if self._load_targets:
+            nodata.hide(self.task, targets, hidden)
             self._check(targets, what=what)
         return raw, (inputs, targets, metadata)
 

@@ -23,7 +23,7 @@ from rslearn.train.tasks.task import Task
 from rslp.errors import DataError
 
 # What readers of broken files raise.
-UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, AssertionError, RasterioError)
+UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, AssertionError, OverflowError, RasterioError)
 # torch's cross entropy leaves out this class.
 _IGNORED = -100
 
@@ -77,7 +77,8 @@ def check_finite(images: Mapping[str, Any], *, inputs: Mapping[str, DataInput], 
         named = of.bands if of and of.bands and len(of.bands) == len(odd) else [f"number {i}" for i in range(len(odd))]
         shown = ", ".join(band for band, bad in zip(named, odd.flatten(1).any(1), strict=True) if bad)
         share = float(odd.float().mean())
-        raise DataError(f"{what}: layer {layers}: {share:.2%} of the values are NaN or infinite (band {shown})")
+        kinds = "NaN, infinite or declared nodata"
+        raise DataError(f"{what}: layer {layers}: {share:.2%} of the values are {kinds} (band {shown})")
 
 
 def check_target(task: Task, target: Mapping[str, Any], *, what: str) -> None:
