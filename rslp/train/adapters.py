@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from rasterio.io import DatasetReader
@@ -82,6 +83,22 @@ def honouring_nodata(dataset: Dataset, data_input: DataInput) -> Dataset:
     return cast(Dataset, SimpleNamespace(layers=layers))
 
 
+def declared_nodata(dataset: Dataset, window: Window, data_input: DataInput) -> float | None:
+    """The nodata value that the file of a window's first raster of an input declares."""
+    for layer, group in map(get_layer_and_group_from_dir_name, data_input.layers):
+        for band_set in dataset.layers[layer].band_sets:
+            if window.is_layer_completed(layer, group) and set(band_set.bands) & set(
+                data_input.bands or band_set.bands
+            ):
+                made = band_set.instantiate_raster_format()
+                (raster,) = window.data.read_rasters(
+                    layer, band_set.bands, [group], made, projection=window.projection, bounds=window.bounds
+                )
+                declared: float | None = raster.metadata.nodata_value
+                return declared
+    return None
+
+
 @contextmanager
 def watching_rasters(look: Callable[[DatasetReader], None]) -> Iterator[None]:
     """Show every raster that rslearn's GeoTIFF format opens in this block: opening each a second time costs a third.
@@ -135,7 +152,18 @@ def has_tags(options: dict[str, Any], tags: dict[str, Any]) -> bool:
 
     rslearn takes 0 and false for no value, too, and then chooses all windows that have the key.
     """
-    return all(key in options and (value in (None, "") or options[key] == value) for key, value in tags.items())
+    return all(key in options and (value in (None, "") or _equal(options[key], value)) for key, value in tags.items())
+
+
+def _equal(option: Any, value: Any) -> bool:
+    """Whether an option is what a tag asks for; the run's parser reads the text "1" of a config as the number 1."""
+    if option == value or not isinstance(option, str) or isinstance(value, str):
+        return bool(option == value)
+    try:
+        read = yaml.safe_load(option)
+    except yaml.YAMLError:
+        return False
+    return type(read) is type(value) and bool(read == value)
 
 
 def all_crops(bounds: PixelBounds, config: SplitConfig) -> list[PixelBounds]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from rasterio import warp
 from rasterio.enums import Resampling
 from rslearn.config import DType
@@ -36,8 +37,9 @@ from rslearn.utils.raster_format import (
 from upath import UPath
 
 Array = np.ndarray[Any, np.dtype[Any]]
-# What a label's pixels without a value are read as; INT32 and FLOAT32 hold both exactly, and no label comes near.
-OUTSIDE, NODATA = -(2**31), -(2**31) + 2**20
+# What a label's pixels without a value are read as: those outside of the file, those of the task's nodata value, and
+# those that the file alone declares nodata. INT32 and FLOAT32 hold the three exactly, and no label comes near.
+OUTSIDE, NODATA, DECLARED = MARKS = -(2**31), -(2**31) + 2**20, -(2**31) + 2**21
 # A pixel's centre may lie on the edge of the file.
 _EDGE = 1e-6
 
@@ -70,36 +72,54 @@ class LabelInput(DataInput):
         """What its pixels are read as depends on this, beside what every input has."""
         return [str(self.nodata), None if self.classes is None else sorted(self.classes)]
 
-    def hidden(self, array: Array, declared: float | None) -> Array:
-        """Which values of a raster, in its own type, are no label.
+    def marked(self, array: Array, declared: float | None, covered: Array | None) -> Array:
+        """A raster in its own type, or in a wider one with marks.
 
         Args:
-            array: the raster.
+            array: the raster, as it was read.
             declared: the nodata value of its file.
+            covered: which pixels the file covers; None for all.
 
         Raises:
             ValueError: the file's nodata value is a class of the task, and the task does not say which of the two.
         """
-        hidden = np.zeros(array.shape, bool) if self.nodata is None else nodata_eq(array, self.nodata)
+        # Of several marks the first is set.
+        marks = [] if covered is None else [(OUTSIDE, np.broadcast_to(~covered, array.shape))]
+        if self.nodata is not None:
+            marks.append((NODATA, nodata_eq(array, self.nodata)))
         if self.classes is not None or self.dtype == DType.INT32:
             # NaN and infinity are no class and no whole number, whatever they are meant to be.
-            hidden = hidden | ~np.isfinite(array)
-        if declared is None or same(declared, self.nodata):
-            return hidden
-        found = nodata_eq(array, declared)
-        if self.classes is None or declared not in self.classes:
-            return hidden | found
-        if self.nodata is None and found.any():
-            raise ValueError(ambiguous(declared))
-        return hidden
+            marks.append((DECLARED, ~np.isfinite(array)))
+        if declared is not None and not same(declared, self.nodata):
+            found = nodata_eq(array, declared)
+            if self.classes is None or declared not in self.classes:
+                marks.append((DECLARED, found))
+            elif self.nodata is None and found.any():
+                raise ValueError(ambiguous(declared))
+        fits = self.dtype != DType.INT32 or np.can_cast(array.dtype, np.int32)
+        if fits and not any(where.any() for _, where in marks):
+            return array
+        wide = array.astype(np.int64 if array.dtype.kind in "iu" and array.dtype != np.uint64 else np.float64)
+        if self.dtype == DType.INT32:
+            # Beyond INT32 a number would become another one, perhaps a class.
+            wide = np.clip(wide, OUTSIDE + 1, -(OUTSIDE + 1))
+        for mark, where in reversed(marks):
+            wide[where] = mark
+        return wide
 
 
 def ambiguous(declared: float) -> str:
     """What to say of a class that the files call nodata."""
+    value = spelt(declared)
     return (
-        f"the files declare nodata {declared:g}, which is a class of the task; nodata_value: {declared:g} of the task "
-        "leaves it out, another nodata_value (e.g. 255) makes it a class"
+        f"the files declare nodata {value}, which is a class of the task; nodata_value: {value} of the task leaves it "
+        "out, another nodata_value (e.g. 255) makes it a class"
     )
+
+
+def spelt(nodata: float) -> str:
+    """A nodata value as YAML has it."""
+    return yaml.safe_dump(float(nodata)).split()[0] if not math.isfinite(nodata) else f"{nodata:.15g}"
 
 
 def same(one: float | None, other: float | None) -> bool:
@@ -140,7 +160,7 @@ def lift(raw: Mapping[str, Any], inputs: Mapping[str, DataInput]) -> tuple[dict[
     for name, spec in inputs.items():
         if isinstance(spec, LabelInput) and name in raw:
             image = raw[name].image
-            hidden[name] = (image == OUTSIDE) | (image == NODATA)
+            hidden[name] = torch.isin(image, torch.tensor(MARKS, dtype=image.dtype))
             lifted[name] = RasterImage(image.masked_fill(hidden[name], 0), raw[name].timestamps)
     return lifted, hidden
 
@@ -185,25 +205,11 @@ class NodataFormat(RasterFormat):
         decoded = self._inner.decode_raster(path, projection, bounds, resampling)
         declared = decoded.metadata.nodata_value
         if isinstance(self._input, LabelInput):
-            hidden = self._input.hidden(decoded.array, declared)
             covered = _covered(path, getattr(self._inner, "inner", self._inner), projection, bounds)
-            array = _marked(decoded.array, hidden, covered, whole=self._input.dtype == DType.INT32)
+            array = self._input.marked(decoded.array, declared, covered)
         else:
             array = _with_gaps(decoded.array, declared, self._input)
         return RasterArray(array=array, timestamps=decoded.timestamps, metadata=decoded.metadata)
-
-
-def _marked(array: Array, hidden: Array, covered: Array | None, *, whole: bool) -> Array:
-    if covered is None and not hidden.any() and (not whole or np.can_cast(array.dtype, np.int32)):
-        return array
-    wide = array.astype(np.int64 if array.dtype.kind in "iu" and array.dtype != np.uint64 else np.float64)
-    if whole:
-        # Beyond INT32 a number would become another one, perhaps a class.
-        wide = np.clip(wide, OUTSIDE + 1, -(OUTSIDE + 1))
-    wide[hidden] = NODATA
-    if covered is not None:
-        wide[..., ~covered] = OUTSIDE
-    return wide
 
 
 def _with_gaps(array: Array, declared: float | None, data_input: DataInput) -> Array:
@@ -214,7 +220,7 @@ def _with_gaps(array: Array, declared: float | None, data_input: DataInput) -> A
         if not data_input.passthrough:
             return array
         raise ValueError(
-            f"the file declares nodata {declared:g}, for which {data_input.dtype.name} has no place: "
+            f"the file declares nodata {spelt(declared)}, for which {data_input.dtype.name} has no place: "
             "set dtype: FLOAT32 of the input"
         )
     return np.where(gaps, np.float32(math.nan), array.astype(np.float32))

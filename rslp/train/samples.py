@@ -6,7 +6,7 @@ import copy
 import hashlib
 import pickle
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -110,6 +110,8 @@ class SampleSource:
         self.split = split
         self.task = data_module.task
         self.seed = seed
+        # The tasks whose class 0 is background to the model, which no object can have.
+        self.background: Set[str] = frozenset()
         self._config = adapters.split_config(data_module, split)
         self._load_targets = split != "predict" and not self._config.get_skip_targets()
         inputs = nodata.with_labels(data_module.inputs, data_module.task)
@@ -267,11 +269,12 @@ class SampleSource:
 
     def _check(self, targets: dict[str, Any], *, what: str) -> None:
         """Check the labels of each task, before a transform touches them."""
-        if not isinstance(self.task, MultiTask):
-            return check_target(self.task, targets, what=f"{what}: layer {', '.join(self._layers_of(None))}")
-        for name, task in self.task.tasks.items():
-            check_target(task, targets[name], what=f"{what}: layer {', '.join(self._layers_of(name))}")
-        return None
+        several = self.task.tasks if isinstance(self.task, MultiTask) else {self.name: self.task}
+        for name, task in several.items():
+            target = targets[name] if isinstance(self.task, MultiTask) else targets
+            layers = self._layers_of(name if isinstance(self.task, MultiTask) else None)
+            where = f"{what}: layer {', '.join(layers)}"
+            check_target(task, target, what=where, background=name in self.background)
 
     def _layers_of(self, task: str | None) -> list[str]:
         """The layers that hold the labels, of one task of several or of all."""

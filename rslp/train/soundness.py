@@ -6,7 +6,7 @@ a crash far from its cause (on a GPU as the end of the process).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -81,19 +81,30 @@ def check_finite(images: Mapping[str, Any], *, inputs: Mapping[str, DataInput], 
         raise DataError(f"{what}: layer {layers}: {share:.2%} of the values are {kinds} (band {shown})")
 
 
-def check_target(task: Task, target: Mapping[str, Any], *, what: str) -> None:
+def check_target(task: Task, target: Mapping[str, Any], *, what: str, background: bool = False) -> None:
     """Check that a label is one that its task can learn.
 
     Args:
         task: the task.
         target: rslearn's target of the task.
         what: sample and layer.
+        background: whether the model takes class 0 for background.
 
     Raises:
         DataError: saying what is wrong.
     """
     if wrong := _wrong(task, target):
         raise DataError(f"{what}: {wrong}")
+    if background and isinstance(task, DetectionTask) and bool((target["labels"] == 0).any()):
+        raise DataError(f"{what}: {lacks_background(task.classes)}")
+
+
+def lacks_background(classes: Sequence[str]) -> str:
+    """What to say where objects have the class that a detector takes for background."""
+    return (
+        f"objects have the class {classes[0]!r}, the first, which FasterRCNN takes for background and never finds; put "
+        f"a background class first: classes: [background, {', '.join(classes)}], num_classes: {len(classes) + 1}"
+    )
 
 
 def _wrong(task: Task, target: Mapping[str, Any]) -> str:
