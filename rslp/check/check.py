@@ -23,6 +23,7 @@ from rslp.check.reading import Reading, read_window
 from rslp.check.rehearsal import rehearse
 from rslp.check.sizes import patch_size_of
 from rslp.check.view import open_view
+from rslp.train.soundness import lacks_background
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def check(config: Mapping[str, Any], *, effort: Effort, console: Console) -> Che
         parsed = parse(config)
         progress.remove_task(step)
         examined = _examine_all(config, parsed, effort=effort, progress=progress) if effort.data else []
+        examined = [_with_background(one, parsed) for one in examined]
         played = _rehearse_all(examined, parsed, progress=progress) if effort.forward else []
     listings = [listing for listing, _, _ in examined if listing is not None]
     placed = {listing.view.name: listing.windows for listing in listings if not is_placeless(listing.windows)}
@@ -119,6 +121,22 @@ def _examine_all(config: Mapping[str, Any], parsed: Parsed, *, effort: Effort, p
     lock = threading.Lock()
     with ThreadPoolExecutor(effort.threads) as datasets, ThreadPoolExecutor(effort.threads) as readers:
         return list(datasets.map(examine, parsed.modules))
+
+
+def _with_background(examined: _Examined, parsed: Parsed) -> _Examined:
+    """A dataset, and its tasks in which objects have the class that the detector takes for background."""
+    listing, made, findings = examined
+    if listing is None or made is None or parsed.module is None:
+        return examined
+    wrong = []
+    for name, (task, _, at) in listing.view.tasks.items():
+        classes = getattr(task, "classes", None)
+        if name not in parsed.module.model.with_background() or not classes:
+            continue
+        if any(summary.classes.get(classes[0]) for summary in made.labels.get(name, {}).values()):
+            what = f"dataset {listing.view.name!r}, task {name!r}: {lacks_background(classes)}"
+            wrong.append(Finding(what, (*at, "classes")))
+    return listing, made, [*findings, *wrong]
 
 
 def _rehearse_all(examined: Sequence[_Examined], parsed: Parsed, *, progress: Progress) -> list[Finding]:

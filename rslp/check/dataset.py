@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from rslearn.dataset import Window
 
+from rslp.check.alignment import check_alignment
 from rslp.check.findings import Finding
 from rslp.check.images import InputSummary, check_images, remark_constant
 from rslp.check.labels import LabelSummary, TaskLabels, check_labels, compare_splits
@@ -71,6 +72,8 @@ def list_dataset(view: View, *, patch_size: int | None) -> Listing:
     # That windows lack a layer which the dataset does not have would be said twice.
     named = {finding.at for finding in findings}
     findings += [finding for finding in lost if finding.at not in named]
+    for split in windows:
+        findings += check_alignment(view, split)
     if patch_size is not None:
         findings += check_sizes(view, windows, patch_size)
     # A layer or band that is not there would fail again in each window.
@@ -119,17 +122,18 @@ def _labels(
             findings.append(_no_targets(view, name))
             continue
         for split in dict.fromkeys(split for split, _ in read):
-            held = [(r.window, r.labels[source]) for where, r in read if where == split and source in r.labels]
-            found = [(window, adapters.filtered(task, label)) for window, label in held]
+            own = [r for where, r in read if where == split and source in r.labels]
+            found = [(r.window, adapters.filtered(task, r.labels[source])) for r in own]
             if not found:
                 continue
-            labels = TaskLabels(view.name, name, task, at, split, found)
+            declared = {str(r.declared[source]): r.declared[source] for r in own if source in r.declared}
+            labels = TaskLabels(view.name, name, task, at, split, found, tuple(declared.values()))
             summary, wrong = check_labels(labels)
             findings += wrong
-            own = summaries.setdefault(name, {})
-            if "train" in own:
-                findings += compare_splits(labels, own["train"], summary)
-            own[split] = summary
+            seen = summaries.setdefault(name, {})
+            if "train" in seen:
+                findings += compare_splits(labels, seen["train"], summary)
+            seen[split] = summary
     return summaries, findings
 
 

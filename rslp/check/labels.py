@@ -16,10 +16,14 @@ from rslearn.train.tasks.per_pixel_regression import PerPixelRegressionTask
 from rslearn.train.tasks.regression import RegressionTask
 from rslearn.train.tasks.segmentation import SegmentationTask
 from rslearn.utils.feature import Feature
+from shapely.geometry.base import BaseMultipartGeometry
 
 from rslp.check.findings import Finding, KeyPath, listed, warning
+from rslp.train.nodata import DECLARED, MARKS, OUTSIDE, spelt
 
 Label = RasterImage | list[Feature]
+# Reprojection may leave a few pixels at an edge.
+_WHOLE = 0.99
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class TaskLabels:
         at: where its arguments stand.
         split: the split.
         found: per window its ``group/name`` and what stands in its label layer.
+        declared: the nodata values of the files of rasters with nodata; None for files without one.
     """
 
     dataset: str
@@ -56,6 +61,7 @@ class TaskLabels:
     at: KeyPath
     split: str
     found: Sequence[tuple[str, Label]]
+    declared: Sequence[float | None] = ()
 
     @property
     def who(self) -> str:
@@ -106,7 +112,7 @@ def _named(labels: TaskLabels, task: ClassificationTask | DetectionTask) -> tupl
         for value in values[:1] if single else values:
             name = _class_name(value, task)
             (counts if name is not None else strange)[str(value) if name is None else name] += 1
-    findings = []
+    findings = _several(labels, task)
     if strange and not task.skip_unknown_categories:
         what = f"{labels.who}: {sum(strange.values())} labels are not among the classes: {listed(strange)}"
         findings.append(Finding(f"{what}; configured: {listed(task.classes, 20)}", (*labels.at, "classes")))
@@ -119,6 +125,28 @@ def _named(labels: TaskLabels, task: ClassificationTask | DetectionTask) -> tupl
         what = f"{labels.who}: no object with the property {task.property_name!r} in {len(empty)} windows"
         findings.append(Finding(what + _other(labels), (*labels.at, "property_name"), error=labels.split == "train"))
     return LabelSummary({name: counts[name] for name in task.classes}), findings
+
+
+def _several(labels: TaskLabels, task: ClassificationTask | DetectionTask | RegressionTask) -> list[Finding]:
+    """Features that a task takes for one, and windows of whose labels it takes the first."""
+    if isinstance(task, DetectionTask):
+        parts = {
+            window: len(shape.geoms)
+            for window, label in labels.found
+            if isinstance(label, list)
+            for shape in (feature.geometry.shp for feature in label)
+            if isinstance(shape, BaseMultipartGeometry) and len(shape.geoms) > 1
+        }
+        example = next(iter(parts), None)
+        what = f"{labels.who}: features of {len(parts)} windows have several parts, e.g. {example} "
+        what += f"({parts.get(str(example))} parts): each becomes one box; make each part a feature of its own"
+        return [warning(what, labels.at)] if parts else []
+    values = {window: list(dict.fromkeys(values)) for window, values in _values(labels.found, task.property_name)}
+    unlike = {window: own for window, own in values.items() if len(own) > 1}
+    example = next(iter(unlike), None)
+    what = f"{labels.who}: {len(unlike)} of {len(labels.found)} windows have labels of several values, e.g. {example}: "
+    what += f"{listed(unlike.get(str(example), []))}; the first is taken"
+    return [warning(what, (*labels.at, "property_name"))] if unlike else []
 
 
 def _class_name(value: Any, task: ClassificationTask | DetectionTask) -> str | None:
@@ -139,19 +167,16 @@ def _other(labels: TaskLabels) -> str:
 
 def _painted(labels: TaskLabels, task: SegmentationTask) -> tuple[LabelSummary, list[Finding]]:
     counts: Counter[int] = Counter()
-    for _, label in labels.found:
-        if isinstance(label, RasterImage):
-            values, numbers = np.unique(label.image.numpy(), return_counts=True)
-            for value, number in zip(values.tolist(), numbers.tolist(), strict=True):
-                counts[int((task.class_id_mapping or {}).get(int(value), int(value)))] += number
+    pixels, findings = _pixels(labels, task.nodata_value)
+    for value, number in zip(*(part.tolist() for part in np.unique(pixels, return_counts=True)), strict=True):
+        counts[int((task.class_id_mapping or {}).get(int(value), int(value)))] += number
     hidden = {task.nodata_value} if task.nodata_value is not None else set()
     strange = sorted(value for value in counts if not 0 <= value < task.num_classes and value not in hidden)
-    findings = []
     if strange:
         what = f"{labels.who}: pixels hold the class {listed(strange)}, but num_classes is {task.num_classes}"
         tail = f" and nodata_value {task.nodata_value}" if hidden else "; is that a nodata_value?"
         findings.append(Finding(what + tail, (*labels.at, "num_classes")))
-    if counts and set(counts) <= hidden:
+    if set(counts) <= hidden and not any(finding.error for finding in findings):
         findings.append(
             Finding(f"{labels.who}: all pixels that were looked at are nodata", (*labels.at, "nodata_value"))
         )
@@ -175,7 +200,7 @@ def _measured(labels: TaskLabels, task: RegressionTask) -> tuple[LabelSummary, l
             numbers.append(number)
         else:
             strange.append(values[0])
-    at, findings = (*labels.at, "property_name"), []
+    at, findings = (*labels.at, "property_name"), _several(labels, task)
     if strange:
         findings.append(Finding(f"{labels.who}: {len(strange)} labels are no finite number: {listed(strange)}", at))
     if empty and not task.allow_invalid:
@@ -185,14 +210,40 @@ def _measured(labels: TaskLabels, task: RegressionTask) -> tuple[LabelSummary, l
 
 
 def _mapped(labels: TaskLabels, task: PerPixelRegressionTask) -> tuple[LabelSummary, list[Finding]]:
-    images = [label.image.numpy().ravel() for _, label in labels.found if isinstance(label, RasterImage)]
-    values = np.concatenate(images) if images else np.empty(0)
-    valid = values if task.nodata_value is None else values[values != task.nodata_value]
-    findings = []
+    valid, findings = _pixels(labels, task.nodata_value)
     if not np.isfinite(valid).all():
         what = f"{labels.who}: {int((~np.isfinite(valid)).sum())} label pixels are no finite number; set nodata_value"
         findings.append(Finding(what, (*labels.at, "nodata_value")))
     return _spread(labels, valid[np.isfinite(valid)], findings)
+
+
+def _pixels(labels: TaskLabels, nodata: float | None) -> tuple[Any, list[Finding]]:
+    """The label pixels of all windows that are neither nodata nor outside of their file, and what to say of those."""
+    images = [(window, label.image.numpy()) for window, label in labels.found if isinstance(label, RasterImage)]
+    if not images:
+        return np.empty(0), []
+    values = np.concatenate([image.ravel() for _, image in images])
+    covered = {window: float((image != OUTSIDE).mean()) for window, image in images}
+    share, least = sum(covered.values()) / len(covered), min(covered, key=lambda window: covered[window])
+    findings = []
+    if share == 0:
+        what = f"{labels.who}: the label files cover nothing of {len(images)} windows, e.g. {least}: they lie elsewhere"
+        findings.append(Finding(what, labels.at))
+    elif share < _WHOLE:
+        what = f"{labels.who}: the label files cover {share:.0%} of the windows, mean over {len(images)} windows "
+        findings.append(warning(f"{what}({covered[least]:.0%} of {least}); pixels outside are left out", labels.at))
+    lost = float((values == DECLARED).mean())
+    for declared in labels.declared:
+        findings.append(warning(f"{labels.who}: {_declared(declared, nodata, lost)}", (*labels.at, "nodata_value")))
+    return values[~np.isin(values, MARKS)], findings
+
+
+def _declared(declared: float | None, nodata: float | None, share: float) -> str:
+    if declared is None:
+        return f"{share:.0%} of the label pixels are NaN or infinite, and are left out"
+    own = "the task has none" if nodata is None else f"the task has {spelt(nodata)}"
+    name = spelt(declared)
+    return f"the files declare nodata {name}, {own}: {share:.0%} of the pixels are left out; set nodata_value: {name}"
 
 
 def _spread(labels: TaskLabels, values: Any, findings: list[Finding]) -> tuple[LabelSummary, list[Finding]]:

@@ -17,6 +17,7 @@ from rslp.check.labels import Label
 from rslp.check.units import NODATA_BELOW, NOTHING, OPTICAL, RADAR, Range
 from rslp.check.view import View
 from rslp.train import adapters
+from rslp.train.nodata import DECLARED, with_labels
 
 # A part of this size from the middle of a window tells enough, px.
 _PART = 256
@@ -54,20 +55,23 @@ class Reading:
     Attributes:
         window: ``group/name``.
         images: by input; empty where only labels were asked for.
-        labels: by input.
+        labels: by input; pixels without a label are marked, see ``rslp.train.nodata``.
+        declared: the nodata value of the files of label rasters in which some pixels are, by input.
         fault: why it could not be read; empty if it could.
     """
 
     window: str
     images: Mapping[str, ImageStats] = field(default_factory=dict)
     labels: Mapping[str, Label] = field(default_factory=dict)
+    declared: Mapping[str, float | None] = field(default_factory=dict)
     fault: str = ""
 
 
 def read_window(view: View, window: Window, *, images: bool) -> Reading:
     """Read the labels of a window, and its images if they are asked for."""
     name = f"{window.group}/{window.name}"
-    wanted = {key: spec for key, spec in view.module.inputs.items() if spec.is_target or images}
+    inputs = with_labels(view.module.inputs, view.module.task)
+    wanted = {key: spec for key, spec in inputs.items() if spec.is_target or images}
     try:
         raw = adapters.read_inputs(
             view.dataset, window, bounds=_middle(window), inputs=wanted, rng=random.Random(window.name)
@@ -80,7 +84,13 @@ def read_window(view: View, window: Window, *, images: bool) -> Reading:
         for key, value in raw.items()
         if key not in targets and isinstance(value, RasterImage)
     }
-    return Reading(name, stats, {key: value for key, value in raw.items() if key in targets})
+    labels = {key: value for key, value in raw.items() if key in targets}
+    declared = {
+        key: adapters.declared_nodata(view.dataset, window, wanted[key])
+        for key, value in labels.items()
+        if isinstance(value, RasterImage) and bool((value.image == DECLARED).any())
+    }
+    return Reading(name, stats, labels, declared)
 
 
 def measure(modality: str, image: NDArray[np.generic]) -> ImageStats:

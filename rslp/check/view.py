@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
+import torch
 from rslearn.dataset import Dataset, Window
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput, SplitConfig
@@ -62,16 +63,16 @@ class View:
             for name, one in task.tasks.items()
         }
 
-    def normalisers(self, split: str) -> list[tuple[Normaliser, KeyPath]]:
-        """The normalisations of a split, each with the place of its arguments."""
+    def transforms(self, split: str) -> list[tuple[torch.nn.Module, KeyPath]]:
+        """The transforms of a split, each with the place of its arguments."""
         own = self.config.get(f"{split}_config")
         where = f"{split}_config" if isinstance(own, Mapping) and own.get("transforms") else "default_config"
         found = enumerate(self.split(split).transforms or [])
-        return [
-            (transform, (*self.at, where, "transforms", position, "init_args"))
-            for position, transform in found
-            if isinstance(transform, Normaliser)
-        ]
+        return [(one, (*self.at, where, "transforms", position, "init_args")) for position, one in found]
+
+    def normalisers(self, split: str) -> list[tuple[Normaliser, KeyPath]]:
+        """The normalisations of a split, each with the place of its arguments."""
+        return [(one, place) for one, place in self.transforms(split) if isinstance(one, Normaliser)]
 
 
 def open_view(name: str, *, at: KeyPath, config: Mapping[str, Any], module: RslearnDataModule) -> View | Finding:
@@ -130,8 +131,9 @@ def _lost(view: View, dataset: Dataset, split: str, *, inputs: dict[str, DataInp
     tagged = adapters.list_windows(dataset, {}, bare)
     wanted = min(len(tagged), config.num_samples or len(tagged))
     place = (*view.at, _place_of(view, split))
+    unlike = _unlike(view, dataset, split)
     if kept == wanted and kept:
-        return []
+        return unlike
     lacking = {
         name: len(tagged) - len(adapters.list_windows(dataset, {name: spec}, bare)) for name, spec in inputs.items()
     }
@@ -143,10 +145,26 @@ def _lost(view: View, dataset: Dataset, split: str, *, inputs: dict[str, DataInp
         at = (*view.at, "inputs", worst, "layers")
         return [warning(reason + what, at)] if kept else [Finding(f"{reason}no windows are left: {what}", at)]
     if kept:
-        return []
+        return unlike
     every = dataset.load_windows()
     what = f"no windows: groups {config.groups}, names {config.names}, tags {config.tags} select 0 of {len(every)}"
     return [Finding(f"{reason}{what}{_seen(every, config)}", place)]
+
+
+def _unlike(view: View, dataset: Dataset, split: str) -> list[Finding]:
+    """Windows that a tag does not choose since their option is spelt another way."""
+    found = []
+    for tag, value in (view.split(split).tags or {}).items():
+        have = [window.options for window in dataset.load_windows() if tag in window.options]
+        lost = [options[tag] for options in have if not adapters.has_tags(options, {tag: value})]
+        if near := [one for one in lost if _spelt(one) == _spelt(value)]:
+            what = f"dataset {view.name!r}, split {split!r}: tag {tag}: {value!r} does not choose {len(near)} windows "
+            found.append(warning(f"{what}with {tag}: {near[0]!r}", (*view.at, _place_of(view, split), "tags", tag)))
+    return found
+
+
+def _spelt(value: Any) -> str:
+    return str(value).strip().lower()
 
 
 def _place_of(view: View, split: str) -> str:
@@ -159,7 +177,9 @@ def _seen(windows: Sequence[Window], config: SplitConfig) -> str:
     groups = sorted({window.group for window in windows})
     if config.groups and not set(config.groups) & set(groups):
         return f"; its groups: {listed(groups)}"
-    for tag in config.tags or {}:
-        values = sorted({str(window.options[tag]) for window in windows if tag in window.options})
+    for tag, value in (config.tags or {}).items():
+        if any(adapters.has_tags(window.options, {tag: value}) for window in windows):
+            continue
+        values = sorted({repr(window.options[tag]) for window in windows if tag in window.options})
         return f"; windows have {tag}: {listed(values) or 'nothing'}"
     return ""

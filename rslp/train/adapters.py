@@ -18,14 +18,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from rasterio.io import DatasetReader
 from rslearn.config import LayerType
 from rslearn.dataset import Dataset, Window
+from rslearn.dataset.window import get_layer_and_group_from_dir_name
 from rslearn.train.all_crops_dataset import get_window_crop_options
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput, SplitConfig, check_window, is_data_input_available, read_data_input
@@ -40,6 +43,8 @@ from rslearn.utils.raster_format import RasterFormat
 from rslearn.utils.vector_format import VectorFormat
 from torchmetrics import Metric, MetricCollection
 from upath import UPath
+
+from rslp.train.nodata import NodataFormat
 
 RawInput = RasterImage | list[Feature]
 RawInputs = dict[str, RawInput]
@@ -66,6 +71,36 @@ def wrap_raster_formats(dataset: Dataset, wrap: Callable[[RasterFormat], RasterF
         for band_set in layer.band_sets:
             band_set._raster_format = wrap(band_set.instantiate_raster_format())
     return dataset
+
+
+def honouring_nodata(dataset: Dataset, data_input: DataInput) -> Dataset:
+    """The dataset, as rslearn's reading functions use it, with pixels without a value marked, see ``nodata``."""
+    if data_input.data_type != "raster":
+        return dataset
+    layers = dict(dataset.layers)
+    for name in {get_layer_and_group_from_dir_name(option)[0] for option in data_input.layers} & set(layers):
+        sets = []
+        for band_set in layers[name].band_sets:
+            sets.append(band_set.model_copy())
+            sets[-1]._raster_format = NodataFormat(band_set.instantiate_raster_format(), data_input)
+        layers[name] = layers[name].model_copy(update={"band_sets": sets})
+    return cast(Dataset, SimpleNamespace(layers=layers))
+
+
+def declared_nodata(dataset: Dataset, window: Window, data_input: DataInput) -> float | None:
+    """The nodata value that the file of a window's first raster of an input declares."""
+    for layer, group in map(get_layer_and_group_from_dir_name, data_input.layers):
+        for band_set in dataset.layers[layer].band_sets:
+            if window.is_layer_completed(layer, group) and set(band_set.bands) & set(
+                data_input.bands or band_set.bands
+            ):
+                made = band_set.instantiate_raster_format()
+                (raster,) = window.data.read_rasters(
+                    layer, band_set.bands, [group], made, projection=window.projection, bounds=window.bounds
+                )
+                declared: float | None = raster.metadata.nodata_value
+                return declared
+    return None
 
 
 @contextmanager
@@ -138,8 +173,22 @@ def list_windows(dataset: Dataset, inputs: dict[str, DataInput], config: SplitCo
 
 
 def has_tags(options: dict[str, Any], tags: dict[str, Any]) -> bool:
-    """Whether a window with these options is chosen by tags; a tag without a value asks for the key alone."""
-    return all(key in options and (not value or options[key] == value) for key, value in tags.items())
+    """Whether a window with these options is chosen by tags; null or an empty text asks for the key alone.
+
+    rslearn takes 0 and false for no value, too, and then chooses all windows that have the key.
+    """
+    return all(key in options and (value in (None, "") or _equal(options[key], value)) for key, value in tags.items())
+
+
+def _equal(option: Any, value: Any) -> bool:
+    """Whether an option is what a tag asks for; the run's parser reads the text "1" of a config as the number 1."""
+    if option == value or not isinstance(option, str) or isinstance(value, str):
+        return bool(option == value)
+    try:
+        read = yaml.safe_load(option)
+    except yaml.YAMLError:
+        return False
+    return type(read) is type(value) and bool(read == value)
 
 
 def all_crops(bounds: PixelBounds, config: SplitConfig) -> list[PixelBounds]:
@@ -171,7 +220,10 @@ def draw_crop(bounds: PixelBounds, size: tuple[int, int] | None, rng: random.Ran
 def read_inputs(
     dataset: Dataset, window: Window, *, bounds: PixelBounds, inputs: dict[str, DataInput], rng: random.Random
 ) -> RawInputs:
-    """Read a sample's inputs; item groups are drawn from ``rng``, never from the system's entropy."""
+    """Read a sample's inputs; item groups are drawn from ``rng``, never from the system's entropy.
+
+    Pixels without a value are marked, see ``nodata``.
+    """
     raw: RawInputs = {}
     with warnings.catch_warnings():
         # rslearn warns at each read of a raster without stored timestamps that it takes the item's time range.
@@ -179,7 +231,7 @@ def read_inputs(
         for name, data_input in inputs.items():
             if not data_input.required and not is_data_input_available(data_input, window):
                 continue
-            raw[name] = read_data_input(dataset, window, bounds, data_input, rng)
+            raw[name] = read_data_input(honouring_nodata(dataset, data_input), window, bounds, data_input, rng)
     return raw
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -130,6 +130,8 @@ class MultiDatasetDataModule(L.LightningDataModule):
         self._stores: dict[str, SampleStore | None] = {}
         # Set from the run config's top-level `seed` before training starts.
         self.seed = 0
+        # Set from the model: tasks in which no object can have class 0.
+        self.background: Set[str] = frozenset()
         self._sources: dict[str, dict[str, SampleSource]] = {}
         self._loaders: list[StagedLoader] = []
         self._predicted: Mapping[str, Collection[tuple[str, str]]] = {}
@@ -167,6 +169,8 @@ class MultiDatasetDataModule(L.LightningDataModule):
                 )
                 for name, dm in self.data_modules.items()
             }
+        for source in self._sources[split].values():
+            source.background = self.background
         return self._sources[split]
 
     def _store_for(self, split: str, name: str) -> SampleStore | None:

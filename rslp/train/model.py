@@ -126,6 +126,15 @@ class JointModel(torch.nn.Module):
         """The tasks of a dataset."""
         return self._tasks_of.get(dataset, [dataset])
 
+    def with_background(self) -> set[str]:
+        """The tasks whose class 0 is background to their head: torchvision's detectors have it in front."""
+        return {
+            task
+            for task in self.tasks
+            if isinstance(self._modules_of(task)[-1], FasterRCNN)
+            and (task not in self._ranges or self._ranges[task].offset == 0)
+        }
+
     def loss_counts(self, dataset: str, targets: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """For each task of a dataset what its loss over these targets is a mean over, see ``rslp.train.counts``."""
         counts = {}

@@ -112,6 +112,7 @@ class JointModule(RslearnLightningModule):
         """Learn from the data module which dataset has which tasks, and, before training, the floors."""
         data = self._data_module()
         self.model.set_datasets(data.tasks())
+        data.background = self.model.with_background()
         for dataset, module in data.data_modules.items():
             for name, task in floors.tasks_by_name(module.task, dataset).items():
                 self._tasks[dataset, name] = task

@@ -14,6 +14,7 @@ from rslearn.utils.jsonargparse import init_jsonargparse
 
 from rslp.errors import ConfigError, Problem
 from rslp.train.data import MultiDatasetDataModule
+from rslp.train.nodata import with_labels
 from rslp.train.store.selection import select
 
 
@@ -60,12 +61,13 @@ def pack_datasets(config: Mapping[str, Any], *, splits: Sequence[str], verify: b
             yield Packing(dataset, None)
             continue
         windows = made = differing = 0
+        inputs = with_labels(module.inputs, module.task)
         for split in splits:
-            rows = select(store.index, module.inputs, module.split_configs[split])
+            rows = select(store.index, inputs, module.split_configs[split])
             windows += len(rows)
             if verify:
-                differing += store.verify(rows, module.inputs, what=split)
-            made += store.pack(rows, module.inputs, what=split, again=True)
+                differing += store.verify(rows, inputs, what=split)
+            made += store.pack(rows, inputs, what=split, again=True)
         yield Packing(dataset, store.folder, windows, made, differing)
 
 

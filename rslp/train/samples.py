@@ -7,7 +7,7 @@ import hashlib
 import pickle
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -27,7 +27,7 @@ from rslearn.train.transforms.transform import Transform
 from rslearn.utils.geometry import PixelBounds
 
 from rslp.errors import DataError
-from rslp.train import adapters
+from rslp.train import adapters, nodata
 from rslp.train.soundness import check_finite, check_target, faults_of
 from rslp.train.store.store import SampleStore
 from rslp.train.windows import DirectWindows, Windows
@@ -114,9 +114,12 @@ class SampleSource:
         self.task = data_module.task
         self.seed = seed
         self._retries = data_module.retries
+        # The tasks whose class 0 is background to the model, which no object can have.
+        self.background: Set[str] = frozenset()
         self._config = adapters.split_config(data_module, split)
         self._load_targets = split != "predict" and not self._config.get_skip_targets()
-        self._inputs = {k: v for k, v in data_module.inputs.items() if self._load_targets or not v.is_target}
+        inputs = nodata.with_labels(data_module.inputs, data_module.task)
+        self._inputs = {k: v for k, v in inputs.items() if self._load_targets or not v.is_target}
         self._transforms = Sequential(*map(self._told_of_targets, self._config.transforms or []))
         self._windows = self._list_windows(store, data_module)
         # A prediction is of whole windows: where only a crop would be drawn, all of them are loaded.
@@ -245,11 +248,13 @@ class SampleSource:
             with faults_of(f"{what}: layer {', '.join(spec.layers)}: can't read the sample"):
                 raw |= self._read_input(place.window, {name: spec}, bounds=bounds, rng=rng)
         metadata = self._metadata(place, bounds)
+        raw, hidden = nodata.lift(raw, wanted)
         with faults_of(f"{what}: layer {', '.join(self._layers_of(None))}: can't read the label"):
             inputs, targets = adapters.process_inputs(
                 self.task, raw, metadata=metadata, load_targets=self._load_targets
             )
         if self._load_targets:
+            nodata.hide(self.task, targets, hidden)
             self._check(targets, what=what)
         return raw, (inputs, targets, metadata)
 
@@ -284,11 +289,12 @@ class SampleSource:
 
     def _check(self, targets: dict[str, Any], *, what: str) -> None:
         """Check the labels of each task, before a transform touches them."""
-        if not isinstance(self.task, MultiTask):
-            return check_target(self.task, targets, what=f"{what}: layer {', '.join(self._layers_of(None))}")
-        for name, task in self.task.tasks.items():
-            check_target(task, targets[name], what=f"{what}: layer {', '.join(self._layers_of(name))}")
-        return None
+        several = self.task.tasks if isinstance(self.task, MultiTask) else {self.name: self.task}
+        for name, task in several.items():
+            target = targets[name] if isinstance(self.task, MultiTask) else targets
+            layers = self._layers_of(name if isinstance(self.task, MultiTask) else None)
+            where = f"{what}: layer {', '.join(layers)}"
+            check_target(task, target, what=where, background=name in self.background)
 
     def _layers_of(self, task: str | None) -> list[str]:
         """The layers that hold the labels, of one task of several or of all."""

@@ -6,7 +6,7 @@ a crash far from its cause (on a GPU as the end of the process).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ from rslearn.train.tasks.task import Task
 from rslp.errors import DataError
 
 # What readers of broken files raise.
-UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, AssertionError, RasterioError)
+UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, AssertionError, OverflowError, RasterioError)
 # torch's cross entropy leaves out this class.
 _IGNORED = -100
 
@@ -77,22 +77,34 @@ def check_finite(images: Mapping[str, Any], *, inputs: Mapping[str, DataInput], 
         named = of.bands if of and of.bands and len(of.bands) == len(odd) else [f"number {i}" for i in range(len(odd))]
         shown = ", ".join(band for band, bad in zip(named, odd.flatten(1).any(1), strict=True) if bad)
         share = float(odd.float().mean())
-        raise DataError(f"{what}: layer {layers}: {share:.2%} of the values are NaN or infinite (band {shown})")
+        kinds = "NaN, infinite or declared nodata"
+        raise DataError(f"{what}: layer {layers}: {share:.2%} of the values are {kinds} (band {shown})")
 
 
-def check_target(task: Task, target: Mapping[str, Any], *, what: str) -> None:
+def check_target(task: Task, target: Mapping[str, Any], *, what: str, background: bool = False) -> None:
     """Check that a label is one that its task can learn.
 
     Args:
         task: the task.
         target: rslearn's target of the task.
         what: sample and layer.
+        background: whether the model takes class 0 for background.
 
     Raises:
         DataError: saying what is wrong.
     """
     if wrong := _wrong(task, target):
         raise DataError(f"{what}: {wrong}")
+    if background and isinstance(task, DetectionTask) and bool((target["labels"] == 0).any()):
+        raise DataError(f"{what}: {lacks_background(task.classes)}")
+
+
+def lacks_background(classes: Sequence[str]) -> str:
+    """What to say where objects have the class that a detector takes for background."""
+    return (
+        f"objects have the class {classes[0]!r}, the first, which FasterRCNN takes for background and never finds; put "
+        f"a background class first: classes: [background, {', '.join(classes)}], num_classes: {len(classes) + 1}"
+    )
 
 
 def _wrong(task: Task, target: Mapping[str, Any]) -> str:

@@ -219,7 +219,7 @@ FAULTS = [
     Fault("reflectance instead of digital numbers", "data", _REFLECTANCE,
           "land_cover.yaml", "sentinel2_l2a: [", "looks like reflectance 0-1"),
     Fault("empty split", "data", _edit("fuel_moisture.yaml", "split: val", "split: valid"),
-          "fuel_moisture.yaml", "val_config:", "windows have split: test, train, val"),
+          "fuel_moisture.yaml", "val_config:", "windows have split: 'test', 'train', 'val'"),
     Fault("offset of baseline 04.00 in some windows", "data", _offset_in_half,
           "fuel_moisture.yaml", "sentinel2_l2a:", r"carry the offset of \+1000"),
     Fault("label without the property", "data",

@@ -57,11 +57,12 @@ class NotingFormat(RasterFormat):
     If it does, a crop of the whole is what reading the crop would have given.
 
     Attributes:
+        inner: the format that it wraps.
         on_grid: whether all sources since it was last set to true did.
     """
 
     def __init__(self, inner: RasterFormat) -> None:
-        self._inner = inner
+        self.inner = inner
         self.on_grid = True
 
     def decode_raster(
@@ -72,13 +73,13 @@ class NotingFormat(RasterFormat):
         resampling: Resampling = Resampling.bilinear,
     ) -> RasterArray:
         """Decode, see the class."""
-        if not self.on_grid or type(self._inner) in _EXACT:
-            return self._inner.decode_raster(path, projection, bounds, resampling)
+        if not self.on_grid or type(self.inner) in _EXACT:
+            return self.inner.decode_raster(path, projection, bounds, resampling)
         fitting: list[bool] = []
         with adapters.watching_rasters(lambda source: fitting.append(_on_grid(source, projection))):
-            decoded = self._inner.decode_raster(path, projection, bounds, resampling)
+            decoded = self.inner.decode_raster(path, projection, bounds, resampling)
         # Of another format, or of none that was opened as expected, nothing is known.
-        self.on_grid = type(self._inner) is GeotiffRasterFormat and bool(fitting) and all(fitting)
+        self.on_grid = type(self.inner) is GeotiffRasterFormat and bool(fitting) and all(fitting)
         return decoded
 
 
@@ -117,11 +118,12 @@ def read_rasters(dataset: Dataset, window: Window, data_input: DataInput) -> lis
         Unfit: there is none, or one that rslearn would refuse.
     """
     options = layer_options(window, data_input)
+    marking = adapters.honouring_nodata(dataset, data_input)
     found: dict[tuple[str, int], ItemGroup] = {}
     for layer in dict.fromkeys(layer for layer, _ in options):
         groups = sorted({group for name, group in options if name == layer})
         images, times = read_raster_layer_groups_for_data_input(
-            window, window.bounds, layer, groups, dataset.layers[layer], data_input
+            window, window.bounds, layer, groups, marking.layers[layer], data_input
         )
         layer_data: Any = None
         for group, image, spans in zip(groups, images, times, strict=True):

@@ -20,6 +20,7 @@ from rslearn.dataset.storage.file import FileWindowStorage
 from rslearn.train.dataset import DataInput, SplitConfig
 from upath import UPath
 
+from rslp.train.nodata import LabelInput
 from rslp.train.store import checking, place, remote
 from rslp.train.store.columns import Array
 from rslp.train.store.index import WindowIndex
@@ -30,7 +31,7 @@ from rslp.train.store.settings import StoreSettings
 from rslp.train.store.shelf import STRUCK, UNFIT, SegmentReader, Shelf, append_entries, catalogue, shelf
 from rslp.train.world import read_world
 
-FORMAT = 1
+FORMAT = 2
 # Of the disk's free room, the store takes at most this share.
 _SHARE_OF_FREE = 0.5
 _VECTOR_BYTES = 1000
@@ -249,6 +250,7 @@ def input_key(dataset: Dataset, data_input: DataInput) -> str:
         "dtype": str(data_input.dtype.value),
         "all_groups": data_input.load_all_item_groups,
         "resolution": [data_input.resolution_factor.numerator, data_input.resolution_factor.denominator],
+        "labels": data_input.key() if isinstance(data_input, LabelInput) else None,
         "storage": type(dataset.window_data_storage_factory).__qualname__,
         "config": {
             layer: json.loads(dataset.layers[layer].model_dump_json(exclude={"data_source"}))

@@ -134,7 +134,7 @@ def inputs() -> dict[str, DataInput]:
         "some_step": DataInput("raster", ["series"], bands=["a", "b", "c"], load_all_item_groups=True),
         "two_steps": DataInput("raster", ["series", "series.2"], bands=["b"], load_all_layers=True),
         "coarse": DataInput("raster", ["coarse"], bands=["d"]),
-        "odd": DataInput("raster", ["odd"], bands=["e"], dtype=DType.INT32),
+        "odd": DataInput("raster", ["odd"], bands=["e"]),
         "mask": DataInput("raster", ["mask"], bands=["m"], dtype=DType.INT32, required=False),
         "targets": DataInput("vector", ["label"], is_target=True),
     }
@@ -144,9 +144,10 @@ class Finite(Transform):
     """A number for each value that is none: a sample with any is refused, and the store has to keep them apart."""
 
     def forward(self, input_dict: dict[str, Any], target_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Replace them in the coarse images."""
-        if (coarse := input_dict.get("coarse")) is not None:
-            coarse.image = torch.nan_to_num(coarse.image, nan=-7e9, posinf=-8e9, neginf=-9e9)
+        """Replace them in the coarse images, and in those whose files declare a nodata value."""
+        for name in {"coarse", "odd"} & set(input_dict):
+            image = input_dict[name].image
+            input_dict[name].image = torch.nan_to_num(image, nan=-7e9, posinf=-8e9, neginf=-9e9)
         return input_dict, target_dict
 
 

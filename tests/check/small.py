@@ -1,0 +1,158 @@
+"""Small datasets as a person might write them; one check looks at all of a table, and its findings are compared."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import rasterio
+from affine import Affine
+from rich.console import Console
+from rslearn.train.data_module import RslearnDataModule
+
+from rslp.check.check import Checked, Effort
+from rslp.check.check import check as check_all
+from rslp.check.findings import Finding
+from rslp.check.parsing import Parsed
+from rslp.train.blueprint import blueprint, construct
+from tests.tiny import run_config, write_dataset
+
+Change = Callable[[Path, int], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A dataset with something about it, and what the check must say.
+
+    Attributes:
+        name: its key in the run config.
+        kind: of the task.
+        change: what is done to each window's folder, and its number.
+        expected: for each finding a pattern, beginning with ``error`` or ``warning``; findings of the same words in
+            other splits count once.
+        task: arguments of the task.
+        data: arguments of the data module.
+    """
+
+    name: str
+    kind: str
+    change: Change
+    expected: Sequence[str] = ()
+    task: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+def run_config_of(cases: Sequence[Case], folder: Path) -> dict[str, Any]:
+    """Write the datasets of some cases, and a run config over all of them."""
+    written = {}
+    for case in cases:
+        path = write_dataset(folder / case.name, case.kind, train=4, val=2, test=0)
+        for number, window in enumerate(sorted(path.glob("windows/*/*"))):
+            case.change(window, number)
+        written[case.name] = (str(path), case.kind)
+    config = run_config(written, epochs=1)
+    for case in cases:
+        module = config["data"]["init_args"]["data_modules"][case.name]["init_args"]
+        for task in (config["model"]["init_args"]["task"], module["task"]):
+            task["init_args"]["tasks"][case.name]["init_args"].update(case.task)
+        module.pop("test_config")
+        module.update(case.data)
+    return config
+
+
+def modules_of(config: dict[str, Any]) -> dict[str, RslearnDataModule]:
+    """The data modules, made without the parser, which takes a second for each."""
+    modules = config["data"]["init_args"]["data_modules"]
+    return {name: construct(blueprint(module, RslearnDataModule)) for name, module in modules.items()}
+
+
+def checked(config: dict[str, Any]) -> Checked:
+    with patch("rslp.check.check.parse", return_value=Parsed(modules_of(config), None, ())):
+        return check_all(config, effort=Effort(forward=False, max_overlap=1), console=Console(quiet=True))
+
+
+def said_of(case: Case, findings: Sequence[Finding]) -> list[str]:
+    """What was found of a case, but for the ground that all these datasets share; each once for all splits."""
+    words = {}
+    for finding in findings:
+        if case.name in finding.at and "training windows of" not in finding.what:
+            text = f"{'error' if finding.error else 'warning'}: {finding.what} [{'.'.join(map(str, finding.at))}]"
+            words[re.sub(r"split '\w+'|\d+", "", text)] = text
+    return list(words.values())
+
+
+def assert_as_expected(case: Case, findings: Sequence[Finding]) -> None:
+    """Each expected pattern fits one finding, and nothing else was found."""
+    said = said_of(case, findings)
+    for pattern in case.expected:
+        fitting = [text for text in said if re.search(pattern, text)]
+        assert len(fitting) == 1, (pattern, said)
+        said.remove(fitting[0])
+    assert said == []
+
+
+# What is done to a window.
+def nothing(window: Path, number: int) -> None:
+    """Leave it as it is."""
+
+
+def options(**values: Sequence[Any]) -> Change:
+    """Give options these values in turn."""
+
+    def change(window: Path, number: int) -> None:
+        own = {name: given[number % len(given)] for name, given in values.items()}
+        edit_json(window / "metadata.json", lambda content: content["options"].update(own))
+
+    return change
+
+
+def features(*made: Callable[[float, float], dict[str, Any]], **properties: Sequence[Any]) -> Change:
+    """Replace a window's features; each is made of the coordinates of the window's corner."""
+
+    def change(window: Path, number: int) -> None:
+        def edit(content: dict[str, Any]) -> None:
+            x, y = json.loads((window / "metadata.json").read_text())["bounds"][:2]
+            first = content["features"][0]
+            content["features"] = [
+                {
+                    **first,
+                    "geometry": one(x, y),
+                    "properties": {**first["properties"], **{name: given[i] for name, given in properties.items()}},
+                }
+                for i, one in enumerate(made)
+            ]
+
+        edit_json(window / "layers/label/data.geojson", edit)
+
+    return change
+
+
+def label(array: np.ndarray[Any, Any], *, shift: int = 0, nodata: float | None = None) -> Change:
+    """Replace the label raster."""
+    return lambda window, _: replace_raster(window, "label", array[None], shift=shift, nodata=nodata)
+
+
+def replace_raster(
+    window: Path, layer: str, array: np.ndarray[Any, Any], *, shift: int = 0, nodata: float | None = None
+) -> None:
+    """Write another raster (``C H W``) at the place of a layer's, moved by so many pixels."""
+    (file,) = window.glob(f"layers/{layer}/*/geotiff.tif")
+    with rasterio.open(file) as source:
+        crs, place = source.crs, source.transform
+    place = Affine(place.a, 0, place.c + 10 * shift, 0, place.e, place.f)
+    kind: dict[str, Any] = {"driver": "GTiff", "count": array.shape[0]}
+    kind |= {"height": array.shape[1], "width": array.shape[2]} | ({} if nodata is None else {"nodata": nodata})
+    with rasterio.open(file, "w", crs=crs, transform=place, dtype=array.dtype.name, **kind) as out:
+        out.write(array)
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
