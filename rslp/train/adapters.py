@@ -235,6 +235,23 @@ def keep_signal_handlers(trainer: Trainer) -> None:
     trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
 
 
+def hand_checkpoint(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Let a training go on from a checkpoint that was read already: Lightning would read its file again.
+
+    Args:
+        trainer: the trainer, before the training.
+        checkpoint: the content of the file that ``fit`` is given as ``ckpt_path``; it is empty once it was taken over,
+            so that nobody keeps it in memory.
+    """
+
+    def taken(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:  # noqa: ARG001
+        content = dict(checkpoint)
+        checkpoint.clear()
+        return content
+
+    trainer.strategy.load_checkpoint = taken  # type: ignore[method-assign]
+
+
 def dataset_of(writer: RslearnWriter) -> str | None:
     """The path of the dataset that a writer of predictions is for; None where its config names none."""
     path: str | None = writer._path
@@ -376,4 +393,26 @@ def as_epoch_start(checkpoint: dict[str, Any], epoch: int) -> dict[str, Any]:
     batches = fit_loop["epoch_loop.batch_progress"]
     batches["current"] = dict.fromkeys(batches["current"], 0)
     batches["is_last_batch"] = False
+    return {**checkpoint, "epoch": epoch}
+
+
+def stopped_inside(trainer: Trainer) -> bool:
+    """Whether a training has ended before its last epoch's last batch."""
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return bool(batches.processed < trainer.num_training_batches)
+
+
+def as_inside_epoch(checkpoint: dict[str, Any], epoch: int) -> dict[str, Any]:
+    """Rewrite a checkpoint's loop counters to "``epoch`` epochs are complete, and the next is at this batch".
+
+    Lightning counts an epoch that ends before its last batch as complete: the rest of it would never be trained on.
+    """
+    fit_loop = checkpoint["loops"]["fit_loop"]
+    for span in ("total", "current"):
+        begun = {name: epoch + (name in ("ready", "started")) for name in fit_loop["epoch_progress"][span]}
+        fit_loop["epoch_progress"][span] = begun
+        batches = fit_loop["epoch_loop.batch_progress"][span]
+        # As it is while a batch ends, which is where a run saves inside an epoch.
+        batches["completed"] = batches["processed"] - 1
+    fit_loop["epoch_loop.batch_progress"]["is_last_batch"] = False
     return {**checkpoint, "epoch": epoch}

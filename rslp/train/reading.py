@@ -55,5 +55,5 @@ def workers_watched() -> Iterator[None]:
             raise
         raise TrainingError(
             f"a process that reads samples died ({death}), as happens when memory runs out: set data.init_args."
-            "num_workers lower, or make batches smaller; the same command goes on from the last checkpoint"
+            "num_workers lower, or make batches smaller; the same command goes on from the last checkpoint, if there is one"
         ) from error
