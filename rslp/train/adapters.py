@@ -12,7 +12,7 @@ import random
 import re
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -25,6 +25,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rasterio.io import DatasetReader
 from rslearn.config import LayerType
 from rslearn.dataset import Dataset, Window
+from rslearn.dataset.storage.file import FileWindowStorage, load_window
 from rslearn.train.all_crops_dataset import get_window_crop_options
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput, SplitConfig, check_window, is_data_input_available, read_data_input
@@ -32,11 +33,14 @@ from rslearn.train.model_context import RasterImage, SampleMetadata
 from rslearn.train.prediction_writer import RslearnWriter
 from rslearn.utils import raster_format
 from rslearn.utils.feature import Feature
+from rslearn.utils.fsspec import iter_nonhidden, iter_nonhidden_subdirs
 from rslearn.utils.geometry import PixelBounds
 from rslearn.utils.raster_format import RasterFormat
 from rslearn.utils.vector_format import VectorFormat
 from torchmetrics import Metric, MetricCollection
 from upath import UPath
+
+from rslp.errors import DataError
 
 RawInput = RasterImage | list[Feature]
 RawInputs = dict[str, RawInput]
@@ -93,6 +97,64 @@ def split_config(data_module: RslearnDataModule, split: str) -> SplitConfig:
     return config
 
 
+# What a window's metadata.json that rslearn can't use raises; a projection that is none is a ValueError too.
+_BROKEN_METADATA = (ValueError, LookupError, TypeError, AttributeError, PermissionError, IsADirectoryError)
+_SHOWN = 5
+
+
+def load_windows(
+    dataset: Dataset, *, groups: Sequence[str] | None = None, names: Sequence[str] | None = None
+) -> tuple[list[Window], list[str]]:
+    """The windows of a dataset, without what only lies among them: rslearn stops at a file beside the windows' folders.
+
+    Args:
+        dataset: the dataset on disk.
+        groups: the groups wanted; all of them when None.
+        names: the windows wanted; all of them when None.
+
+    Returns:
+        The windows, and the paths of what is no window: files, and folders without a ``metadata.json``.
+
+    Raises:
+        DataError: naming each ``metadata.json`` that can't be used.
+    """
+    if not isinstance(dataset, Dataset) or type(dataset.storage) is not FileWindowStorage:
+        selection = {"groups": groups, "names": names}
+        return dataset.load_windows(**{key: list(value) for key, value in selection.items() if value}), []
+    windows: list[Window] = []
+    strays: list[str] = []
+    broken: list[str] = []
+    for folder in _window_folders(dataset.path / "windows", groups, names):
+        try:
+            window = load_window(dataset.storage, folder)
+        except (FileNotFoundError, NotADirectoryError):
+            strays += [] if names else [str(folder)]
+        except _BROKEN_METADATA as error:
+            broken.append(f"{folder}/metadata.json: {type(error).__name__}: {' '.join(str(error).split())}")
+        else:
+            window.options = window.options or {}
+            window._data = dataset.window_data_storage_factory.create(window)
+            windows.append(window)
+            if not isinstance(window.options, dict):
+                broken.append(f"{folder}/metadata.json: its options are no mapping")
+    if broken:
+        more = f"; and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
+        what = f"{len(broken)} windows have no usable metadata"
+        raise DataError(f"{what}: {'; '.join(broken[:_SHOWN])}{more}")
+    return windows, strays
+
+
+def _window_folders(root: UPath, groups: Sequence[str] | None, names: Sequence[str] | None) -> Iterator[UPath]:
+    try:
+        if not root.is_dir():
+            return
+        for group in [root / name for name in groups] if groups else list(iter_nonhidden_subdirs(root)):
+            if group.is_dir():
+                yield from [group / name for name in names] if names else list(iter_nonhidden(group))
+    except PermissionError as error:
+        raise DataError(f"windows can't be listed: {error.strerror or error}: {error.filename or root}") from error
+
+
 def list_windows(dataset: Dataset, inputs: dict[str, DataInput], config: SplitConfig) -> list[Window]:
     """The windows of a split, in rslearn's order: filtered by group, name, tag and present layers, by hash of the name.
 
@@ -106,7 +168,9 @@ def list_windows(dataset: Dataset, inputs: dict[str, DataInput], config: SplitCo
         selection["names"] = config.names
     if config.groups:
         selection["groups"] = config.groups
-    windows = [window for window in dataset.load_windows(**selection) if has_tags(window.options, config.tags or {})]
+    windows = [
+        window for window in load_windows(dataset, **selection)[0] if has_tags(window.options, config.tags or {})
+    ]
     kept = [window for window in windows if check_window(inputs, window)[0] is not None]
     kept.sort(key=lambda window: (hashlib.sha256(window.name.encode()).hexdigest(), window.group))
     return kept[: config.num_samples] if config.num_samples else kept

@@ -1,9 +1,10 @@
 """SIGTERM, SIGUSR1 and Ctrl-C: somebody wants the machine, so save and leave, to be started again.
 
-The handlers of a scheduler's signals only take a note, and are installed before the training stack is imported: a signal
-during those seconds would otherwise kill the process. Reading workers inherit them, and so outlive a signal that a
-scheduler sends to every process of a job. Lightning's own handler is left out (``adapters.keep_signal_handlers``): it would end the process with
-exit code 0, as if it were done, and among several processes it talks to the others and hangs.
+The handlers of a scheduler's signals only take a note, and are installed before the training stack is imported: a
+signal during those seconds would otherwise kill the process. Reading workers inherit them, and so outlive a signal that
+a scheduler sends to every process of a job. Lightning's own handler is left out (``adapters.keep_signal_handlers``): it
+would end the process with exit code 0, as if it were done, and among several processes it talks to the others and
+hangs.
 
 Ctrl-C is noted while a training is at work, and ends the process at once before, or when it comes a second time.
 """
