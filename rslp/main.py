@@ -11,6 +11,7 @@ import argparse
 import difflib
 import importlib
 import inspect
+import io
 import os
 import pkgutil
 import re
@@ -143,6 +144,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         the exit code: 0 done, 2 a user's mistake, 130 Ctrl-C, 143 preempted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that is not UTF-8 shows question marks; nothing ends for want of a letter.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except UserError as error:
@@ -152,9 +157,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read has seen enough, such as `… | head`; nothing may be flushed there at the end either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SystemExit as leaving:
+        # Lightning ends the process itself after a Ctrl-C, with another code.
+        if not isinstance(leaving.__context__, KeyboardInterrupt):
+            raise
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return INTERRUPTED
+        pass
+    sys.stderr.write("interrupted\n")
+    return INTERRUPTED
 
 
 if __name__ == "__main__":

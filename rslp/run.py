@@ -20,6 +20,11 @@ from typing import Any, TextIO
 from rslp.errors import RunError
 from rslp.files import write_atomic
 
+# What file systems allow, in bytes.
+_LONGEST = 255
+# Of a name in a message, letters.
+_SHOWN = 40
+
 
 @dataclass(frozen=True)
 class RunDir:
@@ -41,8 +46,9 @@ class RunDir:
             RunError: a project or experiment name that is no single folder name.
         """
         for what, name in (("project", project), ("experiment", experiment)):
-            if not name or name in (".", "..") or "/" in name or "\\" in name or name != name.strip():
-                raise RunError(f"{what} name {name!r} can't be a folder name: use letters, digits, '-', '_', '.'")
+            if why := _no_folder_name(name):
+                shown = repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…")
+                raise RunError(f"{what} name {shown} can't be a folder name: {why}; use letters, digits, '-', '_', '.'")
         return cls(Path(prefix) / "projects" / project / experiment)
 
     @property
@@ -150,10 +156,14 @@ class RunDir:
         """Replace ``state.json``; a heartbeat (seconds since 1970) is added."""
         write_atomic(self.state, json.dumps({**values, "heartbeat": time.time()}, indent=1) + "\n")
 
-    def mark_done(self, *, step: int, epoch: int, checkpoint: Path) -> None:
-        """Write the marker of success with the final checkpoint's hash."""
-        text = json.dumps({"step": step, "epoch": epoch, "checkpoint_sha256": sha256(checkpoint)}, indent=1)
-        write_atomic(self.done_marker, text + "\n")
+    def mark_done(
+        self, *, step: int, epoch: int, checkpoint: Path, ended_early: Mapping[str, str] | None = None
+    ) -> None:
+        """Write the marker of success with the final checkpoint's hash, and what ended the run before its limits."""
+        content: dict[str, Any] = {"step": step, "epoch": epoch, "checkpoint_sha256": sha256(checkpoint)}
+        if ended_early:
+            content["ended_early"] = dict(ended_early)
+        write_atomic(self.done_marker, json.dumps(content, indent=1) + "\n")
 
     def done(self) -> Mapping[str, Any] | None:
         """What ``mark_done`` wrote, or None while the run is unfinished."""
@@ -195,6 +205,21 @@ class RunDir:
             handle.flush()
             os.register_at_fork(after_in_child=partial(_close, weakref.ref(handle)))
             yield
+
+
+def _no_folder_name(name: str) -> str:
+    """Why a name can't be that of a folder which commands name and listings show; empty if it can."""
+    if not name or name != name.strip():
+        return "it is empty, or begins or ends with a space"
+    if name[0] in ".-":
+        return f"it begins with {name[0]!r}"
+    if set(name) & set("/\\\0\n\r"):
+        return "it has a slash, a line break or a zero byte in it"
+    size = len(name.encode(errors="replace"))
+    if size > _LONGEST:
+        return f"it has {size} bytes, and {_LONGEST} are allowed"
+    # Bytes of the command line that are no text arrive as these.
+    return "it is not UTF-8" if any("\ud800" <= letter <= "\udfff" for letter in name) else ""
 
 
 def _close(reference: weakref.ref[TextIO]) -> None:

@@ -23,9 +23,28 @@ def test_a_run_lies_where_the_original_puts_it() -> None:
     assert run.best("crop_type").name == "best-crop_type.ckpt"
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", " a"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "a\\b",
+        " a",
+        "a ",
+        "../up",
+        ".hidden",
+        "-x",
+        "a\0b",
+        "a\nb",
+        "a\udcff",
+        "x" * 256,
+        "ü" * 128,
+    ],
+)
 def test_names_that_are_no_folder_are_refused(name: str) -> None:
-    with pytest.raises(RunError, match="can't be a folder name"):
+    with pytest.raises(RunError, match=r"^(project|experiment) name .{1,60} can't be a folder name: it [^\n]+$"):
         RunDir.of("p", "demo", name)
 
 
@@ -76,3 +95,10 @@ def test_the_state_carries_a_heartbeat(tmp_path: Path) -> None:
     state = json.loads((tmp_path / "state.json").read_text())
     assert state["state"] == "running"
     assert abs(state["heartbeat"] - time.time()) < 60
+
+
+@pytest.mark.parametrize("name", ["2024", "with space", "ünï", "it's", "a.b-c_d", "x" * 255])
+def test_other_names_are_taken(name: str, tmp_path: Path) -> None:
+    run = RunDir.of(tmp_path, name, name)
+    run.path.mkdir(parents=True)
+    assert run.project == run.experiment == name

@@ -89,11 +89,13 @@ class _ListedOnce:
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
         self._known: dict[tuple[tuple[str, tuple[str, ...]], ...], list[Window]] = {}
+        self.strays: dict[str, None] = {}
 
     def load_windows(self, **selection: Sequence[str]) -> list[Window]:
         key = tuple((name, tuple(values)) for name, values in sorted(selection.items()))
         if key not in self._known:
-            self._known[key] = self._dataset.load_windows(**{name: list(values) for name, values in selection.items()})
+            self._known[key], strays = adapters.load_windows(self._dataset, **selection)
+            self.strays |= dict.fromkeys(strays)
         return self._known[key]
 
 
@@ -102,7 +104,8 @@ def list_splits(view: View) -> tuple[dict[str, list[Window]], list[Finding]]:
 
     A test split that selects what another split selects was not configured, and is left out.
     """
-    dataset = cast(Dataset, _ListedOnce(view.dataset))
+    listed_once = _ListedOnce(view.dataset)
+    dataset = cast(Dataset, listed_once)
     windows: dict[str, list[Window]] = {}
     findings: list[Finding] = []
     for split in _configured(view):
@@ -115,6 +118,11 @@ def list_splits(view: View) -> tuple[dict[str, list[Window]], list[Finding]]:
         except _BROKEN as error:
             what = f"dataset {view.name!r}: its windows can't be listed: {type(error).__name__}: {error}"
             return windows, [*findings, Finding(what, (*view.at, "path"))]
+        except DataError as error:
+            return windows, [*findings, Finding(f"dataset {view.name!r}: {error}", (*view.at, "path"))]
+    if listed_once.strays:
+        what = f"left out, being no windows (they have no metadata.json): {listed(listed_once.strays)}"
+        findings.append(warning(f"dataset {view.name!r}: {what}", (*view.at, "path")))
     return windows, findings
 
 

@@ -14,7 +14,7 @@ from rslp.files.paths import (
     shipped,
 )
 from rslp.files.stores import Store, is_remote
-from rslp.files.writing import write_atomic
+from rslp.files.writing import replacing, same_file, write_atomic
 
 __all__ = [
     "MAX_BYTES",
@@ -34,7 +34,9 @@ __all__ = [
     "plain_scalar",
     "read_yaml",
     "relativise_paths",
+    "replacing",
     "resolve_paths",
+    "same_file",
     "shipped",
     "write_atomic",
 ]

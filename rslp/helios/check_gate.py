@@ -95,8 +95,12 @@ def _stamp(path: Path) -> Any:
     return {str(one.relative_to(path)): _size_and_time(one) for one in listed if not one.name.startswith(".")}
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
-    status = path.stat()
+def _size_and_time(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        # A link that leads nowhere.
+        return None
     return status.st_size, status.st_mtime_ns
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib
+import io
 import json
 import os
 import re
@@ -181,6 +182,9 @@ def filled(words: list[str]) -> list[str]:
 
 def main(argv: list[str]) -> NoReturn:
     """Fetch, check, run; does not come back."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     parser = argparse.ArgumentParser()
     parser.add_argument("--code", required=True, help="where the zip lies")
     parser.add_argument("--sha256", required=True, help="of the zip")

@@ -173,10 +173,13 @@ class _Watch:
     def forward(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Pass a signal on; whoever presses Ctrl-C twice does not want to wait."""
         self.received.append(number)
-        impatient = self.received.count(signal.SIGINT) > 1
         for rank in self.ranks:
             if rank.code is None and rank.process.poll() is None:
-                rank.process.send_signal(signal.SIGKILL if impatient else number)
+                rank.process.send_signal(signal.SIGKILL if self._impatient else number)
+
+    @property
+    def _impatient(self) -> bool:
+        return self.received.count(signal.SIGINT) > 1
 
     def wait(self) -> int:
         """Wait for all ranks; those that outstay the others' end are killed."""
@@ -201,6 +204,8 @@ class _Watch:
                 rank.process.kill()
 
     def _code(self) -> int:
+        if self._impatient:
+            return INTERRUPTED
         codes = [rank.code for rank in self.ended if not rank.killed and rank.code is not None]
         failed = [code for code in codes if code not in (0, *_LEAVING)]
         if failed:
@@ -213,7 +218,7 @@ class _Watch:
     def explain(self) -> None:
         """Show what the first rank to fail said, unless rank 0 has said as much on the terminal."""
         failed = [rank for rank in self.ended if not rank.killed and rank.code not in (0, *_LEAVING)]
-        if not failed or any(rank.output is None and rank.code == failed[0].code for rank in failed):
+        if self._impatient or not failed or any(rank.output is None and rank.code == failed[0].code for rank in failed):
             return
         output = failed[0].output
         if output is None:

@@ -28,6 +28,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rasterio.io import DatasetReader
 from rslearn.config import LayerType
 from rslearn.dataset import Dataset, Window
+from rslearn.dataset.storage.file import FileWindowStorage, load_window
 from rslearn.dataset.window import get_layer_and_group_from_dir_name
 from rslearn.train.all_crops_dataset import get_window_crop_options
 from rslearn.train.data_module import RslearnDataModule
@@ -38,12 +39,14 @@ from rslearn.train.tasks.multi_task import MultiTask
 from rslearn.train.tasks.task import Task
 from rslearn.utils import raster_format
 from rslearn.utils.feature import Feature
+from rslearn.utils.fsspec import iter_nonhidden, iter_nonhidden_subdirs
 from rslearn.utils.geometry import PixelBounds
 from rslearn.utils.raster_format import RasterFormat
 from rslearn.utils.vector_format import VectorFormat
 from torchmetrics import Metric, MetricCollection
 from upath import UPath
 
+from rslp.errors import DataError
 from rslp.train.nodata import NodataFormat
 
 RawInput = RasterImage | list[Feature]
@@ -153,6 +156,64 @@ def split_config(data_module: RslearnDataModule, split: str) -> SplitConfig:
     return config
 
 
+# What a window's metadata.json that rslearn can't use raises; a projection that is none is a ValueError too.
+_BROKEN_METADATA = (ValueError, LookupError, TypeError, AttributeError, PermissionError, IsADirectoryError)
+_SHOWN = 5
+
+
+def load_windows(
+    dataset: Dataset, *, groups: Sequence[str] | None = None, names: Sequence[str] | None = None
+) -> tuple[list[Window], list[str]]:
+    """The windows of a dataset, without what only lies among them: rslearn stops at a file beside the windows' folders.
+
+    Args:
+        dataset: the dataset on disk.
+        groups: the groups wanted; all of them when None.
+        names: the windows wanted; all of them when None.
+
+    Returns:
+        The windows, and the paths of what is no window: files, and folders without a ``metadata.json``.
+
+    Raises:
+        DataError: naming each ``metadata.json`` that can't be used.
+    """
+    if not isinstance(dataset, Dataset) or type(dataset.storage) is not FileWindowStorage:
+        selection = {"groups": groups, "names": names}
+        return dataset.load_windows(**{key: list(value) for key, value in selection.items() if value}), []
+    windows: list[Window] = []
+    strays: list[str] = []
+    broken: list[str] = []
+    for folder in _window_folders(dataset.path / "windows", groups, names):
+        try:
+            window = load_window(dataset.storage, folder)
+        except (FileNotFoundError, NotADirectoryError):
+            strays += [] if names else [str(folder)]
+        except _BROKEN_METADATA as error:
+            broken.append(f"{folder}/metadata.json: {type(error).__name__}: {' '.join(str(error).split())}")
+        else:
+            window.options = window.options or {}
+            window._data = dataset.window_data_storage_factory.create(window)
+            windows.append(window)
+            if not isinstance(window.options, dict):
+                broken.append(f"{folder}/metadata.json: its options are no mapping")
+    if broken:
+        more = f"; and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
+        what = f"{len(broken)} windows have no usable metadata"
+        raise DataError(f"{what}: {'; '.join(broken[:_SHOWN])}{more}")
+    return windows, strays
+
+
+def _window_folders(root: UPath, groups: Sequence[str] | None, names: Sequence[str] | None) -> Iterator[UPath]:
+    try:
+        if not root.is_dir():
+            return
+        for group in [root / name for name in groups] if groups else list(iter_nonhidden_subdirs(root)):
+            if group.is_dir():
+                yield from [group / name for name in names] if names else list(iter_nonhidden(group))
+    except PermissionError as error:
+        raise DataError(f"windows can't be listed: {error.strerror or error}: {error.filename or root}") from error
+
+
 def list_windows(dataset: Dataset, inputs: dict[str, DataInput], config: SplitConfig) -> list[Window]:
     """The windows of a split, in rslearn's order: filtered by group, name, tag and present layers, by hash of the name.
 
@@ -166,7 +227,9 @@ def list_windows(dataset: Dataset, inputs: dict[str, DataInput], config: SplitCo
         selection["names"] = config.names
     if config.groups:
         selection["groups"] = config.groups
-    windows = [window for window in dataset.load_windows(**selection) if has_tags(window.options, config.tags or {})]
+    windows = [
+        window for window in load_windows(dataset, **selection)[0] if has_tags(window.options, config.tags or {})
+    ]
     kept = [window for window in windows if check_window(inputs, window)[0] is not None]
     kept.sort(key=lambda window: (hashlib.sha256(window.name.encode()).hexdigest(), window.group))
     return kept[: config.num_samples] if config.num_samples else kept
@@ -350,6 +413,23 @@ def keep_signal_handlers(trainer: Trainer) -> None:
     trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
 
 
+def hand_checkpoint(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Let a training go on from a checkpoint that was read already: Lightning would read its file again.
+
+    Args:
+        trainer: the trainer, before the training.
+        checkpoint: the content of the file that ``fit`` is given as ``ckpt_path``; it is empty once it was taken over,
+            so that nobody keeps it in memory.
+    """
+
+    def taken(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:  # noqa: ARG001
+        content = dict(checkpoint)
+        checkpoint.clear()
+        return content
+
+    trainer.strategy.load_checkpoint = taken  # type: ignore[method-assign]
+
+
 def dataset_of(writer: RslearnWriter) -> str | None:
     """The path of the dataset that a writer of predictions is for; None where its config names none."""
     path: str | None = writer._path
@@ -491,4 +571,26 @@ def as_epoch_start(checkpoint: dict[str, Any], epoch: int) -> dict[str, Any]:
     batches = fit_loop["epoch_loop.batch_progress"]
     batches["current"] = dict.fromkeys(batches["current"], 0)
     batches["is_last_batch"] = False
+    return {**checkpoint, "epoch": epoch}
+
+
+def stopped_inside(trainer: Trainer) -> bool:
+    """Whether a training has ended before its last epoch's last batch."""
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return bool(batches.processed < trainer.num_training_batches)
+
+
+def as_inside_epoch(checkpoint: dict[str, Any], epoch: int) -> dict[str, Any]:
+    """Rewrite a checkpoint's loop counters to "``epoch`` epochs are complete, and the next is at this batch".
+
+    Lightning counts an epoch that ends before its last batch as complete: the rest of it would never be trained on.
+    """
+    fit_loop = checkpoint["loops"]["fit_loop"]
+    for span in ("total", "current"):
+        begun = {name: epoch + (name in ("ready", "started")) for name in fit_loop["epoch_progress"][span]}
+        fit_loop["epoch_progress"][span] = begun
+        batches = fit_loop["epoch_loop.batch_progress"][span]
+        # As it is while a batch ends, which is where a run saves inside an epoch.
+        batches["completed"] = batches["processed"] - 1
+    fit_loop["epoch_loop.batch_progress"]["is_last_batch"] = False
     return {**checkpoint, "epoch": epoch}

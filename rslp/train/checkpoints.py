@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +11,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import BaseFinetuning, Callback, Checkpoint
 
 from rslp.errors import CheckpointError, ConfigError, Problem
+from rslp.files import replacing, same_file
 from rslp.run import RunDir
 from rslp.train import adapters, collectives, preemption
+from rslp.train.freezing import stages_of
 from rslp.train.module import JointModule
 
 _TRAINABLE_KEY = "rslp_trainable"
@@ -47,6 +48,8 @@ class RunCheckpoints(Checkpoint):
         self._every = every_n_steps
         self._best: dict[str, float] = {}
         self._trainable: frozenset[str] | None = None
+        # Epoch and step of what this process saved last as the point to go on from.
+        self.saved: tuple[int, int] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The best scores so far."""
@@ -66,6 +69,7 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Freeze and thaw as the checkpoint says, after callbacks froze for a run's beginning."""
+        preemption.notice.training = True
         if collectives.any_of(preemption.notice.received is not None, device=pl_module.device):
             _leave()
         if self._trainable is not None:
@@ -74,7 +78,7 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the state between two epochs, before any other callback begins the next one."""
-        if trainer.current_epoch > 0 and not self._soon_done_again(trainer, pl_module):
+        if trainer.current_epoch > 0 and (_may_thaw(trainer) or not self._soon_done_again(trainer, pl_module)):
             self._save_last(trainer, epoch_start=True)
 
     def _soon_done_again(self, trainer: Trainer, pl_module: LightningModule) -> bool:
@@ -115,12 +119,11 @@ class RunCheckpoints(Checkpoint):
         better = [d for d in [None, *module.datasets()] if self._improves(d, score=module.score("val", d))]
         if better:
             checkpoint = adapters.dump_checkpoint(trainer, weights_only=True)
-            for dataset in better:
-                self._write(trainer, checkpoint, self._run.best(dataset))
+            self._write(trainer, checkpoint, *map(self._run.best, better))
         self._write_state(trainer, epoch=trainer.current_epoch + 1, score=module.score("val"))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Save the end of the run; a run with more epochs goes on from here."""
+        """Save the end of the run; a run with more epochs, or more steps of this one, goes on from here."""
         self._save_last(trainer, epoch_start=True)
 
     def _improves(self, dataset: str | None, *, score: float | None) -> bool:
@@ -133,9 +136,12 @@ class RunCheckpoints(Checkpoint):
     def _save_last(self, trainer: Trainer, *, epoch_start: bool) -> None:
         _joint(trainer.lightning_module).meters["train"].settle()
         checkpoint = adapters.dump_checkpoint(trainer)
-        if epoch_start:
+        if epoch_start and adapters.stopped_inside(trainer):
+            checkpoint = adapters.as_inside_epoch(checkpoint, adapters.completed_epochs(trainer) - 1)
+        elif epoch_start:
             checkpoint = adapters.as_epoch_start(checkpoint, adapters.completed_epochs(trainer))
         self._write(trainer, checkpoint, self._run.last)
+        self.saved = (checkpoint["epoch"], trainer.global_step)
         self._write_state(trainer, epoch=checkpoint["epoch"], score=self._best.get(""))
         # A starter ends all processes with the first that leaves: none may, before the file is there.
         trainer.strategy.barrier()
@@ -144,15 +150,25 @@ class RunCheckpoints(Checkpoint):
         if trainer.is_global_zero:
             self._run.write_state(state="running", epoch=epoch, step=trainer.global_step, score=score)
 
-    def _write(self, trainer: Trainer, checkpoint: Mapping[str, Any], path: Path) -> None:
+    def _write(self, trainer: Trainer, checkpoint: Mapping[str, Any], path: Path, *same: Path) -> None:
+        """Write a checkpoint; further paths of the same content take no more room on the disk."""
         if trainer.is_global_zero:
             write_checkpoint(checkpoint, path)
+            for other in same:
+                same_file(path, other)
 
 
 def _joint(module: LightningModule) -> JointModule:
     if not isinstance(module, JointModule):
         raise TypeError(f"RunCheckpoints needs a JointModule, got {type(module).__name__}")
     return module
+
+
+def _may_thaw(trainer: Trainer) -> bool:
+    """Whether this epoch may train what the last one did not: its steps then cost more than a checkpoint does."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    thaws = [stage.thaw_at_epoch for stage in stages_of(trainer)]
+    return trainer.current_epoch in thaws or any(isinstance(callback, BaseFinetuning) for callback in callbacks)
 
 
 def _leave() -> None:
@@ -167,25 +183,14 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
 
     Args:
         checkpoint: what to write.
-        path: where; the temporary file is made in the same folder, since a rename is atomic within a file system alone.
+        path: where.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as handle:
-            torch.save(dict(checkpoint), handle)
-            handle.flush()
-            os.fsync(handle.fileno())
+    with replacing(path) as stream:
+        torch.save(dict(checkpoint), stream)
+        stream.flush()
+        os.fsync(stream.fileno())
         if path.name == "last.ckpt" and path.exists():
             path.replace(path.with_name("previous.ckpt"))
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

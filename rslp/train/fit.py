@@ -5,22 +5,23 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
 
-from rslp.errors import CheckpointError, TrainingError
+from rslp.errors import CheckpointError, RunError, TrainingError
 from rslp.run import RunDir
-from rslp.train import adapters, preemption
-from rslp.train.checkpoints import read_checkpoint
+from rslp.train import adapters, endings, preemption
+from rslp.train.checkpoints import RunCheckpoints, read_checkpoint
 from rslp.train.cli import build
 from rslp.train.direct import Made
 from rslp.train.metrics_log import MetricsLog
 from rslp.train.reading import workers_watched
 from rslp.train.world import read_world
-
-INTERRUPTED = 130
 
 
 def fit(run: RunDir) -> int:
@@ -45,18 +46,34 @@ def fit(run: RunDir) -> int:
             run.sweep()
         resume = resume_point(run)
         cli = build(run, training=True)
-        step, epoch = _progress(resume)
-        if run.done() and epoch >= (cli.trainer.max_epochs or 0):
-            _say(f"{run.path} is done: {epoch} epochs, {step} steps. More epochs in its config go on from there.")
+        if (why := _is_done(cli.trainer, run=run, resume=resume)) is not None:
+            _say(why)
             return 0
         if resume:
-            _say(f"going on from {resume} (epoch {epoch}, step {step})")
+            _say(f"going on from {resume.path} (epoch {resume.epoch}, step {resume.step})")
         if first:
             run.done_marker.unlink(missing_ok=True)
-        return _train(cli, run=run, resume=resume, step=step)
+        return _train(cli, run=run, resume=resume)
 
 
-def resume_point(run: RunDir) -> Path | None:
+@dataclass(frozen=True)
+class Resume:
+    """The checkpoint that a run goes on from.
+
+    Attributes:
+        path: the file.
+        checkpoint: its content; empty once the trainer has taken it over.
+        epoch: epochs that are through.
+        step: optimiser steps that are through.
+    """
+
+    path: Path
+    checkpoint: dict[str, Any]
+    epoch: int
+    step: int
+
+
+def resume_point(run: RunDir) -> Resume | None:
     """The newest checkpoint of the run that can be read; None for a run that has none.
 
     Raises:
@@ -65,37 +82,54 @@ def resume_point(run: RunDir) -> Path | None:
     candidates = [path for path in (run.last, run.last.with_name("previous.ckpt")) if path.exists()]
     for path in candidates:
         try:
-            read_checkpoint(path)
+            checkpoint = read_checkpoint(path)
         except CheckpointError as error:
             _say(f"warning: {error}; trying the one before")
         else:
-            return path
+            return Resume(path, checkpoint, epoch=checkpoint["epoch"], step=checkpoint["global_step"])
     if candidates:
         raise CheckpointError(f"none of {', '.join(map(str, candidates))} can be read; remove them to start anew")
     return None
 
 
-def _progress(resume: Path | None) -> tuple[int, int]:
-    """Steps and epochs of a checkpoint."""
-    if resume is None:
-        return 0, 0
-    checkpoint = read_checkpoint(resume)
-    return checkpoint["global_step"], checkpoint["epoch"]
+def _is_done(trainer: Trainer, *, run: RunDir, resume: Resume | None) -> str | None:
+    """What is said of a run that is done; None for one that has something left to train."""
+    marker = run.done()
+    if marker is None or resume is None:
+        return None
+    so_far = f"{run.path} is done: {resume.epoch} epochs, {resume.step} steps"
+    if endings.reached(trainer, epoch=resume.epoch, step=resume.step):
+        return f"{so_far}. More epochs or steps in its config go on from there."
+    if (early := marker.get("ended_early")) and early["settings"] == endings.stopping_settings(run.config):
+        return (
+            f"{so_far}; it ended early (of {early['of']}), by {early['by']}. "
+            "With that changed or removed in its config, the same command goes on from there."
+        )
+    return None
 
 
-def _train(cli: Made, *, run: RunDir, resume: Path | None, step: int) -> int:
-    trainer = cli.trainer
+def _train(cli: Made, *, run: RunDir, resume: Resume | None) -> int:
+    trainer, step = cli.trainer, resume.step if resume else 0
     for logger in trainer.loggers:
         if isinstance(logger, MetricsLog):
             logger.rewind(step)
     _write_state(run, trainer, state="running", step=step)
     adapters.keep_signal_handlers(trainer)
+    if resume:
+        endings.fit_to_callbacks(resume.checkpoint, trainer)
+        adapters.hand_checkpoint(trainer, resume.checkpoint)
+    path = resume.path if resume else None
     try:
-        with workers_watched():
-            trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
-    except (SystemExit, preemption.Preempted) as cause:
-        # Lightning ends the process itself after a Ctrl-C.
-        return _left(trainer, run=run, cause=cause)
+        with workers_watched(), preemption.notice.interrupts():
+            trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
+    except preemption.Preempted:
+        return _left(trainer, run=run, resume=resume)
+    except SystemExit as leaving:
+        # Lightning ends the process itself after a Ctrl-C that was not noted.
+        if not isinstance(leaving.__context__, KeyboardInterrupt):
+            raise
+        preemption.notice.received = Signals.SIGINT
+        return _left(trainer, run=run, resume=resume)
     if trainer.is_global_zero and not run.last.exists():
         raise TrainingError("nothing was trained: the trainer's limits (max_time, limit_train_batches) leave no step")
     _finish(cli, run=run)
@@ -103,28 +137,45 @@ def _train(cli: Made, *, run: RunDir, resume: Path | None, step: int) -> int:
 
 
 def _finish(cli: Made, *, run: RunDir) -> None:
-    """Say what was done and what was left out, and mark the run as done."""
+    """Say what was done and what was left out, and mark the run as done.
+
+    Raises:
+        RunError: the config allows no step.
+    """
     trainer, faults = cli.trainer, cli.datamodule.faults.counts()
+    if not run.last.exists() and trainer.is_global_zero:
+        raise RunError(f"{run.config}: nothing was trained: its trainer allows no step (max_epochs, max_steps, …)")
     left_out = [f"{count} {split} samples that can't be used" for split, count in faults.items()]
     if odd := len(cli.model.finite.skipped):
         left_out.append(f"{odd} steps that were not finite")
     without = f", without {', '.join(left_out)}" if left_out else ""
-    reached = f"{trainer.current_epoch} epochs, {trainer.global_step} steps"
+    early = endings.early(trainer, run.config)
+    epoch, step = _saved(trainer) or (trainer.current_epoch, trainer.global_step)
+    reached = f"{epoch} epochs, {step} steps"
+    reached += f" (it ended early, of {early['of']}, by {early['by']})" if early else ""
     _say(f"done: {reached}{without}; --do_eval true evaluates the best checkpoint")
     left = {"faults": faults, "nonfinite_steps": odd}
     _write_state(run, trainer, state="done", step=trainer.global_step, score=cli.model.score("val"), **left)
     if trainer.is_global_zero:
-        run.mark_done(step=trainer.global_step, epoch=trainer.current_epoch, checkpoint=run.last)
+        run.mark_done(step=step, epoch=epoch, checkpoint=run.last, ended_early=early)
 
 
-def _left(trainer: Trainer, *, run: RunDir, cause: BaseException) -> int:
-    """Say why training ended early; the exit code."""
+def _left(trainer: Trainer, *, run: RunDir, resume: Resume | None) -> int:
+    """Say why training was left, and from where the same command goes on; the exit code."""
     signal = preemption.notice.received
-    asked = signal is not None or isinstance(cause, preemption.Preempted)
-    state, code = ("preempted", preemption.EXIT_CODE) if asked else ("interrupted", INTERRUPTED)
+    by_hand = signal is Signals.SIGINT
+    state, code = ("interrupted", preemption.INTERRUPTED) if by_hand else ("preempted", preemption.EXIT_CODE)
     _write_state(run, trainer, state=state, step=trainer.global_step)
-    _say(f"{signal.name if signal else state}: the same command goes on from the last checkpoint")
+    saved = _saved(trainer) or ((resume.epoch, resume.step) if resume else None)
+    where = f"goes on from epoch {saved[0]}, step {saved[1]}" if saved else "starts anew: no step of it was saved yet"
+    _say(f"{signal.name if signal and not by_hand else state}: the same command {where}")
     return code
+
+
+def _saved(trainer: Trainer) -> tuple[int, int] | None:
+    """Complete epochs and steps of the last checkpoint that this process has written to go on from."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback.saved for callback in callbacks if isinstance(callback, RunCheckpoints)), None)
 
 
 def _write_state(run: RunDir, trainer: Trainer, *, state: str, step: int, **more: Any) -> None:

@@ -1,19 +1,27 @@
-"""SIGTERM and SIGUSR1: a scheduler is about to take the machine, so save and leave, to be started again.
+"""SIGTERM, SIGUSR1 and Ctrl-C: somebody wants the machine, so save and leave, to be started again.
 
-The handlers only take a note, and are installed before the training stack is imported: a signal during those seconds
-would otherwise kill the process. Reading workers inherit them, and so outlive a signal that a scheduler sends to every
-process of a job. Lightning's own handler is left out (``adapters.keep_signal_handlers``): it would end the process with
-exit code 0, as if it were done, and among several processes it talks to the others and hangs.
+The handlers of a scheduler's signals only take a note, and are installed before the training stack is imported: a
+signal during those seconds would otherwise kill the process. Reading workers inherit them, and so outlive a signal that
+a scheduler sends to every process of a job. Lightning's own handler is left out (``adapters.keep_signal_handlers``): it
+would end the process with exit code 0, as if it were done, and among several processes it talks to the others and
+hangs.
+
+Ctrl-C is noted while a training is at work, and ends the process at once before, or when it comes a second time.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
 EXIT_CODE = 143
+INTERRUPTED = 130
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_NOTED = b"\ninterrupted: the run saves after this step and leaves; Ctrl-C again ends it at once\n"
 
 
 class Preempted(BaseException):
@@ -26,9 +34,11 @@ class Notice:
 
     Attributes:
         received: the signal that came, None before.
+        training: whether steps are being trained, so that there is something to save.
     """
 
     received: signal.Signals | None = None
+    training: bool = False
 
     def note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Take a note of a signal; everything else happens between two batches."""
@@ -38,6 +48,27 @@ class Notice:
         """Take notes of the signals from now on."""
         for number in SIGNALS:
             signal.signal(number, self.note)
+
+    @contextmanager
+    def interrupts(self) -> Iterator[None]:
+        """Take a note of Ctrl-C in this block, too; processes that were started to ignore it go on doing so."""
+        former, process = signal.getsignal(signal.SIGINT), os.getpid()
+
+        def interrupted(number: int, frame: FrameType | None) -> None:
+            if not self.training or self.received is not None:
+                signal.default_int_handler(number, frame)
+            self.received = signal.SIGINT
+            # Reading workers inherit the handler; the terminal sends the signal to all of them.
+            if os.getpid() == process:
+                os.write(2, _NOTED)
+
+        if former is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, interrupted)
+        try:
+            yield
+        finally:
+            self.training = False
+            signal.signal(signal.SIGINT, former)
 
 
 notice = Notice()

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from rslearn.dataset import Dataset
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput
@@ -314,7 +315,10 @@ class SampleSource:
         if store is not None:
             return store.windows(self._inputs, self._config, what=self.split)
         dataset = open_dataset(self.name, data_module)
-        return DirectWindows(dataset, adapters.list_windows(dataset, self._inputs, self._config))
+        try:
+            return DirectWindows(dataset, adapters.list_windows(dataset, self._inputs, self._config))
+        except DataError as error:
+            raise DataError(f"dataset {self.name!r}: {error}") from error
 
     def _place(self, index: int) -> _Place:
         if self._crops is None:
@@ -349,5 +353,9 @@ def open_dataset(name: str, data_module: RslearnDataModule) -> Dataset:
         raise DataError(f"dataset {name!r}: {Path(str(path)) if '://' not in str(path) else path} {what}")
     try:
         return adapters.keep_formats(Dataset(path))
-    except ValueError as error:  # pydantic's and json's errors are ValueErrors
-        raise DataError(f"dataset {name!r}: {path}/config.json is broken: {error}") from error
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise DataError(f"dataset {name!r}: {path}/config.json: {wrong}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, ImportError, OSError) as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise DataError(f"dataset {name!r}: {path}/config.json is broken: {what}") from error

@@ -73,7 +73,7 @@ def test_in_the_background_it_is_followed_cancelled_and_gone_on_with(tmp_path: P
     until(user.run.last.exists, lives=user.lives, what="it ended without a checkpoint")
     user.says("cancel")
     followed = user.says("logs", "--follow", "true", code=1)
-    assert "SIGTERM: the same command goes on from the last checkpoint" in followed
+    assert "SIGTERM: the same command goes on from epoch 1, step " in followed
     assert re.search(r"x +local +\d+ +cancelled", user.sees())
     assert "is not at work: cancelled" in user.says("cancel", code=2)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))

@@ -188,7 +188,7 @@ def test_a_warning_to_one_process_saves_once_and_ends_both_with_143(tmp_path: Pa
     assert [code for code, _ in ended] == [143, 143], ended
     assert read_checkpoint(run.last)["global_step"] == 3
     assert json.loads((run.path / "state.json").read_text())["state"] == "preempted"
-    assert ended[0][1].endswith("goes on from the last checkpoint\n")
+    assert ended[0][1].endswith("the same command goes on from epoch 0, step 3\n")
     assert ended[1][1] == ""  # the first process alone speaks
 
 

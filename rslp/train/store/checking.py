@@ -79,16 +79,18 @@ def refresh(store: Path, key: str, windows: Path, *, layers: Sequence[str], work
 
     Raises:
         OSError: a folder can't be read.
-        ValueError: a window's metadata is broken.
+        ValueError: a window's bounds are no whole pixels.
+        DataError: a window's metadata is broken.
     """
     old = latest(store, key)
     groups = list_groups(windows)
     names = {g: sorted(e.name for e in os.scandir(windows / g) if not e.name.startswith(".")) for g in groups}
     places = [(group, name) for group, found in names.items() for name in found]
     kept, unknown = _unchanged(old, windows, places, workers)
-    if old is not None and not unknown and len(kept) == len(old) and old.groups == groups:
-        return old
     seen = [one for part in _spread(partial(_look, str(windows), tuple(layers)), unknown, workers) for one in part]
+    # What is no window is looked at each time: it may be one by now.
+    if old is not None and not seen and len(kept) == len(old) and old.groups == groups:
+        return old
     seen = _settled(seen, windows, layers)
     path = store / f"windows-{key}-{time.time_ns():020d}.idx"
     index = write_index(path, seen, layers=layers, groups=groups, old=old, kept=kept)
@@ -123,7 +125,8 @@ def _shortcuts(windows: str, tasks: Sequence[tuple[str, str]]) -> bytes:
 
 
 def _look(windows: str, layers: Sequence[str], places: Sequence[tuple[str, str]]) -> list[Seen]:
-    return [folder.look(f"{windows}/{group}/{name}", group, name, layers) for group, name in places]
+    seen = [folder.look(f"{windows}/{group}/{name}", group, name, layers) for group, name in places]
+    return [one for one in seen if one is not None]
 
 
 def _settled(seen: list[Seen], windows: Path, layers: Sequence[str]) -> list[Seen]:
@@ -131,7 +134,8 @@ def _settled(seen: list[Seen], windows: Path, layers: Sequence[str]) -> list[See
     if not any(one.fresh for one in seen):
         return seen
     time.sleep(folder.TICK_NS / 1e9)
-    return [_look(str(windows), layers, [(one.group, one.name)])[0] if one.fresh else one for one in seen]
+    again = [_look(str(windows), layers, [(one.group, one.name)]) if one.fresh else [one] for one in seen]
+    return [one for found in again for one in found]
 
 
 def _spread(work: Callable[[Sequence[T]], R], tasks: Sequence[T], workers: int) -> Iterator[R]:

@@ -16,6 +16,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from rslp.errors import DataError
+
 # A file that was written this short a time before it was looked at may be written again within the same tick of the
 # file system's clock, with the same size: what was seen of it is not trusted later.
 TICK_NS = 100_000_000
@@ -62,8 +64,8 @@ class Seen:
     fresh: bool
 
 
-def look(root: str, group: str, name: str, layers: Sequence[str]) -> Seen:
-    """Look at one window.
+def look(root: str, group: str, name: str, layers: Sequence[str]) -> Seen | None:
+    """Look at one window; None for what is none: a file, or a folder without a ``metadata.json``.
 
     Args:
         root: the window's folder.
@@ -73,11 +75,17 @@ def look(root: str, group: str, name: str, layers: Sequence[str]) -> Seen:
 
     Raises:
         OSError: something vanished meanwhile, or can't be read.
-        ValueError: ``metadata.json`` is not what rslearn writes.
+        ValueError: the bounds are no whole pixels.
+        DataError: ``metadata.json`` is not what rslearn writes.
     """
     now = time.time_ns()
-    shape = _first_entries(root)
-    raw = (Path(root) / "metadata.json").read_bytes()
+    try:
+        shape = _first_entries(root)
+        raw = (Path(root) / "metadata.json").read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (PermissionError, IsADirectoryError) as error:
+        raise DataError(f"{root}/metadata.json can't be read: {error.strerror}") from error
     metadata = parsed_metadata(raw, root)
     folders = sorted(e.name for e in os.scandir(f"{root}/layers") if e.is_dir()) if "layers" in shape else []
     files: dict[str, list[str]] = {layer: [] for layer in layers}
@@ -101,7 +109,7 @@ def look(root: str, group: str, name: str, layers: Sequence[str]) -> Seen:
         bounds=pixel_bounds(metadata, root),
         projection=json.dumps(metadata["projection"]),
         times=json.dumps(metadata.get("time_range") or None),
-        options=json.dumps(metadata.get("options", {})),
+        options=json.dumps(metadata["options"]),
         completed="|".join(completed),
         layout="\n".join(timed),
         shortcut=NEVER if fresh else digest(array("q", [v for stamp in stamps.values() for v in stamp]).tobytes()),
@@ -193,14 +201,18 @@ def parsed_metadata(raw: bytes, root: str) -> dict[str, Any]:
     """A window's ``metadata.json``.
 
     Raises:
-        ValueError: it is not what rslearn writes.
+        DataError: it is not what rslearn writes.
     """
     try:
         metadata: dict[str, Any] = json.loads(raw)
-        pixel_bounds(metadata, root)
+        _, _, _, _ = metadata["bounds"]
         metadata["projection"]["crs"]
+        metadata["options"] = metadata.get("options") or {}
+        if not isinstance(metadata["options"], dict):
+            raise TypeError("its options are no mapping")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{root}/metadata.json is not what rslearn writes: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{root}/metadata.json is not what rslearn writes: {reason}") from error
     return metadata
 
 

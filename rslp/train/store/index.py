@@ -15,6 +15,7 @@ import numpy as np
 from rslearn.dataset import Dataset, Window
 from rslearn.utils.geometry import Projection
 
+from rslp.errors import DataError
 from rslp.train.store.columns import Array, read_columns, write_columns
 from rslp.train.store.folder import DIGEST, Seen, look, shortcut
 from rslp.train.store.records import TimeRange
@@ -78,7 +79,9 @@ class WindowIndex:
             return True
         try:
             now = look(root, *self.identity(row), self.layers)
-        except (OSError, ValueError):
+        except (OSError, ValueError, DataError):
+            return False
+        if now is None:
             return False
         digests = {"base": now.base, **{f"layer/{layer}": digest for layer, digest in now.layers.items()}}
         return all(self.digests[name][row].tobytes() == digest for name, digest in digests.items())
@@ -149,7 +152,11 @@ def write_index(
         groups: time stamps of the groups' folders.
         old: an earlier index, of the same layers.
         kept: rows of it whose windows have not changed.
+
+    Raises:
+        DataError: a window's projection or time range is none.
     """
+    _refuse_unusable(seen)
     rows = np.empty(0, np.int64) if kept is None else kept
     columns = {name: [str(getattr(one, name)) for one in seen] for name in _TEXTS}
     names = [one.name for one in seen]
@@ -165,6 +172,18 @@ def write_index(
         arrays |= column.arrays(name)
     write_columns(path, arrays, meta={"format": FORMAT, "layers": sorted(layers), "groups": groups})
     return open_index(path)
+
+
+def _refuse_unusable(seen: Sequence[Seen]) -> None:
+    for one in seen:
+        try:
+            projection_of(one.projection)
+            _time_range(one.times)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise DataError(
+                f"window {one.group}/{one.name}: metadata.json is not what rslearn writes: {what}"
+            ) from error
 
 
 def _digest_names(layers: Sequence[str]) -> list[str]:

@@ -52,7 +52,8 @@ def refresh(
 
     Raises:
         OSError: the store can't be reached.
-        ValueError: it does not say when objects change, or a window's metadata is broken.
+        ValueError: it does not say when objects change, or a window's bounds are no whole pixels.
+        DataError: a window's metadata is broken.
     """
     found = list_windows(fs, windows)
     shortcuts = {place: _shortcut(objects, layers) for place, objects in found.items()}
@@ -76,20 +77,13 @@ def still_holds(index: WindowIndex, row: int, root: str, fs: AbstractFileSystem)
 
 
 def list_windows(fs: AbstractFileSystem, windows: str) -> dict[tuple[str, str], Objects]:
-    """The objects of each window, by group and name, sorted.
-
-    Raises:
-        ValueError: something else lies among the windows.
-    """
+    """The objects of each window, by group and name, sorted; what else lies among the windows is left out."""
     found: dict[tuple[str, str], Objects] = {}
     for path, state in _objects(fs, windows):
         parts = path.split("/", 2)
-        if parts[0].startswith(".") or parts[1:2] == [] or parts[1].startswith("."):
-            continue
-        if len(parts) < 3:
-            raise ValueError(f"{windows}/{path} is no window")
-        found.setdefault((parts[0], parts[1]), {})[parts[2]] = state
-    return found
+        if len(parts) == 3 and not parts[0].startswith(".") and not parts[1].startswith("."):
+            found.setdefault((parts[0], parts[1]), {})[parts[2]] = state
+    return {place: objects for place, objects in found.items() if "metadata.json" in objects}
 
 
 def _objects(fs: AbstractFileSystem, root: str) -> Iterator[tuple[str, tuple[str, int | None]]]:
@@ -185,7 +179,7 @@ def _see(group: str, name: str, objects: Objects, raw: bytes, layers: Sequence[s
         bounds=pixel_bounds(metadata, root),
         projection=json.dumps(metadata["projection"]),
         times=json.dumps(metadata.get("time_range") or None),
-        options=json.dumps(metadata.get("options", {})),
+        options=json.dumps(metadata["options"]),
         completed="|".join(folder for folder in folders if f"layers/{folder}/{MARKER}" in relevant),
         layout="",
         shortcut=_shortcut(objects, layers),

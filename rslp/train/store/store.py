@@ -20,6 +20,7 @@ from rslearn.dataset.storage.file import FileWindowStorage
 from rslearn.train.dataset import DataInput, SplitConfig
 from upath import UPath
 
+from rslp.errors import DataError
 from rslp.train.nodata import LabelInput
 from rslp.train.store import checking, place, remote
 from rslp.train.store.columns import Array
@@ -274,6 +275,9 @@ def open_store(
 
     Returns:
         The store, or None where there is to be none.
+
+    Raises:
+        DataError: a window's metadata can't be used.
     """
     if settings.store == "off":
         return None
@@ -285,6 +289,8 @@ def open_store(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         index, trusted = _open_index(dataset.path, folder, layers, check_all=settings.check_all)
+    except DataError as error:
+        raise DataError(f"dataset {name!r}: {error}") from error
     except (OSError, ValueError) as error:
         log.warning("%s: no store in %s, the dataset is read without one: %s", name, folder, error)
         return None
