@@ -55,6 +55,6 @@ def workers_watched() -> Iterator[None]:
             raise
         raise TrainingError(
             f"a process that reads samples died ({death}), as happens when memory runs out: set "
-            "data.init_args.num_workers lower, or make batches smaller; the same command goes on from its last checkpoint, "
-            "if there is one"
+            "data.init_args.num_workers lower, or make batches smaller; the same command goes on from its last "
+            "checkpoint, if there is one"
         ) from error

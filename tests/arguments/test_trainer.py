@@ -213,5 +213,3 @@ def _evaluable(folder: Path, data: dict[str, tuple[str, str]], trainer: Mapping[
     run = write_run(folder, config(data, {"max_epochs": 1, **trainer}))
     assert fit(run) == 0
     return run
-
-
