@@ -1,4 +1,4 @@
-"""The one touch of a private part of the encoder: its attention mask."""
+"""The touch of a private part of the encoder: its attention mask (see ``adapters.fix_token_order`` for its package)."""
 
 from __future__ import annotations
 

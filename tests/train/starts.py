@@ -1,6 +1,7 @@
 """Starts of runs that may differ in nothing that counts, and everything that they leave behind.
 
-Each process has a ``PYTHONHASHSEED`` of its own, and lists directories in an order of its own (``SHUFFLED``).
+Each process has a ``PYTHONHASHSEED``, a time zone and a locale of its own, and lists directories in an order of its own
+(``SHUFFLED``).
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ SHUFFLED = "RSLP_TESTS_SHUFFLED"
 
 
 def environment_of(seed: int) -> dict[str, str]:
-    """What sets a process apart from those of other seeds: the hashes of strings, the order of directories."""
-    return {"PYTHONHASHSEED": str(seed), SHUFFLED: str(seed), "OMP_NUM_THREADS": "1"}
+    """What sets a process apart from those of other seeds: hashes of strings, order of directories, zone, locale."""
+    zone, locale = (("UTC", "C.UTF-8"), ("Asia/Kathmandu", "C"), ("America/Caracas", "POSIX"))[seed % 3]
+    apart = {"PYTHONHASHSEED": str(seed), SHUFFLED: str(seed), "TZ": zone, "LC_ALL": locale}
+    return apart | {"OMP_NUM_THREADS": "1"}
 
 
 def shuffle_listings(seed: str) -> None:
