@@ -151,11 +151,8 @@ def _name_problems(entry: Entry, tasks: list[str], recipe: Layer) -> list[Proble
 
 
 def _cut(layer: Layer, piece: Any, *, source: KeyPath, at: KeyPath) -> Layer:
-    moved = {}
-    for new, old in layer.moved.items():
-        # A move that crosses the border of the piece keeps its line through the whole file's key path.
-        if new[: len(source)] == source and old[: len(source)] == source:
-            moved[new[len(source) :]] = old[len(source) :]
+    moved: dict[KeyPath, KeyPath] = {(): layer.place(source)}
+    moved |= {new[len(source) :]: old for new, old in layer.moved.items() if new[: len(source)] == source}
     return Layer(piece, at, layer.document, (*layer.source, *source), moved)
 
 

@@ -45,18 +45,23 @@ def _sharing(tree: Mapping[str, Any], decoders: Mapping[str, Any]) -> dict[str, 
 
 
 def _classes(task: Any) -> list[str]:
-    classes = pick(task, ("init_args", "classes"))
+    classes = pick(task, ("init_args", _key(task)))
     return [str(name) for name in classes] if isinstance(classes, list) else []
 
 
-def _at(task: str) -> KeyPath:
-    return (*_TASKS, task, "init_args", "classes")
+def _key(task: Any) -> str:
+    """The argument that names the classes: a segmentation has it under another name."""
+    return "classes" if pick(task, ("init_args", "classes")) else "class_names"
+
+
+def _at(name: str, task: Any) -> KeyPath:
+    return (*_TASKS, name, "init_args", _key(task))
 
 
 def _repeated(name: str, task: Any) -> Iterator[HeadFault]:
     classes = _classes(task)
     for twice in dict.fromkeys(one for one in classes if classes.count(one) > 1):
-        yield HeadFault(_at(name), f"the class {twice!r} stands {classes.count(twice)} times; keep one")
+        yield HeadFault(_at(name, task), f"the class {twice!r} stands {classes.count(twice)} times; keep one")
 
 
 def _of_another_kind(decoder: Any, tasks: Mapping[str, Any]) -> Iterator[HeadFault]:
@@ -80,10 +85,10 @@ def _of_other_classes(tasks: Mapping[str, Any], offsets: Any) -> Iterator[HeadFa
         others = _classes(tasks[first])
         if sorted(classes) == sorted(others) and classes != others:
             what = f"shares its outputs with {first!r}, which has the same classes in another order ({_listed(others)})"
-            yield HeadFault(_at(name), f"{what}: one output would mean two classes; write them in one order")
+            yield HeadFault(_at(name, task), f"{what}: one output would mean two classes; write them in one order")
         elif classes != others:
             what = f"shares its outputs with {first!r}, whose classes have other names ({_listed(others)})"
-            yield HeadFault(_at(name), f"{what}: each output means one class of each", harmless=True)
+            yield HeadFault(_at(name, task), f"{what}: each output means one class of each", harmless=True)
 
 
 def _listed(names: list[str]) -> str:

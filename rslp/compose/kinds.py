@@ -22,6 +22,12 @@ def wrong_value(kind: str, value: Any) -> str | None:
     if holds(value):
         return None
     hint = ""
+    if kind in ("text", "path") and isinstance(value, Template):
+        hint = (
+            "; a constant can't hold the placeholder of another" if kind == "text" else "; it can't hold a placeholder"
+        )
+    if kind == "constants" and isinstance(value, Mapping):
+        return _wrong_constant(value)
     if kind in ("positive", "count") and isinstance(value, str) and value.strip().isdigit():
         hint = f"; write {value.strip()} without quotes"
     if kind in ("name", "names") and not isinstance(value, str | Mapping | list):
@@ -61,6 +67,14 @@ def _are_constants(value: Any) -> bool:
     if not isinstance(value, Mapping):
         return value is None
     return all(isinstance(k, str) and _CONSTANT_NAME.match(k) and not _has_template(v) for k, v in value.items())
+
+
+def _wrong_constant(constants: Mapping[Any, Any]) -> str:
+    wrong = [str(name) for name in constants if not (isinstance(name, str) and _CONSTANT_NAME.match(name))]
+    if wrong:
+        return f"the name of a constant has letters, digits and _, and starts with a letter; got {', '.join(wrong)}"
+    held = [str(name) for name, value in constants.items() if _has_template(value)]
+    return f"a constant is a value without the placeholder of another, and no mapping; see {', '.join(held)}"
 
 
 def _has_template(value: Any) -> bool:

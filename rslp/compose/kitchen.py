@@ -58,7 +58,13 @@ class Kitchen:
         for name, value in self.recipe.constants.items():
             at = self.recipe.constant_place(name)
             constants[name] = self._anchored({at[-1]: value}, self.recipe.document, at[:-1])[at[-1]]
-        self.filler = Filler(placeholder_names(constants))
+        given = {**(self.recipe.document.data.get("substitutions") or {}), **self.recipe.document.data}
+        unset = {name: self._null(name) for name, value in given.items() if value is None}
+        self.filler = Filler(placeholder_names(constants), unset=placeholder_names(unset))
+
+    def _null(self, name: str) -> str:
+        document = self.recipe.document
+        return f"{document.name}:{document.nearest_line(self.recipe.constant_place(name))} sets {name} to null"
 
     @property
     def accepts(self) -> Accepts:

@@ -25,7 +25,7 @@ class Layer:
         at: where it goes in the run config.
         document: the file it is from.
         source: where it stands in that file.
-        moved: for keys that were renamed on the way: new key path -> key path in the file, both within the piece.
+        moved: for keys that were renamed on the way: new key path within the piece -> key path in the file.
     """
 
     tree: Any
@@ -47,7 +47,7 @@ class Layer:
         for length in range(len(within), -1, -1):
             old = self.moved.get(within[:length])
             if old is not None:
-                return (*self.source, *old, *within[length:])
+                return (*old, *within[length:])
         return (*self.source, *within)
 
     def changed(self, tree: Any, moved: Mapping[KeyPath, KeyPath]) -> Layer:
@@ -57,7 +57,7 @@ class Layer:
             tree: the tree.
             moved: for keys that stand elsewhere now: new key path -> key path in the tree before.
         """
-        in_file = {new: self.place(old)[len(self.source) :] for new, old in moved.items()}
+        in_file = {new: self.place(old) for new, old in moved.items()}
         return Layer(tree, self.at, self.document, self.source, {**self.moved, **in_file})
 
     def problem(self, what: str, within: KeyPath) -> Problem:

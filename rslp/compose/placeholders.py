@@ -9,7 +9,7 @@ from typing import Any
 
 from rslp.compose.merge import KeyPath, short
 from rslp.compose.near import did_you_mean
-from rslp.files import Anchored, Template, Unquoted, plain_scalar
+from rslp.files import Anchored, Braced, Template, Unquoted, plain_scalar
 
 Report = Callable[[str, KeyPath], None]
 
@@ -27,10 +27,12 @@ class Filler:
     Attributes:
         constants: value by placeholder name, in capitals.
         used: the placeholder names that were met so far.
+        unset: for constants that are null: where that stands, by placeholder name.
     """
 
     constants: Mapping[str, Any]
     used: set[str] = field(default_factory=set)
+    unset: Mapping[str, str] = field(default_factory=dict)
 
     def fill(self, tree: Any, report: Report, at: KeyPath = ()) -> Any:
         """Give the config with its placeholders filled; the config itself is not changed.
@@ -76,7 +78,8 @@ class Filler:
         if name not in self.constants:
             known = ", ".join(f"{{{known}}}" for known in sorted(self.constants)) or "none; set constants first"
             hint = did_you_mean(name, self.constants)
-            report(f"no constant fills the placeholder {match.group()}{hint}; known: {known}", at)
+            where = f": {self.unset[name]}" if name in self.unset else f"{hint}; known: {known}"
+            report(f"no constant fills the placeholder {match.group()}{where}", at)
             return match.group()
         self.used.add(name)
         value = self.constants[name]
@@ -102,6 +105,9 @@ class Filler:
             name = self._misspelt(key) if value is None and isinstance(key, str) else None
             if name:
                 report(self._leftover(key, name), at)
+            elif isinstance(tree, Braced) and at[-1:] != ("tags",):  # `tags: {checked}` asks for the key alone
+                what = f"{{{key}}} is no placeholder: they have capitals, and a constant; write a text in quotes"
+                report(what, at)
 
     def _leftover(self, inside: str, name: str) -> str:
         quotient = f" or {{256/{name}}}" if isinstance(self.constants[name], int) else ""

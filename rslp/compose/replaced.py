@@ -37,4 +37,4 @@ def _told_of(change: ClassChange) -> str:
     what = f"{change.new} takes the place of {change.old}"
     if not change.known:
         return f"{what}; which arguments it takes is not known here, so all stay: {kept or 'there are none'}"
-    return f"{what} and does not take {dropped}, which is dropped{kept and f'; these stay: {kept}'}"
+    return f"{what}; dropped, since it does not take them: {dropped}{kept and f'; these stay: {kept}'}"

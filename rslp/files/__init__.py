@@ -1,6 +1,6 @@
 """The only room that opens config files: YAML with line marks, paths, atomic writes, shipped configs."""
 
-from rslp.files.document import MAX_BYTES, Document, Template, Unquoted, parse_yaml, plain_scalar, read_yaml
+from rslp.files.document import MAX_BYTES, Braced, Document, Template, Unquoted, parse_yaml, plain_scalar, read_yaml
 from rslp.files.dumping import dump_yaml
 from rslp.files.paths import (
     PATH_ARGS,
@@ -20,6 +20,7 @@ __all__ = [
     "MAX_BYTES",
     "PATH_ARGS",
     "Anchored",
+    "Braced",
     "Document",
     "Store",
     "Template",

@@ -6,12 +6,13 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
-from rslp.errors import ConfigError, Problem
-from rslp.files.nodes import MAX_DEPTH, Loader, NodeReader, Template, Unquoted, line_of, plain_scalar
+from rslp.errors import ConfigError, Problem, StoreError
+from rslp.files.nodes import MAX_DEPTH, Braced, Loader, NodeReader, Template, Unquoted, line_of, plain_scalar
+from rslp.files.stores import Store, is_remote
 
 MAX_BYTES = 4_000_000
 
@@ -20,7 +21,7 @@ _PLACEHOLDER = re.compile(r"(?<!\$)\{[ \t]*(?:\d+[ \t]*/[ \t]*)?[A-Z][A-Z0-9_]*[
 _INLINE_NESTING = re.compile(rf"(?:[-?][ \t]+){{{MAX_DEPTH},}}")
 _BRACKET = re.compile(r"[\[\]{}]")
 
-__all__ = ["MAX_BYTES", "Document", "Template", "Unquoted", "parse_yaml", "plain_scalar", "read_yaml"]
+__all__ = ["MAX_BYTES", "Braced", "Document", "Template", "Unquoted", "parse_yaml", "plain_scalar", "read_yaml"]
 
 
 @dataclass(frozen=True)
@@ -125,26 +126,33 @@ def _fault(what: str, name: str, line: int | None) -> ConfigError:
     return ConfigError(Problem(what, file=name, line=line))
 
 
-def _open(path: str) -> IO[bytes]:
-    if "://" not in path:
-        return Path(path).open("rb")
-    # Imported here: nine of ten commands never leave the local disk, and need not pay for it.
-    import fsspec
-
-    stream: IO[bytes] = fsspec.open(path, "rb").open()
-    return stream
-
-
 def _read_bytes(path: str, name: str) -> bytes:
+    if is_remote(path):
+        return _within_limit(_from_store(path, name), name)
     try:
-        with _open(path) as stream:
+        with Path(path).open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise _fault("no such file", name, None) from None
     except IsADirectoryError:
         raise _fault("is a folder; a YAML file is wanted", name, None) from None
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError) as error:
         raise _fault(f"cannot be read: {error or type(error).__name__}", name, None) from None
+    return _within_limit(raw, name)
+
+
+def _from_store(path: str, name: str) -> bytes:
+    folder, _, leaf = path.rpartition("/")
+    try:
+        raw = Store(folder, patience=0).read(leaf)
+    except (StoreError, ValueError) as error:
+        raise _fault(f"cannot be read: {error}", name, None) from None
+    if raw is None:
+        raise _fault("no such file", name, None)
+    return raw
+
+
+def _within_limit(raw: bytes, name: str) -> bytes:
     if len(raw) > MAX_BYTES:
         raise _fault(f"is larger than {MAX_BYTES // 1_000_000} MB; that is no config file", name, None)
     return raw

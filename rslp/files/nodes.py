@@ -69,6 +69,10 @@ class Unquoted(str):
     __slots__ = ()
 
 
+class Braced(dict[Any, Any]):
+    """What an unquoted ``{word}`` reads as: a mapping with one key and no value; meant was a placeholder, perhaps."""
+
+
 class NodeReader:
     """Builds values from nodes and collects what is wrong with them in ``problems``."""
 
@@ -117,7 +121,7 @@ class NodeReader:
 
     def _mapping(self, node: yaml.Node) -> tuple[dict[Any, Any], int]:
         self._check_tag(node, "map")
-        result: dict[Any, Any] = {}
+        result: dict[Any, Any] = Braced() if _is_braced(node) else {}
         inherited: dict[Any, Any] = {}
         total = 1
         for key_node, value_node in node.value:
@@ -176,6 +180,13 @@ class NodeReader:
 
     def _fault(self, what: str, node: yaml.Node, *, key: str = "") -> None:
         self.problems.append(Problem(what, file=self._name, line=node.start_mark.line + 1, key=key))
+
+
+def _is_braced(node: yaml.Node) -> bool:
+    if not isinstance(node, yaml.MappingNode) or not node.flow_style or len(node.value) != 1:
+        return False
+    key, value = node.value[0]
+    return isinstance(key, yaml.ScalarNode) and key.end_mark.index == value.start_mark.index == value.end_mark.index
 
 
 def plain_scalar(text: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import posixpath
 import sys
 import time
@@ -21,6 +22,8 @@ _FAULTS = {
     "aiohttp": ("ClientError",),
     "gcsfs.retry": ("HttpError",),
     "google.auth.exceptions": ("GoogleAuthError",),
+    "httpx": ("HTTPError",),
+    "httpx2": ("HTTPError",),
 }
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 _DENIED = ("403", "401", "Forbidden", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
@@ -50,6 +53,8 @@ class Store:
     def _place(self) -> tuple[Any, str]:
         import fsspec
 
+        # What Google's client logs of its attempts, tracebacks and all, is one line of ours.
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
         try:
             # A listing that is kept would hide what other machines write.
             system, path = fsspec.core.url_to_fs(self.root, use_listings_cache=False)

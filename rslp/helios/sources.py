@@ -12,7 +12,7 @@ from rslp.errors import ConfigError, Problem
 from rslp.files import Document, anchor_paths, find_file, read_yaml, shipped
 
 SHIPPED_BASE = "v3_multitask/base.yaml"
-_WANTED = {"base_cfg": ("base config", "run config"), "dataset_cfgs": ("dataset config", "run config")}
+_WANTED = {"base_cfg": ("base config", "run config"), "dataset_cfgs": ("dataset config",)}
 KeyPath = tuple[str | int, ...]
 
 
@@ -61,6 +61,7 @@ def _read(recipe: Recipe, path: str, at: KeyPath, key: str, problems: list[Probl
     kind = config_kind(document.data)
     if kind == "multi-dataset config" or not isinstance(document.data, Mapping) or (kind and kind not in _WANTED[key]):
         told = f"a {kind}" if kind else "no config: a mapping with data and model is wanted"
+        told = "empty" if document.data is None else told
         problems.append(Problem(f"is {told}, but {key} names it; a {_WANTED[key][0]} is wanted", document.name))
         return None
     return document
@@ -80,10 +81,17 @@ def _read_found(
         tried = f"; looked in {', '.join(dict.fromkeys(folders))}" if found is None else ""
         problems.append(Problem(f"{path!r} does not exist{tried}", namer.name, namer.nearest_line(at), key))
         return None
+    if "://" not in found and not Path(found).is_file() and not Path(found).is_dir():
+        problems.append(Problem(f"{path!r} is no regular file", namer.name, namer.nearest_line(at), key))
+        return None
     try:
         return read_yaml(found, name=near(found))
     except ConfigError as error:
-        problems += error.problems
+        for problem in error.problems:
+            # A file on a store that can't be had is told where it is named.
+            place = (namer.name, namer.nearest_line(at), key)
+            told = Problem(f"{path!r} {problem.what}", *place) if "://" in found and not problem.line else problem
+            problems.append(told)
         return None
 
 

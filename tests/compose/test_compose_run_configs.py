@@ -73,7 +73,7 @@ def test_another_class_keeps_the_arguments_that_it_takes():
     assert merged["model"]["init_args"]["optimizer"] == {"class_path": LAYER_DECAY, "init_args": {"lr": 1e-3}}
     assert notes == [
         f"1.yaml:1: model.init_args.optimizer.class_path: {LAYER_DECAY} takes the place of "
-        "rslearn.train.optimizer.AdamW and does not take fused, which is dropped; these stay: lr"
+        "rslearn.train.optimizer.AdamW; dropped, since it does not take them: fused; these stay: lr"
     ]
 
 

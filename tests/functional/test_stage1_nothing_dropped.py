@@ -190,7 +190,7 @@ def test_a_learning_rate_survives_another_optimizer(tmp_path, capsys):
     assert optimizer == {"class_path": LAYER_DECAY, "init_args": {"lr": 0.0001, "num_layers": 4}}
     note = (
         f"multi.yaml:{line(multi, LAYER_DECAY)}: global_overrides.model.init_args.optimizer.class_path: {LAYER_DECAY} "
-        "takes the place of my.pkg.Optimizer and does not take fused, which is dropped; these stay: lr"
+        "takes the place of my.pkg.Optimizer; dropped, since it does not take them: fused; these stay: lr"
     )
     assert note in capsys.readouterr().err
     provenance = json.loads((tmp_path / "OUT.provenance.json").read_text())
