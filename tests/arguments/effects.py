@@ -86,4 +86,3 @@ def seeded_draws(look: Callable[[], Any], draws: int = 6) -> list[Any]:
         torch.manual_seed(seed)
         seen.append(outcome(look))
     return seen
-
