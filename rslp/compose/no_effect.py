@@ -14,7 +14,17 @@ from rslp.compose.merge import KeyPath
 Pattern = tuple[str | int | tuple[str, ...], ...]
 _MODULE: Pattern = (*DATA_MODULES, "*", "init_args")
 _SPLITS = ("default_config", "train_config", "val_config", "test_config", "predict_config")
-_DETECTION = ("rslearn.train.tasks.detection.DetectionTask", "rslp.helios.tasks.MarineInfraTask")
+_TASKS = "rslearn.train.tasks"
+_DETECTION = (f"{_TASKS}.detection.DetectionTask", "rslp.helios.tasks.MarineInfraTask")
+_PICTURED = (
+    *_DETECTION,
+    f"{_TASKS}.classification.ClassificationTask",
+    f"{_TASKS}.per_pixel_regression.PerPixelRegressionTask",
+    f"{_TASKS}.regression.RegressionTask",
+    f"{_TASKS}.segmentation.SegmentationTask",
+)
+_PICTURES = "it is for pictures that rslearn draws, and a run draws none"
+_UNREAD = "rslearn 0.1.19 no longer reads it"
 _SHOWN = 3
 
 
@@ -74,8 +84,19 @@ RULES: tuple[Rule, ...] = (
     Rule(
         _DETECTION,
         "skip_empty_examples",
-        "windows without objects are trained on as background; leave them out by a tag of their own",
+        "windows without objects are trained on as background (metrics alone leave them out); give them a tag of their "
+        "own to leave them out",
     ),
+    Rule((*_DETECTION, f"{_TASKS}.segmentation.SegmentationTask"), "colors", _PICTURES, (None,)),
+    Rule(_PICTURED, "image_bands", _PICTURES, (None,)),
+    Rule(_PICTURED, "remap_values", _PICTURES, (None,)),
+    Rule(
+        (f"{_TASKS}.classification.ClassificationTask", f"{_TASKS}.segmentation.SegmentationTask"),
+        "enable_confusion_matrix",
+        "a run's metrics are numbers; a confusion matrix is none",
+    ),
+    Rule(("rslearn.train.transforms.normalize.Normalize",), "num_bands", _UNREAD, (None,)),
+    Rule(("rslearn.train.transforms.select_bands.SelectBands",), "num_bands_per_timestep", _UNREAD, (None,)),
     Rule(MODEL_ARGS, "lazy_decode", "only the tasks of a batch's dataset are decoded in any case", (None, True)),
     Rule(("trainer",), "default_root_dir", "everything of a run lies in its run directory"),
     Rule(

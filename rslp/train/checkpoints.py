@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from rslp.run import RunDir
 from rslp.train import adapters, collectives, preemption
 from rslp.train.freezing import stages_of
 from rslp.train.module import JointModule
+from rslp.train.restoring import UNREADABLE
 
 _TRAINABLE_KEY = "rslp_trainable"
 # What a kill then costs again is so many steps of the heads.
@@ -203,7 +202,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"no checkpoint at {path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, pickle.UnpicklingError, KeyError) as error:
+    except UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(f"{path} can't be read as a checkpoint: {reason}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:

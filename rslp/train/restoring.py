@@ -14,7 +14,11 @@ from rslp.errors import ConfigError, Problem
 from rslp.train import collectives
 
 KEY = "model.init_args.restore_config"
-_UNREADABLE = (OSError, EOFError, RuntimeError, KeyError, TypeError, zipfile.BadZipFile, pickle.UnpicklingError)
+# What torch raises at a file that holds no weights, or is torn.
+UNREADABLE = (
+    *(RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError),
+    *(zipfile.BadZipFile, pickle.UnpicklingError),
+)
 
 
 def weights_of(restore: RestoreConfig, model: torch.nn.Module) -> dict[str, Any]:
@@ -31,7 +35,7 @@ def weights_of(restore: RestoreConfig, model: torch.nn.Module) -> dict[str, Any]
         raise ConfigError(Problem(f"{restore.restore_path} does not exist", key=f"{KEY}.restore_path"))
     try:
         weights: dict[str, Any] = dict(restore.get_state_dict())
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split())[:200]
         what = f"{restore.restore_path} can't be read as weights: {type(error).__name__}: {reason}"
         raise ConfigError(Problem(what, key=KEY)) from error

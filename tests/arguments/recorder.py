@@ -14,7 +14,7 @@ SEEN: dict[str, Any] = {}
 class Recorder(Callback):
     """Counts, and global settings of torch while a run is at work."""
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Settings that hold from here on."""
         SEEN["deterministic"] = torch.are_deterministic_algorithms_enabled()
         SEEN["benchmark"] = torch.backends.cudnn.benchmark
@@ -24,7 +24,7 @@ class Recorder(Callback):
         SEEN["profiler"] = type(trainer.profiler).__name__  # type: ignore[attr-defined]
         SEEN["plugins"] = type(trainer.precision_plugin).__name__
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Loaders that were made for training."""
         SEEN.setdefault("loaders", set()).add(id(trainer.train_dataloader))
 

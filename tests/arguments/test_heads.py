@@ -16,6 +16,7 @@ from tests.arguments.effects import Effects, cases, made, outcome, pair
 
 _M, _T = "rslearn.models", "rslearn.train.tasks"
 SIZE = 8
+_OF_TOKENS = ("TemporalTransformer", "TokensToChannels", "BreakpointScan", "SimpleAttentionPool", "AttentionPool")
 # Heads over pixels, with the channels they take here.
 _DENSE = {"SegmentationHead": 3, "PerPixelRegressionHead": 1}
 _RELU = {"class_path": "torch.nn.ReLU"}
@@ -66,17 +67,7 @@ EFFECTS = {
         {"conv_channels": {"num_conv_layers": 1}, "fc_channels": {"num_fc_layers": 1}},
     ),
     f"{_M}.pooling_decoder.SegmentationPoolingDecoder": Effects(
-        {"in_channels": 8, "out_channels": 3},
-        {
-            "in_channels": 4,
-            "out_channels": 2,
-            "image_key": "small",
-            "num_conv_layers": 1,
-            "num_fc_layers": 1,
-            "conv_channels": 5,
-            "fc_channels": 5,
-        },
-        {"conv_channels": {"num_conv_layers": 1}, "fc_channels": {"num_fc_layers": 1}},
+        {"in_channels": 8, "out_channels": 3}, {"in_channels": 4, "out_channels": 2, "image_key": "small"}
     ),
     f"{_M}.conv.Conv": Effects(
         {"in_channels": 8, "out_channels": 3, "kernel_size": 3, "activation": _TANH},
@@ -145,6 +136,10 @@ EFFECTS = {
             "positional_embedding_num_tokens": 3,
         },
     ),
+    f"{_M}.attention_pooling.SimpleAttentionPool": Effects({"in_dim": 8}, {"in_dim": 4, "hidden_linear": True}),
+    f"{_M}.attention_pooling.AttentionPool": Effects(
+        {"in_dim": 8, "num_heads": 2}, {"in_dim": 4, "num_heads": 4, "linear_on_kv": False}
+    ),
     f"{_M}.tokens_to_channels.TokensToChannels": Effects(
         {"in_dim": 8, "out_dim": 2}, {"in_dim": 4, "out_dim": 3, "mask_fill_value": -9.0}
     ),
@@ -177,7 +172,7 @@ def _seen(path: str, arguments: dict[str, Any]) -> list[Any]:
     torch.manual_seed(0)
     last = made(path, arguments)
     name = path.rpartition(".")[2]
-    tokens = name in ("TemporalTransformer", "TokensToChannels", "BreakpointScan")
+    tokens = name in _OF_TOKENS
     if not name.endswith("Head") and name not in ("FasterRCNN", "Detr"):
         context, _ = _batch()
         looks = []

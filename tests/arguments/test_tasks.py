@@ -16,9 +16,11 @@ from rslearn.train.tasks.task import Task
 from rslearn.utils.feature import Feature
 from rslearn.utils.geometry import Projection, STGeometry
 
+from rslp.check.parsing import parse
 from rslp.train import adapters
 from rslp.train.metrics import TaskMetrics
 from tests.arguments.effects import Effects, cases, made, outcome, pair
+from tests.tiny import run_config
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 _T = "rslearn.train.tasks"
@@ -234,3 +236,12 @@ def test_what_is_noted_has_no_effect(kind: str, argument: str, value: Any) -> No
     base = EFFECTS[f"{_T}.{kind}"].base
     changed = {**base, argument: value}
     assert seen(made(f"{_T}.{kind}", base)) == seen(made(f"{_T}.{kind}", changed))
+
+
+@pytest.mark.parametrize("kind", ["embedding.EmbeddingTask", "per_pixel_timestep.PerPixelTimestepTask"])
+def test_tasks_without_labels_to_train_on_are_refused(kind: str) -> None:
+    config = run_config({"a": ("nowhere", "segment")})
+    task = {"class_path": f"{_T}.{kind}"} | ({} if "embedding" in kind else {"init_args": {"num_classes": 2}})
+    config["data"]["init_args"]["data_modules"]["a"]["init_args"]["task"]["init_args"]["tasks"] = {"a": task}
+    found = [finding for finding in parse(config).findings if finding.error]
+    assert any("is not supported: it has no label" in finding.what for finding in found), found

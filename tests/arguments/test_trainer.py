@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from rslp.check.parsing import parse
 from rslp.compose import without_effect
 from rslp.errors import ConfigError, RunError, TrainingError
 from rslp.evaluate.evaluation import evaluate
+from rslp.evaluate.prediction import predict
 from rslp.run import RunDir
 from rslp.train.checkpoints import read_checkpoint
 from rslp.train.fit import fit
@@ -189,6 +191,16 @@ def test_limits_of_an_evaluation(data: dict[str, tuple[str, str]], tmp_path: Pat
         else:
             counts[limit] = max(row.n for row in evaluate(run, splits=("test",))[0].rows)
     assert counts == {None: 4, 1: 2}
+
+
+def test_a_limited_prediction_says_what_it_left_out(data: dict[str, tuple[str, str]], tmp_path: Path) -> None:
+    counts = []
+    for limit in (None, 1):
+        run = _evaluable(tmp_path / str(limit), data, {"limit_predict_batches": limit})
+        assert predict(run) == 0
+        written = json.loads(run.prediction_marker.read_text())["datasets"]["classify"]
+        counts.append((written["windows"], written["left_out"]))
+    assert counts == [(4, 0), (2, 2)]
 
 
 def test_an_evaluation_tracks_tensors_where_inference_mode_is_off(

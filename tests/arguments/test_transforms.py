@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,7 +23,7 @@ EFFECTS = {
     ),
     f"{_T}.concatenate.Concatenate": Effects(
         {"selections": {"image": [], "mask": []}, "output_selector": "both", "concatenate_dim": 0},
-        {"selections": {"image": [0], "mask": []}, "output_selector": "image", "concatenate_dim": 1, "skip_missing": True},
+        {"selections": {"image": [0], "mask": []}, "output_selector": "x", "concatenate_dim": 1, "skip_missing": True},
         {"skip_missing": {"selections": {"image": [], "absent": []}}},
     ),
     f"{_T}.crop.Crop": Effects(
@@ -135,7 +136,12 @@ EFFECTS = {
     ),
     "rslearn.models.olmoearth_pretrain.norm.OlmoEarthNormalize": Effects(
         {"band_names": {"sentinel1": ["vv", "vh"]}},
-        {"band_names": {"sentinel1": ["vh", "vv"]}, "std_multiplier": 1.0, "config_fname": "NORMS", "skip_missing": True},
+        {
+            "band_names": {"sentinel1": ["vh", "vv"]},
+            "std_multiplier": 1.0,
+            "config_fname": "NORMS",
+            "skip_missing": True,
+        },
         {"skip_missing": {"band_names": {"absent": ["vv"], "sentinel1": ["vv", "vh"]}}},
     ),
 }  # fmt: skip
@@ -168,8 +174,8 @@ def test_effect(case: str, tmp_path: Any) -> None:
     path, base, changed = pair(EFFECTS, case)
     if changed.get("config_fname") == "NORMS":
         changed["config_fname"] = str(tmp_path / "norms.json")
-        one = '{"mean": 1.0, "std": 2.0}'
-        (tmp_path / "norms.json").write_text('{"sentinel1": {"vv": %s, "vh": %s}}' % (one, one))
+        one = {"mean": 1.0, "std": 2.0}
+        (tmp_path / "norms.json").write_text(json.dumps({"sentinel1": {"vv": one, "vh": one}}))
     seen = []
     for arguments in (base, changed):
         transform = Sequential(made(path, arguments))
