@@ -42,6 +42,7 @@ from torchmetrics import Metric, MetricCollection
 from upath import UPath
 
 from rslp.train.nodata import NodataFormat
+from rslp.train.vectors import plain_geojson
 
 RawInput = RasterImage | list[Feature]
 RawInputs = dict[str, RawInput]
@@ -52,7 +53,7 @@ def keep_formats(dataset: Dataset) -> Dataset:
     for layer in dataset.layers.values():
         if layer.type == LayerType.VECTOR:
             # A pydantic model refuses new attributes; a partial, unlike a lambda, can go to a worker process.
-            made = partial(_same, layer.instantiate_vector_format())
+            made = partial(_same, plain_geojson(layer.instantiate_vector_format()))
             object.__setattr__(layer, "instantiate_vector_format", made)
     return dataset
 
