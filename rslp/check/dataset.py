@@ -126,7 +126,8 @@ def _labels(
             if not found:
                 continue
             declared = {str(r.declared[source]): r.declared[source] for r in own if source in r.declared}
-            labels = TaskLabels(view.name, name, task, at, split, found, tuple(declared.values()))
+            outside = {r.window: r.outside[source] for r in own if r.outside.get(source)}
+            labels = TaskLabels(view.name, name, task, at, split, found, tuple(declared.values()), outside)
             summary, wrong = check_labels(labels)
             findings += wrong
             seen = summaries.setdefault(name, {})
