@@ -21,7 +21,7 @@ from rslp.check.overlap import Overlap, find_overlaps, is_placeless
 from rslp.check.parsing import DATA_MODULES, Parsed, parse
 from rslp.check.reading import Reading, read_window
 from rslp.check.rehearsal import rehearse
-from rslp.check.sizes import patch_size_of
+from rslp.check.sizes import patch_of
 from rslp.check.view import open_view
 from rslp.train.soundness import lacks_background
 
@@ -104,7 +104,7 @@ def _examine_all(config: Mapping[str, Any], parsed: Parsed, *, effort: Effort, p
         view = open_view(name, at=(*DATA_MODULES, name, "init_args"), config=node, module=parsed.modules[name])
         if isinstance(view, Finding):
             return None, None, [view]
-        listing = list_dataset(view, patch_size=patch_size_of(config))
+        listing = list_dataset(view, patch=patch_of(config))
         jobs = list(listing.sample(images=effort.images, labels=effort.labels))
         with lock:
             progress.update(step, total=(progress.tasks[-1].total or 0) + len(jobs))

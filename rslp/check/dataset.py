@@ -13,7 +13,7 @@ from rslp.check.images import InputSummary, check_images, remark_constant
 from rslp.check.labels import LabelSummary, TaskLabels, check_labels, compare_splits
 from rslp.check.layers import check_layers
 from rslp.check.reading import Reading
-from rslp.check.sizes import check_sizes, image_sizes
+from rslp.check.sizes import Patch, check_sizes, image_sizes
 from rslp.check.view import View, list_splits
 from rslp.train import adapters
 
@@ -65,7 +65,7 @@ class Report:
     findings: Sequence[Finding] = ()
 
 
-def list_dataset(view: View, *, patch_size: int | None) -> Listing:
+def list_dataset(view: View, *, patch: Patch | None) -> Listing:
     """Check what can be told without reading an image: layers, bands, windows, sizes."""
     findings = check_layers(view)
     windows, lost = list_splits(view)
@@ -74,8 +74,8 @@ def list_dataset(view: View, *, patch_size: int | None) -> Listing:
     findings += [finding for finding in lost if finding.at not in named]
     for split in windows:
         findings += check_alignment(view, split)
-    if patch_size is not None:
-        findings += check_sizes(view, windows, patch_size)
+    if patch is not None:
+        findings += check_sizes(view, windows, patch)
     # A layer or band that is not there would fail again in each window.
     missing = any(finding.at[len(view.at) :][:1] == ("inputs",) and finding.error for finding in findings)
     return Listing(view, windows, tuple(findings), not missing)
@@ -127,7 +127,8 @@ def _labels(
             if not found:
                 continue
             declared = {str(r.declared[source]): r.declared[source] for r in own if source in r.declared}
-            labels = TaskLabels(view.name, name, task, at, split, found, tuple(declared.values()))
+            outside = {r.window: r.outside[source] for r in own if r.outside.get(source)}
+            labels = TaskLabels(view.name, name, task, at, split, found, tuple(declared.values()), outside)
             summary, wrong = check_labels(labels)
             findings += wrong
             seen = summaries.setdefault(name, {})

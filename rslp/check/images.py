@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rslp.check.findings import Finding, KeyPath, listed, warning
 from rslp.check.layers import bands_of
 from rslp.check.reading import ImageStats
-from rslp.check.units import NOTHING, Range, all_offset, expected_units, offset_groups, units_of
+from rslp.check.units import EIGHT_BIT, NOTHING, Range, all_offset, expected_units, offset_groups, units_of
 from rslp.check.view import View
 
 _MUCH_NODATA, _NEARLY_ALL_NODATA = 0.3, 0.95
@@ -88,13 +88,15 @@ def _units(view: View, name: str, stats: Mapping[str, ImageStats], *, expected: 
         what = f"{who} looks like {units} in {len(wrong)} of {len(stats)} windows ({seen.low:.4g} .. {seen.high:.4g} "
         return [Finding(f"{what}in {example}); the normalisation takes {expected}", at)]
     names = bands_of(view, view.module.inputs[name])
-    odd = {}
+    odd: dict[str, str] = {}
     for index, band in enumerate(_by_band(list(stats.values()))):
         units_here = units_of(name, band)
         if units_here not in (None, expected):
             label = names[index] if index < len(names) else str(index)
-            odd[f"{label} like {units_here} ({band.low:.4g} .. {band.high:.4g})"] = band
-    return [Finding(f"{who}: band {listed(odd)}; the normalisation takes {expected}", at)] if odd else []
+            odd[f"{label} like {units_here} ({band.low:.4g} .. {band.high:.4g})"] = str(units_here)
+    what = f"{who}: band {listed(odd)}; the normalisation takes {expected}"
+    # Clear water is as dark as that in the infrared: a band alone says nothing, while others are in range.
+    return [Finding(what, at, error=set(odd.values()) != {EIGHT_BIT})] if odd else []
 
 
 def _offset(who: str, stats: Mapping[str, ImageStats], at: KeyPath) -> list[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,7 @@ class TaskLabels:
         split: the split.
         found: per window its ``group/name`` and what stands in its label layer.
         declared: the nodata values of the files of rasters with nodata; None for files without one.
+        outside: windows with features that lie elsewhere, and their number.
     """
 
     dataset: str
@@ -62,6 +63,7 @@ class TaskLabels:
     split: str
     found: Sequence[tuple[str, Label]]
     declared: Sequence[float | None] = ()
+    outside: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def who(self) -> str:
@@ -112,16 +114,17 @@ def _named(labels: TaskLabels, task: ClassificationTask | DetectionTask) -> tupl
         for value in values[:1] if single else values:
             name = _class_name(value, task)
             (counts if name is not None else strange)[str(value) if name is None else name] += 1
-    findings = _several(labels, task)
+    findings = [*_several(labels, task), *_elsewhere(labels)]
     if strange and not task.skip_unknown_categories:
         what = f"{labels.who}: {sum(strange.values())} labels are not among the classes: {listed(strange)}"
         findings.append(Finding(f"{what}; configured: {listed(task.classes, 20)}", (*labels.at, "classes")))
+    empty = [window for window in empty if window not in labels.outside]
     if isinstance(task, ClassificationTask) and empty and not task.allow_invalid:
         what = f"{labels.who}: {len(empty)} of {len(labels.found)} windows have no label with the property "
         findings.append(
             Finding(f"{what}{task.property_name!r}, e.g. {empty[0]}{_other(labels)}", (*labels.at, "property_name"))
         )
-    if not single and labels.found and len(empty) == len(labels.found):
+    if not single and labels.found and len(empty) == len(labels.found) and not _all_elsewhere(labels):
         what = f"{labels.who}: no object with the property {task.property_name!r} in {len(empty)} windows"
         findings.append(Finding(what + _other(labels), (*labels.at, "property_name"), error=labels.split == "train"))
     return LabelSummary({name: counts[name] for name in task.classes}), findings
@@ -147,6 +150,22 @@ def _several(labels: TaskLabels, task: ClassificationTask | DetectionTask | Regr
     what = f"{labels.who}: {len(unlike)} of {len(labels.found)} windows have labels of several values, e.g. {example}: "
     what += f"{listed(unlike.get(str(example), []))}; the first is taken"
     return [warning(what, (*labels.at, "property_name"))] if unlike else []
+
+
+def _elsewhere(labels: TaskLabels) -> list[Finding]:
+    """Features that do not touch their window: an error where none does."""
+    count = sum(labels.outside.values())
+    if not count:
+        return []
+    what = (
+        f"{labels.who}: {count} features in {len(labels.outside)} of {len(labels.found)} windows lie outside of their "
+    )
+    what += f"window, e.g. of {next(iter(labels.outside))}: another CRS, or x and y exchanged? They are left out"
+    return [Finding(what, labels.at, error=_all_elsewhere(labels))]
+
+
+def _all_elsewhere(labels: TaskLabels) -> bool:
+    return bool(labels.outside) and not any(label for _, label in labels.found if isinstance(label, list))
 
 
 def _class_name(value: Any, task: ClassificationTask | DetectionTask) -> str | None:
@@ -200,9 +219,10 @@ def _measured(labels: TaskLabels, task: RegressionTask) -> tuple[LabelSummary, l
             numbers.append(number)
         else:
             strange.append(values[0])
-    at, findings = (*labels.at, "property_name"), _several(labels, task)
+    at, findings = (*labels.at, "property_name"), [*_several(labels, task), *_elsewhere(labels)]
     if strange:
         findings.append(Finding(f"{labels.who}: {len(strange)} labels are no finite number: {listed(strange)}", at))
+    empty = [window for window in empty if window not in labels.outside]
     if empty and not task.allow_invalid:
         what = f"{labels.who}: {len(empty)} of {len(labels.found)} windows have no label with the property "
         findings.append(Finding(f"{what}{task.property_name!r}, e.g. {empty[0]}{_other(labels)}", at))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import shapely
+import shapely.affinity
 from numpy.typing import NDArray
 from pyproj import Transformer
 from rslearn.dataset import Window
@@ -69,7 +70,21 @@ def footprints(windows: Sequence[Window]) -> _Shapes:
     # Beyond the reach of its projection: an empty outline, which nothing overlaps.
     shapes: _Shapes = np.full(len(windows), shapely.Polygon(), dtype=object)
     shapes[known] = shapely.polygons(corners[known])
+    for index in np.flatnonzero(known)[np.ptp(corners[known][..., 0], axis=1) > 180]:
+        shapes[index] = _across_180(corners[index])
     return shapes
+
+
+def _across_180(corners: NDArray[np.float64]) -> shapely.Geometry:
+    """The outline of a window on both sides of the 180th meridian, or around a pole (corners ``4 2``, degrees)."""
+    turned = np.where(corners[:, :1] < 0, corners + np.array([360, 0]), corners)
+    if np.ptp(turned[:, 0]) > 180:
+        latitude = corners[np.abs(corners[:, 1]).argmin(), 1]
+        return shapely.box(-180, latitude, 180, 90) if latitude > 0 else shapely.box(-180, -90, 180, latitude)
+    whole = shapely.Polygon(turned)
+    east = shapely.intersection(whole, shapely.box(0, -90, 180, 90))
+    west = shapely.intersection(whole, shapely.box(180, -90, 360, 90))
+    return shapely.union(east, shapely.affinity.translate(west, -360))
 
 
 def is_placeless(windows: Mapping[str, Sequence[Window]]) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rslearn.dataset import Window
+from rslearn.train.dataset import DataInput
 from rslearn.train.model_context import RasterImage
 from rslearn.utils.geometry import PixelBounds
 
@@ -56,6 +57,7 @@ class Reading:
         window: ``group/name``.
         images: by input; empty where only labels were asked for.
         labels: by input; pixels without a label are marked, see ``rslp.train.nodata``.
+        outside: features of vector labels that do not touch the window, by input.
         declared: the nodata value of the files of label rasters in which some pixels are, by input.
         fault: why it could not be read; empty if it could.
     """
@@ -63,6 +65,7 @@ class Reading:
     window: str
     images: Mapping[str, ImageStats] = field(default_factory=dict)
     labels: Mapping[str, Label] = field(default_factory=dict)
+    outside: Mapping[str, int] = field(default_factory=dict)
     declared: Mapping[str, float | None] = field(default_factory=dict)
     fault: str = ""
 
@@ -76,6 +79,12 @@ def read_window(view: View, window: Window, *, images: bool) -> Reading:
         raw = adapters.read_inputs(
             view.dataset, window, bounds=_middle(window), inputs=wanted, rng=random.Random(window.name)
         )
+        outside = {
+            key: count - len(value)
+            for key, value in raw.items()
+            if isinstance(value, list) and _reads_all(wanted[key])
+            if (count := adapters.count_features(view.dataset, window, wanted[key])) is not None
+        }
     except _UNREADABLE as error:
         return Reading(name, fault=f"{type(error).__name__}: {' '.join(str(error).split())}")
     targets = {key for key, spec in wanted.items() if spec.is_target}
@@ -90,7 +99,12 @@ def read_window(view: View, window: Window, *, images: bool) -> Reading:
         for key, value in labels.items()
         if isinstance(value, RasterImage) and bool((value.image == DECLARED).any())
     }
-    return Reading(name, stats, labels, declared)
+    return Reading(name, stats, labels, outside, declared)
+
+
+def _reads_all(spec: DataInput) -> bool:
+    """Whether a sample has the features of all of an input's layers, and not of one that is drawn."""
+    return not spec.load_all_item_groups and (spec.load_all_layers or len(spec.layers) == 1)
 
 
 def measure(modality: str, image: NDArray[np.generic]) -> ImageStats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rslearn.dataset import Window
@@ -13,11 +14,35 @@ from rslearn.train.transforms.pad import Pad
 from rslp.check.findings import Finding, KeyPath
 from rslp.check.view import View
 
+# These cut an image that is smaller than a patch as one patch.
+_SHRINKING = (
+    "rslp.helios.galileo.Galileo",
+    "rslearn.models.galileo.GalileoModel",
+    "rslearn.models.galileo.galileo.GalileoModel",
+)
 ENCODER: KeyPath = ("model", "init_args", "model", "init_args", "encoder")
 
 
-def patch_size_of(config: Mapping[str, Any]) -> int | None:
-    """The encoder's patch size in pixels as the run config says it; None where it does not."""
+@dataclass(frozen=True)
+class Patch:
+    """How the encoder cuts an image.
+
+    Attributes:
+        size: side of a patch, pixels.
+        shrinks: whether the encoder takes smaller patches where the image is smaller.
+    """
+
+    size: int
+    shrinks: bool = False
+
+    def divides(self, width: int, height: int) -> bool:
+        """Whether an image is cut without a rest."""
+        size = min(self.size, width, height) if self.shrinks else self.size
+        return width % size == 0 and height % size == 0
+
+
+def patch_of(config: Mapping[str, Any]) -> Patch | None:
+    """The encoder's patch as the run config says it; None where it does not."""
     node: Any = config
     for key in ENCODER:
         node = node.get(key) if isinstance(node, Mapping) else None
@@ -29,25 +54,25 @@ def patch_size_of(config: Mapping[str, Any]) -> int | None:
         sizes = (arguments.get("patch_size"), among.get("patch_size") if isinstance(among, Mapping) else None)
         for size in sizes:
             if isinstance(size, int) and size > 0:
-                return size
+                return Patch(size, shrinks=module.get("class_path") in _SHRINKING)
     return None
 
 
-def check_sizes(view: View, windows: Mapping[str, Sequence[Window]], patch_size: int) -> list[Finding]:
+def check_sizes(view: View, windows: Mapping[str, Sequence[Window]], patch: Patch) -> list[Finding]:
     """Crop sizes, or window sizes where nothing is cropped, that are no multiple of the patch size."""
     findings = []
     for split, found in windows.items():
         config = view.split(split)
         padded = [transform for transform in config.transforms or [] if isinstance(transform, Pad)]
         sizes = _padded_sizes(padded[-1]) if padded else image_sizes(config, found)
-        bad = {size: count for size, count in sizes.items() if size[0] % patch_size or size[1] % patch_size}
+        bad = {size: count for size, count in sizes.items() if not patch.divides(*size)}
         if not bad:
             continue
         (width, height), count = max(bad.items(), key=lambda item: item[1])
         source = "padded images" if padded else "crops" if config.get_crop_size() else "windows"
         of = "" if padded or config.get_crop_size() else f" ({count} of {len(found)})"
         what = f"dataset {view.name!r}, split {split!r}: {source} of {width}x{height} px{of} "
-        what += f"are no multiple of the encoder's patch size {patch_size} px"
+        what += f"are no multiple of the encoder's patch size {patch.size} px"
         findings.append(Finding(what, _place(view, split, cropped=config.get_crop_size() is not None)))
     return findings
 

@@ -98,7 +98,8 @@ def offset_groups(darkest: Sequence[float]) -> tuple[int, int] | None:
     """Tell whether some windows carry Sentinel-2's offset of 1000 and others do not.
 
     The darkest pixel of a window (over all dates and bands) is near 0 to a few hundred, with the offset as much above
-    1000. Two groups, apart by a gap of at least 400 around 1000, whose medians differ by about 1000, are a mixture.
+    1000. Two groups, apart by a gap of at least 400 around 1000, whose medians differ by about 1000, are a mixture,
+    if the brighter one is as narrow as the other.
 
     Args:
         darkest: per window its darkest digital number; NaN where it has none.
@@ -111,7 +112,9 @@ def offset_groups(darkest: Sequence[float]) -> tuple[int, int] | None:
     if min(len(low), len(high)) < max(2, 0.05 * len(values)):
         return None
     apart = high[0] - low[-1] >= 400 and abs(float(np.median(high) - np.median(low)) - OFFSET) < 400
-    return (len(high), len(low)) if apart else None
+    # Without the offset the brighter windows are like the others; bright ground (sand, snow, salt) is not.
+    alike = float(np.mean(high - OFFSET <= low[-1] + 200)) >= 0.9
+    return (len(high), len(low)) if apart and alike else None
 
 
 def all_offset(darkest: Sequence[float]) -> bool:

@@ -48,6 +48,7 @@ from upath import UPath
 
 from rslp.errors import DataError
 from rslp.train.nodata import NodataFormat
+from rslp.train.vectors import AllFeatures, PlainGeojson, plain_geojson
 
 RawInput = RasterImage | list[Feature]
 RawInputs = dict[str, RawInput]
@@ -59,7 +60,7 @@ def keep_formats(dataset: Dataset) -> Dataset:
     for layer in dataset.layers.values():
         if layer.type == LayerType.VECTOR:
             # A pydantic model refuses new attributes; a partial, unlike a lambda, can go to a worker process.
-            made = partial(_same, layer.instantiate_vector_format())
+            made = partial(_same, plain_geojson(layer.instantiate_vector_format()))
             object.__setattr__(layer, "instantiate_vector_format", made)
     return dataset
 
@@ -104,6 +105,17 @@ def declared_nodata(dataset: Dataset, window: Window, data_input: DataInput) -> 
                 declared: float | None = raster.metadata.nodata_value
                 return declared
     return None
+
+
+def count_features(dataset: Dataset, window: Window, data_input: DataInput) -> int | None:
+    """How many features the GeoJSON files of a vector input hold, wherever they lie; None for another format."""
+    total = 0
+    for layer, group in map(get_layer_and_group_from_dir_name, data_input.layers):
+        if not isinstance(dataset.layers[layer].instantiate_vector_format(), PlainGeojson):
+            return None
+        if window.is_layer_completed(layer, group):
+            total += len(window.data.read_vector(layer, AllFeatures(), group_idx=group))
+    return total
 
 
 @contextmanager

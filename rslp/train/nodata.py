@@ -131,18 +131,19 @@ def with_labels(inputs: Mapping[str, DataInput], task: Task) -> dict[str, DataIn
     """The inputs; what a dense task, and nothing else, learns from is a ``LabelInput``."""
     found = dict(inputs)
     for name, spec in inputs.items():
-        readers = [one for _, one, source in _readers(inputs, task) if source == name]
-        if spec.data_type != "raster" or len(readers) != 1:
+        tasks = [one for _, one, source in readers(inputs, task) if source == name]
+        if spec.data_type != "raster" or len(tasks) != 1:
             continue
-        if isinstance(readers[0], SegmentationTask | PerPixelRegressionTask):
-            found[name] = LabelInput(spec, readers[0])
+        if isinstance(tasks[0], SegmentationTask | PerPixelRegressionTask):
+            found[name] = LabelInput(spec, tasks[0])
     return found
 
 
-def _readers(inputs: Mapping[str, Any], task: Task) -> Iterator[tuple[str | None, Task, str]]:
+def readers(inputs: Mapping[str, Any], task: Task) -> Iterator[tuple[str | None, Task, str]]:
     """Name (None where there is but one task) and task, and the input that its targets come from."""
     if not isinstance(task, MultiTask):
-        yield None, task, "targets"
+        if "targets" in inputs:
+            yield None, task, "targets"
         return
     for name, one in task.tasks.items():
         for source, role in task.input_mapping.get(name, {}).items():
@@ -167,7 +168,7 @@ def lift(raw: Mapping[str, Any], inputs: Mapping[str, DataInput]) -> tuple[dict[
 
 def hide(task: Task, targets: dict[str, Any], hidden: Mapping[str, torch.Tensor]) -> None:
     """Make the pixels without a label invalid, in place, and what else is invalid a value that losses can take."""
-    for name, one, source in _readers(hidden, task):
+    for name, one, source in readers(hidden, task):
         target = targets if name is None else targets[name]
         if source not in hidden or "valid" not in target:
             continue

@@ -28,7 +28,7 @@ from rslearn.train.transforms.transform import Transform
 from rslearn.utils.geometry import PixelBounds
 
 from rslp.errors import DataError
-from rslp.train import adapters, nodata
+from rslp.train import adapters, nodata, vectors
 from rslp.train.soundness import check_finite, check_target, faults_of
 from rslp.train.store.store import SampleStore
 from rslp.train.windows import DirectWindows, Windows
@@ -251,6 +251,7 @@ class SampleSource:
         metadata = self._metadata(place, bounds)
         raw, hidden = nodata.lift(raw, wanted)
         with faults_of(f"{what}: layer {', '.join(self._layers_of(None))}: can't read the label"):
+            raw |= {name: vectors.whole_pixels(one, raw[name]) for _, one, name in nodata.readers(raw, self.task)}
             inputs, targets = adapters.process_inputs(
                 self.task, raw, metadata=metadata, load_targets=self._load_targets
             )

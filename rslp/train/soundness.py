@@ -23,7 +23,9 @@ from rslearn.train.tasks.task import Task
 from rslp.errors import DataError
 
 # What readers of broken files raise.
-UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, AssertionError, OverflowError, RasterioError)
+UNREADABLE = (
+    OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError, RasterioError
+)  # fmt: skip
 # torch's cross entropy leaves out this class.
 _IGNORED = -100
 

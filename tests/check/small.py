@@ -112,7 +112,7 @@ def options(**values: Sequence[Any]) -> Change:
     return change
 
 
-def features(*made: Callable[[float, float], dict[str, Any]], **properties: Sequence[Any]) -> Change:
+def features(*made: Callable[[float, float], dict[str, Any] | None], **properties: Sequence[Any]) -> Change:
     """Replace a window's features; each is made of the coordinates of the window's corner."""
 
     def change(window: Path, number: int) -> None:

@@ -53,6 +53,18 @@ def point(x: float, y: float) -> dict[str, Any]:
     return {"type": "Point", "coordinates": [x + 3, y + 3]}
 
 
+def elsewhere(x: float, y: float) -> dict[str, Any]:
+    return {"type": "Point", "coordinates": [x + 3000, y + 3]}
+
+
+def nowhere(x: float, y: float) -> None:  # noqa: ARG001
+    """No geometry."""
+
+
+def wide(x: float, y: float) -> dict[str, Any]:
+    return {"type": "LineString", "coordinates": [[x - 900, y + 3], [x + 900, y + 3]]}
+
+
 def tagged(**tags: Any) -> dict[str, Any]:
     return {"train_config": {"tags": {"split": "train", **tags}}}
 
@@ -100,6 +112,14 @@ CASES = [
     Case("class_called_nodata_is_none", "segment", label(half(), nodata=0), task={"nodata_value": 255}),
     Case("class_called_nodata_is_nodata", "segment", label(half(), nodata=0), task={"nodata_value": 0}),
     Case("plain", "segment", nothing),
+    Case("all_elsewhere", "classify", features(elsewhere, value=["low"]), expected=[
+        r"error: .* \d features in \d of \d windows lie outside of their window, e.g. of default/w\d+: another CRS"]),
+    Case("objects_elsewhere", "detect", features(elsewhere, value=["thing"]), expected=[
+        r"error: .* \d features in \d of \d windows lie outside of their window, e.g. of default/w\d+: another CRS"]),
+    Case("some_elsewhere", "detect", features(elsewhere, point, value=["thing", "thing"]), expected=[
+        r"warning: .* \d features in \d of \d windows lie outside of their window"]),
+    Case("without_a_geometry", "detect", features(nowhere, point, value=["thing", "thing"])),
+    Case("reaches_out_of_the_window", "regress", features(wide, value=[1.0]), expected=["labels are 1"]),
 ]  # fmt: skip
 
 

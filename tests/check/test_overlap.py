@@ -87,3 +87,35 @@ def test_a_window_beyond_its_projection_overlaps_nothing() -> None:
     windows = [window("t", (10, 10, 20, 20), lost), window("u", square(0, 0))]
     (own,) = find_overlaps({"a": {"train": windows, "val": windows}})
     assert (own.count, own.of, own.example) == (1, 2, ("g/u", "g/u"))
+
+
+def at(name: str, lon: float, lat: float, epsg: int, size: int = 64) -> Window:
+    """A window of 10 m pixels around a place."""
+    (x,), (y,) = transform("EPSG:4326", f"EPSG:{epsg}", [lon], [lat])[:2]
+    column, row = int(x // 10) - size // 2, int(y // -10) - size // 2
+    return window(name, (column, row, column + size, row + size), Projection(CRS.from_epsg(epsg), 10, -10))
+
+
+@pytest.mark.parametrize(
+    ("lon", "lat", "epsg"), [(-45, -17, 32723), (0.5, -17, 32731), (179.0, -17, 32760), (10, 60, 32632)]
+)
+def test_a_window_across_the_180th_meridian_lies_where_it_lies(lon: float, lat: float, epsg: int) -> None:
+    fiji = at("fiji", 180.0, -17.0, 32701)
+    found = find_overlaps({"a": {"train": [fiji]}, "b": {"val": [at("there", lon, lat, epsg)]}})
+    assert found == []
+
+
+@pytest.mark.parametrize("lon", [179.999, -179.999, 180.0])
+def test_what_lies_across_the_180th_meridian_is_found_from_both_sides(lon: float) -> None:
+    fiji = at("fiji", 180.0, -17.0, 32701)
+    (found,) = find_overlaps(
+        {"a": {"train": [fiji]}, "b": {"val": [at("there", lon, -17.0, 32760 if lon > 0 else 32701)]}}
+    )
+    assert found.count == 1
+
+
+def test_a_window_around_a_pole_is_on_no_other_ground() -> None:
+    pole = at("pole", 0, -90, 3031, size=2000)
+    away, near = at("away", 20, -60, 32734), at("near", 100, -89.97, 3031)
+    (found,) = find_overlaps({"a": {"train": [pole]}, "b": {"val": [away, near]}})
+    assert (found.count, found.example) == (1, ("g/near", "g/pole"))

@@ -113,3 +113,9 @@ def test_a_pixel_without_any_value_is_nodata_and_a_zero_in_one_band_is_not() -> 
     marked = np.array([[[[np.nan, -9999.0], [-32768.0, 3.0]]]])
     assert measure("sentinel1", marked).nodata == 0.75
     assert measure("sentinel1", marked).whole == Range(3, 3, True)
+
+
+@given(dark, st.lists(st.integers(1400, 4000), min_size=8, max_size=30))
+def test_bright_ground_is_no_offset(values: list[int], bright: list[int]) -> None:
+    # Sand or snow is not as evenly dark as what the offset lifts: it spreads far above.
+    assert offset_groups([*values, *bright, 2500, *[value + 700 for value in bright]]) is None
