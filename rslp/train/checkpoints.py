@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, Callback, Checkpoint
 
-from rslp.errors import CheckpointError, ConfigError, Problem
+from rslp.errors import CheckpointError, ConfigError, Problem, RunError
 from rslp.files import replacing, same_file
 from rslp.run import RunDir
 from rslp.train import adapters, collectives, preemption
@@ -23,6 +24,24 @@ from rslp.train.module import JointModule
 _TRAINABLE_KEY = "rslp_trainable"
 # What a kill then costs again is so many steps of the heads.
 _KEPT_STEPS = 100
+# What torch raises at a file that is no checkpoint: its reader trusts what it reads.
+_TORN = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+)
+# Of the weights that do not fit, so many characters are shown.
+_SHOWN = 120
 
 
 class RunCheckpoints(Checkpoint):
@@ -124,7 +143,7 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Save the end of the run; a run with more epochs, or more steps of this one, goes on from here."""
-        self._save_last(trainer, epoch_start=True)
+        self._save_last(trainer, epoch_start=not adapters.stopped_inside(trainer), ended=True)
 
     def _improves(self, dataset: str | None, *, score: float | None) -> bool:
         key = dataset or ""
@@ -133,13 +152,13 @@ class RunCheckpoints(Checkpoint):
         self._best[key] = score
         return True
 
-    def _save_last(self, trainer: Trainer, *, epoch_start: bool) -> None:
+    def _save_last(self, trainer: Trainer, *, epoch_start: bool, ended: bool = False) -> None:
         _joint(trainer.lightning_module).meters["train"].settle()
         checkpoint = adapters.dump_checkpoint(trainer)
-        if epoch_start and adapters.stopped_inside(trainer):
-            checkpoint = adapters.as_inside_epoch(checkpoint, adapters.completed_epochs(trainer) - 1)
-        elif epoch_start:
+        if epoch_start:
             checkpoint = adapters.as_epoch_start(checkpoint, adapters.completed_epochs(trainer))
+        elif ended:
+            checkpoint = adapters.as_inside_epoch(checkpoint, adapters.completed_epochs(trainer) - 1)
         self._write(trainer, checkpoint, self._run.last)
         self.saved = (checkpoint["epoch"], trainer.global_step)
         self._write_state(trainer, epoch=checkpoint["epoch"], score=self._best.get(""))
@@ -184,13 +203,19 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
     Args:
         checkpoint: what to write.
         path: where.
+
+    Raises:
+        RunError: the disk is full, or the folder can't be written to.
     """
-    with replacing(path) as stream:
-        torch.save(dict(checkpoint), stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-        if path.name == "last.ckpt" and path.exists():
-            path.replace(path.with_name("previous.ckpt"))
+    try:
+        with replacing(path) as stream:
+            torch.save(dict(checkpoint), stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+            if path.name == "last.ckpt" and path.exists():
+                path.replace(path.with_name("previous.ckpt"))
+    except OSError as error:
+        raise RunError(f"{path} can't be written: {error.strerror or error}") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -203,7 +228,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"no checkpoint at {path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, pickle.UnpicklingError, KeyError) as error:
+    except _TORN as error:
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(f"{path} can't be read as a checkpoint: {reason}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
@@ -221,4 +246,6 @@ def load_weights(module: torch.nn.Module, checkpoint: Mapping[str, Any], *, path
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
-        raise CheckpointError(f"{path} does not fit the model: {' '.join(lines)}") from error
+        shown = [line if len(line) <= _SHOWN else f"{line[:_SHOWN]} …" for line in lines[:3]]
+        more = f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""
+        raise CheckpointError(f"{path} does not fit the model: {' '.join(shown)}{more}") from error

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fsspec.implementations.local import LocalFileSystem
-from rasterio.errors import RasterioError
 from rslearn.dataset import Dataset, Window
 from rslearn.train.dataset import DataInput
 from upath import UPath
 
 from rslp.train import adapters
+from rslp.train.soundness import UNREADABLE
 from rslp.train.store import decoding, records, remote, shelf
 from rslp.train.store.decoding import NotingFormat, Unfit
 from rslp.train.store.index import WindowIndex
@@ -27,7 +27,7 @@ from rslp.train.store.shelf import Entry, SegmentWriter
 
 CHUNK = 8
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_UNREADABLE = (Unfit, OSError, ValueError, KeyError, AssertionError, NotImplementedError, RuntimeError, RasterioError)
+_UNREADABLE = (Unfit, *UNREADABLE, NotImplementedError, RuntimeError)
 
 
 class DiskFull(Exception):
