@@ -36,7 +36,7 @@ Sample = tuple[dict[str, Any], dict[str, Any], SampleMetadata]
 # What a transform raises at an image that it can't take.
 # Of what a library says of a config, in a message.
 _LONGEST = 300
-_TRANSFORM_FAULTS = (ValueError, LookupError, AssertionError, RuntimeError)
+_TRANSFORM_FAULTS = (DataError, ValueError, LookupError, AssertionError, RuntimeError)
 
 
 @dataclass(frozen=True)

@@ -201,6 +201,8 @@ OF_DATASETS = {
     "config with a storage that is none": Mistake(
         lambda p: p.write("config.json", '{"layers": {}, "storage": {"class_path": "no.such.Thing"}}'),
         (CONFIG, "no.such"),
+        # jsonargparse speaks before.
+        lines=6,
     ),
     "dataset gone": Mistake(lambda p: shutil.rmtree(p.data), ("/data does not exist",)),
     "dataset a file": Mistake(lambda p: (shutil.rmtree(p.data), p.data.write_text("")), ("/data",)),
