@@ -166,10 +166,17 @@ class RunDir:
         write_atomic(self.done_marker, json.dumps(content, indent=1) + "\n")
 
     def done(self) -> Mapping[str, Any] | None:
-        """What ``mark_done`` wrote, or None while the run is unfinished."""
+        """What ``mark_done`` wrote, or None while the run is unfinished.
+
+        Raises:
+            RunError: the file is not what ``mark_done`` writes.
+        """
         if not self.done_marker.exists():
             return None
-        marker: dict[str, Any] = json.loads(self.done_marker.read_text(encoding="utf-8"))
+        try:
+            marker: dict[str, Any] = json.loads(self.done_marker.read_bytes())
+        except ValueError as error:
+            raise RunError(f"{self.done_marker} is not what a run writes; remove it to go on ({error})") from error
         return marker
 
     def sweep(self) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
 from rslp.check.findings import Finding, KeyPath, listed, warning
 from rslp.check.making import MADE_WRONG
 from rslp.compose import pick
@@ -17,6 +19,7 @@ from rslp.train.restoring import weights_of
 _OPTIMIZER: KeyPath = ("model", "init_args", "optimizer")
 _SCHEDULER: KeyPath = ("model", "init_args", "scheduler")
 _CALLBACKS: KeyPath = ("trainer", "callbacks")
+_NO_VALIDATION: KeyPath = ("trainer", "limit_val_batches")
 _LOGGED = ("train_loss", "val_loss", "test_loss", "val/score", "val/score_loss", "epoch", "step")
 
 
@@ -47,7 +50,11 @@ def _optimizer_faults(config: Mapping[str, Any], module: JointModule) -> Iterato
         optimizer = module.optimizer_factory.build(module)
         place = _SCHEDULER
         if module.scheduler_factory is not None:
-            module.scheduler_factory.build(optimizer)
+            scheduler = module.scheduler_factory.build(optimizer)
+            if isinstance(scheduler, ReduceLROnPlateau) and pick(config, ("trainer", "limit_val_batches")) == 0:
+                yield Finding(
+                    "a plateau scheduler follows the validation score, and there is no validation", _NO_VALIDATION
+                )
     except ConfigError as error:
         for problem in error.problems:
             yield Finding(problem.what, tuple(problem.key.split(".")) if problem.key else place)

@@ -96,7 +96,8 @@ class HeliosNormalize(Transform):
                 if self.skip_missing:
                     continue
                 have = ", ".join(sorted(input_dict)) or "none"
-                raise DataError(f"HeliosNormalize: the sample has no input {modality!r}; its inputs: {have}")
+                what = f"HeliosNormalize: the sample has no input {modality!r}; its inputs: {have}"
+                raise DataError(f"{what}; skip_missing: true normalises what a sample has")
             result[modality] = self._normalize(modality, plan, input_dict[modality])
         return result, target_dict
 

@@ -35,7 +35,8 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
         start = (sys.executable, "-m", "rslp.main", "helios", "run", "--mode", mode)
         return run_in_copy(run_dir, start, checkpoint=checkpoint, trains=mode == "fit", predicts=mode == "predict")
     directory = RunDir(Path(run_dir))
-    if not directory.config.is_file() and not directory.config_of(mode).is_file():
+    config = next((path for path in (directory.config_of(mode), directory.config) if path.is_file()), None)
+    if config is None:
         raise RunError(f"{directory.config} does not exist: start the run with launch_finetune")
     if mode == "fit":
         if _is_first():
@@ -45,25 +46,25 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
         with collector_off(keep=True), late_modules():
             from rslp.train.fit import fit
 
-            _import_encoder(directory)
+            _import_encoder(config)
         return fit(directory)
     if mode == "predict":
         with collector_off(keep=True), late_modules():
             from rslp.evaluate.prediction import predict
 
-            _import_encoder(directory)
+            _import_encoder(config)
         return predict(directory, checkpoint=checkpoint)
     with collector_off(keep=True), late_modules():
         from rslp.evaluate.evaluation import evaluate
 
-        _import_encoder(directory)
+        _import_encoder(config)
     evaluate(directory, splits=("val", "test") if mode == "test" else ("val",), checkpoint=checkpoint)
     return 0
 
 
-def _import_encoder(directory: RunDir) -> None:
+def _import_encoder(config: Path) -> None:
     """Import the encoder that a config names: its package, too, imports modules in passing."""
-    if ENCODER in directory.config.read_text(encoding="utf-8"):
+    if ENCODER.encode() in config.read_bytes():
         importlib.import_module(ENCODER)
 
 

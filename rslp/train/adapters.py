@@ -13,7 +13,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -46,7 +46,7 @@ from rslearn.utils.vector_format import VectorFormat
 from torchmetrics import Metric, MetricCollection
 from upath import UPath
 
-from rslp.errors import DataError
+from rslp.errors import CheckpointError, DataError
 from rslp.train.nodata import NodataFormat
 from rslp.train.vectors import AllFeatures, PlainGeojson, plain_geojson
 
@@ -203,10 +203,10 @@ def load_windows(
         except _BROKEN_METADATA as error:
             broken.append(f"{folder}/metadata.json: {type(error).__name__}: {' '.join(str(error).split())}")
         else:
-            window.options = window.options or {}
+            window.options = cast(Any, window.options) or {}
             window._data = dataset.window_data_storage_factory.create(window)
             windows.append(window)
-            if not isinstance(window.options, dict):
+            if type(window.options) is not dict:
                 broken.append(f"{folder}/metadata.json: its options are no mapping")
     if broken:
         more = f"; and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
@@ -425,21 +425,33 @@ def keep_signal_handlers(trainer: Trainer) -> None:
     trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
 
 
-def hand_checkpoint(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+def hand_checkpoint(trainer: Trainer, checkpoint: dict[str, Any], *, path: Path) -> None:
     """Let a training go on from a checkpoint that was read already: Lightning would read its file again.
 
     Args:
         trainer: the trainer, before the training.
         checkpoint: the content of the file that ``fit`` is given as ``ckpt_path``; it is empty once it was taken over,
             so that nobody keeps it in memory.
+        path: the file, for messages.
     """
+    restore = trainer.strategy.load_optimizer_state_dict
 
     def taken(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:  # noqa: ARG001
         content = dict(checkpoint)
         checkpoint.clear()
         return content
 
+    def restored(checkpoint: Mapping[str, Any]) -> None:
+        try:
+            restore(checkpoint)
+        except (ValueError, LookupError) as error:
+            # torch compares the groups of parameters.
+            what = f"{path} does not fit the optimiser of the config ({error}): with other groups of parameters, as "
+            what += "after a change of optimizer or of what is frozen, a run can't go on; start another experiment"
+            raise CheckpointError(what) from error
+
     trainer.strategy.load_checkpoint = taken  # type: ignore[method-assign]
+    trainer.strategy.load_optimizer_state_dict = restored  # type: ignore[method-assign]
 
 
 def dataset_of(writer: RslearnWriter) -> str | None:

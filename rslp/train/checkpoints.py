@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, Callback, Checkpoint
 
-from rslp.errors import CheckpointError, ConfigError, Problem
+from rslp.errors import CheckpointError, ConfigError, Problem, RunError
 from rslp.files import replacing, same_file
 from rslp.run import RunDir
 from rslp.train import adapters, collectives, preemption
@@ -22,6 +22,8 @@ from rslp.train.restoring import UNREADABLE
 _TRAINABLE_KEY = "rslp_trainable"
 # What a kill then costs again is so many steps of the heads.
 _KEPT_STEPS = 100
+# Of the weights that do not fit, so many characters are shown.
+_SHOWN = 120
 
 
 class RunCheckpoints(Checkpoint):
@@ -123,7 +125,7 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Save the end of the run; a run with more epochs, or more steps of this one, goes on from here."""
-        self._save_last(trainer, epoch_start=True)
+        self._save_last(trainer, epoch_start=not adapters.stopped_inside(trainer), ended=True)
 
     def _improves(self, dataset: str | None, *, score: float | None) -> bool:
         key = dataset or ""
@@ -132,13 +134,13 @@ class RunCheckpoints(Checkpoint):
         self._best[key] = score
         return True
 
-    def _save_last(self, trainer: Trainer, *, epoch_start: bool) -> None:
+    def _save_last(self, trainer: Trainer, *, epoch_start: bool, ended: bool = False) -> None:
         _joint(trainer.lightning_module).meters["train"].settle()
         checkpoint = adapters.dump_checkpoint(trainer)
-        if epoch_start and adapters.stopped_inside(trainer):
-            checkpoint = adapters.as_inside_epoch(checkpoint, adapters.completed_epochs(trainer) - 1)
-        elif epoch_start:
+        if epoch_start:
             checkpoint = adapters.as_epoch_start(checkpoint, adapters.completed_epochs(trainer))
+        elif ended:
+            checkpoint = adapters.as_inside_epoch(checkpoint, adapters.completed_epochs(trainer) - 1)
         self._write(trainer, checkpoint, self._run.last)
         self.saved = (checkpoint["epoch"], trainer.global_step)
         self._write_state(trainer, epoch=checkpoint["epoch"], score=self._best.get(""))
@@ -183,13 +185,19 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
     Args:
         checkpoint: what to write.
         path: where.
+
+    Raises:
+        RunError: the disk is full, or the folder can't be written to.
     """
-    with replacing(path) as stream:
-        torch.save(dict(checkpoint), stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-        if path.name == "last.ckpt" and path.exists():
-            path.replace(path.with_name("previous.ckpt"))
+    try:
+        with replacing(path) as stream:
+            torch.save(dict(checkpoint), stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+            if path.name == "last.ckpt" and path.exists():
+                path.replace(path.with_name("previous.ckpt"))
+    except OSError as error:
+        raise RunError(f"{path} can't be written: {error.strerror or error}") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -220,4 +228,6 @@ def load_weights(module: torch.nn.Module, checkpoint: Mapping[str, Any], *, path
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
-        raise CheckpointError(f"{path} does not fit the model: {' '.join(lines)}") from error
+        shown = [line if len(line) <= _SHOWN else f"{line[:_SHOWN]} …" for line in lines[:3]]
+        more = f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""
+        raise CheckpointError(f"{path} does not fit the model: {' '.join(shown)}{more}") from error

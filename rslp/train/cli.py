@@ -105,6 +105,8 @@ def build(run: RunDir, *, training: bool, predicting: bool = False) -> Made:
     """
     path = config_for(run, predicting=predicting)
     document = read_yaml(path)
+    if not isinstance(document.data, dict):
+        raise ConfigError(Problem("is no run config: it holds no mapping", file=str(path)))
     config = resolve_paths(document.data, run.path, name=document.name, line=document.line)
     if training and (faults := trainer_faults(config.get("trainer"))):
         raise ConfigError(

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from rslp.errors import CheckpointError, RunError, TrainingError
 from rslp.run import RunDir
 from rslp.train import adapters, endings, preemption
-from rslp.train.checkpoints import RunCheckpoints, read_checkpoint
+from rslp.train.checkpoints import RunCheckpoints, load_weights, read_checkpoint
 from rslp.train.cli import build
 from rslp.train.direct import Made
 from rslp.train.metrics_log import MetricsLog
@@ -83,12 +83,16 @@ def resume_point(run: RunDir) -> Resume | None:
     for path in candidates:
         try:
             checkpoint = read_checkpoint(path)
+            if "optimizer_states" not in checkpoint:
+                raise CheckpointError(f"{path} holds weights alone, from which no run can go on")
         except CheckpointError as error:
             _say(f"warning: {error}; trying the one before")
         else:
             return Resume(path, checkpoint, epoch=checkpoint["epoch"], step=checkpoint["global_step"])
     if candidates:
-        raise CheckpointError(f"none of {', '.join(map(str, candidates))} can be read; remove them to start anew")
+        raise CheckpointError(
+            f"none of {', '.join(map(str, candidates))} can be gone on from; remove them to start anew"
+        )
     return None
 
 
@@ -116,8 +120,9 @@ def _train(cli: Made, *, run: RunDir, resume: Resume | None) -> int:
     _write_state(run, trainer, state="running", step=step)
     adapters.keep_signal_handlers(trainer)
     if resume:
+        load_weights(cli.model, resume.checkpoint, path=resume.path)
         endings.fit_to_callbacks(resume.checkpoint, trainer)
-        adapters.hand_checkpoint(trainer, resume.checkpoint)
+        adapters.hand_checkpoint(trainer, resume.checkpoint, path=resume.path)
     path = resume.path if resume else None
     try:
         with workers_watched(), preemption.notice.interrupts():

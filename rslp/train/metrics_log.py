@@ -73,7 +73,7 @@ class MetricsLog(Logger):
         """
         if not self._path.exists():
             return
-        with self._path.open(newline="", encoding="utf-8") as handle:
+        with self._path.open(newline="", encoding="utf-8", errors="replace") as handle:
             rows = [row for row in csv.DictReader(handle) if _is_before(row, step)]
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, _HEADER)

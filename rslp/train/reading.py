@@ -54,7 +54,7 @@ def workers_watched() -> Iterator[None]:
         if (death := adapters.worker_death(error)) is None:
             raise
         raise TrainingError(
-            f"a process that reads samples died ({death}), as happens when memory runs out: set "
-            "data.init_args.num_workers lower, or make batches smaller; the same command goes on from its last "
-            "checkpoint, if there is one"
+            f"a process that reads samples died ({death}), as happens when memory runs out: set data.init_args."
+            "num_workers lower, or make batches smaller; the same command goes on from its last checkpoint, if there is"
+            " one"
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import sys
 import zipfile
 from typing import Any
@@ -14,10 +15,10 @@ from rslp.errors import ConfigError, Problem
 from rslp.train import collectives
 
 KEY = "model.init_args.restore_config"
-# What torch raises at a file that holds no weights, or is torn.
+# What torch raises at a file that is no checkpoint, or is torn: its reader trusts what it reads.
 UNREADABLE = (
-    *(RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError),
-    *(zipfile.BadZipFile, pickle.UnpicklingError),
+    *(RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError, AttributeError, AssertionError),
+    *(OverflowError, MemoryError, zipfile.BadZipFile, pickle.UnpicklingError, struct.error),
 )
 
 

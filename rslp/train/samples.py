@@ -35,7 +35,9 @@ from rslp.train.windows import DirectWindows, Windows
 
 Sample = tuple[dict[str, Any], dict[str, Any], SampleMetadata]
 # What a transform raises at an image that it can't take.
-_TRANSFORM_FAULTS = (ValueError, LookupError, AssertionError, RuntimeError)
+# Of what a library says of a config, in a message.
+_LONGEST = 300
+_TRANSFORM_FAULTS = (DataError, ValueError, LookupError, AssertionError, RuntimeError)
 # Between two attempts to read an input, as in rslearn.
 RETRY_SECONDS = 5.0
 
@@ -355,8 +357,11 @@ def open_dataset(name: str, data_module: RslearnDataModule) -> Dataset:
     try:
         return adapters.keep_formats(Dataset(path))
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        said = {"extra_forbidden": "unknown key"}
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {said.get(e['type'], e['msg'])}" for e in error.errors())
         raise DataError(f"dataset {name!r}: {path}/config.json: {wrong}") from error
-    except (ValueError, LookupError, TypeError, AttributeError, ImportError, OSError) as error:
-        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    except (ValueError, LookupError, TypeError, AttributeError, ImportError, OSError, SystemExit) as error:
+        # jsonargparse, which makes a storage that a config names, ends the process at one that is none.
+        cause = error.__context__ or error if isinstance(error, SystemExit) else error
+        what = f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:_LONGEST]
         raise DataError(f"dataset {name!r}: {path}/config.json is broken: {what}") from error

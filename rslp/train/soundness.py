@@ -53,7 +53,7 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, AssertionError) and not text:
         return "rslearn's own check failed (a class that the task does not have, or a layer of another kind)"
-    return f"{type(error).__name__}: {text}" if type(error) is not Exception else text
+    return text if type(error) in (Exception, DataError) else f"{type(error).__name__}: {text}"
 
 
 def check_finite(images: Mapping[str, Any], *, inputs: Mapping[str, DataInput], what: str) -> None:

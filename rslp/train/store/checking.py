@@ -87,7 +87,9 @@ def refresh(store: Path, key: str, windows: Path, *, layers: Sequence[str], work
     names = {g: sorted(e.name for e in os.scandir(windows / g) if not e.name.startswith(".")) for g in groups}
     places = [(group, name) for group, found in names.items() for name in found]
     kept, unknown = _unchanged(old, windows, places, workers)
-    seen = [one for part in _spread(partial(_look, str(windows), tuple(layers)), unknown, workers) for one in part]
+    seen: list[Seen] = []
+    for part in _spread(partial(_look, str(windows), tuple(layers)), unknown, workers) if unknown else ():
+        seen += part
     # What is no window is looked at each time: it may be one by now.
     if old is not None and not seen and len(kept) == len(old) and old.groups == groups:
         return old
