@@ -17,7 +17,12 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Callback,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from rslearn.train.callbacks.freeze_unfreeze import FreezeUnfreeze
@@ -55,6 +60,12 @@ OWN_KEYS: dict[str, Any] = {
     "rslp_experiment": str | None,
     "rslp_description": str | None,
     "seed": int,
+}
+
+_REFUSED: dict[type[Callback], str] = {
+    GradientAccumulationScheduler: "the length of a step is part of the mixture",
+    StochasticWeightAveraging: "its average is never validated, so that no best checkpoint could hold it; "
+    "WeightAveraging and EMAWeightAveraging validate theirs",
 }
 
 # A None that a union also tried is never the cause.
@@ -117,9 +128,11 @@ def build(run: RunDir, *, training: bool, predicting: bool = False) -> Made:
     if made is None:
         with seeded(weights):
             made = _parse(whole, name=path)
-    if any(isinstance(callback, GradientAccumulationScheduler) for callback in _callbacks(made.trainer)):
-        message = "GradientAccumulationScheduler is not supported: the length of a step is part of the mixture"
-        raise ConfigError(Problem(message, file=str(path), key="trainer.callbacks"))
+    for callback in _callbacks(made.trainer):
+        for kind, why in _REFUSED.items():
+            if isinstance(callback, kind):
+                message = f"{kind.__name__} is not supported: {why}"
+                raise ConfigError(Problem(message, file=str(path), key="trainer.callbacks"))
     # Lightning's accumulation knows no counts, so the mixture takes it over.
     made.datamodule.accumulate(made.trainer.accumulate_grad_batches)
     made.trainer.accumulate_grad_batches = 1

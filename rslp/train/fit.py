@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from rslp.errors import CheckpointError
 from rslp.run import RunDir
 from rslp.train import adapters, preemption
-from rslp.train.checkpoints import read_checkpoint
+from rslp.train.checkpoints import RunCheckpoints, read_checkpoint
 from rslp.train.cli import build
 from rslp.train.direct import Made
 from rslp.train.metrics_log import MetricsLog
@@ -109,10 +109,24 @@ def _finish(cli: Made, *, run: RunDir) -> None:
     without = f", without {', '.join(left_out)}" if left_out else ""
     reached = f"{trainer.current_epoch} epochs, {trainer.global_step} steps"
     _say(f"done: {reached}{without}; --do_eval true evaluates the best checkpoint")
-    left = {"faults": faults, "nonfinite_steps": odd}
+    unmoved = _unmoved(trainer)
+    if unmoved:
+        named = ", ".join(unmoved)
+        _say(f"warning: {named}: the score was 0 in every epoch, no better than the baseline: see the validation loss")
+    left = {"faults": faults, "nonfinite_steps": odd, "unmoved": unmoved}
     _write_state(run, trainer, state="done", step=trainer.global_step, score=cli.model.score("val"), **left)
     if trainer.is_global_zero:
         run.mark_done(step=trainer.global_step, epoch=trainer.current_epoch, checkpoint=run.last)
+
+
+def _unmoved(trainer: Trainer) -> list[str]:
+    """The tasks that were never better than their baseline."""
+    return [
+        task
+        for callback in trainer.checkpoint_callbacks
+        if isinstance(callback, RunCheckpoints)
+        for task in callback.selection.unmoved()
+    ]
 
 
 def _left(trainer: Trainer, *, run: RunDir, cause: BaseException) -> int:

@@ -124,7 +124,8 @@ def test_a_run_leaves_what_the_contract_names(reference: RunDir) -> None:
     assert reference.done() is not None
     assert json.loads((reference.path / "state.json").read_text())["state"] == "done"
     names = {row["name"] for row in logged(reference)}
-    assert {"val/classify/classify/balanced_accuracy", "val/detect/detect/f1_score", "val/score"} <= names
+    detect = {f"val/detect/detect/{name}" for name in ("average_precision", "f1_score", "f1_tuned")}
+    assert {"val/classify/classify/balanced_accuracy", "val/score", *detect} <= names
     assert {"val_loss", "val_classify/accuracy", "train_loss"} <= names  # what callbacks of old configs monitor
 
 
@@ -139,11 +140,12 @@ def test_an_evaluation_is_written_with_its_floor_and_checkpoint(reference: RunDi
     evaluate(reference, splits=("val",))
     content = json.loads(reference.evaluation("val").read_text())
     rows = {(row["dataset"], row["metric"]): row for row in content["rows"]}
-    assert content["schema"] == 1
+    assert content["schema"] == 2
     assert content["checkpoint"] == "checkpoints/best.ckpt"
     assert rows["classify", "balanced_accuracy"]["floor"] == 0.5
-    assert rows["detect", "f1_score"]["floor"] == 0.0
-    keys = {"dataset", "task", "metric", "class", "value", "low", "high", "n", "floor", "higher_is_better", "primary"}
+    assert rows["detect", "average_precision"]["floor"] == 0.0
+    keys = {"dataset", "task", "metric", "class", "value", "low", "high", "interval", "n", "n_windows", "valid_share"}
+    keys |= {"classes", "floor", "higher_is_better", "primary"}
     assert all(set(row) == keys for row in content["rows"])
 
 
@@ -154,7 +156,7 @@ def test_each_kind_of_task_has_its_primary_metric_and_floor(tmp_path: Path, data
     primary = {row.dataset: (row.metric, row.n, row.floor) for row in evaluation.rows if row.primary}
     assert {name: entry[:2] for name, entry in primary.items()} == {
         "classify": ("balanced_accuracy", 3),
-        "detect": ("f1_score", 3),
+        "detect": ("average_precision", 3),
         "regress": ("r2", 3),
         "segment": ("miou", 3),
     }
