@@ -22,8 +22,9 @@ from rslearn.train.tasks.segmentation import SegmentationTask
 from rslearn.train.tasks.task import Task
 from rslearn.utils.geometry import PixelBounds
 
-# In a target: which of its boxes are counted in this crop; how many of its label pixels are valid, and of how many.
-COUNTED, PIXELS = "counted", "label_pixels"
+# In a target: which of its boxes are counted in this crop, and the boxes as they are in the window; how many of its
+# label pixels are valid, and of how many.
+COUNTED, WHOLE, PIXELS = "counted", "whole_boxes", "label_pixels"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def place_of(metadata: SampleMetadata, *, overlap: int) -> Place:
     own = own_area(crop, window, overlap=None if alone else overlap)
     offset = (crop[0] - window[0], crop[1] - window[1])
     identity = (metadata.window_group, metadata.window_name)
-    return Place(identity, offset, None if own == crop else _from_corner(own, crop), alone)
+    return Place(identity, offset, None if alone and own == crop else _from_corner(own, crop), alone)
 
 
 def _from_corner(area: PixelBounds, crop: PixelBounds) -> PixelBounds:
@@ -125,12 +126,14 @@ def counted_target(
         pixels = torch.stack([labelled.sum(), mask.sum().long()])
         return {**target, "valid": RasterImage(image, timestamps=valid.timestamps), PIXELS: pixels}
     if isinstance(task, DetectionTask) and place.own is not None and whole is not None:
-        low, high = torch.tensor(_from_corner(metadata.window_bounds, metadata.crop_bounds)).double().reshape(2, 2)
-        boxes = whole["boxes"].double()
+        low, high = torch.tensor(_from_corner(metadata.window_bounds, metadata.crop_bounds)).float().reshape(2, 2)
+        boxes = whole["boxes"]
         seen = ((boxes[:, 2:] > low) & (boxes[:, :2] < high)).all(dim=1)
         # What reaches into the window from outside counts where it is seen.
         centres = ((boxes[:, :2] + boxes[:, 2:]) / 2).clamp(low, high - 0.5)
-        return {**target, COUNTED: seen & _inside(centres, place.own)}
+        if task.clip_boxes:
+            boxes = boxes.clamp(low.repeat(2), high.repeat(2))
+        return {**target, COUNTED: seen & _inside(centres, place.own), WHOLE: boxes}
     return dict(target)
 
 
@@ -160,8 +163,8 @@ def own_detections(output: Mapping[str, Any], place: Place) -> dict[str, torch.T
 
 
 def own_objects(target: Mapping[str, Any], place: Place) -> dict[str, torch.Tensor]:
-    """The objects of a sample's target that count, in pixels from the window's corner."""
-    boxes = target["boxes"]
+    """The objects of a sample's target that count, as they are in the window, in pixels from its corner."""
+    boxes = target.get(WHOLE, target["boxes"])
     keep = target.get(COUNTED, torch.ones(len(boxes), dtype=torch.bool, device=boxes.device))
     moved = boxes + boxes.new_tensor(place.offset * 2)
     return {"boxes": moved[keep], "labels": target["labels"][keep], "valid": target["valid"]}

@@ -217,7 +217,7 @@ class TaskMetrics(torch.nn.Module):
         """
         whole = []
         for sample, place in zip(samples, places, strict=True):
-            if place.own is not None or not place.alone:
+            if place.own is not None:
                 output, target, constant = sample
                 floor = None if constant is None else own_detections(constant, place)
                 sample = own_detections(output, place), own_objects(target, place), floor

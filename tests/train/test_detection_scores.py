@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rslearn.train.tasks.detection import F1Metric
 from sklearn.metrics import average_precision_score
@@ -86,6 +86,7 @@ def slow(found: Sequence[Image], rule: dict[str, Any]) -> tuple[float, dict[floa
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
+@settings(max_examples=25)
 @given(images())
 def test_they_are_what_rslearns_counts_give(rule: dict[str, Any], found: list[Image]) -> None:
     metric = scores_of(found, **rule)
