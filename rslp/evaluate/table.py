@@ -79,7 +79,7 @@ def notes(evaluations: Sequence[Evaluation], *, unmoved: Iterable[str] = ()) -> 
         classes = {e.split: row.classes for e, row in zip(evaluations, rows, strict=True) if row and row.classes}
         parts = [f"{_listed(names)}{_of(split, classes)}" for split, names in classes.items()]
         if parts:
-            said.append(f"{_name(key)}: over the classes {'; '.join(dict.fromkeys(parts))}")
+            said.append(f"{_name(key)}: classes: {'; '.join(dict.fromkeys(parts))}")
     said += [f"{task}: the score was 0 in every epoch, no better than the floor" for task in unmoved]
     return said
 
