@@ -85,9 +85,14 @@ class RunDir:
         """Every logged value: ``step,epoch,name,value``."""
         return self.path / "metrics.csv"
 
-    def evaluation(self, split: str) -> Path:
-        """The evaluation rows of a split."""
-        return self.path / "eval" / f"{split}.json"
+    def evaluation(self, split: str, checkpoint: str | None = None) -> Path:
+        """The evaluation rows of a split: of one checkpoint, or a copy of those of the best one."""
+        folder = self.path / "eval"
+        return (folder / checkpoint if checkpoint else folder) / f"{split}.json"
+
+    def evaluations(self, split: str) -> list[Path]:
+        """The evaluation rows of a split that are there, of any checkpoint."""
+        return sorted(self.path.glob(f"eval/*/{split}.json"))
 
     @property
     def prediction_config(self) -> Path:
@@ -152,6 +157,14 @@ class RunDir:
         """Written last: the run succeeded only if it is there."""
         return self.path / "DONE.json"
 
+    def read_state(self) -> dict[str, Any]:
+        """What ``write_state`` wrote last; nothing where there is none that can be read."""
+        try:
+            state: dict[str, Any] = json.loads(self.state.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return state
+
     def write_state(self, **values: Any) -> None:
         """Replace ``state.json``; a heartbeat (seconds since 1970) is added."""
         write_atomic(self.state, json.dumps({**values, "heartbeat": time.time()}, indent=1) + "\n")
@@ -181,7 +194,8 @@ class RunDir:
 
     def sweep(self) -> None:
         """Remove what a killed process had begun to write; to be called under the lock."""
-        for folder in (self.path, self.checkpoints, self.evaluation("").parent):
+        evaluations = self.evaluation("").parent
+        for folder in (self.path, self.checkpoints, evaluations, *sorted(evaluations.glob("*/"))):
             for begun in sorted(folder.glob(".*.tmp")):
                 begun.unlink(missing_ok=True)
 

@@ -24,6 +24,7 @@ from rslearn.utils.geometry import PixelBounds, STGeometry
 
 from rslp.errors import ConfigError, Problem
 from rslp.train.batches import Batch
+from rslp.train.crops import own_area
 
 Raster = npt.NDArray[Any]
 # What a task says of one crop, or of one window: a raster C H W, or features in pixels of the window's projection.
@@ -106,17 +107,16 @@ def _plain(output: Any) -> Any:
 
 
 class DetectionMerger(CropPredictionMerger):
-    """Merges the detections of crops: where crops overlap, each object counts in one of them.
+    """Merges the detections of crops: where crops overlap, each object counts in one of them, see ``rslp.train.crops``.
 
-    It is the crop whose pixels a merged raster would have at the box's centre (rslearn's ``RasterMerger``: later crops
-    win, less half of the overlap at their left and upper edge). What lies outside the window is dropped.
+    What lies outside the window is dropped.
 
     Args:
         overlap_pixels: what neighbouring crops share.
     """
 
     def __init__(self, overlap_pixels: int = 0) -> None:
-        self._trim = overlap_pixels // 2
+        self._overlap = overlap_pixels
 
     def merge(
         self,
@@ -125,26 +125,13 @@ class DetectionMerger(CropPredictionMerger):
         layer_config: LayerConfig,  # noqa: ARG002
     ) -> list[Feature]:
         """The detections of the window."""
-        outputs = sorted(outputs, key=lambda output: (output.bounds[0], output.bounds[1]))
-        own = [self._own(output.bounds, window.bounds) for output in outputs]
-        return [
-            feature
-            for number, output in enumerate(outputs)
-            for feature in output.output
-            if _last_holding(own, feature) == number
-        ]
-
-    def _own(self, crop: PixelBounds, window: PixelBounds) -> PixelBounds:
-        left = crop[0] + (self._trim if crop[0] != window[0] else 0)
-        top = crop[1] + (self._trim if crop[1] != window[1] else 0)
-        return (left, top, min(crop[2], window[2]), min(crop[3], window[3]))
-
-
-def _last_holding(areas: Sequence[PixelBounds], feature: Feature) -> int | None:
-    """The last of the areas that holds a feature's centre."""
-    centre = feature.geometry.shp.centroid
-    holding = [number for number, (x0, y0, x1, y1) in enumerate(areas) if x0 <= centre.x < x1 and y0 <= centre.y < y1]
-    return holding[-1] if holding else None
+        found: list[Feature] = []
+        for output in sorted(outputs, key=lambda output: (output.bounds[0], output.bounds[1])):
+            x0, y0, x1, y1 = own_area(output.bounds, window.bounds, overlap=self._overlap)
+            centres = [feature.geometry.shp.centroid for feature in output.output]
+            inside = [x0 <= centre.x < x1 and y0 <= centre.y < y1 for centre in centres]
+            found += [feature for feature, counts in zip(output.output, inside, strict=True) if counts]
+        return found
 
 
 def merger_for(task: Task, outputs: Sequence[PendingCropOutput], *, overlap: int, name: str) -> CropPredictionMerger:

@@ -11,9 +11,9 @@ from rslp.errors import RunError
 from rslp.evaluate.rows import Evaluation, rows_of
 from rslp.evaluate.table import print_table
 from rslp.files import write_atomic
-from rslp.run import RunDir, sha256
+from rslp.run import RunDir
 from rslp.train import adapters
-from rslp.train.checkpoints import load_weights, read_checkpoint
+from rslp.train.checkpoints import load_weights, read_with_digest
 from rslp.train.cli import build
 from rslp.train.direct import Made
 from rslp.train.reading import workers_watched
@@ -21,7 +21,9 @@ from rslp.train.samples import SampleSource
 
 
 def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = None) -> list[Evaluation]:
-    """Evaluate a checkpoint, write ``eval/<split>.json``, print a table.
+    """Evaluate a checkpoint, write ``eval/<checkpoint>/<split>.json``, print a table.
+
+    ``eval/<split>.json`` is a copy of the best checkpoint's.
 
     Args:
         run: the run directory.
@@ -33,7 +35,7 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
         CheckpointError: the checkpoint can't be read or does not fit the run's model.
     """
     path = checkpoint_of(run, checkpoint)
-    content = read_checkpoint(path)
+    content, digest = read_with_digest(path)
     cli = build(run, training=False)
     load_weights(cli.model, content, path=path)
     cli.model.on_load_checkpoint(content)
@@ -48,20 +50,34 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
             run=f"{run.project}/{run.experiment}",
             split=split,
             checkpoint=name_in(run, path),
-            checkpoint_sha256=sha256(path),
+            checkpoint_sha256=digest,
             step=content["global_step"],
             commit=git_commit(),
             data_fingerprint=fingerprint(cli.datamodule.sources(split)),
             score=cli.model.score(split),
-            faults=tuple(cli.datamodule.faults.messages(split)),
+            bad_samples=tuple(cli.datamodule.faults.messages(split)),
             rows=rows_of(cli.model.results[split]),
         )
         if cli.trainer.is_global_zero:
-            write_atomic(run.evaluation(split), evaluation.json())
+            _write(run, evaluation, folder=_folder_of(run, path, digest))
         evaluations.append(evaluation)
     if cli.trainer.is_global_zero:
-        print_table(evaluations)
+        print_table(evaluations, unmoved=run.read_state().get("unmoved", ()))
     return evaluations
+
+
+def _folder_of(run: RunDir, path: Path, digest: str) -> str:
+    """The folder of a checkpoint's evaluations: its name if it is one that the run chooses, or a part of its hash."""
+    own = path.resolve().parent == run.checkpoints.resolve() and path.suffix == ".ckpt"
+    chosen = own and (path.stem in ("best", "last") or path.stem.startswith("best-"))
+    return path.stem if chosen else digest[:12]
+
+
+def _write(run: RunDir, evaluation: Evaluation, *, folder: str) -> None:
+    text = evaluation.json()
+    write_atomic(run.evaluation(evaluation.split, folder), text)
+    if folder == run.best().stem:
+        write_atomic(run.evaluation(evaluation.split), text)
 
 
 def checkpoint_of(run: RunDir, named: str | None) -> Path:

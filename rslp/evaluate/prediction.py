@@ -21,7 +21,7 @@ from rslp.files import read_yaml, write_atomic
 from rslp.run import RunDir, sha256
 from rslp.train import adapters
 from rslp.train.batches import Batch
-from rslp.train.checkpoints import load_weights, read_checkpoint
+from rslp.train.checkpoints import load_weights, read_with_digest
 from rslp.train.cli import build, config_for
 from rslp.train.data import MultiDatasetDataModule
 from rslp.train.direct import Made
@@ -50,12 +50,11 @@ def predict(run: RunDir, *, checkpoint: str | None = None) -> int:
     """
     path = checkpoint_of(run, checkpoint)
     with run.locked("predict"):
-        content = read_checkpoint(path)
+        content, digest = read_with_digest(path)
         cli = build(run, training=False, predicting=True)
         load_weights(cli.model, content, path=path)
         splits = _choose_splits(run, cli.datamodule)
         targets = _targets(run, cli)
-        digest = sha256(path)
         data = fingerprint(cli.datamodule.sources("predict"))
         config = sha256(config_for(run, predicting=True))
         progress = Progress.begin(run, {"checkpoint_sha256": digest, "config_sha256": config, "data_fingerprint": data})

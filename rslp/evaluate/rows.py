@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
-from rslp.train.metrics import TaskResult
+from rslp.errors import RunError
+from rslp.train.metrics import THRESHOLD, TaskResult
 
-SCHEMA = 1
+SCHEMA = 2
 # Metrics whose name ends in one of these are errors: less is better.
 _ERRORS = ("mse", "rmse", "l1", "mae", "mape", "loss")
+# Names of schema 1.
+_FORMER = {"faults": "bad_samples"}
 
 
 @dataclass(frozen=True)
@@ -21,27 +26,35 @@ class Row:
         dataset: the dataset's key.
         task: the task's name.
         metric: as logged.
-        value: of the model.
-        n: samples that it was computed from.
+        value: of the model; None where the split has no label to compute it from, or it is no finite number.
+        n: windows with a valid label: what it was computed from.
         floor: value of the best constant prediction, for the primary metric; None for others.
-        higher_is_better: direction.
+        higher_is_better: direction; None for what is no measure of quality, such as a threshold.
         primary: whether checkpoints are selected by it.
         class_name: for a value of one class alone; written as ``class``.
         low: lower end of the value's confidence interval; None while none is computed.
         high: its upper end.
+        interval: what the interval was drawn over: ``window`` or ``block``; None without one.
+        n_windows: windows that were evaluated, also those without a valid label.
+        valid_share: share of their label pixels (for labels of whole samples, of the samples) that are valid.
+        classes: the classes that the value is a mean over, of primary metrics.
     """
 
     dataset: str
     task: str
     metric: str
-    value: float
+    value: float | None
     n: int
     floor: float | None
-    higher_is_better: bool
+    higher_is_better: bool | None
     primary: bool
     class_name: str | None = None
     low: float | None = None
     high: float | None = None
+    interval: str | None = None
+    n_windows: int | None = None
+    valid_share: float | None = None
+    classes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,7 @@ class Evaluation:
         commit: git commit of the code, None outside a checkout.
         data_fingerprint: hash over the samples' identities.
         score: mean normalised score of the tasks.
-        faults: the samples that could not be used and are in no value, with what is wrong with each.
+        bad_samples: the samples that could not be used and are in no value, with what is wrong with each.
         rows: the values.
     """
 
@@ -69,15 +82,36 @@ class Evaluation:
     commit: str | None
     data_fingerprint: str
     score: float | None
-    faults: tuple[str, ...]
+    bad_samples: tuple[str, ...]
     rows: tuple[Row, ...]
 
     def json(self) -> str:
-        """The text of ``eval/<split>.json``."""
+        """The text of ``eval/<checkpoint>/<split>.json``."""
         content = asdict(self)
         for row in content["rows"]:
             row["class"] = row.pop("class_name")
-        return json.dumps({"schema": SCHEMA, **content}, indent=1) + "\n"
+        return json.dumps({"schema": SCHEMA, **content}, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def parse(cls, text: str) -> Evaluation:
+        """Read what ``json`` wrote, or what a version with schema 1 did; what that lacks is None.
+
+        Raises:
+            RunError: it is of a schema that is not known.
+        """
+        content = json.loads(text)
+        if content["schema"] not in (1, SCHEMA):
+            raise RunError(f"evaluation rows of schema {content['schema']}; this version knows 1 and {SCHEMA}")
+        rows = tuple(_parsed(row) for row in content.pop("rows"))
+        content = {_FORMER.get(key, key): value for key, value in content.items() if key != "schema"}
+        return cls(**{**content, "bad_samples": tuple(content["bad_samples"])}, rows=rows)
+
+
+def _parsed(row: dict[str, Any]) -> Row:
+    known = {field.name for field in fields(Row)}
+    content = {name: value for name, value in {**row, "class_name": row["class"]}.items() if name in known}
+    classes = content.get("classes")
+    return Row(**{**content, "classes": None if classes is None else tuple(classes)})
 
 
 def rows_of(results: Mapping[tuple[str, str], TaskResult]) -> tuple[Row, ...]:
@@ -95,9 +129,17 @@ def _row(dataset: str, *, task: str, metric: str, result: TaskResult) -> Row:
         dataset=dataset,
         task=task,
         metric=metric,
-        value=result.values[metric],
+        value=_finite(result.values[metric]),
         n=result.n,
-        floor=result.floor if primary else None,
-        higher_is_better=not metric.lower().endswith(_ERRORS),
+        floor=_finite(result.floor) if primary else None,
+        higher_is_better=None if metric == THRESHOLD else not metric.lower().endswith(_ERRORS),
         primary=primary,
+        n_windows=result.n_windows,
+        valid_share=result.valid_share,
+        classes=result.classes if primary else None,
     )
+
+
+def _finite(value: float | None) -> float | None:
+    """The value, if JSON can hold it."""
+    return value if value is not None and math.isfinite(value) else None

@@ -12,7 +12,7 @@ from rslp.files import Store
 from rslp.run import RunDir
 
 _SMALL = re.compile(
-    r"(config\.yaml|predict\.yaml|predictions\.json|job(-\w+)?\.json|state\.json|DONE\.json|metrics\.csv|eval/\w+\.json|code\.json)\Z"
+    r"(config\.yaml|predict\.yaml|predictions\.json|job(-\w+)?\.json|state\.json|DONE\.json|metrics\.csv|eval/([^/]+/)?\w+\.json|code\.json)\Z"
 )
 
 

@@ -25,8 +25,9 @@ def _finished(run: RunDir, mode: Mode, *, since: float = 0) -> bool:
         return run.done() is not None
     if mode == "predict":
         return run.prediction_marker.exists() and run.prediction_marker.stat().st_mtime >= since
-    evaluations = [run.evaluation(split) for split in _SPLITS.get(mode, ())]
-    return bool(evaluations) and all(path.exists() and path.stat().st_mtime >= since for path in evaluations)
+    # Of whichever checkpoint; a run of an earlier version has them in `eval/` alone.
+    written = [[run.evaluation(split), *run.evaluations(split)] for split in _SPLITS.get(mode, ())]
+    return bool(written) and all(any(p.exists() and p.stat().st_mtime >= since for p in paths) for paths in written)
 
 
 def checked_code(run: RunDir, mode: Mode, code: int) -> tuple[int, str]:

@@ -24,6 +24,7 @@ from typing import Any, cast
 import torch
 import yaml
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from rasterio.io import DatasetReader
 from rslearn.config import LayerType
@@ -33,9 +34,13 @@ from rslearn.dataset.window import get_layer_and_group_from_dir_name
 from rslearn.train.all_crops_dataset import get_window_crop_options
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput, SplitConfig, check_window, is_data_input_available, read_data_input
+from rslearn.train.metrics import NonScalarMetricOutput
 from rslearn.train.model_context import RasterImage, SampleMetadata
 from rslearn.train.prediction_writer import RslearnWriter
+from rslearn.train.tasks.detection import DetectionMetric
 from rslearn.train.tasks.multi_task import MultiTask
+from rslearn.train.tasks.regression import RegressionAccuracy
+from rslearn.train.tasks.segmentation import MeanIoUMetric
 from rslearn.train.tasks.task import Task
 from rslearn.utils import raster_format
 from rslearn.utils.feature import Feature
@@ -43,16 +48,19 @@ from rslearn.utils.fsspec import iter_nonhidden, iter_nonhidden_subdirs
 from rslearn.utils.geometry import PixelBounds
 from rslearn.utils.raster_format import RasterFormat
 from rslearn.utils.vector_format import VectorFormat
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MeanAbsoluteError, MeanAbsolutePercentageError, MeanSquaredError, Metric, MetricCollection
+from torchmetrics import R2Score as StockR2
 from upath import UPath
 
 from rslp.errors import CheckpointError, DataError
+from rslp.train.metric_types import WithinFactor
 from rslp.train.nodata import NodataFormat
 from rslp.train.vectors import AllFeatures, PlainGeojson, plain_geojson
 
 RawInput = RasterImage | list[Feature]
 RawInputs = dict[str, RawInput]
 _MODALITIES = "get_modalities_to_process"
+_SUMS = (MeanSquaredError, MeanAbsoluteError, MeanAbsolutePercentageError, StockR2, MeanIoUMetric)
 
 
 def keep_formats(dataset: Dataset) -> Dataset:
@@ -486,6 +494,45 @@ def _alone() -> bool:
     return False
 
 
+def precise_metrics(metrics: MetricCollection) -> MetricCollection:
+    """The metrics of a task, with sums and counts in double precision.
+
+    torchmetrics sums in single precision, where a count of pixels ends at 2^24. rslearn's ``RegressionAccuracy`` counts
+    outside of torchmetrics' states, so that several processes would not add up.
+    """
+    for metric in metrics.modules():
+        inner = getattr(metric, "metric", None)
+        if isinstance(inner, RegressionAccuracy):
+            metric.metric = WithinFactor(inner.factor)
+        elif isinstance(inner, _SUMS):
+            inner.set_dtype(torch.float64)
+    return metrics
+
+
+def scalars(metrics: MetricCollection) -> dict[str, float | None]:
+    """The scalar values of all metrics by name; None of one that can't be computed from what it has seen.
+
+    One by one: torchmetrics' own collection gives nothing at all if one of them fails, as R2 does of a single sample.
+    """
+    values: dict[str, float | None] = {}
+    for name, metric in metrics.items(keep_base=True):
+        try:
+            computed = metric.compute()
+        except (ValueError, RuntimeError):
+            values[name] = None
+            continue
+        for key, value in computed.items() if isinstance(computed, dict) else [(name, computed)]:
+            if _is_scalar(value):
+                # torchmetrics' mean average precision is -1 where there is no object.
+                nothing = isinstance(metric, DetectionMetric) and float(value) < 0
+                values[key] = None if nothing else float(value)
+    return values
+
+
+def _is_scalar(value: Any) -> bool:
+    return not isinstance(value, NonScalarMetricOutput) and (not isinstance(value, torch.Tensor) or value.numel() == 1)
+
+
 def metric_states(metrics: torch.nn.Module) -> list[dict[str, Any]]:
     """The state of each metric inside a module, on the CPU, in an order that all processes share."""
     states = []
@@ -579,6 +626,21 @@ def scales_gradients(trainer: Trainer) -> bool:
 def dump_checkpoint(trainer: Trainer, *, weights_only: bool = False) -> dict[str, Any]:
     """Lightning's checkpoint as a mapping, before it is written."""
     checkpoint: dict[str, Any] = trainer._checkpoint_connector.dump_checkpoint(weights_only)
+    return checkpoint
+
+
+def dump_validated(trainer: Trainer) -> dict[str, Any]:
+    """The weights that the validation which has just ended was of, as a checkpoint without the rest of a run's state.
+
+    A callback of Lightning's ``WeightAveraging`` swaps its average in for a validation alone.
+    """
+    checkpoint = dump_checkpoint(trainer, weights_only=True)
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, WeightAveraging):
+            callback.on_save_checkpoint(trainer, trainer.lightning_module, checkpoint)
+            for key in ("current_model_state", "averaging_state"):
+                checkpoint.pop(key, None)
     return checkpoint
 
 

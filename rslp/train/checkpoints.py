@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -18,6 +19,7 @@ from rslp.train import adapters, collectives, preemption
 from rslp.train.freezing import stages_of
 from rslp.train.module import JointModule
 from rslp.train.restoring import UNREADABLE
+from rslp.train.selection import Selection
 
 _TRAINABLE_KEY = "rslp_trainable"
 # What a kill then costs again is so many steps of the heads.
@@ -29,6 +31,7 @@ _SHOWN = 120
 class RunCheckpoints(Checkpoint):
     """Writes ``checkpoints/{last,best,best-<dataset>}.ckpt`` of a run directory.
 
+    Best is the highest validation score, of equal ones the lowest validation loss; see ``rslp.train.selection``.
     ``last.ckpt`` stands at the beginning of an epoch, or after a multiple of ``every_n_steps`` optimiser steps: never
     by the clock. Epochs that read kept features alone may take less time than a checkpoint does: of these, those end
     with one in which a multiple of ``_KEPT_STEPS`` steps lies. ``best*.ckpt`` hold the weights alone.
@@ -47,18 +50,18 @@ class RunCheckpoints(Checkpoint):
             raise ConfigError(Problem(what, key="trainer.callbacks"))
         self._run = RunDir(Path(run_dir))
         self._every = every_n_steps
-        self._best: dict[str, float] = {}
+        self.selection = Selection()
         self._trainable: frozenset[str] | None = None
         # Epoch and step of what this process saved last as the point to go on from.
         self.saved: tuple[int, int] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The best scores so far."""
-        return {"best": dict(self._best)}
+        return self.selection.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the best scores of the run that is gone on with."""
-        self._best = dict(state_dict["best"])
+        self.selection.load_state_dict(state_dict)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """Keep which parameters train: callbacks that thaw at an epoch's start do not act on a resume inside it."""
@@ -73,6 +76,7 @@ class RunCheckpoints(Checkpoint):
         preemption.notice.training = True
         if collectives.any_of(preemption.notice.received is not None, device=pl_module.device):
             _leave()
+        self.selection.begin(_joint(pl_module))
         if self._trainable is not None:
             for name, parameter in pl_module.named_parameters():
                 parameter.requires_grad = name in self._trainable
@@ -117,22 +121,15 @@ class RunCheckpoints(Checkpoint):
         if trainer.sanity_checking or not adapters.has_trained(trainer):
             return
         module = _joint(pl_module)
-        better = [d for d in [None, *module.datasets()] if self._improves(d, score=module.score("val", d))]
+        better = self.selection.improved(module)
         if better:
-            checkpoint = adapters.dump_checkpoint(trainer, weights_only=True)
+            checkpoint = adapters.dump_validated(trainer)
             self._write(trainer, checkpoint, *map(self._run.best, better))
         self._write_state(trainer, epoch=trainer.current_epoch + 1, score=module.score("val"))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Save the end of the run; a run with more epochs, or more steps of this one, goes on from here."""
         self._save_last(trainer, epoch_start=not adapters.stopped_inside(trainer), ended=True)
-
-    def _improves(self, dataset: str | None, *, score: float | None) -> bool:
-        key = dataset or ""
-        if score is None or score <= self._best.get(key, float("-inf")):
-            return False
-        self._best[key] = score
-        return True
 
     def _save_last(self, trainer: Trainer, *, epoch_start: bool, ended: bool = False) -> None:
         _joint(trainer.lightning_module).meters["train"].settle()
@@ -143,7 +140,7 @@ class RunCheckpoints(Checkpoint):
             checkpoint = adapters.as_inside_epoch(checkpoint, adapters.completed_epochs(trainer) - 1)
         self._write(trainer, checkpoint, self._run.last)
         self.saved = (checkpoint["epoch"], trainer.global_step)
-        self._write_state(trainer, epoch=checkpoint["epoch"], score=self._best.get(""))
+        self._write_state(trainer, epoch=checkpoint["epoch"], score=self.selection.best_score())
         # A starter ends all processes with the first that leaves: none may, before the file is there.
         trainer.strategy.barrier()
 
@@ -200,8 +197,27 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
         raise RunError(f"{path} can't be written: {error.strerror or error}") from error
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_with_digest(path: Path) -> tuple[dict[str, Any], str]:
+    """A checkpoint and the sha256 of its file: of the same file, also where a training replaces it meanwhile.
+
+    Raises:
+        CheckpointError: as ``read_checkpoint``.
+    """
+    try:
+        with path.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            handle.seek(0)
+            return read_checkpoint(path, handle), digest
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
+
+
+def read_checkpoint(path: Path, handle: BinaryIO | None = None) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; only tensors and plain values are unpickled.
+
+    Args:
+        path: where it is.
+        handle: the file, where it is open already.
 
     Raises:
         CheckpointError: missing, torn, or not a checkpoint.
@@ -209,7 +225,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(handle or path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(f"{path} can't be read as a checkpoint: {reason}") from error

@@ -159,10 +159,24 @@ def _finish(cli: Made, *, run: RunDir) -> None:
     reached = f"{epoch} epochs, {step} steps"
     reached += f" (it ended early, of {early['of']}, by {early['by']})" if early else ""
     _say(f"done: {reached}{without}; --do_eval true evaluates the best checkpoint")
-    left = {"faults": faults, "nonfinite_steps": odd}
+    unmoved = _unmoved(trainer)
+    if unmoved:
+        named = ", ".join(unmoved)
+        _say(f"warning: {named}: the score was 0 in every epoch, no better than the baseline: see the validation loss")
+    left = {"faults": faults, "nonfinite_steps": odd, "unmoved": unmoved}
     _write_state(run, trainer, state="done", step=trainer.global_step, score=cli.model.score("val"), **left)
     if trainer.is_global_zero:
         run.mark_done(step=step, epoch=epoch, checkpoint=run.last, ended_early=early)
+
+
+def _unmoved(trainer: Trainer) -> list[str]:
+    """The tasks that were never better than their baseline."""
+    return [
+        task
+        for callback in trainer.checkpoint_callbacks
+        if isinstance(callback, RunCheckpoints)
+        for task in callback.selection.unmoved()
+    ]
 
 
 def _left(trainer: Trainer, *, run: RunDir, resume: Resume | None) -> int:

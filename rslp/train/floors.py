@@ -19,6 +19,7 @@ from rslearn.train.tasks.task import Task
 
 from rslp.errors import DataError
 from rslp.files import write_atomic
+from rslp.train.counts import precise
 from rslp.train.samples import SampleSource
 
 # Dataset -> task -> majority class, or mean label (in the units of the loss); plain numbers that a checkpoint can hold.
@@ -131,7 +132,7 @@ def constant_output(task: Task, constant: float, target: Mapping[str, Any]) -> A
     if isinstance(task, SegmentationTask):
         return _one_hot(int(constant), task.num_classes, target["classes"].get_hw_tensor())
     values = target["values"].get_hw_tensor() if isinstance(task, PerPixelRegressionTask) else target["value"]
-    return torch.full_like(values, constant, dtype=torch.float32)
+    return torch.full_like(values, constant, dtype=precise(values.device))
 
 
 def _one_hot(index: int, classes: int, like: torch.Tensor) -> torch.Tensor:

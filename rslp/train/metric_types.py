@@ -1,12 +1,31 @@
-"""Metrics made of counts and sums, so that they add up over batches and processes."""
+"""Metrics made of counts, moments and scores in double precision, so that they add up over batches and processes.
+
+Each is the same, up to rounding, however its samples are ordered and divided. Without a label their value is NaN.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 import torch
 from torchmetrics import Metric
 
+from rslp.train.detections import Curve, compatible, matched
 
-class BalancedAccuracy(Metric):
+_NO_VALUE = float("nan")
+
+
+class ClassMetric(Metric):
+    """A metric that is a mean over classes."""
+
+    def classes(self) -> list[int]:
+        """The classes that the mean runs over."""
+        raise NotImplementedError
+
+
+class BalancedAccuracy(ClassMetric):
     """Mean recall over the classes that occur among the labels (Brodersen et al. 2010).
 
     Args:
@@ -27,37 +46,206 @@ class BalancedAccuracy(Metric):
         self.support += torch.bincount(labels, minlength=classes)
         self.hits += torch.bincount(labels[preds.argmax(dim=1) == labels], minlength=classes)
 
+    def classes(self) -> list[int]:
+        """Those that occur among the labels."""
+        return [index for index, count in enumerate(self.support.tolist()) if count]
+
     def compute(self) -> torch.Tensor:
-        """The mean recall; 0 without labels."""
+        """The mean recall."""
         present = self.support > 0
-        if not present.any():
-            return torch.zeros(())
-        return (self.hits[present] / self.support[present]).mean()
+        return (self.hits[present].double() / self.support[present]).mean()
+
+
+class MeanIoU(ClassMetric):
+    """Mean over classes of intersection / union, both counted over all pixels of a split.
+
+    Args:
+        num_classes: number of classes.
+        without: a class that takes no part in the mean, such as one that means nodata.
+    """
+
+    hits: torch.Tensor
+    predicted: torch.Tensor
+    labelled: torch.Tensor
+
+    def __init__(self, num_classes: int, *, without: int | None = None) -> None:
+        super().__init__()
+        self._without = without
+        for name in ("hits", "predicted", "labelled"):
+            self.add_state(name, default=torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, preds: torch.Tensor, labels: torch.Tensor) -> None:
+        """Add predictions ``N C`` (scores) and labels ``N`` (class indices)."""
+        classes, chosen = len(self.hits), preds.argmax(dim=1)
+        self.hits += torch.bincount(labels[chosen == labels], minlength=classes)
+        self.predicted += torch.bincount(chosen, minlength=classes)
+        self.labelled += torch.bincount(labels, minlength=classes)
+
+    def classes(self) -> list[int]:
+        """Those that occur among the labels or the predictions."""
+        seen = (self.predicted + self.labelled).tolist()
+        return [index for index, count in enumerate(seen) if count and index != self._without]
+
+    def compute(self) -> torch.Tensor:
+        """The mean."""
+        chosen = self.classes()
+        union = (self.predicted + self.labelled - self.hits)[chosen]
+        return (self.hits[chosen].double() / union).mean()
 
 
 class R2(Metric):
-    """Coefficient of determination, 1 - SSE / SST, from sums in double precision.
+    """Coefficient of determination, 1 - SSE / SST, SST being taken around the mean of the labels.
 
-    SST is taken around the mean of the labels seen. It is 0 by convention where the labels do not vary.
+    Mean and SST come from merging the moments of parts (Chan, Golub & LeVeque 1983): differences of sums of squares
+    would lose what labels such as 1e6 +- 1 differ by.
     """
 
-    sums: torch.Tensor
+    moments: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        # n, sum of labels, sum of squared labels, sum of squared errors
-        self.add_state("sums", default=torch.zeros(4, dtype=torch.float64), dist_reduce_fx="sum")
+        # n, mean of the labels, sum of their squared distances from it, sum of squared errors
+        self.add_state("moments", default=torch.zeros(4, dtype=torch.float64), dist_reduce_fx=_merged)
 
     def update(self, preds: torch.Tensor, labels: torch.Tensor) -> None:
         """Add predictions and labels of one shape."""
+        if not labels.numel():
+            return
         y, p = labels.double().flatten(), preds.double().flatten()
-        ones = torch.ones_like(y)
-        self.sums += torch.stack([ones.sum(), y.sum(), (y * y).sum(), ((y - p) ** 2).sum()])
+        # Around the first label, so that equal labels have their mean exactly, and no variation.
+        shifted = y - y[0]
+        mean = shifted.mean()
+        n = torch.full_like(mean, float(len(y)))
+        part = torch.stack([n, y[0] + mean, ((shifted - mean) ** 2).sum(), ((y - p) ** 2).sum()])
+        self.moments = _merged(torch.stack([self.moments, part]))
 
     def compute(self) -> torch.Tensor:
-        """The coefficient; 0 where the labels do not vary."""
-        n, total, squares, errors = self.sums
-        variation = squares - total * total / n.clamp(min=1)
-        if variation <= 0:
-            return torch.zeros((), dtype=torch.float64)
-        return torch.sub(1, errors / variation)
+        """The coefficient; 0 by convention where the labels do not vary."""
+        n, _, variation, errors = self.moments
+        if n == 0:
+            return torch.full_like(n, _NO_VALUE)
+        return torch.zeros_like(n) if variation <= 0 else 1 - errors / variation
+
+
+def _merged(parts: torch.Tensor) -> torch.Tensor:
+    """The moments of all parts (rows: n, mean, sum of squared distances, sum of squared errors) together."""
+    total = parts[0]
+    for part in parts[1:]:
+        n = total[0] + part[0]
+        apart = part[1] - total[1]
+        share = part[0] / n.clamp(min=1)
+        squares = total[2] + part[2] + apart * apart * total[0] * share
+        total = torch.stack([n, total[1] + apart * share, squares, total[3] + part[3]])
+    return total
+
+
+class WithinFactor(Metric):
+    """Share of predictions p with l (1 - f) <= p <= l (1 + f), l being the label.
+
+    Args:
+        factor: f.
+    """
+
+    counts: torch.Tensor
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self._factor = factor
+        self.add_state("counts", default=torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, preds: torch.Tensor, labels: torch.Tensor) -> None:
+        """Add predictions and labels of one shape."""
+        near = (preds >= labels * (1 - self._factor)) & (preds <= labels * (1 + self._factor))
+        self.counts += torch.stack([near.sum(), torch.full_like(near.sum(), near.numel())])
+
+    def compute(self) -> torch.Tensor:
+        """The share."""
+        return self.counts[0].double() / self.counts[1]
+
+
+class DetectionScores(ClassMetric):
+    """Average precision and F1 of detections, over all score thresholds at once.
+
+    At each threshold the true positives are the largest number of pairs of a detection and an object of its class that
+    fit together, as rslearn's ``F1Metric`` counts them; they depend on no order, also where scores are equal. Average
+    precision is the area under precision as a function of recall, precision at a recall being the highest one at that
+    recall or a higher one ("all points", PASCAL VOC 2010, Everingham et al. 2010; COCO samples the same curve at 101
+    recalls).
+
+    Args:
+        num_classes: number of classes.
+        cmp_mode: what fits: ``iou``, boxes of at least this intersection over union, or ``distance``, boxes whose
+            centres are at most this many pixels apart.
+        cmp_threshold: the limit.
+        flatten_classes: count all classes together; otherwise the mean over the classes that have objects is taken.
+    """
+
+    scores: list[torch.Tensor]
+    hits: list[torch.Tensor]
+    labels: list[torch.Tensor]
+    objects: torch.Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        cmp_mode: str = "iou",
+        cmp_threshold: float = 0.5,
+        flatten_classes: bool = True,
+    ) -> None:
+        super().__init__()
+        self._rule = (cmp_mode, cmp_threshold)
+        self._flat = flatten_classes
+        for name in ("scores", "hits", "labels"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+        self.add_state("objects", default=torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, preds: list[Mapping[str, Any]], targets: list[Mapping[str, Any]]) -> None:
+        """Add images: detections ``{boxes N 4, labels N, scores N}`` and objects ``{boxes M 4, labels M}``."""
+        for pred, target in zip(preds, targets, strict=True):
+            order = torch.argsort(pred["scores"], descending=True)
+            order = order[torch.isfinite(pred["scores"][order])]
+            labels = pred["labels"][order]
+            fits = compatible(target["boxes"], pred["boxes"][order], rule=self._rule)
+            fits &= (labels[:, None] == target["labels"][None, :]).cpu().numpy()
+            self.scores.append(pred["scores"][order].double().cpu())
+            self.labels.append(labels.cpu())
+            self.hits.append(torch.from_numpy(matched(fits)))
+            self.objects += torch.bincount(target["labels"], minlength=len(self.objects))
+
+    def classes(self) -> list[int]:
+        """Those that have objects."""
+        return [index for index, count in enumerate(self.objects.tolist()) if count]
+
+    def curves(self) -> list[Curve]:
+        """One for all classes, or one for each that has objects."""
+        scores, hits, labels = (
+            torch.cat([part.cpu() for part in parts]).numpy() if parts else np.zeros(0)
+            for parts in (self.scores, self.hits, self.labels)
+        )
+        counts = self.objects.tolist()
+        if self._flat:
+            return [Curve.of(scores, hits, objects=sum(counts))] if sum(counts) else []
+        return [Curve.of(scores[labels == i], hits[labels == i], objects=counts[i]) for i in self.classes()]
+
+    def compute(self) -> torch.Tensor:
+        """The average precision."""
+        return torch.tensor(_mean([curve.average_precision() for curve in self.curves()]), dtype=torch.float64)
+
+    def f1(self, threshold: float) -> float:
+        """F1 of the detections whose score is at least the threshold."""
+        return _mean([float(curve.f1(np.array([threshold]))[0]) for curve in self.curves()])
+
+    def best_threshold(self) -> float | None:
+        """The score threshold with the highest F1, of equal ones the highest; None where none has a true positive."""
+        curves = self.curves()
+        thresholds = np.unique(np.concatenate([curve.thresholds for curve in curves])) if curves else np.zeros(0)
+        if not len(thresholds):
+            return None
+        values = np.mean([curve.f1(thresholds) for curve in curves], axis=0)
+        best = len(values) - 1 - int(values[::-1].argmax())
+        return float(thresholds[best]) if values[best] > 0 else None
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values)) if values else _NO_VALUE

@@ -1,24 +1,34 @@
-"""What a task is judged by: its primary metric, the floor under it, and the metrics that its config asks for."""
+"""What a task is judged by: its primary metric, the baseline under it, and the metrics that its config asks for."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rslearn.train.metrics import NonScalarMetricOutput
-from rslearn.train.tasks.classification import ClassificationMetric, ClassificationTask
-from rslearn.train.tasks.detection import DetectionMetric, DetectionTask, F1Metric
-from rslearn.train.tasks.per_pixel_regression import PerPixelRegressionMetricWrapper, PerPixelRegressionTask
-from rslearn.train.tasks.regression import RegressionMetricWrapper, RegressionTask
-from rslearn.train.tasks.segmentation import MeanIoUMetric, SegmentationMetric, SegmentationTask
+from rslearn.train.model_context import RasterImage
+from rslearn.train.tasks.classification import ClassificationTask
+from rslearn.train.tasks.detection import DetectionTask
+from rslearn.train.tasks.per_pixel_regression import PerPixelRegressionTask
+from rslearn.train.tasks.regression import RegressionTask
+from rslearn.train.tasks.segmentation import SegmentationTask
 from rslearn.train.tasks.task import Task
 from torchmetrics import Metric
 
 from rslp.train import adapters
-from rslp.train.metric_types import R2, BalancedAccuracy
+from rslp.train.crops import Place, joined, own_detections, own_objects
+from rslp.train.metric_types import R2, BalancedAccuracy, ClassMetric, DetectionScores, MeanIoU
+from rslp.train.tally import Tally
+from rslp.train.transfer import tensors_to
+
+F1, F1_TUNED, THRESHOLD = "f1_score", "f1_tuned", "f1_threshold"
+Target = Mapping[str, Any]
+# Output, target and constant prediction.
+Sample = tuple[Any, Target, Any]
+Window = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -39,48 +49,104 @@ class TaskResult:
     """What a split says of one task.
 
     Attributes:
-        values: every scalar metric by name.
+        values: every scalar metric by name; None where the split has no label to compute it from.
         primary: name of the primary metric, None for a kind of task that has none.
         floor: the primary metric of the constant prediction learnt from the training labels.
-        score: the primary metric normalised to 0 (floor) … 1 (best); None without a primary metric.
-        n: number of samples.
+        score: the primary metric normalised to 0 (floor) … 1 (best); None without a value of it.
+        n: number of windows with a valid label.
+        n_windows: number of windows.
+        valid_share: share of their label pixels that are valid; for labels of whole samples, of the samples.
+        classes: the classes that the primary metric is a mean over, by name; None for one that is no such mean.
+        threshold: of a detector the score threshold that ``f1_tuned`` is at.
     """
 
-    values: Mapping[str, float]
+    values: Mapping[str, float | None]
     primary: str | None
     floor: float | None
     score: float | None
     n: int
+    n_windows: int
+    valid_share: float | None
+    classes: tuple[str, ...] | None = None
+    threshold: float | None = None
 
 
 def normalised(value: float, *, floor: float, best: float) -> float:
-    """Clip((value - floor) / (best - floor), 0, 1); 0 where the floor is already the best."""
-    if best == floor:
+    """Clip((value - floor) / (best - floor), 0, 1); 0 where the floor is the best already, or nothing is finite."""
+    if best == floor or not math.isfinite(value):
         return 0.0
     return min(1.0, max(0.0, (value - floor) / (best - floor)))
 
 
 def primary_metric(task: Task) -> tuple[Primary, Metric] | None:
-    """The primary metric of a task, over lists of rslearn's outputs and targets.
+    """The primary metric of a task, over what ``_pairs`` gives; None for a kind that is not known.
 
     Classification: balanced accuracy (mean recall of the classes that occur). Segmentation: mean IoU over the pixels of
-    a split, of the classes that occur. Detection: F1 at the task's ``score_threshold``, boxes matched as its
-    ``f1_metric_kwargs`` say. Regression: R2.
+    a split, of the classes that occur. Detection: average precision, boxes matched as the task's ``f1_metric_kwargs``
+    say, of all classes together unless these say otherwise. Regression: R2.
     """
     if isinstance(task, ClassificationTask):
-        return Primary("balanced_accuracy"), ClassificationMetric(BalancedAccuracy(len(task.classes)))
+        return Primary("balanced_accuracy"), BalancedAccuracy(len(task.classes))
     if isinstance(task, SegmentationTask):
-        iou = MeanIoUMetric(task.num_classes, nodata_value=task.nodata_value, ignore_missing_classes=True)
-        return Primary("miou"), SegmentationMetric(iou, pass_probabilities=False)
+        return Primary("miou"), MeanIoU(task.num_classes, without=task.nodata_value)
     if isinstance(task, DetectionTask):
-        # Over all classes together: a mean over classes would count the background, which is never detected, as 0.
-        options = {"num_classes": len(task.classes), "flatten_classes": True, **task.f1_metric_kwargs}
-        return Primary("f1_score"), DetectionMetric(F1Metric(score_thresholds=[task.score_threshold], **options))
-    if isinstance(task, RegressionTask):
-        return Primary("r2"), RegressionMetricWrapper(R2(), scale_factor=task.scale_factor)
-    if isinstance(task, PerPixelRegressionTask):
-        return Primary("r2"), PerPixelRegressionMetricWrapper(R2(), scale_factor=task.scale_factor)
+        rule = {k: v for k, v in task.f1_metric_kwargs.items() if k in ("cmp_mode", "cmp_threshold", "flatten_classes")}
+        return Primary("average_precision"), DetectionScores(len(task.classes), **rule)
+    if isinstance(task, RegressionTask | PerPixelRegressionTask):
+        return Primary("r2"), R2()
     return None
+
+
+def _pairs(task: Task, outputs: Sequence[Any], targets: Sequence[Target]) -> tuple[Any, Any]:
+    """Predictions and labels as a primary metric takes them, of what is valid alone.
+
+    Scores ``N C`` and classes ``N`` of samples or pixels; values ``N`` and ``N`` in the units of the data and in double
+    precision; or the detections and the objects of each image.
+    """
+    if isinstance(task, DetectionTask):
+        valid = [i for i, target in enumerate(targets) if bool(target["valid"])]
+        return [outputs[i] for i in valid], [targets[i] for i in valid]
+    pairs = [_valid(task, output, target) for output, target in zip(outputs, targets, strict=True)]
+    preds, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    if isinstance(task, RegressionTask | PerPixelRegressionTask):
+        return preds.double() / task.scale_factor, labels.double() / task.scale_factor
+    return preds, labels
+
+
+def _valid(task: Task, output: torch.Tensor, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
+    """The valid predictions and labels of one sample."""
+    if isinstance(task, ClassificationTask):
+        mask = target["valid"].reshape(1) > 0
+        return output.reshape(1, -1)[mask], target["class"].reshape(1)[mask]
+    if isinstance(task, RegressionTask):
+        mask = target["valid"].reshape(1) > 0
+        return output.reshape(1)[mask], target["value"].reshape(1)[mask]
+    mask = target["valid"].get_hw_tensor() > 0
+    if isinstance(task, SegmentationTask):
+        return output.movedim(0, -1)[mask], target["classes"].get_hw_tensor()[mask]
+    values = target["values"].get_hw_tensor()
+    return output.reshape(values.shape)[mask], values[mask]
+
+
+def _without_ignored(task: Task, target: Target) -> Target:
+    """The target with pixels of torch's class to ignore (-100), which no metric takes, made invalid."""
+    if not isinstance(task, SegmentationTask):
+        return target
+    classes, valid = target["classes"].image, target["valid"].image
+    return {**target, "classes": RasterImage(classes.clamp(min=0)), "valid": RasterImage(valid * (classes >= 0))}
+
+
+def _names(task: Task) -> list[str]:
+    """The names of a task's classes."""
+    if isinstance(task, ClassificationTask | DetectionTask):
+        return list(task.classes)
+    if isinstance(task, SegmentationTask):
+        return list(task.class_names or map(str, range(task.num_classes)))
+    return []
+
+
+# What one process has seen: the tally, parts of windows, and the states of the metrics.
+State = tuple[Tally, dict[Window, list[Sample]], list[dict[str, Any]]]
 
 
 class TaskMetrics(torch.nn.Module):
@@ -88,74 +154,150 @@ class TaskMetrics(torch.nn.Module):
 
     Args:
         task: the task, whose config says which further metrics it wants.
-        constant: makes the constant prediction for a target, learnt from the training labels; None means unknown.
     """
 
     def __init__(self, task: Task) -> None:
         super().__init__()
-        self.metrics = task.get_metrics()
+        self.task = task
+        self.metrics = adapters.precise_metrics(task.get_metrics())
         chosen = primary_metric(task)
         self.primary = chosen[0] if chosen else None
         self.metric = chosen[1] if chosen else None
         self.floor_metric = copy.deepcopy(self.metric)
-        self.n = 0
+        self._tally = Tally()
+        self._parts: dict[Window, list[Sample]] = {}
         adapters.keep_to_itself(self)
 
-    def state(self) -> tuple[int, list[dict[str, Any]]]:
+    def state(self) -> State:
         """What this process has seen, on the CPU."""
-        return self.n, adapters.metric_states(self)
+        return self._tally, self._parts, adapters.metric_states(self)
 
-    def merge(self, states: list[tuple[int, list[dict[str, Any]]]]) -> None:
+    def merge(self, states: Sequence[State]) -> None:
         """Take up what all processes have seen.
 
         Args:
             states: what ``state`` gave in each of them, by rank.
         """
-        self.n = sum(n for n, _ in states)
-        adapters.merge_metric_states(self, [parts for _, parts in states])
+        self._tally, self._parts = Tally(), {}
+        for tally, parts, _ in states:
+            self._tally.join(tally)
+            for window, of_window in parts.items():
+                self._parts.setdefault(window, []).extend(of_window)
+        adapters.merge_metric_states(self, [metrics for _, _, metrics in states])
 
-    def update(self, outputs: list[Any], *, targets: list[dict[str, Any]], constants: list[Any] | None) -> None:
+    def update(
+        self,
+        outputs: Sequence[Any],
+        *,
+        targets: Sequence[Target],
+        constants: Sequence[Any] | None,
+        places: Sequence[Place] | None = None,
+    ) -> None:
         """Add a batch.
 
         Args:
             outputs: predictions of rslearn's head, one per sample.
             targets: targets of the task, one per sample.
             constants: the constant prediction for each sample, None when no training labels are known.
+            places: where each sample lies; each is a window of its own if they are not given.
         """
-        self.n += len(outputs)
-        self.metrics.update(outputs, targets)
-        if self.metric is not None:
-            self.metric.update(outputs, targets)
-        if self.floor_metric is not None and constants is not None:
-            self.floor_metric.update(constants, targets)
+        places = places or self._tally.new_windows(len(outputs))
+        targets = [_without_ignored(self.task, target) for target in targets]
+        for target, place in zip(targets, places, strict=True):
+            self._tally.add(target, place.window)
+        samples: list[Sample] = list(zip(outputs, targets, constants or [None] * len(outputs), strict=True))
+        if isinstance(self.task, DetectionTask):
+            samples = self._whole(samples, places)
+        self._add(samples)
 
-    def result(self) -> TaskResult:
-        """Compute everything and reset."""
-        values = self._values()
-        self.metrics.reset()
-        if self.primary is None or self.metric is None or self.floor_metric is None:
-            result = TaskResult(values, None, None, None, self.n)
-        else:
-            value = values[self.primary.name] = float(self.metric.compute())
-            known = self.floor_metric.update_called
-            floor = float(self.floor_metric.compute()) if known else 0.0
-            score = normalised(value, floor=floor, best=self.primary.best)
-            result = TaskResult(values, self.primary.name, floor if known else None, score, self.n)
-            self.metric.reset()
-            self.floor_metric.reset()
-        self.n = 0
+    def _whole(self, samples: Sequence[Sample], places: Sequence[Place]) -> list[Sample]:
+        """The samples that are the only ones of their windows; parts of others wait until all are there.
+
+        What is detected in one crop may be an object that counts in its neighbour.
+        """
+        whole = []
+        for sample, place in zip(samples, places, strict=True):
+            if place.own is not None:
+                output, target, constant = sample
+                floor = None if constant is None else own_detections(constant, place)
+                sample = own_detections(output, place), own_objects(target, place), floor
+            if place.alone:
+                whole.append(sample)
+            elif bool(sample[1]["valid"]):
+                self._parts.setdefault(place.window, []).append(tensors_to(sample, torch.device("cpu")))
+        return whole
+
+    def _add(self, samples: Sequence[Sample]) -> None:
+        if not samples:
+            return
+        outputs, targets, constants = (list(column) for column in zip(*samples, strict=True))
+        self.metrics.update(outputs, targets)
+        if self.metric is None or self.floor_metric is None:
+            return
+        preds, labels = _pairs(self.task, outputs, targets)
+        if len(labels):
+            self.metric.update(preds, labels)
+            if constants[0] is not None:
+                self.floor_metric.update(*_pairs(self.task, constants, targets))
+
+    def result(self, *, threshold: float | None = None, tune: bool = True) -> TaskResult:
+        """Compute everything and reset.
+
+        Args:
+            threshold: of a detector the score threshold that was chosen on the validation split.
+            tune: choose it on this split.
+        """
+        for _, parts in sorted(self._parts.items()):
+            outputs, targets, constants = zip(*parts, strict=True)
+            whole = (joined(outputs), joined(targets), None if constants[0] is None else joined(constants))
+            self._add([tensors_to(whole, self._device())])
+        result = self._computed(threshold, tune=tune)
+        for metric in (self.metrics, self.metric, self.floor_metric):
+            if metric is not None:
+                metric.reset()
+        self._tally, self._parts = Tally(), {}
         return result
 
-    def _values(self) -> dict[str, float]:
-        try:
-            computed = self.metrics.compute()
-        except ValueError:
-            # torchmetrics refuses R2 of one sample, as a small validation split or a debugging limit leaves it.
-            if self.n > 1:
-                raise
-            return {}
-        return {name: float(value) for name, value in computed.items() if _is_scalar(value)}
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self.metric is None else self.metric.device
+
+    def _computed(self, threshold: float | None, *, tune: bool) -> TaskResult:
+        tally, primary = self._tally, self.primary
+        values: dict[str, float | None] = dict.fromkeys(map(str, self.metrics.keys()))
+        if tally.labelled:
+            values = adapters.scalars(self.metrics)
+        floor, score, classes = None, None, None
+        if primary is not None:
+            value, floor = _value(self.metric), _value(self.floor_metric)
+            values[primary.name] = value
+            score = None if value is None else normalised(value, floor=floor or 0.0, best=primary.best)
+        if score is not None and isinstance(self.metric, ClassMetric):
+            classes = tuple(_names(self.task)[index] for index in self.metric.classes())
+        if score is not None and isinstance(self.metric, DetectionScores):
+            threshold = self.metric.best_threshold() if tune else threshold
+            values |= self._f1(self.metric, threshold, tune=tune)
+        return TaskResult(
+            values=values,
+            primary=None if primary is None else primary.name,
+            floor=floor,
+            score=score,
+            n=len(tally.labelled),
+            n_windows=len(tally.windows),
+            valid_share=tally.valid_share,
+            classes=classes,
+            threshold=threshold,
+        )
+
+    def _f1(self, scores: DetectionScores, threshold: float | None, *, tune: bool) -> dict[str, float | None]:
+        """F1 at the task's own score threshold, and at the one that was chosen on the validation split."""
+        found: dict[str, float | None] = {F1: scores.f1(float(getattr(self.task, "score_threshold", 0.5)))}
+        if threshold is not None:
+            return found | {F1_TUNED: scores.f1(threshold), THRESHOLD: threshold}
+        return found | {F1_TUNED: 0.0} if tune else found
 
 
-def _is_scalar(value: Any) -> bool:
-    return not isinstance(value, NonScalarMetricOutput) and (not isinstance(value, torch.Tensor) or value.numel() == 1)
+def _value(metric: Metric | None) -> float | None:
+    """What a metric comes to; None if it has seen no label, a detector's no object."""
+    if metric is None or not metric.update_called or (isinstance(metric, DetectionScores) and not metric.classes()):
+        return None
+    return float(metric.compute())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from lightning.pytorch.utilities.types import LRSchedulerTypeUnion, OptimizerLRSchedulerConfig
 from rslearn.train.lightning_module import RestoreConfig, RslearnLightningModule
 from rslearn.train.model_context import ModelContext
 from rslearn.train.optimizer import OptimizerFactory
@@ -17,8 +19,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from rslp.errors import ConfigError, Problem
-from rslp.train import adapters, collectives, floors, freezing, preemption, restoring, warmup
+from rslp.train import adapters, collectives, floors, freezing, plateau, preemption, restoring, warmup
 from rslp.train.batches import Batch
+from rslp.train.crops import place_of
 from rslp.train.data import MultiDatasetDataModule
 from rslp.train.finite import FiniteGuard, FinitePolicy, OnNonfinite
 from rslp.train.losses import LossMeter
@@ -31,6 +34,7 @@ from rslp.train.shares import agreed, shares, weighted
 FLOORS_KEY = "rslp_floors"
 LOSSES_KEY = "rslp_train_losses"
 FINITE_KEY = "rslp_nonfinite"
+THRESHOLDS_KEY = "rslp_thresholds"
 Results = dict[tuple[str, str], TaskResult]
 
 
@@ -102,6 +106,10 @@ class JointModule(RslearnLightningModule):
         self._resting = freezing.Resting()
         self.constants: floors.Constants = {}
         self.results: dict[str, Results] = {}
+        # Score thresholds of detectors, chosen on the last validation: dataset -> task -> threshold.
+        self.thresholds: dict[str, dict[str, float]] = {}
+        self._val_losses: dict[str | None, float] = {}
+        self._without_value: set[tuple[str, str, str]] = set()
         # A step that is left out because it is not finite is not in the epoch's mean either.
         self.meters = {split: LossMeter(only_finite=split == "train") for split in ("train", "val", "test")}
         self._asked_to_leave = False
@@ -125,14 +133,16 @@ class JointModule(RslearnLightningModule):
             self.constants = self.trainer.strategy.broadcast(learnt)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the floors, which an evaluation would need training labels for, and the losses since the epoch began."""
+        """Keep floors and thresholds, which come from other splits, and the losses since the epoch began."""
         checkpoint[FLOORS_KEY] = self.constants
+        checkpoint[THRESHOLDS_KEY] = self.thresholds
         checkpoint[LOSSES_KEY] = self.meters["train"].state()
         checkpoint[FINITE_KEY] = self.finite.state_dict()
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take the floors and losses of the run that is gone on with."""
+        """Take the floors, thresholds and losses of the run that is gone on with."""
         self.constants = checkpoint.get(FLOORS_KEY, {})
+        self.thresholds = checkpoint.get(THRESHOLDS_KEY, {})
         if LOSSES_KEY in checkpoint and collectives.first():
             self.meters["train"].load([checkpoint[LOSSES_KEY]])
         if FINITE_KEY in checkpoint:
@@ -161,8 +171,16 @@ class JointModule(RslearnLightningModule):
             if self.trainer.limit_val_batches == 0:
                 what = "a plateau scheduler follows the validation score, and trainer.limit_val_batches is 0"
                 raise ConfigError(Problem(what, key="model.init_args.scheduler"))
-            config |= {"monitor": "val/score_loss", "frequency": self.trainer.check_val_every_n_epoch or 1}
+            frequency = self.trainer.check_val_every_n_epoch or 1
+            # An epoch without a score, as of a split without a valid label, is no step of the scheduler.
+            config |= {"monitor": "val/score_loss", "frequency": frequency, "strict": False}
         return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[typeddict-item]
+
+    def lr_scheduler_step(self, scheduler: LRSchedulerTypeUnion, metric: Any | None) -> None:
+        """Step a scheduler; a plateau scheduler looks at the validation loss where the score stays what it was."""
+        if isinstance(scheduler, ReduceLROnPlateau):
+            plateau.forgive_ties(scheduler, float(metric or 0), loss=self.validation_loss())
+        super().lr_scheduler_step(scheduler, metric)
 
     def on_fit_start(self) -> None:
         """At a run's first start, load the weights that ``restore_config`` names.
@@ -278,6 +296,19 @@ class JointModule(RslearnLightningModule):
         scores = [r.score for (d, _), r in results.items() if r.score is not None and dataset in (None, d)]
         return sum(scores) / len(scores) if scores else None
 
+    def validation_loss(self, dataset: str | None = None) -> float:
+        """The loss of the last validation, of the run or of one dataset; infinite where there is none."""
+        loss = self._val_losses.get(dataset, math.inf)
+        return loss if math.isfinite(loss) else math.inf
+
+    def primary_metrics(self, dataset: str | None = None) -> dict[str, str | None]:
+        """The names of the primary metrics by ``<dataset>/<task>``, of the run or of one dataset."""
+        return {
+            f"{d}/{task}": None if metrics.primary is None else metrics.primary.name
+            for (d, task), metrics in sorted(self._metrics.items())
+            if dataset in (None, d)
+        }
+
     def _place_metrics(self) -> None:
         for metrics in self._metrics.values():
             metrics.to(self.device)
@@ -318,11 +349,13 @@ class JointModule(RslearnLightningModule):
         counts = self.model.loss_counts(batch.dataset, batch.targets)
         self.meters[split].add(batch.dataset, losses=output.losses, counts=counts, samples=len(batch.inputs))
         outputs = list(output.outputs)
+        overlap = self._data_module().sources(split)[batch.dataset].overlap
+        places = [place_of(metadata, overlap=overlap) for metadata in batch.metadatas]
         for task in self._tasks_of(batch.dataset):
             targets = [target[task] for target in batch.targets]
             metrics = self._metrics[batch.dataset, task]
             constants = self._constants(batch.dataset, task=task, targets=targets)
-            metrics.update([out[task] for out in outputs], targets=targets, constants=constants)
+            metrics.update([out[task] for out in outputs], targets=targets, constants=constants, places=places)
 
     def _constants(self, dataset: str, *, task: str, targets: list[dict[str, Any]]) -> list[Any] | None:
         constant = self.constants.get(dataset, {}).get(task)
@@ -358,15 +391,32 @@ class JointModule(RslearnLightningModule):
     def _finish(self, split: str) -> None:
         self._meet(split)
         self.meters[split].settle()
-        results = {key: metrics.result() for key, metrics in self._metrics.items()}
-        self.results[split] = results
+        self.results[split] = {key: self._result(split, *key) for key in self._metrics}
         logged = self._from_first(self.meters[split].values(split))
-        for (dataset, task), result in results.items():
+        if split == "val":
+            self._val_losses = {d: logged.get(f"val/{d}/loss", math.inf) for d in self.datasets()}
+            self._val_losses[None] = logged.get("val_loss", math.inf)
+        for (dataset, task), result in self.results[split].items():
             for name, value in result.values.items():
-                logged[f"{split}/{dataset}/{task}/{name}"] = value
-                logged[f"{split}_{task}/{name}"] = value
+                if value is not None:
+                    logged[f"{split}/{dataset}/{task}/{name}"] = value
+                    logged[f"{split}_{task}/{name}"] = value
         score = self.score(split)
         if score is not None:
             logged[f"{split}/score"] = score
             logged[f"{split}/score_loss"] = 1 - score
         self.log_dict(logged)
+
+    def _result(self, split: str, dataset: str, task: str) -> TaskResult:
+        """What a split says of a task; says once where it says nothing."""
+        chosen = self.thresholds.get(dataset, {}).get(task)
+        result = self._metrics[dataset, task].result(threshold=chosen, tune=split == "val")
+        if split == "val" and result.threshold is not None:
+            self.thresholds.setdefault(dataset, {})[task] = result.threshold
+        if result.primary and result.score is None and (split, dataset, task) not in self._without_value:
+            self._without_value.add((split, dataset, task))
+            what = "no object" if result.n else "no valid label"
+            message = f"{dataset}/{task}: {what} in the {split} split: {result.primary} has no value there"
+            if collectives.first():
+                sys.stderr.write(f"warning: {message}, and the score leaves it out\n")
+        return result

@@ -28,7 +28,7 @@ from rslearn.train.transforms.transform import Transform
 from rslearn.utils.geometry import PixelBounds
 
 from rslp.errors import DataError
-from rslp.train import adapters, nodata, vectors
+from rslp.train import adapters, crops, nodata, vectors
 from rslp.train.soundness import check_finite, check_target, faults_of
 from rslp.train.store.store import SampleStore
 from rslp.train.windows import DirectWindows, Windows
@@ -121,6 +121,9 @@ class SampleSource:
         self.background: Set[str] = frozenset()
         self._config = adapters.split_config(data_module, split)
         self._load_targets = split != "predict" and not self._config.get_skip_targets()
+        # Training is on what crops hold; an evaluation counts what several of them hold once.
+        self._counts_once = split in ("val", "test") and self._load_targets
+        self._unclipped = crops.unclipped(self.task) if self._counts_once else None
         inputs = nodata.with_labels(data_module.inputs, data_module.task)
         self._inputs = {k: v for k, v in inputs.items() if self._load_targets or not v.is_target}
         self._transforms = Sequential(*map(self._told_of_targets, self._config.transforms or []))
@@ -260,6 +263,8 @@ class SampleSource:
         if self._load_targets:
             nodata.hide(self.task, targets, hidden)
             self._check(targets, what=what)
+        if self._counts_once:
+            targets = self._counted(targets, raw=raw, metadata=metadata)
         return raw, (inputs, targets, metadata)
 
     def _read_input(
@@ -275,6 +280,19 @@ class SampleSource:
                 rng.setstate(drawn)
                 time.sleep(RETRY_SECONDS)
         return self._windows.read(window, bounds=bounds, inputs=inputs, rng=rng)
+
+    def _counted(self, targets: dict[str, Any], *, raw: adapters.RawInputs, metadata: SampleMetadata) -> dict[str, Any]:
+        """The targets with what of them counts in this crop."""
+        place = crops.place_of(metadata, overlap=self.overlap)
+        whole: dict[str, Any] = {}
+        if self._unclipped is not None and place.own is not None:
+            whole = adapters.process_inputs(self._unclipped, raw, metadata=metadata, load_targets=True)[1]
+        if not isinstance(self.task, MultiTask):
+            return crops.counted_target(self.task, targets, metadata=metadata, place=place, whole=whole)
+        return {
+            name: crops.counted_target(task, targets[name], metadata=metadata, place=place, whole=whole.get(name))
+            for name, task in self.task.tasks.items()
+        }
 
     def _metadata(self, place: _Place, bounds: PixelBounds) -> SampleMetadata:
         """Without ``dataset_source``, which rslearn's MultiTask would take for a task's name."""

@@ -29,11 +29,13 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     ("accumulate_grad_batches", lambda value: isinstance(value, int) and value < 1, "must be a whole number from 1"),
 )
-# Callbacks that look for a batch size or a learning rate where a joint run has several.
-_TUNERS = {
+# Callbacks that can't do in a joint run what they are for.
+_CALLBACKS = {
     "BatchSizeFinder": "a run has a batch size for each dataset: set `batch_sizes` of the data module",
     "LearningRateFinder": "the learning rate is the optimizer's: set `lr` of `model.init_args.optimizer`",
     "GradientAccumulationScheduler": "the length of a step is part of the mixture: set `accumulate_grad_batches`",
+    "StochasticWeightAveraging": "its average is never validated, so that no best checkpoint could hold it; "
+    "WeightAveraging and EMAWeightAveraging validate theirs",
 }
 
 
@@ -54,6 +56,6 @@ def trainer_faults(trainer: Any) -> list[tuple[tuple[str | int, ...], str]]:
     callbacks = trainer.get("callbacks")
     for position, callback in enumerate(callbacks if isinstance(callbacks, list) else []):
         name = str(callback.get("class_path") if isinstance(callback, Mapping) else "").rpartition(".")[2]
-        if name in _TUNERS:
-            faults.append((("trainer", "callbacks", position), f"{name} is not supported: {_TUNERS[name]}"))
+        if name in _CALLBACKS:
+            faults.append((("trainer", "callbacks", position), f"{name} is not supported: {_CALLBACKS[name]}"))
     return faults

@@ -117,6 +117,12 @@ def test_an_evaluation_has_succeeded_if_its_results_are_newer_than_it(tmp_path: 
     record = Record.of(Job(run=run, mode="test"), engine="slurm", id="1", plan="")
     assert state(run, record) == "unknown"
     for split in ("val", "test"):
+        other = run.evaluation(split, "last")
+        other.parent.mkdir(exist_ok=True)
+        other.write_text("{}")
+    assert state(run, record) == "succeeded"
+    for split in ("val", "test"):
+        run.evaluation(split, "last").unlink()
         run.evaluation(split).touch()
     assert state(run, record) == "succeeded"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,15 @@ from rslearn.models.olmoearth_pretrain.model import OlmoEarth
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput, ModelDataset, SplitConfig
 from rslearn.train.tasks.classification import ClassificationTask
+from rslearn.train.tasks.detection import DetectionTask
+from rslearn.train.tasks.per_pixel_regression import PerPixelRegressionTask
+from rslearn.train.tasks.regression import RegressionAccuracy, RegressionTask
 from rslearn.train.tasks.segmentation import SegmentationTask
 from upath import UPath
 
 from rslp.helios.model import Helios
 from rslp.train import adapters
+from rslp.train.metric_types import WithinFactor
 from rslp.train.model import JointModel
 from tests.helios import tiny_helios
 from tests.tiny import write_dataset
@@ -122,3 +127,47 @@ def test_tokens_lie_in_the_models_order(
     parts = {name: torch.full((1, 1, 1), float(name == "sentinel1")) for name in given}
     tokens, _ = encoder.collapse_and_combine_hwtc(parts | {f"{name}_mask": torch.zeros(1, 1) for name in given})
     assert tokens.flatten().tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(("kind", "options"), [("regression", {"use_accuracy_metric": True}), ("per pixel", {})])
+def test_sums_are_in_double_precision(kind: str, options: dict[str, Any]) -> None:
+    task: Any = (RegressionTask if kind == "regression" else PerPixelRegressionTask)(
+        **({"property_name": "p"} if kind == "regression" else {}), metrics=["mse", "l1", "r2", "mape"], **options
+    )
+    metrics = adapters.precise_metrics(task.get_metrics())
+    for name, wrapper in metrics.items():
+        states = [getattr(wrapper.metric, state) for state in wrapper.metric._defaults]
+        assert states, name
+        assert all(value.dtype in (torch.float64, torch.int64) for value in states), name
+        if name == "accuracy":
+            assert isinstance(wrapper.metric, WithinFactor)
+
+
+def test_a_share_within_a_factor_is_rslearns_and_adds_up() -> None:
+    preds, labels = torch.tensor([1.0, 1.4, 3.0, 0.2]), torch.tensor([1.1, 1.0, 3.0, 1.0])
+    stock, ours = RegressionAccuracy(0.2), WithinFactor(0.2)
+    for part in (slice(0, 1), slice(1, 4)):
+        stock.update(preds[part], labels[part])
+        ours.update(preds[part], labels[part])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert float(ours.compute()) == float(stock.compute()) == 0.5
+
+
+def test_one_metric_that_cannot_be_computed_leaves_the_others() -> None:
+    """Torchmetrics refuses R2 of one sample, and its collection gives nothing then."""
+    task = RegressionTask(property_name="p", metrics=["mse", "r2"])
+    metrics = adapters.precise_metrics(task.get_metrics())
+    metrics.update([torch.tensor(1.0)], [{"value": torch.tensor(3.0), "valid": torch.tensor(1.0)}])
+    with pytest.raises(ValueError, match="at least two samples"):
+        metrics.compute()
+    assert adapters.scalars(metrics) == {"mse": 4.0, "r2": None}
+
+
+def test_mean_average_precision_without_an_object_is_no_value() -> None:
+    task = DetectionTask(property_name="p", classes=["bg", "thing"])
+    metrics = adapters.precise_metrics(task.get_metrics())
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    metrics.update([nothing | {"scores": torch.zeros(0)}], [nothing | {"valid": torch.tensor(1)}])
+    assert float(metrics.compute()["mAP"]) == -1
+    assert adapters.scalars(metrics) == {"mAP": None}

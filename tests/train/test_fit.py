@@ -6,6 +6,7 @@ import copy
 import csv
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rslp.errors import CheckpointError, ConfigError, DataError, RunError
 from rslp.evaluate.evaluation import evaluate
-from rslp.run import RunDir
+from rslp.run import RunDir, sha256
 from rslp.train import adapters, preemption
-from rslp.train.checkpoints import read_checkpoint
+from rslp.train.checkpoints import read_checkpoint, read_with_digest
 from rslp.train.fit import fit
 from tests.tiny import four_datasets, run_config, write_dataset, write_run
 
@@ -124,7 +125,8 @@ def test_a_run_leaves_what_the_contract_names(reference: RunDir) -> None:
     assert reference.done() is not None
     assert json.loads((reference.path / "state.json").read_text())["state"] == "done"
     names = {row["name"] for row in logged(reference)}
-    assert {"val/classify/classify/balanced_accuracy", "val/detect/detect/f1_score", "val/score"} <= names
+    detect = {f"val/detect/detect/{name}" for name in ("average_precision", "f1_score", "f1_tuned")}
+    assert {"val/classify/classify/balanced_accuracy", "val/score", *detect} <= names
     assert {"val_loss", "val_classify/accuracy", "train_loss"} <= names  # what callbacks of old configs monitor
 
 
@@ -139,12 +141,42 @@ def test_an_evaluation_is_written_with_its_floor_and_checkpoint(reference: RunDi
     evaluate(reference, splits=("val",))
     content = json.loads(reference.evaluation("val").read_text())
     rows = {(row["dataset"], row["metric"]): row for row in content["rows"]}
-    assert content["schema"] == 1
+    assert content["schema"] == 2
     assert content["checkpoint"] == "checkpoints/best.ckpt"
     assert rows["classify", "balanced_accuracy"]["floor"] == 0.5
-    assert rows["detect", "f1_score"]["floor"] == 0.0
-    keys = {"dataset", "task", "metric", "class", "value", "low", "high", "n", "floor", "higher_is_better", "primary"}
+    assert rows["detect", "average_precision"]["floor"] == 0.0
+    keys = {"dataset", "task", "metric", "class", "value", "low", "high", "interval", "n", "n_windows", "valid_share"}
+    keys |= {"classes", "floor", "higher_is_better", "primary"}
     assert all(set(row) == keys for row in content["rows"])
+
+
+def test_each_checkpoint_has_its_own_evaluation_and_the_best_one_a_copy(tmp_path: Path, reference: RunDir) -> None:
+    evaluate(reference, splits=("val", "test"))
+    best = {split: reference.evaluation(split).read_text() for split in ("val", "test")}
+    elsewhere = tmp_path / "mine.ckpt"
+    shutil.copyfile(reference.last, elsewhere)
+    digest = sha256(elsewhere)
+    for path, folder in ((reference.last, "last"), (reference.best("detect"), "best-detect"), (elsewhere, digest[:12])):
+        evaluate(reference, splits=("val",), checkpoint=str(path))
+        content = json.loads(reference.evaluation("val", folder).read_text())
+        assert content["checkpoint_sha256"] == sha256(path)
+    assert {split: reference.evaluation(split).read_text() for split in best} == best
+    assert {split: reference.evaluation(split, "best").read_text() for split in best} == best
+    folders = {path.parent.name for path in reference.evaluations("val")}
+    assert folders == {"best", "last", "best-detect", digest[:12]}
+    assert len(reference.evaluations("test")) == 1
+
+
+def test_a_checkpoint_is_read_and_hashed_as_one_file(tmp_path: Path, reference: RunDir) -> None:
+    """A training may replace it between the two."""
+    path = tmp_path / "best.ckpt"
+    shutil.copyfile(reference.last, path)
+    content, digest = read_with_digest(path)
+    assert digest == sha256(path)
+    assert same(content["state_dict"], weights(reference.last))
+    for broken in (tmp_path / "missing.ckpt", tmp_path):
+        with pytest.raises(CheckpointError):
+            read_with_digest(broken)
 
 
 def test_each_kind_of_task_has_its_primary_metric_and_floor(tmp_path: Path, data: dict[str, tuple[str, str]]) -> None:
@@ -154,7 +186,7 @@ def test_each_kind_of_task_has_its_primary_metric_and_floor(tmp_path: Path, data
     primary = {row.dataset: (row.metric, row.n, row.floor) for row in evaluation.rows if row.primary}
     assert {name: entry[:2] for name, entry in primary.items()} == {
         "classify": ("balanced_accuracy", 3),
-        "detect": ("f1_score", 3),
+        "detect": ("average_precision", 3),
         "regress": ("r2", 3),
         "segment": ("miou", 3),
     }

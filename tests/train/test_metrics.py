@@ -19,6 +19,7 @@ from rslearn.train.tasks.segmentation import SegmentationTask
 from rslearn.train.tasks.task import Task
 from sklearn.metrics import balanced_accuracy_score, r2_score
 
+from rslp.train.crops import Place
 from rslp.train.floors import constant_output, learn_constant
 from rslp.train.metric_types import R2, BalancedAccuracy
 from rslp.train.metrics import TaskMetrics, normalised, primary_metric
@@ -130,7 +131,7 @@ def test_the_constant_prediction_scores_the_floor_and_the_truth_the_best(kind: s
     metrics.update(constants, targets=targets, constants=constants)
     worst = metrics.result()
     assert worst.score == 0.0
-    assert worst.n == len(targets)
+    assert worst.n_windows == len(targets)
     metrics.update([truth(task, target) for target in targets], targets=targets, constants=constants)
     best = metrics.result()
     assert best.primary is not None
@@ -184,15 +185,16 @@ def test_what_several_processes_saw_adds_up_also_if_one_saw_nothing(kind: str, c
     constants = [constant_output(task, constant, target) for target in targets]
     ranks = [TaskMetrics(task) for _ in range(3)]
     whole = TaskMetrics(task)
+    places = [Place(("group", str(i)), (0, 0), None, alone=True) for i in range(len(targets))]
     for metrics, part in (
         (whole, slice(None)), (ranks[0], slice(0, cut)), (ranks[2], slice(cut, None))
     ):  # fmt: skip
         if outputs[part]:
-            metrics.update(outputs[part], targets=targets[part], constants=constants[part])
+            metrics.update(outputs[part], targets=targets[part], constants=constants[part], places=places[part])
     states = [metrics.state() for metrics in ranks]
     expected = whole.result()
     assert len(expected.values) >= 2
     for metrics in ranks:
         metrics.merge(states)
         assert metrics.result() == expected
-        assert metrics.n == 0
+        assert metrics.result().n_windows == 0

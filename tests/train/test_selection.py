@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -15,6 +18,7 @@ from rslp.errors import ConfigError
 from rslp.run import RunDir
 from rslp.train.checkpoints import RunCheckpoints, read_checkpoint
 from rslp.train.fit import fit
+from rslp.train.plateau import forgive_ties
 from tests.tiny import run_config, write_dataset, write_run
 from tests.train.test_fit import Killed, same, weights
 
@@ -35,7 +39,8 @@ class Watch(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         scores = {name: pl_module.score("val", name) for name in (None, *pl_module.datasets())}  # type: ignore[operator]
-        loss = float(trainer.callback_metrics["val_loss"])
+        losses = {"": "val_loss", **{d: f"val/{d}/loss" for d in pl_module.datasets()}}  # type: ignore[operator]
+        loss = {name: float(trainer.callback_metrics[key]) for name, key in losses.items()}
         self._write(scores={name or "": score for name, score in scores.items()}, loss=loss, step=trainer.global_step)
 
     def _write(self, **what: Any) -> None:
@@ -83,26 +88,43 @@ def test_the_best_weights_are_those_of_the_best_score(run: RunDir) -> None:
     _, found = seen(run)
     best = {}
     for name in ("", "classify", "regress"):
-        best[name] = max(found, key=lambda epoch: epoch["scores"][name])["step"]
+        best[name] = max(found, key=lambda epoch: (epoch["scores"][name], -epoch["loss"][name]))["step"]
         assert read_checkpoint(run.best(name or None))["global_step"] == best[name]
     # A dataset's own best is not that of the run, and the last weights are none of them.
     assert len({*best.values(), found[-1]["step"]}) > 2
 
 
-def rates(values: list[float]) -> list[float]:
+def rates(found: list[tuple[float, float]]) -> list[float]:
+    """The learning rate of each epoch for the value and loss of each validation, and a patience of 0."""
+    lr, best, said = 0.1, (math.inf, math.inf), []
+    for value, loss in found:
+        said.append(lr)
+        if value < best[0] * (1 - 1e-4) or (value == best[0] and loss < best[1] * (1 - 1e-4)):
+            best = (value, loss)
+        else:
+            lr *= 0.5
+    return said
+
+
+def test_a_plateau_of_the_score_lets_the_rate_fall_and_equal_scores_are_told_apart_by_the_loss(run: RunDir) -> None:
+    lrs, found = seen(run)
+    assert lrs == pytest.approx(rates([(1 - epoch["scores"][""], epoch["loss"][""]) for epoch in found]))
+    assert lrs != pytest.approx(rates([(epoch["loss"][""], 0.0) for epoch in found]))
+
+
+@given(st.lists(st.tuples(st.sampled_from([1.0, 0.5, 0.25]), st.sampled_from([3.0, 2.0, 1.0, 0.5])), max_size=12))
+def test_the_rate_falls_unless_score_or_at_equal_scores_the_loss_is_better(found: list[tuple[float, float]]) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     scheduler = ReduceLROnPlateau(optimizer, **PLATEAU)  # type: ignore[arg-type]
-    found = []
-    for value in values:
-        found.append(optimizer.param_groups[0]["lr"])
+    lrs = []
+    for value, loss in found:
+        lrs.append(optimizer.param_groups[0]["lr"])
+        again = ReduceLROnPlateau(optimizer, **PLATEAU)  # type: ignore[arg-type]
+        again.load_state_dict(scheduler.state_dict())
+        scheduler = again
+        forgive_ties(scheduler, value, loss=loss)
         scheduler.step(value)
-    return found
-
-
-def test_a_plateau_of_the_score_lets_the_rate_fall(run: RunDir) -> None:
-    lrs, found = seen(run)
-    assert lrs == pytest.approx(rates([1 - epoch["scores"][""] for epoch in found]))
-    assert lrs != pytest.approx(rates([epoch["loss"] for epoch in found]))
+    assert lrs == pytest.approx(rates(found))
 
 
 def test_a_run_that_was_killed_chooses_and_anneals_alike(
