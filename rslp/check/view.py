@@ -159,7 +159,9 @@ def _seen(windows: Sequence[Window], config: SplitConfig) -> str:
     groups = sorted({window.group for window in windows})
     if config.groups and not set(config.groups) & set(groups):
         return f"; its groups: {listed(groups)}"
-    for tag in config.tags or {}:
-        values = sorted({str(window.options[tag]) for window in windows if tag in window.options})
+    for tag, wanted in (config.tags or {}).items():
+        # Beside a number, texts that look like one are shown in quotes.
+        shown = str if isinstance(wanted, str) else repr
+        values = sorted({shown(window.options[tag]) for window in windows if tag in window.options})
         return f"; windows have {tag}: {listed(values) or 'nothing'}"
     return ""
