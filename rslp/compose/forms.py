@@ -15,7 +15,7 @@ _TASK: KeyPath = (*_DATA, "task")
 _MODEL: KeyPath = ("model", "init_args", "model", "init_args")
 _MULTI_TASK = "rslearn.train.tasks.multi_task.MultiTask"
 SPLITS = ("default_config", "train_config", "val_config", "test_config", "predict_config")
-_SPELT_OUT = {"rslearn.train.dataset.DataInput", "rslearn.train.dataset.SplitConfig"}
+_SPELT_OUT = ("rslearn.train.dataset.DataInput", "rslearn.train.dataset.SplitConfig")
 
 
 def is_single(trees: Sequence[Any]) -> bool:

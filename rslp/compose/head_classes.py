@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rslp.compose.datasets import DECODERS, MODEL_ARGS, TASK
-from rslp.compose.heads import HeadFault
+from rslp.compose.heads import HeadFault, sharing_tasks
 from rslp.compose.merge import KeyPath, pick
 
 _TASKS: KeyPath = (*TASK, "init_args", "tasks")
@@ -30,18 +30,11 @@ def class_faults(tree: Mapping[str, Any]) -> list[HeadFault]:
     if not isinstance(tasks, Mapping) or not isinstance(decoders, Mapping):
         return []
     faults = [fault for name, task in tasks.items() for fault in _repeated(name, task)]
-    for head, names in _sharing(tree, decoders).items():
-        present = {name: tasks[name] for name in names if name in tasks}
-        faults += _of_another_kind(decoders[head], present)
+    for head, decoder in decoders.items():
+        present = {name: tasks[name] for name in sharing_tasks(tree, head) if name in tasks}
+        faults += _of_another_kind(decoder, present)
         faults += _of_other_classes(present, pick(tree, (*MODEL_ARGS, "task_label_offsets")))
     return faults
-
-
-def _sharing(tree: Mapping[str, Any], decoders: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The tasks of each decoder."""
-    shared = pick(tree, (*MODEL_ARGS, "decoder_to_target"))
-    named = {name: pick(shared, (name,)) for name in decoders}
-    return {name: tasks if isinstance(tasks, list) else [name] for name, tasks in named.items()}
 
 
 def _classes(task: Any) -> list[str]:
@@ -76,12 +69,12 @@ def _of_another_kind(decoder: Any, tasks: Mapping[str, Any]) -> Iterator[HeadFau
 
 
 def _of_other_classes(tasks: Mapping[str, Any], offsets: Any) -> Iterator[HeadFault]:
-    first_at: dict[Any, str] = {}
+    first_at: dict[str, str] = {}
     for name, task in tasks.items():
         classes = _classes(task)
         if not classes:
             continue
-        first = first_at.setdefault(pick(offsets, (name, "offset")), name)
+        first = first_at.setdefault(str(pick(offsets, (name, "offset"))), name)
         others = _classes(tasks[first])
         if sorted(classes) == sorted(others) and classes != others:
             what = f"shares its outputs with {first!r}, which has the same classes in another order ({_listed(others)})"

@@ -8,7 +8,7 @@ from typing import Any
 
 from rslp.compose.datasets import DECODERS, MODEL_ARGS, TASK
 from rslp.compose.layers import Layer, problem_at
-from rslp.compose.merge import KeyPath, pick, put
+from rslp.compose.merge import KeyPath, pick, put, short
 from rslp.compose.near import did_you_mean
 from rslp.compose.recipe import Recipe
 from rslp.errors import ConfigError, Problem
@@ -87,15 +87,20 @@ def head_faults(tree: Mapping[str, Any]) -> list[HeadFault]:
     """Compare each decoder's number of outputs with the classes of its task, or of the tasks that share it."""
     faults = []
     decoders, tasks = pick(tree, DECODERS), pick(tree, (*TASK, "init_args", "tasks"))
-    shared, offsets = (pick(tree, (*MODEL_ARGS, key)) or {} for key in ("decoder_to_target", "task_label_offsets"))
+    shared, offsets = (pick(tree, (*MODEL_ARGS, key)) for key in ("decoder_to_target", "task_label_offsets"))
+    for name, given in shared.items() if isinstance(shared, Mapping) else ():
+        if not _are_names(given):
+            what = f"must be a list of the tasks that share a decoder; got {short(given)}"
+            faults.append(HeadFault((*MODEL_ARGS, "decoder_to_target", name), what))
     for name, decoder in (decoders if isinstance(decoders, Mapping) else {}).items():
-        for task in pick(shared, (name,)) or [name]:
+        for task in sharing_tasks(tree, name):
             at = (*DECODERS, name)
             if not isinstance(tasks, Mapping) or task not in tasks:
                 faults.append(HeadFault(at, f"no dataset has the task {task!r}{did_you_mean(task, tasks or {})}"))
                 continue
             outputs = outputs_of(decoder) if isinstance(decoder, list) else None
-            wanted, first = _classes_of(tasks[task]), pick(offsets, (task, "offset")) or 0
+            wanted, first = _classes_of(tasks[task]), pick(offsets, (task, "offset"))
+            first = first if isinstance(first, int) else 0
             if outputs is None or wanted is None or outputs.number == wanted + first:
                 continue
             where = f", from output {first} on" if first else ""
@@ -105,6 +110,16 @@ def head_faults(tree: Mapping[str, Any]) -> list[HeadFault]:
             spare = outputs.number > wanted + first
             faults.append(HeadFault(place, f"{what}; the others stay unused" if spare else what, harmless=spare))
     return faults
+
+
+def sharing_tasks(tree: Mapping[str, Any], decoder: str) -> list[str]:
+    """Give the tasks that share a decoder: where nothing says so, that of its name."""
+    shared = pick(tree, (*MODEL_ARGS, "decoder_to_target", decoder))
+    return shared if shared and _are_names(shared) else [decoder]
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def head_problems(faults: Sequence[HeadFault], layers: Sequence[Layer], notes: list[str]) -> list[Problem]:

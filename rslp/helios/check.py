@@ -88,7 +88,7 @@ def _tell(findings: Sequence[Finding], documents: Sequence[Document], missing: S
     found = [places.problem(finding) for finding in findings if finding.error]
     # A path that is missing is met again by what would read it.
     if errors := [*lost, *(one for one in found if (one.file, one.line, one.key) not in known)]:
-        raise ConfigError(errors)
+        raise ConfigError(dict.fromkeys(errors))
 
 
 def _merged(documents: Sequence[Document], constants: Mapping[str, Any]) -> tuple[dict[str, Any], Sequence[Problem]]:

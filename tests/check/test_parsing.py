@@ -48,6 +48,17 @@ def test_a_sound_config_has_no_fault_and_a_small_head_has_one() -> None:
     assert found.what == "2 outputs, but the task 'segment' has 5 classes"
 
 
+def test_false_is_what_yaml_makes_of_off() -> None:
+    assert parse(run_config(TWO, store=False, features=False)).findings == ()
+
+
+def test_class_names_of_a_run_config_are_compared() -> None:
+    config = run_config(TWO)
+    task = config["model"]["init_args"]["task"]["init_args"]["tasks"]["classify"]
+    task["init_args"]["classes"] = ["dark", "dark"]
+    assert [found.what for found in parse(config).findings] == ["the class 'dark' stands 2 times; keep one"]
+
+
 @pytest.mark.parametrize(
     ("key", "argument"),
     [

@@ -2,9 +2,19 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rslp.errors import ConfigError
-from rslp.files import Anchored, anchor_paths, relativise_paths, resolve_paths, shipped, write_atomic
+from rslp.files import (
+    Anchored,
+    anchor_paths,
+    dump_yaml,
+    parse_yaml,
+    relativise_paths,
+    resolve_paths,
+    shipped,
+    write_atomic,
+)
 
 
 def data_path(path: str) -> dict:
@@ -99,6 +109,41 @@ def test_an_unset_variable_is_told_with_file_and_key(tmp_path, monkeypatch):
         ConfigError, match=r"run.yaml:7: data.init_args.path: the environment variable NOT_SET is not set"
     ):
         resolve_paths(data_path("${NOT_SET}/x"), tmp_path, name="run.yaml", line=lambda _: 7)
+
+
+VALUES = """\
+a: ${NUMBER}
+b: '${NUMBER}'
+c: [${NUMBER}, "${NUMBER}", 1${NUMBER}]
+d: 1e-${NUMBER}
+e: x${NUMBER}/${WORD}
+f: ${SWITCH}
+g: {h: ${WORD}}
+"""
+READ = {"a": 3, "b": "3", "c": [3, "3", 13], "d": 1e-3, "e": "x3/word", "f": True, "g": {"h": "word"}}
+
+
+def test_variables_are_expanded_in_any_value_and_typed_as_they_stand(tmp_path, monkeypatch):
+    for name, value in {"NUMBER": "3", "WORD": "word", "SWITCH": "true"}.items():
+        monkeypatch.setenv(name, value)
+    document = parse_yaml(VALUES, name="run.yaml", folder=str(tmp_path))
+    assert resolve_paths(document.data, tmp_path) == READ
+    # What is written again keeps its quotes, and is YAML for every reader.
+    again = dump_yaml(document.data)
+    assert yaml.safe_load(again) == document.data
+    assert resolve_paths(parse_yaml(again, name="x", folder="/").data, tmp_path) == READ
+
+
+def test_every_unset_variable_is_told_with_its_key(tmp_path, monkeypatch):
+    for name in ("NUMBER", "WORD", "SWITCH"):
+        monkeypatch.delenv(name, raising=False)
+    document = parse_yaml(VALUES, name="run.yaml", folder=str(tmp_path))
+    with pytest.raises(ConfigError) as caught:
+        resolve_paths(document.data, tmp_path, name="run.yaml", line=document.line)
+    said = str(caught.value).splitlines()
+    assert len(said) == 10
+    assert said[0] == "run.yaml:1: a: the environment variable NUMBER is not set; '${NUMBER}' needs it"
+    assert said[-1] == "run.yaml:7: g.h: the environment variable WORD is not set; '${WORD}' needs it"
 
 
 def test_round_trip_from_folder_to_folder(tmp_path):

@@ -20,7 +20,23 @@ MERGED = replaced(
 )
 LATER = MERGED.replace("patch_size: 4", "substitutions:\n  patch_size: 4").replace("encoder_e", "  encoder_e")
 LATER = LATER.replace("helios_c", "  helios_c")
-TEXTS = {**FILES, "multi.yaml": MERGED, "later.yaml": LATER}
+# A plain task, and decoders that are shared by hand.
+PLAIN = """\
+model: {init_args: {model: {init_args: {decoder: [{class_path: a.Pool, init_args: {out_channels: 2}}, {class_path: a.B}]}}}}
+data:
+  class_path: rslearn.train.data_module.RslearnDataModule
+  init_args:
+    path: /data/plain
+    inputs: {targets: {class_path: rslearn.train.dataset.DataInput, init_args: {data_type: vector, is_target: true}}}
+    task: {class_path: rslearn.train.tasks.classification.ClassificationTask, init_args: {classes: [x, y]}}
+    val_config: {class_path: rslearn.train.dataset.SplitConfig, init_args: {transforms: [{class_path: a.C}]}}
+"""
+SHARED = replaced(MULTI, "  - crops.yaml\n", "  - crops.yaml\n  - {name: plain, cfgs: plain.yaml}\n") + (
+    "global_overrides: {model: {init_args: {model: {init_args: {decoder_to_target: {crops: [crops]},\n"
+    "  task_label_offsets: {crops: {offset: 0}}}}}}}\n"
+)
+MAKERS = {"multi.yaml": MERGED, "later.yaml": LATER, "shared.yaml": SHARED}
+TEXTS = {**FILES, "plain.yaml": PLAIN, **MAKERS}
 WRONG = [None, 3, -1.5, True, "x", "{PATCH_SIZE}", "{NO}", [], {}, [1], [[]], {"a": 1}, {"a+": 1}, {"class_path": 3}]
 
 
@@ -49,17 +65,19 @@ def put(node, at, value):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("configs")
-    write(folder, multi=MERGED, later=LATER)
-    make_multidataset_config(str(folder / "multi.yaml"))
-    make_multidataset_config(str(folder / "later.yaml"))
+    write(folder, multi=MERGED, later=LATER, shared=SHARED, plain=PLAIN)
+    for maker in MAKERS:
+        make_multidataset_config(str(folder / maker))
     return folder
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(place=st.sampled_from(PLACES), value=st.sampled_from(WRONG), keep=st.booleans(), later=st.booleans())
-def test_no_value_crashes_stage_1(folder, place, value, keep, later):
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    place=st.sampled_from(PLACES), value=st.sampled_from(WRONG), keep=st.booleans(), maker=st.sampled_from([*MAKERS])
+)
+def test_no_value_crashes_stage_1(folder, place, value, keep, maker):
     name, at = place
-    multi = "later.yaml" if name == "later.yaml" or (later and name != "multi.yaml") else "multi.yaml"
+    multi = name if name in MAKERS else "shared.yaml" if name == "plain.yaml" else maker
     output = folder / "OUT.yaml"
     output.write_text("before: 1\n")
     (folder / name).write_text(yaml.safe_dump(put(load(TEXTS[name]), at, value)))
