@@ -104,12 +104,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(("trainer",), "model_registry", "checkpoints are written to the run directory"),
     Rule(("trainer",), "use_distributed_sampler", "the mixture gives each process its share"),
-    Rule(
-        ("trainer",),
-        "overfit_batches",
-        "each epoch draws other samples: set `num_samples` of the splits to train on the same few",
-        (None, False, 0),
-    ),
     Rule(("trainer", "strategy"), "init_args", "the strategy of a run adds the gradients of its processes by itself"),
 )
 
@@ -133,7 +127,7 @@ def effect_notes(tree: Any, layers: Sequence[Layer]) -> list[str]:
     notes = []
     for rule, places in without_effect(tree):
         first, *others = [problem_at(layers, at, rule.says()) for at in places]
-        also = list(dict.fromkeys(f"{other.file}:{other.line}" for other in others))
+        also = list(dict.fromkeys(f"{o.file}:{o.line}" for o in others if (o.file, o.line) != (first.file, first.line)))
         more = f" and {len(also) - _SHOWN} more" if len(also) > _SHOWN else ""
         notes.append(str(first) + (f" (also {', '.join(also[:_SHOWN])}{more})" if also else ""))
     return notes
