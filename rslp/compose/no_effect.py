@@ -8,7 +8,7 @@ from typing import Any
 
 from rslp.compose.datasets import DATA_MODULES, MODEL_ARGS
 from rslp.compose.layers import Layer, problem_at
-from rslp.compose.merge import KeyPath
+from rslp.compose.merge import KeyPath, pick
 
 # Keys from the root; ``*`` is any key, a tuple any of its keys.
 Pattern = tuple[str | int | tuple[str, ...], ...]
@@ -116,7 +116,7 @@ def without_effect(tree: Any) -> list[tuple[Rule, list[KeyPath]]]:
         places = [(*at, rule.name) for at, held in holders if rule.name in held and not _asks_nothing(rule, held)]
         if places:
             found.append((rule, places))
-    if isinstance(logger := tree.get("trainer", {}).get("logger") if isinstance(tree, Mapping) else None, bool):
+    if isinstance(logger := pick(tree, ("trainer", "logger")), bool):
         instead = "metrics.csv is written in any case; name a logger's class_path to have one beside it"
         found.append((Rule(("trainer",), "logger", f"{str(logger).lower()}: {instead}"), [("trainer", "logger")]))
     return found

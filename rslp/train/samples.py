@@ -28,6 +28,7 @@ from rslearn.utils.geometry import PixelBounds
 
 from rslp.errors import DataError
 from rslp.train import adapters
+from rslp.train.dataset_arguments import SKIPS_TARGETS
 from rslp.train.soundness import check_finite, check_target, faults_of
 from rslp.train.store.store import SampleStore
 from rslp.train.windows import DirectWindows, Windows
@@ -103,7 +104,8 @@ class SampleSource:
         store: the dataset's store, if there is one.
 
     Raises:
-        DataError: the folder or its config.json is missing or unreadable, or no window is left.
+        DataError: the folder or its config.json is missing or unreadable, no window is left, or labels are to be
+            skipped that an evaluation needs.
     """
 
     def __init__(
@@ -116,6 +118,8 @@ class SampleSource:
         self._retries = data_module.retries
         self._config = adapters.split_config(data_module, split)
         self._load_targets = split != "predict" and not self._config.get_skip_targets()
+        if split != "predict" and not self._load_targets:
+            raise DataError(f"dataset {name!r}, split {split!r}: skip_targets {SKIPS_TARGETS}")
         self._inputs = {k: v for k, v in data_module.inputs.items() if self._load_targets or not v.is_target}
         self._transforms = Sequential(*map(self._told_of_targets, self._config.transforms or []))
         self._windows = self._list_windows(store, data_module)
