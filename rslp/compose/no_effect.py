@@ -8,7 +8,7 @@ from typing import Any
 
 from rslp.compose.datasets import DATA_MODULES, MODEL_ARGS
 from rslp.compose.layers import Layer, problem_at
-from rslp.compose.merge import KeyPath
+from rslp.compose.merge import KeyPath, pick
 
 # Keys from the root; ``*`` is any key, a tuple any of its keys.
 Pattern = tuple[str | int | tuple[str, ...], ...]
@@ -104,12 +104,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(("trainer",), "model_registry", "checkpoints are written to the run directory"),
     Rule(("trainer",), "use_distributed_sampler", "the mixture gives each process its share"),
-    Rule(
-        ("trainer",),
-        "overfit_batches",
-        "each epoch draws other samples: set `num_samples` of the splits to train on the same few",
-        (None, False, 0),
-    ),
     Rule(("trainer", "strategy"), "init_args", "the strategy of a run adds the gradients of its processes by itself"),
 )
 
@@ -122,7 +116,7 @@ def without_effect(tree: Any) -> list[tuple[Rule, list[KeyPath]]]:
         places = [(*at, rule.name) for at, held in holders if rule.name in held and not _asks_nothing(rule, held)]
         if places:
             found.append((rule, places))
-    if isinstance(logger := tree.get("trainer", {}).get("logger") if isinstance(tree, Mapping) else None, bool):
+    if isinstance(logger := pick(tree, ("trainer", "logger")), bool):
         instead = "metrics.csv is written in any case; name a logger's class_path to have one beside it"
         found.append((Rule(("trainer",), "logger", f"{str(logger).lower()}: {instead}"), [("trainer", "logger")]))
     return found
@@ -133,7 +127,7 @@ def effect_notes(tree: Any, layers: Sequence[Layer]) -> list[str]:
     notes = []
     for rule, places in without_effect(tree):
         first, *others = [problem_at(layers, at, rule.says()) for at in places]
-        also = list(dict.fromkeys(f"{other.file}:{other.line}" for other in others))
+        also = list(dict.fromkeys(f"{o.file}:{o.line}" for o in others if (o.file, o.line) != (first.file, first.line)))
         more = f" and {len(also) - _SHOWN} more" if len(also) > _SHOWN else ""
         notes.append(str(first) + (f" (also {', '.join(also[:_SHOWN])}{more})" if also else ""))
     return notes

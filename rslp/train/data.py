@@ -11,14 +11,13 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from rslearn.train.data_module import RslearnDataModule
-from rslearn.train.tasks.embedding import EmbeddingTask
 from rslearn.train.tasks.multi_task import MultiTask
-from rslearn.train.tasks.per_pixel_timestep import PerPixelTimestepTask
 from torch.utils.data import DataLoader
 
 from rslp.errors import ConfigError, DataError, Problem
 from rslp.train import adapters, mixture
 from rslp.train.batches import Batch, BatchKey, JointDataset, Stage, StagedLoader, StepSampler
+from rslp.train.dataset_arguments import refuse_datasets
 from rslp.train.faults import FaultPolicy, FaultRecord, OnFault
 from rslp.train.features.settings import FeatureSettings
 from rslp.train.features.stage import FrozenStage, Keys
@@ -67,7 +66,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
         features_limit_gb: GB that the features of one dataset may take; half of the free disk in any case.
 
     Raises:
-        ConfigError: no dataset, or an option that names an absent one.
+        ConfigError: no dataset, an option that names an absent one, or a dataset that can't be trained on.
     """
 
     def __init__(
@@ -97,7 +96,6 @@ class MultiDatasetDataModule(L.LightningDataModule):
         features_limit_gb: float | None = None,
     ) -> None:
         super().__init__()
-        _refuse_tasks(data_modules)
         disabled = set(disabled_datasets or [])
         for option, names in (
             ("disabled_datasets", disabled),
@@ -108,6 +106,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
         self.data_modules = {name: dm for name, dm in sorted(data_modules.items()) if name not in disabled}
         if not self.data_modules:
             raise ConfigError(Problem("no dataset is left to train on", key=f"{_PLACE}.data_modules"))
+        refuse_datasets(self.data_modules)
         self.num_workers = _spare_processors() if num_workers is None else num_workers
         self.batch_sizes = {
             name: batch_sizes if isinstance(batch_sizes, int) else (batch_sizes or {}).get(name, dm.batch_size)
@@ -353,15 +352,6 @@ def _without(limits: int | dict[str, int] | None, disabled: set[str]) -> int | d
 
 def _names(option: int | dict[str, int] | None) -> set[str]:
     return set(option) if isinstance(option, dict) else set()
-
-
-def _refuse_tasks(data_modules: Mapping[str, RslearnDataModule]) -> None:
-    """Refuse tasks that have no labels to train on, or labels that only their own head can read."""
-    for name, module in data_modules.items():
-        for task in module.task.tasks.values() if isinstance(module.task, MultiTask) else [module.task]:
-            if isinstance(task, EmbeddingTask | PerPixelTimestepTask):
-                what = f"{type(task).__name__} is not supported: it has no label of a class or a value to train on"
-                raise ConfigError(Problem(what, key=f"{_PLACE}.data_modules.{name}.init_args.task"))
 
 
 def _refuse_absent(option: str, *, names: set[str], known: set[str]) -> None:

@@ -29,6 +29,7 @@ from rslearn.utils.geometry import PixelBounds
 
 from rslp.errors import DataError
 from rslp.train import adapters, crops, nodata, vectors
+from rslp.train.dataset_arguments import SKIPS_TARGETS
 from rslp.train.soundness import check_finite, check_target, faults_of
 from rslp.train.store.store import SampleStore
 from rslp.train.windows import DirectWindows, Windows
@@ -106,7 +107,8 @@ class SampleSource:
         store: the dataset's store, if there is one.
 
     Raises:
-        DataError: the folder or its config.json is missing or unreadable, or no window is left.
+        DataError: the folder or its config.json is missing or unreadable, no window is left, or labels are to be
+            skipped that an evaluation needs.
     """
 
     def __init__(
@@ -121,8 +123,10 @@ class SampleSource:
         self.background: Set[str] = frozenset()
         self._config = adapters.split_config(data_module, split)
         self._load_targets = split != "predict" and not self._config.get_skip_targets()
+        if split != "predict" and not self._load_targets:
+            raise DataError(f"dataset {name!r}, split {split!r}: skip_targets {SKIPS_TARGETS}")
         # Training is on what crops hold; an evaluation counts what several of them hold once.
-        self._counts_once = split in ("val", "test") and self._load_targets
+        self._counts_once = split in ("val", "test")
         self._unclipped = crops.unclipped(self.task) if self._counts_once else None
         inputs = nodata.with_labels(data_module.inputs, data_module.task)
         self._inputs = {k: v for k, v in inputs.items() if self._load_targets or not v.is_target}

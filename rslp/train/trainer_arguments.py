@@ -23,6 +23,11 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("barebones", lambda value: value is True, _OWN),
     ("fast_dev_run", bool, "is not supported: the run would count as done; set `max_steps` in a run of its own"),
     (
+        "overfit_batches",
+        bool,
+        "is not supported: each epoch draws other samples; set `num_samples` of the splits to train on the same few",
+    ),
+    (
         "precision",
         lambda value: str(value) in _OTHER_WEIGHTS,
         "is not supported: weights and images are float32; use bf16-mixed or 32-true",

@@ -19,7 +19,7 @@ from rslearn.utils.raster_format import GeotiffRasterFormat
 from upath import UPath
 
 from rslp.compose import without_effect
-from rslp.errors import DataError
+from rslp.errors import ConfigError, DataError
 from rslp.train import samples
 from rslp.train.data import MultiDatasetDataModule
 from tests.arguments.effects import Effects, cases, made, outcome, pair
@@ -58,7 +58,6 @@ EFFECTS = {
             "crop_size": 4,
             "overlap_pixels": 2,
             "load_all_crops": True,
-            "skip_targets": True,
             "patch_size": 4,
             "overlap_ratio": 0.5,
             "load_all_patches": True,
@@ -236,6 +235,39 @@ def test_a_read_that_fails_is_tried_again_as_often_as_retries_says(
             found.append([outcome(lambda draw=draw, s=source: s.sample(0, draw=draw)) for draw in range(4)])  # type: ignore[misc]
     assert found[0] == found[1]
     assert pauses == [samples.RETRY_SECONDS] * 4
+
+
+@pytest.mark.parametrize(
+    ("split", "changed", "message"),
+    [
+        ("train", {"skip_targets": True}, "skip_targets: is not supported"),
+        ("val", {"skip_targets": True}, "skip_targets: is not supported"),
+        ("val", {"load_all_crops": True}, "load_all_crops: needs crop_size"),
+        ("train", {"crop_size": 0}, "crop_size: must be at least 1 pixel; got 0"),
+        ("test", {**_CROPS, "overlap_pixels": 4}, "overlap_pixels: must be less than crop_size; got 4 of 4 pixels"),
+    ],
+)
+def test_a_split_without_labels_or_pixels_is_refused(
+    split: str, changed: dict[str, Any], message: str, paths: Mapping[str, Path]
+) -> None:
+    module = described("RslearnDataModule", {"path": "DATA"}, paths) | {f"{split}_config": changed}
+    with pytest.raises(ConfigError, match=rf"data_modules\.d\.init_args\.{split}_config: {message}"):
+        MultiDatasetDataModule({"d": made("rslearn.train.data_module.RslearnDataModule", module)}, num_workers=0)
+    sound = described("DataInput", EFFECTS[f"{_D}.DataInput"].base, paths)
+    both = {
+        name: made("rslearn.train.data_module.RslearnDataModule", one) for name, one in (("d", module), ("e", sound))
+    }
+    assert MultiDatasetDataModule(both, disabled_datasets=["d"], num_workers=0).data_modules.keys() == {"e"}
+
+
+def test_a_test_split_without_labels_is_predicted_and_not_evaluated(paths: Mapping[str, Path]) -> None:
+    module = described("RslearnDataModule", {"path": "DATA"}, paths) | {"test_config": {"skip_targets": True}}
+    data = MultiDatasetDataModule({"d": made("rslearn.train.data_module.RslearnDataModule", module)}, store="off")
+    with pytest.raises(DataError, match="split 'test': skip_targets is not supported"):
+        data.sources("test")
+    data.predict_test_split(["d"])
+    _, targets, _ = data.sources("predict")["d"].sample(0)
+    assert targets == {"d": {}}
 
 
 def test_options_of_the_path_reach_the_file_system() -> None:

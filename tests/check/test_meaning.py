@@ -57,7 +57,7 @@ def elsewhere(x: float, y: float) -> dict[str, Any]:
     return {"type": "Point", "coordinates": [x + 3000, y + 3]}
 
 
-def nowhere(x: float, y: float) -> None:  # noqa: ARG001
+def nowhere(x: float, y: float) -> None:
     """No geometry."""
 
 

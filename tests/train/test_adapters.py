@@ -9,18 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shapely
 import torch
 from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.nn import flexi_vit
+from rasterio.crs import CRS
 from rslearn.config import LayerType
 from rslearn.dataset import Dataset
 from rslearn.models.olmoearth_pretrain.model import OlmoEarth
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput, ModelDataset, SplitConfig
+from rslearn.train.model_context import RasterImage, SampleMetadata
 from rslearn.train.tasks.classification import ClassificationTask
 from rslearn.train.tasks.detection import DetectionTask
+from rslearn.train.tasks.multi_task import MultiTask
 from rslearn.train.tasks.per_pixel_regression import PerPixelRegressionTask
 from rslearn.train.tasks.regression import RegressionAccuracy, RegressionTask
 from rslearn.train.tasks.segmentation import SegmentationTask
+from rslearn.utils.feature import Feature
+from rslearn.utils.geometry import Projection, STGeometry
 from upath import UPath
 
 from rslp.helios.model import Helios
@@ -29,6 +35,11 @@ from rslp.train.metric_types import WithinFactor
 from rslp.train.model import JointModel
 from tests.helios import tiny_helios
 from tests.tiny import write_dataset
+
+METADATA = SampleMetadata(
+    window_group="g", window_name="w", window_bounds=(0, 0, 4, 4), crop_bounds=(0, 0, 4, 4), crop_idx=0,
+    num_crops_in_window=1, time_range=None, projection=None, dataset_source=None,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +182,34 @@ def test_mean_average_precision_without_an_object_is_no_value() -> None:
     metrics.update([nothing | {"scores": torch.zeros(0)}], [nothing | {"valid": torch.tensor(1)}])
     assert float(metrics.compute()["mAP"]) == -1
     assert adapters.scalars(metrics) == {"mAP": None}
+
+
+def test_rslearns_filters_skip_nothing_and_ours_do() -> None:
+    """Should rslearn mend its loop, ours is not needed any more."""
+    task = ClassificationTask(property_name="value", classes=["low", "high"], filters=[("checked", "yes")])
+    projection = Projection(CRS.from_epsg(32631), 10, -10)
+    shape = STGeometry(projection, shapely.Point(1, 1), None)
+    features = [
+        Feature(shape, {"value": "low", "checked": "no"}),
+        Feature(shape, {"value": "low"}),
+        Feature(shape, None),
+        Feature(shape, {"value": "high", "checked": "yes"}),
+    ]
+    raw: adapters.RawInputs = {"targets": features}
+    _, stock = task.process_inputs(raw, metadata=METADATA)
+    _, ours = adapters.process_inputs(task, raw, metadata=METADATA, load_targets=True)
+    assert (int(stock["class"]), int(ours["class"])) == (0, 1)
+    task.filters = []
+    assert adapters.process_inputs(task, raw, metadata=METADATA, load_targets=True)[1] == stock
+    assert adapters.process_inputs(task, raw, metadata=METADATA, load_targets=False) == ({}, {})
+
+
+def test_tasks_that_are_united_read_what_rslearn_gives_them() -> None:
+    one = SegmentationTask(num_classes=2)
+    task = MultiTask({"a": one, "b": one}, {"a": {"label": "targets"}, "b": {"label": "targets", "absent": "x"}})
+    label = RasterImage(torch.ones(1, 1, 4, 4), None)
+    stock = task.process_inputs({"label": label}, metadata=METADATA)
+    ours = adapters.process_inputs(task, {"label": label}, metadata=METADATA, load_targets=True)
+    assert list(stock[0]) == list(ours[0]) == ["a", "b"]
+    for name in ("a", "b"):
+        assert torch.equal(stock[1][name]["classes"].image, ours[1][name]["classes"].image)
