@@ -80,7 +80,7 @@ def open_view(name: str, *, at: KeyPath, config: Mapping[str, Any], module: Rsle
     try:
         return View(name, at, config, module, open_dataset(name, module))
     except DataError as error:
-        return Finding(" ".join(str(error).split()), (*at, "path"))
+        return Finding(" ".join(str(error).split()), (*at, "path"), id="folder")
 
 
 class _ListedOnce:
@@ -114,7 +114,7 @@ def list_splits(view: View) -> tuple[dict[str, list[Window]], list[Finding]]:
             findings += _lost(view, dataset, split, inputs=inputs, kept=len(windows[split]))
         except _BROKEN as error:
             what = f"dataset {view.name!r}: its windows can't be listed: {type(error).__name__}: {error}"
-            return windows, [*findings, Finding(what, (*view.at, "path"))]
+            return windows, [*findings, Finding(what, (*view.at, "path"), id="folder")]
     return windows, findings
 
 
@@ -143,12 +143,14 @@ def _lost(view: View, dataset: Dataset, split: str, *, inputs: dict[str, DataInp
         layers = listed(view.module.inputs[worst].layers)
         what = f"{lacking[worst]} of {len(tagged)} windows lack a layer of input {worst!r} ({layers})"
         at = (*view.at, "inputs", worst, "layers")
-        return [warning(reason + what, at)] if kept else [Finding(f"{reason}no windows are left: {what}", at)]
+        if kept:
+            return [*unlike, warning(reason + what, at, id="layer-lacking")]
+        return [Finding(f"{reason}no windows are left: {what}", at, id="split-empty")]
     if kept:
         return unlike
     every = dataset.load_windows()
     what = f"no windows: groups {config.groups}, names {config.names}, tags {config.tags} select 0 of {len(every)}"
-    return [Finding(f"{reason}{what}{_seen(every, config)}", place)]
+    return [Finding(f"{reason}{what}{_seen(every, config)}", place, id="split-empty")]
 
 
 def _unlike(view: View, dataset: Dataset, split: str) -> list[Finding]:
@@ -159,7 +161,8 @@ def _unlike(view: View, dataset: Dataset, split: str) -> list[Finding]:
         lost = [options[tag] for options in have if not adapters.has_tags(options, {tag: value})]
         if near := [one for one in lost if _spelt(one) == _spelt(value)]:
             what = f"dataset {view.name!r}, split {split!r}: tag {tag}: {value!r} does not choose {len(near)} windows "
-            found.append(warning(f"{what}with {tag}: {near[0]!r}", (*view.at, _place_of(view, split), "tags", tag)))
+            at = (*view.at, _place_of(view, split), "tags", tag)
+            found.append(warning(f"{what}with {tag}: {near[0]!r}", at, id="tag-spelling"))
     return found
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rslp.compose.datasets import DATA_MODULES, TASK, TASK_CLASS
 from rslp.compose.heads import derived_heads, head_problems
-from rslp.compose.kitchen import BATCH_SIZES, Anchor, Kitchen
+from rslp.compose.kitchen import BATCH_SIZES, CHECK_ALLOW, Anchor, Kitchen
 from rslp.compose.layers import Layer
 from rslp.compose.merge import KeyPath, merge, nest, pick
 from rslp.compose.modern import finish, told
@@ -89,6 +89,7 @@ def compose(recipe: Recipe, sources: Sources, *, anchor: Anchor, keep_class_path
     tree = merge(merge(tree, nest({"class_path": None}, TASK)), nest({"class_path": TASK_CLASS}, TASK))
     if recipe.later_dialect:
         tree = _with_batch_sizes(tree, derived)
+    tree = _with_allowed(tree, recipe, [dataset.key for dataset in datasets], derived)
     tree.pop("all_dataset_info_path", None)
     if not keep_class_paths:
         tree = finish(tree, derived)
@@ -103,6 +104,19 @@ def compose(recipe: Recipe, sources: Sources, *, anchor: Anchor, keep_class_path
     named = {dataset.key: tuple(dataset.tasks.values()) for dataset in datasets}
     notes = (*told(kitchen.changes), *kitchen.notes)
     return RunConfig(tree, tuple(layers), named, derived, kitchen.constant_lines(), notes)
+
+
+def _with_allowed(
+    tree: dict[str, Any], recipe: Recipe, datasets: Sequence[str], derived: dict[KeyPath, str]
+) -> dict[str, Any]:
+    """What the check lets pass in each dataset."""
+    allow = {name: (*recipe.allow, *entry.allow) for name, entry in zip(datasets, recipe.entries, strict=True)}
+    ids = {name: list(dict.fromkeys(own)) for name, own in allow.items() if own}
+    if not ids:
+        return tree
+    derived[CHECK_ALLOW] = "check.allow of the multi-dataset config"
+    merged: dict[str, Any] = merge(tree, nest(ids, CHECK_ALLOW))
+    return merged
 
 
 def _with_batch_sizes(tree: dict[str, Any], derived: dict[KeyPath, str]) -> dict[str, Any]:

@@ -47,6 +47,7 @@ KEYS: dict[str, Key] = {
     "local_overrides": Key("mapping", "Laid over every dataset config, before they are joined.", "none"),
     "global_overrides": Key("mapping", "Laid over the joined config; wins over everything else.", "none"),
     "merge_options": Key("options", "Shared heads: one decoder for all tasks with the same kind of head.", "none"),
+    "check": Key("check", "`{allow: [ID, ...]}`: findings of the check that are no errors, in any dataset.", "none"),
 }
 
 ENTRY_KEYS: dict[str, Key] = {
@@ -54,6 +55,7 @@ ENTRY_KEYS: dict[str, Key] = {
     "cfgs": Key("paths", "One path or a list of paths, later ones win."),
     "overrides": Key("mapping", "Laid over this dataset's config alone.", "none"),
     "tasks": Key("names", "New names for its tasks: `{old: new}`.", "they keep theirs"),
+    "check": Key("check", "`{allow: [ID, ...]}`: findings of the check that are no errors in this dataset.", "none"),
 }
 
 OPTION_KEYS: dict[str, Key] = {
