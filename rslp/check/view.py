@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from rslearn.dataset import Dataset, Window
+from rslearn.dataset.window import get_layer_and_group_from_dir_name
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput, SplitConfig
 from rslearn.train.tasks import Task
@@ -142,6 +143,7 @@ def _lost(view: View, dataset: Dataset, split: str, *, inputs: dict[str, DataInp
     if worst and lacking[worst]:
         layers = listed(view.module.inputs[worst].layers)
         what = f"{lacking[worst]} of {len(tagged)} windows lack a layer of input {worst!r} ({layers})"
+        what += _unmarked(tagged, view.module.inputs[worst])
         at = (*view.at, "inputs", worst, "layers")
         if kept:
             return [*unlike, warning(reason + what, at, id="layer-lacking")]
@@ -151,6 +153,14 @@ def _lost(view: View, dataset: Dataset, split: str, *, inputs: dict[str, DataInp
     every = dataset.load_windows()
     what = f"no windows: groups {config.groups}, names {config.names}, tags {config.tags} select 0 of {len(every)}"
     return [Finding(f"{reason}{what}{_seen(every, config)}", place, id="split-empty")]
+
+
+def _unmarked(windows: Sequence[Window], spec: DataInput) -> str:
+    """Whether layers are there that rslearn takes for unfinished."""
+    names = [get_layer_and_group_from_dir_name(option)[0] for option in spec.layers]
+    there = [(w.window_root / "layers" / name, w.is_layer_completed(name)) for w in windows for name in names]
+    unmarked = [folder for folder, completed in there if not completed and folder.exists()]
+    return f"; {len(unmarked)} are there without the file `completed`, e.g. {unmarked[0]}" if unmarked else ""
 
 
 def _unlike(view: View, dataset: Dataset, split: str) -> list[Finding]:

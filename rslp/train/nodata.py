@@ -238,10 +238,11 @@ def _covered(path: UPath, inner: RasterFormat, projection: Projection, bounds: P
     elif isinstance(inner, GeotiffRasterFormat):
         with open_rasterio_upath_reader(path / inner.fname) as source:
             crs, place, width, height = source.crs, source.transform, source.width, source.height
-            if crs is None or source.gcps[0]:
+            if source.gcps[0]:
                 return None
         x, y = columns * projection.x_resolution, rows * projection.y_resolution
-        if crs != projection.crs:
+        # Without a CRS, a file is read as one of the window's.
+        if crs is not None and crs != projection.crs:
             flat = warp.transform(projection.crs, crs, x.ravel(), y.ravel())
             x, y = (np.asarray(values).reshape(x.shape) for values in flat)
         back = ~place

@@ -192,7 +192,7 @@ CASES = [
     s2("band_of_another_name", DN, ("band", "error", "has no band B99"),
        ("band-order", "error", "but the input gives B02, B99"), bands=["B02", "B99"]),
     s2("bands_in_another_order", DN, ("band-order", "error", "B02, B03, but the input gives B03, B02"), bands=["B03", "B02"]),
-    Case("incomplete", "classify", incomplete, [("layer-lacking", "warning", "1 of . windows lack a layer of input 'image'")]),
+    Case("incomplete", "classify", incomplete, [("layer-lacking", "warning", r"1 of . windows lack a layer of input 'image' \(image\); 1 are there without the file `completed`, e.g. .*w000/layers/image")]),
     Case("torn", "classify", torn, [("unreadable", "error", "1 of 9 windows can't be read, e.g. default/w000: Rasterio")]),
     s2("crops_of_6", DN, ("image-size", "error", "crops of 6x6 px are no multiple of the encoder's patch size 4 px"),
        crop_size=6),
