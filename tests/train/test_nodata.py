@@ -298,6 +298,17 @@ def test_renamed_classes_keep_their_meaning(cached: bool, tmp_path: Path) -> Non
     assert sample[1]["t"]["classes"].get_hw_tensor()[0].tolist() == [1] * SIZE
 
 
+def test_a_task_that_renames_its_nodata_value_has_said_which_it_is(tmp_path: Path) -> None:
+    array = np.zeros((SIZE, SIZE), np.uint8)
+    array[0], array[1] = 1, 255
+    path = write(tmp_path / "d", array, declared=0)
+    task = SegmentationTask(num_classes=2, class_id_mapping={255: 255}, nodata_value=255)
+    sample = source(path, task, cached=False).sample(0)
+    expected = np.ones((SIZE, SIZE), bool)
+    expected[1] = False
+    assert (valid_of(sample) == expected).all()
+
+
 @pytest.mark.parametrize("value", [4294967295.0, -7.0])
 def test_what_is_neither_class_nor_nodata_is_still_refused(value: float, tmp_path: Path) -> None:
     array = np.ones((SIZE, SIZE), np.int64 if value < 0 else np.uint32)
