@@ -37,12 +37,14 @@ def check_alignment(view: View, split: str) -> list[Finding]:
         who = f"dataset {view.name!r}: {type(transform).__name__}"
         if images and left:
             what = f"{who} changes {listed(images)} and not the labels {listed(left)}: they no longer fit together"
-            findings.append(warning(f"{what}; add them to its {_argument(transform, left)}", place))
+            findings.append(warning(f"{what}; add them to its {_argument(transform, left)}", place, id="alignment"))
         elif images and still:
             what = f"{who} changes {listed(images)} and not {listed(still)}: they no longer fit together"
-            findings.append(warning(what, place))
+            findings.append(warning(what, place, id="alignment"))
         elif not images and moved and isinstance(transform, MOVING):
-            findings.append(warning(f"{who} changes labels ({listed(sorted(moved))}) and no image", place))
+            findings.append(
+                warning(f"{who} changes labels ({listed(sorted(moved))}) and no image", place, id="alignment")
+            )
     return findings
 
 

@@ -16,13 +16,14 @@ from rslearn.dataset import Window
 from rslearn.dataset.storage.file import FileWindowStorage
 
 from rslp.check.dataset import Listing, Report, list_dataset, report
-from rslp.check.findings import Finding, warning
+from rslp.check.findings import Finding, KeyPath, answered, unknown_ids, warning
 from rslp.check.overlap import Overlap, find_overlaps, is_placeless
 from rslp.check.parsing import DATA_MODULES, Parsed, parse
 from rslp.check.reading import Reading, read_window
 from rslp.check.rehearsal import rehearse
 from rslp.check.sizes import patch_of
 from rslp.check.view import open_view
+from rslp.compose import pick
 from rslp.train.soundness import lacks_background
 
 
@@ -37,6 +38,7 @@ class Effort:
         threads: how many windows are read at a time.
         data: whether the datasets are looked at, beside the config.
         forward: whether two samples of each dataset are sent through the model.
+        allow: ids of errors that are warnings in all datasets; the config may allow more in some.
     """
 
     images: int = 16
@@ -45,8 +47,10 @@ class Effort:
     threads: int = min(16, 4 + (os.cpu_count() or 1))
     data: bool = True
     forward: bool = True
+    allow: Sequence[str] = ()
 
 
+_ALLOW: KeyPath = ("data", "init_args", "check_allow")
 # What is known of one dataset in the end: listing and report, None if it can't be opened, and what is wrong.
 _Examined = tuple[Listing | None, Report | None, list[Finding]]
 
@@ -82,7 +86,9 @@ def check(config: Mapping[str, Any], *, effort: Effort, console: Console) -> Che
         parsed = parse(config)
         progress.remove_task(step)
         examined = _examine_all(config, parsed, effort=effort, progress=progress) if effort.data else []
+        allow = _allowed(config, parsed, effort.allow)
         examined = [_with_background(one, parsed) for one in examined]
+        examined = [(*one[:2], [_answered(finding, allow) for finding in one[2]]) for one in examined]
         played = _rehearse_all(examined, parsed, progress=progress) if effort.forward else []
     listings = [listing for listing, _, _ in examined if listing is not None]
     placed = {listing.view.name: listing.windows for listing in listings if not is_placeless(listing.windows)}
@@ -90,7 +96,31 @@ def check(config: Mapping[str, Any], *, effort: Effort, console: Console) -> Che
     leaks = [_leak(overlap, listings, effort.max_overlap) for overlap in find_overlaps(placed)]
     leaks += [_placeless(listing) for listing in listings if listing.view.name not in placed]
     reports = tuple(report for _, report, _ in examined if report is not None)
-    return Checked(reports, _once([*parsed.findings, *found, *played, *leaks]))
+    findings = [*parsed.findings, *_unknown_ids(config, effort.allow), *found, *played, *leaks]
+    return Checked(reports, _once([_answered(finding, allow) for finding in findings]))
+
+
+def _allowed(config: Mapping[str, Any], parsed: Parsed, everywhere: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The ids that are allowed, by dataset."""
+    own = pick(config, _ALLOW)
+    own = own if isinstance(own, Mapping) else {}
+    return {name: (*everywhere, *(own.get(name) or ())) for name in parsed.modules}
+
+
+def _unknown_ids(config: Mapping[str, Any], everywhere: Sequence[str]) -> list[Finding]:
+    own = pick(config, _ALLOW)
+    given = own.items() if isinstance(own, Mapping) else ()
+    return [
+        *unknown_ids(everywhere, ()),
+        *(one for name, ids in given for one in unknown_ids(ids or (), (*_ALLOW, name))),
+    ]
+
+
+def _answered(finding: Finding, allow: Mapping[str, Sequence[str]]) -> Finding:
+    """A finding as its dataset's config answers it."""
+    size = len(DATA_MODULES)
+    name = str(finding.at[size]) if finding.at[:size] == DATA_MODULES and len(finding.at) > size else ""
+    return answered(finding, allow.get(name, ()))
 
 
 def _examine_all(config: Mapping[str, Any], parsed: Parsed, *, effort: Effort, progress: Progress) -> list[_Examined]:
@@ -135,7 +165,7 @@ def _with_background(examined: _Examined, parsed: Parsed) -> _Examined:
             continue
         if any(summary.classes.get(classes[0]) for summary in made.labels.get(name, {}).values()):
             what = f"dataset {listing.view.name!r}, task {name!r}: {lacks_background(classes)}"
-            wrong.append(Finding(what, (*at, "classes")))
+            wrong.append(Finding(what, (*at, "classes"), id="background"))
     return listing, made, [*findings, *wrong]
 
 
@@ -161,13 +191,13 @@ def _leak(overlap: Overlap, listings: Sequence[Listing], allowed: float) -> Find
     what += f"({overlap.share:.1%}) lie on {whose}, e.g. {overlap.example[0]} on {overlap.example[1]}"
     at = (*view.at, f"{overlap.split}_config")
     if overlap.share > allowed:
-        return Finding(f"{what}; {allowed:.1%} are allowed", at)
-    return warning(what, at)
+        return Finding(f"{what}; {allowed:.1%} are allowed", at, id="overlap")
+    return warning(what, at, id="overlap")
 
 
 def _placeless(listing: Listing) -> Finding:
     what = f"dataset {listing.view.name!r}: most windows have the same bounds, so it has no locations; "
-    return warning(f"{what}overlaps with it can't be told", (*listing.view.at, "path"))
+    return warning(f"{what}overlaps with it can't be told", (*listing.view.at, "path"), id="no-locations")
 
 
 def _once(findings: Sequence[Finding]) -> tuple[Finding, ...]:

@@ -108,7 +108,7 @@ def _unreadable(view: View, read: Sequence[tuple[str, Reading]]) -> list[Finding
     if not broken:
         return []
     what = f"dataset {view.name!r}: {len(broken)} of {len(read)} windows can't be read, e.g. {broken[0].window}: "
-    return [Finding(what + broken[0].fault, (*view.at, "path"))]
+    return [Finding(what + broken[0].fault, (*view.at, "path"), id="unreadable")]
 
 
 def _labels(
@@ -142,5 +142,7 @@ def _no_targets(view: View, task: str) -> Finding:
     what = f"dataset {view.name!r}: task {task!r} gets no targets: input_mapping.{task} must map one of the inputs "
     names = ", ".join(name for name, spec in view.module.inputs.items() if spec.is_target) or "none is a target"
     return Finding(
-        f"{what}to `targets`; target inputs: {names}", (*view.at, "task", "init_args", "input_mapping", task)
+        f"{what}to `targets`; target inputs: {names}",
+        (*view.at, "task", "init_args", "input_mapping", task),
+        id="no-targets",
     )

@@ -2,9 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 KeyPath = tuple[str | int, ...]
+
+# The findings by their ids, which stay: configs name them, and docs/check.md lists them.
+CONFIG = "config"
+KINDS: Mapping[str, str] = {
+    CONFIG: "the run config can't be run as it stands: keys, types, classes, optimiser, callbacks",
+    "folder": "a dataset's folder or `config.json` is missing or broken, or its windows can't be listed",
+    "stray": "what lies among the windows is no window, and is left out",
+    "no-effect": "an argument has no effect in a joint run",
+    "split-empty": "a split has no windows",
+    "layer-lacking": "some windows lack a layer, and are left out",
+    "tag-spelling": "windows are not chosen by a tag since their option is spelt another way",
+    "layer": "the dataset has no such layer, or one of another type",
+    "band": "a layer has no such band",
+    "band-order": "the normalisation takes the bands in another order than the input gives them",
+    "image-size": "crops, windows or padded images are no multiple of the encoder's patch size",
+    "alignment": "a transform changes images and not labels, labels and no image, or some modalities only",
+    "unreadable": "windows can't be read",
+    "image-nodata": "much of the images is nodata",
+    "units": "images are in other units than the normalisation takes",
+    "band-units": "a band is in other units than the normalisation takes",
+    "offset-some": "some windows seem to carry the offset of Sentinel-2's baseline 04.00, others not",
+    "offset-all": "all windows seem to carry that offset",
+    "band-constant": "a band holds a single value",
+    "no-targets": "a task gets no targets",
+    "background": "objects have the class that the detector takes for background",
+    "label-unknown": "labels are not among the configured classes",
+    "label-lacking": "windows have no label",
+    "label-elsewhere": "features lie outside of their windows",
+    "label-parts": "features of several parts become one box each",
+    "label-several": "windows have labels of several values, of which the first is taken",
+    "label-range": "label pixels hold a class beyond the task's",
+    "label-nodata": "all label pixels are nodata",
+    "label-number": "labels are no finite number",
+    "label-constant": "all labels are the same",
+    "label-unseen": "a held-out split has classes that training lacks",
+    "label-part": "label files cover only a part of the windows",
+    "label-nowhere": "label files cover nothing of the windows",
+    "label-declared": "label files declare a nodata value that the task does not name",
+    "forward": "two samples don't go through transforms, model and loss",
+    "overlap": "held-out windows lie on training windows",
+    "no-locations": "most windows have the same bounds, so that overlaps can't be told",
+}
+# Nothing can be run with these.
+UNANSWERABLE = (CONFIG, "folder")
 
 
 @dataclass(frozen=True)
@@ -15,16 +61,40 @@ class Finding:
         what: what is wrong, what was got, what would be right.
         at: key path in the run config; the nearest key that the config holds is where it is shown.
         error: whether the run must not start; else it is a warning.
+        id: which of ``KINDS`` it is.
+        allowed: whether it would be an error, had the config not allowed it.
     """
 
     what: str
     at: KeyPath = ()
     error: bool = True
+    id: str = CONFIG
+    allowed: bool = False
 
 
-def warning(what: str, at: KeyPath = ()) -> Finding:
+def warning(what: str, at: KeyPath = (), *, id: str = CONFIG) -> Finding:
     """A remark that stops nobody."""
-    return Finding(what, at, error=False)
+    return Finding(what, at, error=False, id=id)
+
+
+def answered(finding: Finding, allow: Sequence[str]) -> Finding:
+    """The finding; a warning if it is an error that is allowed."""
+    if finding.error and finding.id in allow and finding.id not in UNANSWERABLE:
+        return replace(finding, error=False, allowed=True)
+    return finding
+
+
+def unknown_ids(allow: Sequence[str], at: KeyPath) -> list[Finding]:
+    """Ids that are allowed and that no finding has, or that can't be allowed."""
+    found = []
+    for one in allow:
+        near = difflib.get_close_matches(one, KINDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KINDS)}"
+        if one in UNANSWERABLE:
+            found.append(Finding(f"{one!r} can't be allowed: nothing can be run with it", at))
+        elif one not in KINDS:
+            found.append(Finding(f"no finding has the id {one!r}; {hint}", at))
+    return found
 
 
 def listed(names: object, most: int = 6) -> str:

@@ -58,7 +58,7 @@ def check_images(view: View, name: str, stats: Mapping[str, ImageStats]) -> tupl
     findings = []
     if nodata > _MUCH_NODATA:
         what = f"{who}: {nodata:.0%} of the pixels in {len(found)} windows are nodata"
-        findings.append(Finding(what, at, error=nodata > _NEARLY_ALL_NODATA))
+        findings.append(Finding(what, at, error=nodata > _NEARLY_ALL_NODATA, id="image-nodata"))
     expected, place = _expected(view, name)
     if expected is not None:
         findings += _units(view, name, stats, expected=expected, at=place)
@@ -86,7 +86,7 @@ def _units(view: View, name: str, stats: Mapping[str, ImageStats], *, expected: 
         example = next(window for window, found in wrong.items() if found == units)
         seen = stats[example].whole
         what = f"{who} looks like {units} in {len(wrong)} of {len(stats)} windows ({seen.low:.4g} .. {seen.high:.4g} "
-        return [Finding(f"{what}in {example}); the normalisation takes {expected}", at)]
+        return [Finding(f"{what}in {example}); the normalisation takes {expected}", at, id="units")]
     names = bands_of(view, view.module.inputs[name])
     odd: dict[str, str] = {}
     for index, band in enumerate(_by_band(list(stats.values()))):
@@ -96,17 +96,17 @@ def _units(view: View, name: str, stats: Mapping[str, ImageStats], *, expected: 
             odd[f"{label} like {units_here} ({band.low:.4g} .. {band.high:.4g})"] = str(units_here)
     what = f"{who}: band {listed(odd)}; the normalisation takes {expected}"
     # Clear water is as dark as that in the infrared: a band alone says nothing, while others are in range.
-    return [Finding(what, at, error=set(odd.values()) != {EIGHT_BIT})] if odd else []
+    return [Finding(what, at, error=set(odd.values()) != {EIGHT_BIT}, id="band-units")] if odd else []
 
 
 def _offset(who: str, stats: Mapping[str, ImageStats], at: KeyPath) -> list[Finding]:
     darkest = [image.whole.low for image in stats.values()]
     groups = offset_groups(darkest)
     if groups is None:
-        return [warning(_bright(who, darkest), at)] if all_offset(darkest) else []
+        return [warning(_bright(who, darkest), at, id="offset-all")] if all_offset(darkest) else []
     what = f"{who}: {groups[0]} of {sum(groups)} windows carry the offset of +1000 of processing baseline 04.00, "
     what += f"{groups[1]} do not; subtract it where it is (rslearn: harmonize: true)"
-    return [Finding(what, at)]
+    return [Finding(what, at, id="offset-some")]
 
 
 def _bright(who: str, darkest: Sequence[float]) -> str:
@@ -137,4 +137,4 @@ def remark_constant(view: View, name: str, stats: Mapping[str, ImageStats]) -> l
         if band.low == band.high
     ]
     what = f"dataset {view.name!r}: input {name!r}: band {listed(same)} holds a single value in all windows read"
-    return [warning(what, (*view.at, "inputs", name, "bands"))] if same else []
+    return [warning(what, (*view.at, "inputs", name, "bands"), id="band-constant")] if same else []

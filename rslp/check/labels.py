@@ -93,7 +93,7 @@ def compare_splits(labels: TaskLabels, train: LabelSummary, held: LabelSummary) 
     """Classes that a held-out split has and training lacks can't be learnt."""
     unseen = [name for name, count in held.classes.items() if count and not train.classes.get(name)]
     what = f"{labels.who}: has {listed(unseen)}, which no training label that was looked at has"
-    return [warning(what, labels.at)] if unseen else []
+    return [warning(what, labels.at, id="label-unseen")] if unseen else []
 
 
 def _values(found: Iterable[tuple[str, Label]], property_name: str) -> list[tuple[str, list[Any]]]:
@@ -117,16 +117,23 @@ def _named(labels: TaskLabels, task: ClassificationTask | DetectionTask) -> tupl
     findings = [*_several(labels, task), *_elsewhere(labels)]
     if strange and not task.skip_unknown_categories:
         what = f"{labels.who}: {sum(strange.values())} labels are not among the classes: {listed(strange)}"
-        findings.append(Finding(f"{what}; configured: {listed(task.classes, 20)}", (*labels.at, "classes")))
+        findings.append(
+            Finding(f"{what}; configured: {listed(task.classes, 20)}", (*labels.at, "classes"), id="label-unknown")
+        )
     empty = [window for window in empty if window not in labels.outside]
     if isinstance(task, ClassificationTask) and empty and not task.allow_invalid:
         what = f"{labels.who}: {len(empty)} of {len(labels.found)} windows have no label with the property "
         findings.append(
-            Finding(f"{what}{task.property_name!r}, e.g. {empty[0]}{_other(labels)}", (*labels.at, "property_name"))
+            Finding(
+                f"{what}{task.property_name!r}, e.g. {empty[0]}{_other(labels)}",
+                (*labels.at, "property_name"),
+                id="label-lacking",
+            )
         )
     if not single and labels.found and len(empty) == len(labels.found) and not _all_elsewhere(labels):
         what = f"{labels.who}: no object with the property {task.property_name!r} in {len(empty)} windows"
-        findings.append(Finding(what + _other(labels), (*labels.at, "property_name"), error=labels.split == "train"))
+        at = (*labels.at, "property_name")
+        findings.append(Finding(what + _other(labels), at, error=labels.split == "train", id="label-lacking"))
     return LabelSummary({name: counts[name] for name in task.classes}), findings
 
 
@@ -143,13 +150,13 @@ def _several(labels: TaskLabels, task: ClassificationTask | DetectionTask | Regr
         example = next(iter(parts), None)
         what = f"{labels.who}: features of {len(parts)} windows have several parts, e.g. {example} "
         what += f"({parts.get(str(example))} parts): each becomes one box; make each part a feature of its own"
-        return [warning(what, labels.at)] if parts else []
+        return [warning(what, labels.at, id="label-parts")] if parts else []
     values = {window: list(dict.fromkeys(values)) for window, values in _values(labels.found, task.property_name)}
     unlike = {window: own for window, own in values.items() if len(own) > 1}
     example = next(iter(unlike), None)
     what = f"{labels.who}: {len(unlike)} of {len(labels.found)} windows have labels of several values, e.g. {example}: "
     what += f"{listed(unlike.get(str(example), []))}; the first is taken"
-    return [warning(what, (*labels.at, "property_name"))] if unlike else []
+    return [warning(what, (*labels.at, "property_name"), id="label-several")] if unlike else []
 
 
 def _elsewhere(labels: TaskLabels) -> list[Finding]:
@@ -161,7 +168,7 @@ def _elsewhere(labels: TaskLabels) -> list[Finding]:
         f"{labels.who}: {count} features in {len(labels.outside)} of {len(labels.found)} windows lie outside of their "
     )
     what += f"window, e.g. of {next(iter(labels.outside))}: another CRS, or x and y exchanged? They are left out"
-    return [Finding(what, labels.at, error=_all_elsewhere(labels))]
+    return [Finding(what, labels.at, error=_all_elsewhere(labels), id="label-elsewhere")]
 
 
 def _all_elsewhere(labels: TaskLabels) -> bool:
@@ -194,10 +201,14 @@ def _painted(labels: TaskLabels, task: SegmentationTask) -> tuple[LabelSummary, 
     if strange:
         what = f"{labels.who}: pixels hold the class {listed(strange)}, but num_classes is {task.num_classes}"
         tail = f" and nodata_value {task.nodata_value}" if hidden else "; is that a nodata_value?"
-        findings.append(Finding(what + tail, (*labels.at, "num_classes")))
+        findings.append(Finding(what + tail, (*labels.at, "num_classes"), id="label-range"))
     if set(counts) <= hidden and not any(finding.error for finding in findings):
         findings.append(
-            Finding(f"{labels.who}: all pixels that were looked at are nodata", (*labels.at, "nodata_value"))
+            Finding(
+                f"{labels.who}: all pixels that were looked at are nodata",
+                (*labels.at, "nodata_value"),
+                id="label-nodata",
+            )
         )
     names: Iterable[object] = task.class_names or range(task.num_classes)
     return LabelSummary({str(name): 0 if i in hidden else counts[i] for i, name in enumerate(names)}), findings
@@ -221,11 +232,13 @@ def _measured(labels: TaskLabels, task: RegressionTask) -> tuple[LabelSummary, l
             strange.append(values[0])
     at, findings = (*labels.at, "property_name"), [*_several(labels, task), *_elsewhere(labels)]
     if strange:
-        findings.append(Finding(f"{labels.who}: {len(strange)} labels are no finite number: {listed(strange)}", at))
+        what = f"{labels.who}: {len(strange)} labels are no finite number: {listed(dict.fromkeys(map(str, strange)))}"
+        findings.append(Finding(what, at, id="label-number"))
     empty = [window for window in empty if window not in labels.outside]
     if empty and not task.allow_invalid:
         what = f"{labels.who}: {len(empty)} of {len(labels.found)} windows have no label with the property "
-        findings.append(Finding(f"{what}{task.property_name!r}, e.g. {empty[0]}{_other(labels)}", at))
+        what += f"{task.property_name!r}, e.g. {empty[0]}{_other(labels)}"
+        findings.append(Finding(what, at, id="label-lacking"))
     return _spread(labels, np.array(numbers), findings)
 
 
@@ -233,7 +246,7 @@ def _mapped(labels: TaskLabels, task: PerPixelRegressionTask) -> tuple[LabelSumm
     valid, findings = _pixels(labels, task.nodata_value)
     if not np.isfinite(valid).all():
         what = f"{labels.who}: {int((~np.isfinite(valid)).sum())} label pixels are no finite number; set nodata_value"
-        findings.append(Finding(what, (*labels.at, "nodata_value")))
+        findings.append(Finding(what, (*labels.at, "nodata_value"), id="label-number"))
     return _spread(labels, valid[np.isfinite(valid)], findings)
 
 
@@ -248,13 +261,15 @@ def _pixels(labels: TaskLabels, nodata: float | None) -> tuple[Any, list[Finding
     findings = []
     if share == 0:
         what = f"{labels.who}: the label files cover nothing of {len(images)} windows, e.g. {least}: they lie elsewhere"
-        findings.append(Finding(what, labels.at))
+        findings.append(Finding(what, labels.at, id="label-nowhere"))
     elif share < _WHOLE:
         what = f"{labels.who}: the label files cover {share:.0%} of the windows, mean over {len(images)} windows "
-        findings.append(warning(f"{what}({covered[least]:.0%} of {least}); pixels outside are left out", labels.at))
+        what += f"({covered[least]:.0%} of {least}); pixels outside are left out"
+        findings.append(warning(what, labels.at, id="label-part"))
     lost = float((values == DECLARED).mean())
     for declared in labels.declared:
-        findings.append(warning(f"{labels.who}: {_declared(declared, nodata, lost)}", (*labels.at, "nodata_value")))
+        what = f"{labels.who}: {_declared(declared, nodata, lost)}"
+        findings.append(warning(what, (*labels.at, "nodata_value"), id="label-declared"))
     return values[~np.isin(values, MARKS)], findings
 
 
@@ -271,5 +286,6 @@ def _spread(labels: TaskLabels, values: Any, findings: list[Finding]) -> tuple[L
         return LabelSummary({}), findings
     low, high = float(values.min()), float(values.max())
     if low == high and values.size > 1:
-        findings.append(warning(f"{labels.who}: all {values.size} labels are {low:g}", labels.at))
+        what = f"{labels.who}: all {values.size} labels are {low:g}"
+        findings.append(warning(what, labels.at, id="label-constant"))
     return LabelSummary({}, low, high), findings

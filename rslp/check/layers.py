@@ -24,7 +24,7 @@ def check_layers(view: View) -> list[Finding]:
             if config is None:
                 near = _near(layer, view.dataset.layers)
                 what = f"dataset {view.name!r} has no layer {layer!r}{near}; its layers: "
-                findings.append(Finding(what + listed(view.dataset.layers), (*at, "layers")))
+                findings.append(Finding(what + listed(view.dataset.layers), (*at, "layers"), id="layer"))
             else:
                 findings += _check_layer(view, layer, config, spec=spec, at=at)
     return findings + _check_order(view)
@@ -47,7 +47,7 @@ def _layer_name(option: str, spec: DataInput) -> str:
 def _check_layer(view: View, layer: str, config: LayerConfig, *, spec: DataInput, at: KeyPath) -> list[Finding]:
     if config.type.value != spec.data_type:
         what = f"layer {layer!r} of dataset {view.name!r} is {config.type.value}, the input says {spec.data_type}"
-        return [Finding(what, (*at, "data_type"))]
+        return [Finding(what, (*at, "data_type"), id="layer")]
     if spec.data_type != "raster":
         return []
     sets = [list(band_set.bands or []) for band_set in config.band_sets]
@@ -56,13 +56,13 @@ def _check_layer(view: View, layer: str, config: LayerConfig, *, spec: DataInput
         if index is not None and 0 <= index < len(sets):
             return []
         what = f"layer {layer!r} of dataset {view.name!r} has {len(sets)} band sets, 0 to {len(sets) - 1}; got {index}"
-        return [Finding(what, (*at, "use_all_bands_in_order_of_band_set_idx"))]
+        return [Finding(what, (*at, "use_all_bands_in_order_of_band_set_idx"), id="band")]
     have = [band for bands in sets for band in bands]
     missing = [band for band in spec.bands if band not in have]
     if not missing:
         return []
     what = f"layer {layer!r} of dataset {view.name!r} has no band {listed(missing)}{_near(missing[0], have)}"
-    return [Finding(f"{what}; its bands: {listed(have, 20)}", (*at, "bands"))]
+    return [Finding(f"{what}; its bands: {listed(have, 20)}", (*at, "bands"), id="band")]
 
 
 def _check_order(view: View) -> list[Finding]:
@@ -80,7 +80,7 @@ def _check_order(view: View) -> list[Finding]:
                 if given and said and given != list(said) * (len(given) // len(said)):
                     what = f"dataset {view.name!r}: the normalisation takes the bands of {modality} as "
                     what += f"{', '.join(said)}, but the input gives {', '.join(given)}"
-                    findings[at] = Finding(what, at)
+                    findings[at] = Finding(what, at, id="band-order")
     return list(findings.values())
 
 

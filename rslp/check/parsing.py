@@ -91,7 +91,7 @@ def _remarks(config: Mapping[str, Any]) -> Iterator[Finding]:
     """Arguments that no joint run acts on; each kind once, at the first place."""
     for rule, places in without_effect(config):
         more = f" (and in {len(places) - 1} more places)" if len(places) > 1 else ""
-        yield warning(rule.says() + more, places[0])
+        yield warning(rule.says() + more, places[0], id="no-effect")
 
 
 def _parsed(config: Mapping[str, Any]) -> Parsed:

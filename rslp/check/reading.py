@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
-from rslearn.dataset import Window
+from rslearn.dataset import Dataset, Window
+from rslearn.dataset.window import get_layer_and_group_from_dir_name
 from rslearn.train.dataset import DataInput
 from rslearn.train.model_context import RasterImage
 from rslearn.utils.geometry import PixelBounds
@@ -19,6 +20,7 @@ from rslp.check.units import NODATA_BELOW, NOTHING, OPTICAL, RADAR, Range
 from rslp.check.view import View
 from rslp.train import adapters
 from rslp.train.nodata import DECLARED, with_labels
+from rslp.train.vectors import AllFeatures, PlainGeojson
 
 # A part of this size from the middle of a window tells enough, px.
 _PART = 256
@@ -83,7 +85,7 @@ def read_window(view: View, window: Window, *, images: bool) -> Reading:
             key: count - len(value)
             for key, value in raw.items()
             if isinstance(value, list) and _reads_all(wanted[key])
-            if (count := adapters.count_features(view.dataset, window, wanted[key])) is not None
+            if (count := _count_features(view.dataset, window, wanted[key])) is not None
         }
     except _UNREADABLE as error:
         return Reading(name, fault=f"{type(error).__name__}: {' '.join(str(error).split())}")
@@ -95,7 +97,7 @@ def read_window(view: View, window: Window, *, images: bool) -> Reading:
     }
     labels = {key: value for key, value in raw.items() if key in targets}
     declared = {
-        key: adapters.declared_nodata(view.dataset, window, wanted[key])
+        key: _declared(view.dataset, window, wanted[key])
         for key, value in labels.items()
         if isinstance(value, RasterImage) and bool((value.image == DECLARED).any())
     }
@@ -127,3 +129,30 @@ def _middle(window: Window) -> PixelBounds:
     x0, y0, x1, y1 = window.bounds
     left, top = x0 + max(0, x1 - x0 - _PART) // 2, y0 + max(0, y1 - y0 - _PART) // 2
     return (left, top, min(x1, left + _PART), min(y1, top + _PART))
+
+
+def _declared(dataset: Dataset, window: Window, data_input: DataInput) -> float | None:
+    """The nodata value that the file of a window's first raster of an input declares."""
+    for layer, group in map(get_layer_and_group_from_dir_name, data_input.layers):
+        for band_set in dataset.layers[layer].band_sets:
+            if window.is_layer_completed(layer, group) and set(band_set.bands) & set(
+                data_input.bands or band_set.bands
+            ):
+                made = band_set.instantiate_raster_format()
+                (raster,) = window.data.read_rasters(
+                    layer, band_set.bands, [group], made, projection=window.projection, bounds=window.bounds
+                )
+                declared: float | None = raster.metadata.nodata_value
+                return declared
+    return None
+
+
+def _count_features(dataset: Dataset, window: Window, data_input: DataInput) -> int | None:
+    """How many features the GeoJSON files of a vector input hold, wherever they lie; None for another format."""
+    total = 0
+    for layer, group in map(get_layer_and_group_from_dir_name, data_input.layers):
+        if not isinstance(dataset.layers[layer].instantiate_vector_format(), PlainGeojson):
+            return None
+        if window.is_layer_completed(layer, group):
+            total += len(window.data.read_vector(layer, AllFeatures(), group_idx=group))
+    return total

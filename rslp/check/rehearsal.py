@@ -38,13 +38,13 @@ def rehearse(view: View, windows: Sequence[Window], model: JointModel) -> list[F
             with torch.no_grad():
                 output = model(ModelContext(inputs=batch.inputs, metadatas=batch.metadatas), batch.targets)
     except UserError as error:
-        return [Finding(f"dataset {view.name!r}: {' '.join(str(error).split())}", (*view.at, "path"))]
+        return [Finding(f"dataset {view.name!r}: {' '.join(str(error).split())}", (*view.at, "path"), id="forward")]
     except (*MADE_WRONG, IndexError) as error:
         what = " ".join(str(error).split())[:300] or "without a message"
         message = f"dataset {view.name!r}: two samples don't go through the model: {type(error).__name__}: {what}"
-        return [Finding(message, _place(view, error))]
+        return [Finding(message, _place(view, error), id="forward")]
     odd = [name for name, loss in output.loss_dict.items() if not torch.isfinite(loss).all()]
-    return [Finding(f"dataset {view.name!r}: the loss {name} is not finite", view.at) for name in odd]
+    return [Finding(f"dataset {view.name!r}: the loss {name} is not finite", view.at, id="forward") for name in odd]
 
 
 def _batch(view: View, windows: Sequence[Window]) -> Batch:

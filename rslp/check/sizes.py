@@ -73,7 +73,7 @@ def check_sizes(view: View, windows: Mapping[str, Sequence[Window]], patch: Patc
         of = "" if padded or config.get_crop_size() else f" ({count} of {len(found)})"
         what = f"dataset {view.name!r}, split {split!r}: {source} of {width}x{height} px{of} "
         what += f"are no multiple of the encoder's patch size {patch.size} px"
-        findings.append(Finding(what, _place(view, split, cropped=config.get_crop_size() is not None)))
+        findings.append(Finding(what, _place(view, split, cropped=config.get_crop_size() is not None), id="image-size"))
     return findings
 
 

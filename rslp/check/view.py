@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from rslearn.dataset import Dataset, Window
+from rslearn.dataset.window import get_layer_and_group_from_dir_name
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput, SplitConfig
 from rslearn.train.tasks import Task
@@ -80,7 +81,7 @@ def open_view(name: str, *, at: KeyPath, config: Mapping[str, Any], module: Rsle
     try:
         return View(name, at, config, module, open_dataset(name, module))
     except DataError as error:
-        return Finding(" ".join(str(error).split()), (*at, "path"))
+        return Finding(" ".join(str(error).split()), (*at, "path"), id="folder")
 
 
 class _ListedOnce:
@@ -117,12 +118,13 @@ def list_splits(view: View) -> tuple[dict[str, list[Window]], list[Finding]]:
             findings += _lost(view, dataset, split, inputs=inputs, kept=len(windows[split]))
         except _BROKEN as error:
             what = f"dataset {view.name!r}: its windows can't be listed: {type(error).__name__}: {error}"
-            return windows, [*findings, Finding(what, (*view.at, "path"))]
+            return windows, [*findings, Finding(what, (*view.at, "path"), id="folder")]
         except DataError as error:
-            return windows, [*findings, Finding(f"dataset {view.name!r}: {error}", (*view.at, "path"))]
+            what = f"dataset {view.name!r}: {error}"
+            return windows, [*findings, Finding(what, (*view.at, "path"), id="folder")]
     if listed_once.strays:
         what = f"left out, being no windows (they have no metadata.json): {listed(listed_once.strays)}"
-        findings.append(warning(f"dataset {view.name!r}: {what}", (*view.at, "path")))
+        findings.append(warning(f"dataset {view.name!r}: {what}", (*view.at, "path"), id="stray"))
     return windows, findings
 
 
@@ -150,13 +152,24 @@ def _lost(view: View, dataset: Dataset, split: str, *, inputs: dict[str, DataInp
     if worst and lacking[worst]:
         layers = listed(view.module.inputs[worst].layers)
         what = f"{lacking[worst]} of {len(tagged)} windows lack a layer of input {worst!r} ({layers})"
+        what += _unmarked(tagged, view.module.inputs[worst])
         at = (*view.at, "inputs", worst, "layers")
-        return [warning(reason + what, at)] if kept else [Finding(f"{reason}no windows are left: {what}", at)]
+        if kept:
+            return [*unlike, warning(reason + what, at, id="layer-lacking")]
+        return [Finding(f"{reason}no windows are left: {what}", at, id="split-empty")]
     if kept:
         return unlike
     every = dataset.load_windows()
     what = f"no windows: groups {config.groups}, names {config.names}, tags {config.tags} select 0 of {len(every)}"
-    return [Finding(f"{reason}{what}{_seen(every, config)}", place)]
+    return [Finding(f"{reason}{what}{_seen(every, config)}", place, id="split-empty")]
+
+
+def _unmarked(windows: Sequence[Window], spec: DataInput) -> str:
+    """Whether layers are there that rslearn takes for unfinished."""
+    names = [get_layer_and_group_from_dir_name(option)[0] for option in spec.layers]
+    there = [(w.window_root / "layers" / name, w.is_layer_completed(name)) for w in windows for name in names]
+    unmarked = [folder for folder, completed in there if not completed and folder.exists()]
+    return f"; {len(unmarked)} are there without the file `completed`, e.g. {unmarked[0]}" if unmarked else ""
 
 
 def _unlike(view: View, dataset: Dataset, split: str) -> list[Finding]:
@@ -167,7 +180,8 @@ def _unlike(view: View, dataset: Dataset, split: str) -> list[Finding]:
         lost = [options[tag] for options in have if not adapters.has_tags(options, {tag: value})]
         if near := [one for one in lost if _spelt(one) == _spelt(value)]:
             what = f"dataset {view.name!r}, split {split!r}: tag {tag}: {value!r} does not choose {len(near)} windows "
-            found.append(warning(f"{what}with {tag}: {near[0]!r}", (*view.at, _place_of(view, split), "tags", tag)))
+            at = (*view.at, _place_of(view, split), "tags", tag)
+            found.append(warning(f"{what}with {tag}: {near[0]!r}", at, id="tag-spelling"))
     return found
 
 

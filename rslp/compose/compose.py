@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from rslp.compose.arguments import Accepts, known_arguments
 from rslp.compose.datasets import DATA_MODULES, TASK, TASK_CLASS
 from rslp.compose.head_classes import class_faults
 from rslp.compose.heads import derived_heads, head_faults, head_problems
-from rslp.compose.kitchen import BATCH_SIZES, Anchor, Kitchen
+from rslp.compose.kitchen import BATCH_SIZES, CHECK_ALLOW, Anchor, Kitchen
 from rslp.compose.layers import Layer, problem_at
 from rslp.compose.merge import KeyPath, merge, nest, pick
 from rslp.compose.modern import finish, told
@@ -108,6 +108,7 @@ def compose(recipe: Recipe, sources: Sources, *, anchor: Anchor, keep_class_path
     tree = merge(merge(tree, nest({"class_path": None}, TASK)), nest({"class_path": TASK_CLASS}, TASK))
     if recipe.later_dialect:
         tree = _with_batch_sizes(tree, derived)
+    tree = _with_allowed(tree, recipe, [dataset.key for dataset in datasets], derived)
     if tree.pop("all_dataset_info_path", None) is not None and not recipe.merge_heads:
         what = "has no effect without merge_options.merge_heads"
         kitchen.notes.append(str(problem_at(layers, ("all_dataset_info_path",), what)))
@@ -130,6 +131,19 @@ def compose(recipe: Recipe, sources: Sources, *, anchor: Anchor, keep_class_path
     named = {dataset.key: tuple(dataset.tasks.values()) for dataset in datasets}
     notes = tuple(dict.fromkeys((*told([*dict.fromkeys(kitchen.changes)]), *kitchen.notes)))
     return RunConfig(tree, tuple(layers), named, derived, kitchen.constant_lines(), notes, kitchen.accepts)
+
+
+def _with_allowed(
+    tree: dict[str, Any], recipe: Recipe, datasets: Sequence[str], derived: dict[KeyPath, str]
+) -> dict[str, Any]:
+    """What the check lets pass in each dataset."""
+    allow = {name: (*recipe.allow, *entry.allow) for name, entry in zip(datasets, recipe.entries, strict=True)}
+    ids = {name: list(dict.fromkeys(own)) for name, own in allow.items() if own}
+    if not ids:
+        return tree
+    derived[CHECK_ALLOW] = "check.allow of the multi-dataset config"
+    merged: dict[str, Any] = merge(tree, nest(ids, CHECK_ALLOW))
+    return merged
 
 
 def _with_batch_sizes(tree: dict[str, Any], derived: dict[KeyPath, str]) -> dict[str, Any]:

@@ -95,6 +95,13 @@ def _are_groups(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(g, list) and g and all(map(_is_text, g)) for g in value)
 
 
+def _is_check(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return value is None
+    allow = value.get("allow")
+    return set(value) <= {"allow"} and (allow is None or (isinstance(allow, list) and all(map(_is_text, allow))))
+
+
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "path": (lambda v: v is None or _is_text(v), "a path"),
     "output": (lambda v: v is None or _is_text(v), "a path, or null to derive it"),
@@ -112,6 +119,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "constants": (_are_constants, "a mapping of constants, such as patch_size: 8, without placeholders in them"),
     "paths": (_are_paths, "a path or a list of paths"),
     "entries": (lambda v: isinstance(v, list) and bool(v), "a list of datasets, at least one"),
+    "check": (_is_check, "{allow: [ID, ...]}, ids of the check's findings"),
     "groups": (_are_groups, "a list of lists of task names"),
 }
 

@@ -31,6 +31,7 @@ from rslp.files import Document
 Anchor = Callable[[Any, Document, KeyPath], Any]
 
 BATCH_SIZES: KeyPath = ("data", "init_args", "batch_sizes")
+CHECK_ALLOW: KeyPath = ("data", "init_args", "check_allow")
 # What stage 1 fills in; whatever a base config holds there belongs to no dataset of this run.
 _FILLED_IN: tuple[KeyPath, ...] = (DECODERS, DATA_MODULES, TASK, BATCH_SIZES)
 _KNOB_PLACES: dict[str, KeyPath] = {

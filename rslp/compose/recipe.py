@@ -25,6 +25,7 @@ class Entry:
         overrides: laid over this dataset alone.
         tasks: new names for its tasks, by their own.
         at: where the entry stands in the multi-dataset config.
+        allow: findings of the check that are no errors in this dataset.
     """
 
     name: str | None
@@ -32,6 +33,7 @@ class Entry:
     overrides: Mapping[str, Any]
     tasks: Mapping[str, str]
     at: KeyPath
+    allow: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Recipe:
         output_path: as written; None when it is to be derived.
         later_dialect: whether the constants stand under ``substitutions``.
         entries_key: ``dataset_cfgs``, or its old spelling.
+        allow: findings of the check that are no errors in any dataset.
     """
 
     document: Document
@@ -67,6 +70,7 @@ class Recipe:
     output_path: str | None
     later_dialect: bool
     entries_key: str = "dataset_cfgs"
+    allow: tuple[str, ...] = ()
 
     def constant_place(self, name: str) -> KeyPath:
         """Give where a constant stands in the document."""
@@ -94,6 +98,12 @@ def read_recipe(document: Document) -> Recipe:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
+
+
+def _allow(values: Mapping[str, Any]) -> tuple[str, ...]:
+    check = values.get("check")
+    allow = check.get("allow") if isinstance(check, Mapping) else None
+    return tuple(allow) if isinstance(allow, list) else ()
 
 
 _REMEDY = {
@@ -145,6 +155,7 @@ class _Reader:
             output_path=values.get("output_path"),
             later_dialect="substitutions" in values,
             entries_key=entries_key,
+            allow=_allow(values),
         )
 
     def fault(self, what: str, at: KeyPath) -> None:
@@ -182,7 +193,8 @@ class _Reader:
                 self.fault(wrong, at)
             paths = (cfgs,) if isinstance(cfgs, str) else tuple(cfgs) if isinstance(cfgs, list) else ()
             extra = item if isinstance(item, Mapping) else {}
-            entries.append(Entry(extra.get("name"), paths, extra.get("overrides") or {}, extra.get("tasks") or {}, at))
+            overrides, tasks = extra.get("overrides") or {}, extra.get("tasks") or {}
+            entries.append(Entry(extra.get("name"), paths, overrides, tasks, at, _allow(extra)))
         return entries
 
     def _constants(self, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,11 @@ _KINDS: dict[str, dict[str, Any]] = {
     "flag": {"type": ["boolean", "null"]},
     "mapping": {"type": ["object", "null"]},
     "constants": {"type": ["object", "null"], "propertyNames": {"pattern": "^[A-Za-z][A-Za-z0-9_]*$"}},
+    "check": {
+        "type": ["object", "null"],
+        "properties": {"allow": {"type": ["array", "null"], "items": {"type": "string"}}},
+        "additionalProperties": False,
+    },
     "paths": _PATHS,
     "groups": {"type": ["array", "null"], "items": {"type": "array", "items": {"type": "string"}, "minItems": 1}},
 }
@@ -72,6 +77,7 @@ _VALUES = {
     "text": "text",
     "name": "name",
     "names": "mapping",
+    "check": "mapping",
     "positive": "number above 0",
     "count": "number from 0",
     "flag": "`true` or `false`",

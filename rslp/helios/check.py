@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -26,6 +27,7 @@ def check(
     helios_checkpoint_path: str | None = None,
     encoder_embedding_size: int | None = None,
     patch_size: int | None = None,
+    allow: list[str] | None = None,
 ) -> int:
     """Check a run config and its data before a long run; every fault is named with the file and line to mend.
 
@@ -43,6 +45,7 @@ def check(
         helios_checkpoint_path: fills {CHECKPOINT_PATH} in a config that make_multidataset_config has not made.
         encoder_embedding_size: fills {ENCODER_EMBEDDING_SIZE}, likewise.
         patch_size: fills {PATCH_SIZE}, likewise.
+        allow: ids of findings, as they stand behind them in brackets: errors with these are warnings.
     """
     if not config_paths:
         raise UsageError("--config_paths is empty: name the run config that make_multidataset_config wrote")
@@ -63,7 +66,9 @@ def check(
     from rslp.check.check import check as check_all
     from rslp.check.table import summary_tables
 
-    effort = Effort(images=images, labels=labels, max_overlap=max_overlap, data=data, forward=forward)
+    effort = Effort(
+        images=images, labels=labels, max_overlap=max_overlap, data=data, forward=forward, allow=allow or ()
+    )
     checked = check_all(config, effort=effort, console=Console(stderr=True))
     if checked.reports:
         Console().print(*summary_tables(checked.reports))
@@ -82,13 +87,18 @@ def _tell(findings: Sequence[Finding], documents: Sequence[Document], missing: S
     places = Places(documents)
     for finding in findings:
         if not finding.error:
-            sys.stderr.write(f"warning: {places.problem(finding)}\n")
+            sys.stderr.write(f"{'allowed' if finding.allowed else 'warning'}: {_named(places, finding)}\n")
     lost = [places.traced(problem) for problem in missing]
     known = {(problem.file, problem.line, problem.key) for problem in lost}
-    found = [places.problem(finding) for finding in findings if finding.error]
+    found = [_named(places, finding) for finding in findings if finding.error]
     # A path that is missing is met again by what would read it.
     if errors := [*lost, *(one for one in found if (one.file, one.line, one.key) not in known)]:
         raise ConfigError(dict.fromkeys(errors))
+
+
+def _named(places: Places, finding: Finding) -> Problem:
+    """A finding at its place, with its id."""
+    return places.problem(replace(finding, what=f"{finding.what} [{finding.id}]"))
 
 
 def _merged(documents: Sequence[Document], constants: Mapping[str, Any]) -> tuple[dict[str, Any], Sequence[Problem]]:

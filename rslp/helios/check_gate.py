@@ -25,7 +25,13 @@ _INTERRUPTED = 130
 
 
 def ensure_checked(
-    config_paths: Sequence[str], *, config: Mapping[str, Any], run: RunDir, constants: Mapping[str, Any], here: bool
+    config_paths: Sequence[str],
+    *,
+    config: Mapping[str, Any],
+    run: RunDir,
+    constants: Mapping[str, Any],
+    here: bool,
+    allow: Sequence[str] = (),
 ) -> None:
     """Check a run config and its data before a run, unless that was done.
 
@@ -37,6 +43,7 @@ def ensure_checked(
         config: what they say together, with paths as the run directory sees them.
         run: the run directory; nothing but the record of a check that passed is written, and only there.
         constants: values of placeholders, by their names in capitals.
+        allow: ids of findings that are no errors.
         here: whether the job runs on this machine; elsewhere, data may be that this machine does not have.
 
     Raises:
@@ -49,13 +56,13 @@ def ensure_checked(
         _say(f"the check is skipped: {', '.join(lacking)} not installed here")
         return
     resolved = resolve_paths(config, run.path)
-    words: list[str] = []
+    words = [f"--allow+={one}" for one in allow]
     if not here and (absent := [path for path in paths_in(resolved) if _is_absent(path)]):
         if set(absent) - set(_dataset_paths(resolved)):
             _say(f"the check is skipped: {absent[0]} is not on this machine; `helios check` can be run where it is")
             return
         _say(f"the check leaves out the data: {absent[0]} is not on this machine")
-        words = ["--data", "false"]
+        words += ["--data", "false"]
     state = fingerprint(resolved, words=words)
     if _passed(run) == state:
         return
@@ -65,7 +72,7 @@ def ensure_checked(
         return
     _refuse_unwritable(run)
     _run_check([*_named(config_paths, constants), *words])
-    write_atomic(run.check, json.dumps({"passed": state}, indent=1) + "\n")
+    write_atomic(run.check, json.dumps({"passed": state, "allowed": _allowed(config)}, indent=1) + "\n")
 
 
 def fingerprint(config: Mapping[str, Any], *, words: Sequence[str] = ()) -> str:
@@ -148,6 +155,11 @@ def _run_check(words: Sequence[str]) -> None:
         raise RunError("the check found errors, so nothing was started; `--check false` leaves it out")
     if code:
         raise RunError(f"the check itself failed (exit code {code}, see above); `--check false` leaves it out")
+
+
+def _allowed(config: Mapping[str, Any]) -> Any:
+    """The ids of findings that the run's config allows, by dataset."""
+    return pick(config, ("data", "init_args", "check_allow")) or {}
 
 
 def _named(config_paths: Sequence[str], constants: Mapping[str, Any]) -> list[str]:

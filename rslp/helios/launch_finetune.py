@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from rslp.compose import merge, pick
 from rslp.errors import RunError, UsageError
 from rslp.helios.check_gate import ensure_checked
 from rslp.helios.launch_beaker import pack
@@ -59,6 +60,7 @@ def launch_finetune(
     detach: bool = False,
     dry_run: bool = False,
     check: bool = True,
+    allow: list[str] | None = None,
     slurm: SlurmOptions = _NO_SLURM,
     skypilot: SkyPilotOptions = _NO_SKYPILOT,
 ) -> int:
@@ -102,6 +104,7 @@ def launch_finetune(
         detach: run here, but in the background.
         dry_run: print what would be submitted, and stop.
         check: look at config and data first (see helios check); once for each state of them, and not for a dry run.
+        allow: ids of the check's findings that are no errors; the run's config keeps them.
         slurm: options of SLURM alone.
         skypilot: options of SkyPilot alone.
     """
@@ -144,12 +147,21 @@ def launch_finetune(
     configs = [
         _config(p, run=each.run, constants=given, profiler=profiler) for each, p in zip(jobs, paths, strict=True)
     ]
+    configs = [_allowing(config, allow or ()) for config in configs]
     if dry_run:
         sys.stdout.write(f"{plan}\n")
         return 0
     requests = []
     for each, config, named in zip(jobs, configs, paths, strict=True):
-        look = partial(ensure_checked, named, config=config, run=each.run, constants=given, here=where not in _REMOTE)
+        look = partial(
+            ensure_checked,
+            named,
+            config=config,
+            run=each.run,
+            constants=given,
+            here=where not in _REMOTE,
+            allow=allow or (),
+        )
         requests.append(Request(each, config, look if check else None))
     return submit(plan, requests)
 
@@ -172,6 +184,17 @@ def _engine(engine: EngineName | None, *, local: bool, cluster: Sequence[str] | 
     if len(set(said.values())) > 1:
         raise UsageError(f"{' and '.join(said)} contradict each other")
     return next(iter(said.values()))
+
+
+def _allowing(config: dict[str, Any], allow: Sequence[str]) -> dict[str, Any]:
+    """The config with further findings of the check allowed in each of its datasets."""
+    modules = pick(config, ("data", "init_args", "data_modules"))
+    own = pick(config, ("data", "init_args", "check_allow")) or {}
+    if not allow or not isinstance(modules, Mapping):
+        return config
+    ids = {name: list(dict.fromkeys([*own.get(name, ()), *allow])) for name in modules}
+    merged: dict[str, Any] = merge(config, {"data": {"init_args": {"check_allow": ids}}})
+    return merged
 
 
 def _absolute(checkpoint: str) -> str:

@@ -55,7 +55,7 @@ from upath import UPath
 from rslp.errors import CheckpointError, DataError
 from rslp.train.metric_types import WithinFactor
 from rslp.train.nodata import NodataFormat
-from rslp.train.vectors import AllFeatures, PlainGeojson, plain_geojson
+from rslp.train.vectors import plain_geojson
 
 RawInput = RasterImage | list[Feature]
 RawInputs = dict[str, RawInput]
@@ -97,33 +97,6 @@ def honouring_nodata(dataset: Dataset, data_input: DataInput) -> Dataset:
             sets[-1]._raster_format = NodataFormat(band_set.instantiate_raster_format(), data_input)
         layers[name] = layers[name].model_copy(update={"band_sets": sets})
     return cast(Dataset, SimpleNamespace(layers=layers))
-
-
-def declared_nodata(dataset: Dataset, window: Window, data_input: DataInput) -> float | None:
-    """The nodata value that the file of a window's first raster of an input declares."""
-    for layer, group in map(get_layer_and_group_from_dir_name, data_input.layers):
-        for band_set in dataset.layers[layer].band_sets:
-            if window.is_layer_completed(layer, group) and set(band_set.bands) & set(
-                data_input.bands or band_set.bands
-            ):
-                made = band_set.instantiate_raster_format()
-                (raster,) = window.data.read_rasters(
-                    layer, band_set.bands, [group], made, projection=window.projection, bounds=window.bounds
-                )
-                declared: float | None = raster.metadata.nodata_value
-                return declared
-    return None
-
-
-def count_features(dataset: Dataset, window: Window, data_input: DataInput) -> int | None:
-    """How many features the GeoJSON files of a vector input hold, wherever they lie; None for another format."""
-    total = 0
-    for layer, group in map(get_layer_and_group_from_dir_name, data_input.layers):
-        if not isinstance(dataset.layers[layer].instantiate_vector_format(), PlainGeojson):
-            return None
-        if window.is_layer_completed(layer, group):
-            total += len(window.data.read_vector(layer, AllFeatures(), group_idx=group))
-    return total
 
 
 @contextmanager

@@ -64,6 +64,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
             samples are encoded then, or ``off``.
         features_dtype: in which floating point numbers they are kept.
         features_limit_gb: GB that the features of one dataset may take; half of the free disk in any case.
+        check_allow: by dataset the ids of findings of the check that are warnings there; no effect on the training.
 
     Raises:
         ConfigError: no dataset, an option that names an absent one, or a dataset that can't be trained on.
@@ -94,6 +95,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
         features: Literal["auto", "off"] | bool = "auto",
         features_dtype: Literal["float32", "float16", "bfloat16"] = "float32",
         features_limit_gb: float | None = None,
+        check_allow: dict[str, list[str]] | None = None,
     ) -> None:
         super().__init__()
         disabled = set(disabled_datasets or [])
@@ -101,6 +103,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
             ("disabled_datasets", disabled),
             ("batch_sizes", _names(batch_sizes)),
             ("per_dataset_patch_limit", _names(per_dataset_patch_limit)),
+            ("check_allow", set(check_allow or {})),
         ):
             _refuse_absent(option, names=names, known=set(data_modules))
         self.data_modules = {name: dm for name, dm in sorted(data_modules.items()) if name not in disabled}

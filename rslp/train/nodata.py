@@ -48,17 +48,19 @@ class LabelInput(DataInput):
     """A raster of labels that segmentation or per-pixel regression learns from.
 
     Attributes:
-        nodata: the task's nodata value.
+        nodata: the value of the file that the task calls nodata.
+        stated: whether the task says which value is nodata.
         classes: the values that are classes of the task; None for a regression.
     """
 
     nodata: float | None
+    stated: bool
     classes: frozenset[int] | None
 
     def __init__(self, spec: DataInput, task: SegmentationTask | PerPixelRegressionTask) -> None:
         # Every argument of rslearn's own class, as it was given.
         self.__dict__.update(vars(spec))
-        self.nodata, self.classes = task.nodata_value, None
+        self.nodata, self.stated, self.classes = task.nodata_value, task.nodata_value is not None, None
         if isinstance(task, SegmentationTask):
             mapping = task.class_id_mapping or {}
             known = {c for c in range(task.num_classes) if c not in mapping}
@@ -70,7 +72,7 @@ class LabelInput(DataInput):
 
     def key(self) -> list[Any]:
         """What its pixels are read as depends on this, beside what every input has."""
-        return [str(self.nodata), None if self.classes is None else sorted(self.classes)]
+        return [str(self.nodata), self.stated, None if self.classes is None else sorted(self.classes)]
 
     def marked(self, array: Array, declared: float | None, covered: Array | None) -> Array:
         """A raster in its own type, or in a wider one with marks.
@@ -94,7 +96,7 @@ class LabelInput(DataInput):
             found = nodata_eq(array, declared)
             if self.classes is None or declared not in self.classes:
                 marks.append((DECLARED, found))
-            elif self.nodata is None and found.any():
+            elif not self.stated and found.any():
                 raise ValueError(ambiguous(declared))
         fits = self.dtype != DType.INT32 or np.can_cast(array.dtype, np.int32)
         if fits and not any(where.any() for _, where in marks):
@@ -238,10 +240,11 @@ def _covered(path: UPath, inner: RasterFormat, projection: Projection, bounds: P
     elif isinstance(inner, GeotiffRasterFormat):
         with open_rasterio_upath_reader(path / inner.fname) as source:
             crs, place, width, height = source.crs, source.transform, source.width, source.height
-            if crs is None or source.gcps[0]:
+            if source.gcps[0]:
                 return None
         x, y = columns * projection.x_resolution, rows * projection.y_resolution
-        if crs != projection.crs:
+        # Without a CRS, a file is read as one of the window's.
+        if crs is not None and crs != projection.crs:
             flat = warp.transform(projection.crs, crs, x.ravel(), y.ravel())
             x, y = (np.asarray(values).reshape(x.shape) for values in flat)
         back = ~place

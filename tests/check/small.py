@@ -34,8 +34,8 @@ class Case:
         name: its key in the run config.
         kind: of the task.
         change: what is done to each window's folder, and its number.
-        expected: for each finding a pattern, beginning with ``error`` or ``warning``; findings of the same words in
-            other splits count once.
+        expected: for each finding its id, ``error`` or ``warning``, and a pattern of what is said; findings of the same
+            words in other splits count once.
         task: arguments of the task.
         data: arguments of the data module.
     """
@@ -43,7 +43,7 @@ class Case:
     name: str
     kind: str
     change: Change
-    expected: Sequence[str] = ()
+    expected: Sequence[tuple[str, str, str]] = ()
     task: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
 
@@ -52,7 +52,7 @@ def run_config_of(cases: Sequence[Case], folder: Path) -> dict[str, Any]:
     """Write the datasets of some cases, and a run config over all of them."""
     written = {}
     for case in cases:
-        path = write_dataset(folder / case.name, case.kind, train=4, val=2, test=0)
+        path = write_dataset(folder / case.name, case.kind, train=6, val=3, test=0)
         for number, window in enumerate(sorted(path.glob("windows/*/*"))):
             case.change(window, number)
         written[case.name] = (str(path), case.kind)
@@ -72,27 +72,32 @@ def modules_of(config: dict[str, Any]) -> dict[str, RslearnDataModule]:
     return {name: construct(blueprint(module, RslearnDataModule)) for name, module in modules.items()}
 
 
-def checked(config: dict[str, Any]) -> Checked:
+def checked(config: dict[str, Any], **effort: Any) -> Checked:
+    effort = {"forward": False, "max_overlap": 1, **effort}
     with patch("rslp.check.check.parse", return_value=Parsed(modules_of(config), None, ())):
-        return check_all(config, effort=Effort(forward=False, max_overlap=1), console=Console(quiet=True))
+        return check_all(config, effort=Effort(**effort), console=Console(quiet=True))
 
 
-def said_of(case: Case, findings: Sequence[Finding]) -> list[str]:
+def said_of(case: Case, findings: Sequence[Finding]) -> list[Finding]:
     """What was found of a case, but for the ground that all these datasets share; each once for all splits."""
     words = {}
     for finding in findings:
-        if case.name in finding.at and "training windows of" not in finding.what:
-            text = f"{'error' if finding.error else 'warning'}: {finding.what} [{'.'.join(map(str, finding.at))}]"
-            words[re.sub(r"split '\w+'|\d+", "", text)] = text
+        if case.name in finding.at and finding.id != "overlap":
+            words[finding.id, re.sub(r"split '\w+'|\d+", "", finding.what)] = finding
     return list(words.values())
 
 
 def assert_as_expected(case: Case, findings: Sequence[Finding]) -> None:
-    """Each expected pattern fits one finding, and nothing else was found."""
+    """Each expectation fits one finding, and nothing else was found."""
     said = said_of(case, findings)
-    for pattern in case.expected:
-        fitting = [text for text in said if re.search(pattern, text)]
-        assert len(fitting) == 1, (pattern, said)
+    for id_, level, pattern in case.expected:
+        fitting = [
+            one
+            for one in said
+            if (one.id, one.error) == (id_, level == "error")
+            and re.search(pattern, f"{one.what} @ {'.'.join(map(str, one.at))}")
+        ]
+        assert len(fitting) == 1, (id_, level, pattern, said)
         said.remove(fitting[0])
     assert said == []
 
@@ -150,6 +155,34 @@ def replace_raster(
     kind |= {"height": array.shape[1], "width": array.shape[2]} | ({} if nodata is None else {"nodata": nodata})
     with rasterio.open(file, "w", crs=crs, transform=place, dtype=array.dtype.name, **kind) as out:
         out.write(array)
+
+
+def sentinel2(values: Callable[[int], np.ndarray[Any, Any]]) -> Change:
+    """Let the image be of Sentinel-2: its values (``2 H W``) by the window's number."""
+
+    def change(window: Path, number: int) -> None:
+        (window / "layers/image/a_b").rename(window / "layers/image/B02_B03")
+        replace_raster(window, "image", values(number))
+        config = window.parents[2] / "config.json"
+        edit_json(config, lambda content: content["layers"]["image"]["band_sets"][0].update(bands=["B02", "B03"]))
+
+    return change
+
+
+def as_sentinel2(
+    name: str, *, layer: str = "image", bands: Sequence[str] = ("B02", "B03"), **more: Any
+) -> dict[str, Any]:
+    """Arguments of a data module whose image is of Sentinel-2, for a dataset with labels of features."""
+    image = {"data_type": "raster", "layers": [layer], "bands": list(bands), "passthrough": True}
+    label = {"data_type": "vector", "layers": ["label"], "is_target": True}
+    normalize = {
+        "class_path": "rslp.helios.norm.HeliosNormalize",
+        "init_args": {"band_names": {"sentinel2_l2a": ["B02", "B03"]}},
+    }
+    return {
+        "inputs": {"sentinel2_l2a": image, f"label_{name}": label},
+        "default_config": {"transforms": [normalize], **more},
+    }
 
 
 def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -8,7 +8,8 @@ import yaml
 from rslp.compose import config_kind, merge_configs
 from rslp.errors import ConfigError
 from rslp.files import parse_yaml, read_yaml, relativise_paths
-from tests.compose.samples import BASE, CROPS, MULTI, composed
+from rslp.main import main
+from tests.compose.samples import BASE, CROPS, MULTI, composed, line, replaced, write
 
 
 def documents(*texts: str, folder: str = "/f"):
@@ -106,3 +107,25 @@ def test_kinds_of_configs_are_told_apart(tmp_path):
     assert config_kind(run) == "run config"
     assert config_kind({}) is None
     assert Path(tmp_path / "OUT.yaml").exists()
+
+
+ALLOWING = replaced(MULTI, "  - crops.yaml\n", "  - {cfgs: crops.yaml, check: {allow: [units, overlap]}}\n")
+
+
+def test_findings_that_are_allowed_are_in_the_run_config_by_dataset(tmp_path):
+    made = composed(tmp_path, multi=ALLOWING + "check: {allow: [overlap]}\n")
+    assert made["data"]["init_args"]["check_allow"] == {"crops": ["overlap", "units"], "fields": ["overlap"]}
+    made = composed(tmp_path, multi=ALLOWING)
+    assert made["data"]["init_args"]["check_allow"] == {"crops": ["units", "overlap"]}
+    # What the run learns from is the same.
+    del made["data"]["init_args"]["check_allow"]
+    assert made == composed(tmp_path, multi=MULTI)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["check: [overlap]", "check: {allow: overlap}", "check: {alow: [overlap]}", "check: {allow: [1]}"]
+)
+def test_only_ids_can_be_allowed(wrong, tmp_path, capsys):
+    path = write(tmp_path, multi=f"{MULTI}{wrong}\n")
+    assert main(["helios", "make_multidataset_config", "--cfg", str(path)]) == 2
+    assert f"{path}:{line(path.read_text(), wrong)}: check: must be {{allow: [ID, ...]}}" in capsys.readouterr().err

@@ -33,6 +33,7 @@ from rslp.helios.model import Helios
 from rslp.train import adapters
 from rslp.train.metric_types import WithinFactor
 from rslp.train.model import JointModel
+from rslp.train.nodata import NodataFormat
 from tests.helios import tiny_helios
 from tests.tiny import write_dataset
 
@@ -86,6 +87,17 @@ def test_vector_formats_are_made_once_and_read_the_same(path: Path) -> None:
         found.append([feature.to_geojson() for feature in raw["targets"]])  # type: ignore[union-attr]
     assert found[0] == found[1]
     assert len(found[0]) == 1
+
+
+def test_a_dataset_that_marks_nodata_leaves_the_given_one_as_it_is(path: Path) -> None:
+    dataset = Dataset(UPath(path))
+    (plain,) = [band_set.instantiate_raster_format() for band_set in dataset.layers["image"].band_sets]
+    marking = adapters.honouring_nodata(dataset, inputs()["image"])
+    (band_set,) = marking.layers["image"].band_sets
+    assert isinstance(band_set.instantiate_raster_format(), NodataFormat)
+    assert dataset.layers["image"].band_sets[0].instantiate_raster_format() is plain
+    assert marking.layers["label"] is dataset.layers["label"]
+    assert adapters.honouring_nodata(dataset, inputs()["targets"]) is dataset
 
 
 def test_a_crop_lies_in_the_window_or_around_it(path: Path) -> None:

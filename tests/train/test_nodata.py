@@ -223,6 +223,18 @@ def test_a_crop_has_the_mask_of_its_place(cached: bool, tmp_path: Path) -> None:
     assert shares == [0.75, 0, 0.75, 0] or shares == [0.75, 0.75, 0, 0]
 
 
+def test_a_label_without_a_crs_is_of_the_window_s(tmp_path: Path) -> None:
+    path = write(tmp_path / "d", np.ones((SIZE, 4), np.uint8))
+    file = path / "windows/g/w0/layers/label/class/geotiff.tif"
+    kind: dict[str, Any] = {"driver": "GTiff", "height": SIZE, "width": 4, "count": 1, "dtype": "uint8"}
+    with rasterio.open(file, "w", transform=Affine(10, 0, 0, 0, -10, 0), **kind) as out:
+        out.write(np.ones((SIZE, 4), np.uint8), 1)
+    sample = source(path, SegmentationTask(num_classes=2), cached=False).sample(0)
+    assert valid_of(sample)[:, :4].all()
+    assert not valid_of(sample)[:, 4:].any()
+    assert (sample[1]["t"]["classes"].get_hw_tensor()[:, :4] == 1).all()
+
+
 def test_a_label_of_another_projection_is_masked_where_it_does_not_reach(tmp_path: Path) -> None:
     from rasterio import warp
 
@@ -284,6 +296,17 @@ def test_renamed_classes_keep_their_meaning(cached: bool, tmp_path: Path) -> Non
     expected[1:3] = False
     assert (valid_of(sample) == expected).all()
     assert sample[1]["t"]["classes"].get_hw_tensor()[0].tolist() == [1] * SIZE
+
+
+def test_a_task_that_renames_its_nodata_value_has_said_which_it_is(tmp_path: Path) -> None:
+    array = np.zeros((SIZE, SIZE), np.uint8)
+    array[0], array[1] = 1, 255
+    path = write(tmp_path / "d", array, declared=0)
+    task = SegmentationTask(num_classes=2, class_id_mapping={255: 255}, nodata_value=255)
+    sample = source(path, task, cached=False).sample(0)
+    expected = np.ones((SIZE, SIZE), bool)
+    expected[1] = False
+    assert (valid_of(sample) == expected).all()
 
 
 @pytest.mark.parametrize("value", [4294967295.0, -7.0])
