@@ -169,6 +169,14 @@ class RunDir:
         """Replace ``state.json``; a heartbeat (seconds since 1970) is added."""
         write_atomic(self.state, json.dumps({**values, "heartbeat": time.time()}, indent=1) + "\n")
 
+    def read_state(self) -> dict[str, Any]:
+        """What ``write_state`` wrote last; nothing where there is no such file, or none that can be read."""
+        try:
+            state = json.loads(self.state.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return state if isinstance(state, dict) else {}
+
     def mark_done(
         self, *, step: int, epoch: int, checkpoint: Path, ended_early: Mapping[str, str] | None = None
     ) -> None:

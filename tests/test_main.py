@@ -102,3 +102,24 @@ def test_a_run_config_of_another_kind_is_recognised(tmp_path: Path, capsys: pyte
         main(["helios", "launch_finetune", "--experiment_id", "x", f"--config_paths+={config}", "--local", "true"]) == 2
     )
     assert "is a multi-dataset config; first run: python make_multidataset_config.py" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ends", ["at once", "as Lightning does"])
+def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ends: str) -> None:
+    def interrupted(_: list[str]) -> int:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            if ends == "at once":
+                raise
+            sys.exit(1)
+
+    monkeypatch.setattr("rslp.main._run", interrupted)
+    assert main(["helios", "run"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_another_exit_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rslp.main._run", lambda _: sys.exit(3))
+    with pytest.raises(SystemExit, match="3"):
+        main(["helios", "run"])

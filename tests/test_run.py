@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from rslp.errors import RunError
+from rslp.launch.overview import best_score
 from rslp.run import RunDir
 
 
@@ -102,3 +103,22 @@ def test_other_names_are_taken(name: str, tmp_path: Path) -> None:
     run = RunDir.of(tmp_path, name, name)
     run.path.mkdir(parents=True)
     assert run.project == run.experiment == name
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"state": "run', b"[1]", b"\xff\x00"])
+def test_a_state_that_cannot_be_read_is_none(tmp_path: Path, content: bytes | None) -> None:
+    run = RunDir(tmp_path)
+    if content is not None:
+        run.state.write_bytes(content)
+    assert run.read_state() == {}
+    run.write_state(state="running", step=3)
+    assert run.read_state()["step"] == 3
+
+
+def test_a_log_that_was_cut_short_has_a_best_score(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    assert best_score(run) is None
+    run.metrics.write_bytes(
+        b"step,epoch,name,value\n1,0,val/score,0.25\n2,1,val/score,0.5\n3,2,val/score,\n4,3,val/score\n\xff\x00"
+    )
+    assert best_score(run) == 0.5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 
 from rslp.launch.job import Mode
@@ -49,7 +48,5 @@ def steps_done(run: RunDir, mode: Mode = "fit") -> int | None:
     if mode == "predict":
         progress = run.prediction_progress
         return progress.read_bytes().count(b"\n") if progress.exists() else None
-    if not run.state.exists():
-        return None
-    state: dict[str, int] = json.loads(run.state.read_text(encoding="utf-8"))
-    return state.get("step")
+    step: int | None = run.read_state().get("step")
+    return step

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import csv
-import json
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rslp.launch.engines import known_state
 from rslp.launch.record import latest
@@ -59,7 +58,7 @@ def _config(project: str, name: str) -> str:
 
 def _row(run: RunDir) -> Row:
     record = latest(run)
-    state = _state(run)
+    state = run.read_state()
     told = state.get("state", "")
     if record:
         told = known_state(run, record) or told
@@ -83,17 +82,15 @@ def _name(identity: str, mode: str) -> str:
     return name if mode == "fit" else f"{name} ({mode})"
 
 
-def _state(run: RunDir) -> dict[str, Any]:
-    if not run.state.exists():
-        return {}
-    content: dict[str, Any] = json.loads(run.state.read_text(encoding="utf-8"))
-    return content
-
-
 def best_score(run: RunDir) -> float | None:
     """The best validation score that the run has logged; None before the first."""
     if not run.metrics.exists():
         return None
-    with run.metrics.open(newline="", encoding="utf-8") as handle:
-        scores = [float(row["value"]) for row in csv.DictReader(handle) if row["name"] == _SCORE]
-    return max(scores, default=None)
+    with run.metrics.open(newline="", encoding="utf-8", errors="replace") as handle:
+        # A kill, or a full disk, may have cut the last line short.
+        scores = [row["value"] for row in csv.DictReader(handle) if row["name"] == _SCORE and _is_number(row["value"])]
+    return max(map(float, scores), default=None)
+
+
+def _is_number(text: str | None) -> bool:
+    return bool(text) and re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", str(text)) is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -128,7 +127,4 @@ def _started(pid: int) -> str:
 
 def _left(run: RunDir) -> bool:
     """Whether the run's last words are that it was asked to leave."""
-    if not run.state.exists():
-        return False
-    content = json.loads(run.state.read_text(encoding="utf-8"))
-    return content.get("state") in ("preempted", "interrupted")
+    return run.read_state().get("state") in ("preempted", "interrupted")

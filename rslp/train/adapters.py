@@ -179,7 +179,8 @@ def load_windows(
     for folder in _window_folders(dataset.path / "windows", groups, names):
         try:
             window = load_window(dataset.storage, folder)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, FileExistsError):
+            # The last one is what fsspec's memory says of a file in place of a folder.
             strays += [] if names else [str(folder)]
         except _BROKEN_METADATA as error:
             broken.append(f"{folder}/metadata.json: {type(error).__name__}: {' '.join(str(error).split())}")

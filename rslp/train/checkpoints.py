@@ -228,6 +228,9 @@ def read_checkpoint(path: Path, handle: BinaryIO | None = None) -> dict[str, Any
         checkpoint = torch.load(handle or path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0]
+        if reason.startswith("Weights only load failed"):
+            # What torch says then is of its own history.
+            reason = "it is no torch file, or holds more than tensors and plain values"
         raise CheckpointError(f"{path} can't be read as a checkpoint: {reason}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} is no checkpoint: it holds no `state_dict`")

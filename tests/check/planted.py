@@ -149,6 +149,16 @@ def _break_metadata(copy: Copy) -> None:
     (window / "metadata.json").write_text('{"projection": ')
 
 
+def _plateau_alone(copy: Copy) -> None:
+    text = (copy.path / "multi_dataset.yaml").read_text()
+    (copy.path / "multi_dataset.yaml").write_text(
+        text.replace("MultiStepScheduler", "PlateauScheduler")
+        .replace("milestones: [4, 6]", "patience: 2")
+        .replace("gamma: 0.5", "factor: 0.5")
+        .replace("  trainer:\n", "  trainer:\n    limit_val_batches: 0\n")
+    )
+
+
 def _no_objects(copy: Copy) -> None:
     for split in ALL:
         for window in copy.windows("vessel_detection", split):
@@ -259,7 +269,7 @@ FAULTS = [
     Fault("band that the dataset lacks", "gone", lambda copy: _config(copy, "fuel_moisture", _drop_band),
           "fuel_moisture.yaml", "bands: [B02", "has no band B09"),
     Fault("broken metadata", "gone", _break_metadata,
-          "crop_type.yaml", "    path: crop_type", "windows can't be listed"),
+          "crop_type.yaml", "    path: crop_type", "1 windows have no usable metadata: .*/metadata.json: JSON"),
     # What can't be read, or says nothing.
     Fault("truncated raster", "unreadable", _truncate,
           "crop_type.yaml", "    path: crop_type", "1 of .* windows can't be read, e.g. example/"),
@@ -270,6 +280,8 @@ FAULTS = [
           "land_cover.yaml", "data_type: vector", "is raster, the input says vector"),
     Fault("one band as reflectance", "unreadable", _one_band_reflectance,
           "vessel_detection.yaml", "landsat: [", f"band B8 like reflectance .*{_DARK_BAND}"),
+    Fault("plateau without a validation", "unreadable", _plateau_alone,
+          "multi_dataset.yaml", "limit_val_batches: 0", "a plateau scheduler follows .*, and there is no valid"),
     # What the first step or the first epoch would show.
     Fault("negative learning rate", "training", _edit("multi_dataset.yaml", "lr: 0.0005", "lr: -0.0005"),
           "multi_dataset.yaml", "lr: -0.0005", "the optimizer can't be made: Invalid learning rate: -0.0005"),

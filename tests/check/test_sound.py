@@ -42,6 +42,26 @@ def test_an_offset_everywhere_is_a_warning(sound: Copy, tmp_path: Path, capsys: 
     assert re.search(r"no value in \d+ windows is below 1\d\d\d: they seem to carry the offset of \+1000", said)
 
 
+def test_what_lies_among_windows_and_is_none_is_said_once(
+    sound: Copy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Copy.of(sound.path, tmp_path)
+    group = copy.path / "crop_type" / "windows" / "example"
+    (group / "list.csv").write_text("a,b")
+    (group / "w999").mkdir()
+    for place in (group, group.parent):
+        (place / ".DS_Store").write_bytes(b"Bud1")
+        (place / "._copy").write_bytes(b"x")
+    (group.parent / "README.txt").write_text("x")
+    copy.compose()
+    few = ("--forward", "false", "--images", "1", "--labels", "1")
+    assert command(f"--config_paths+={copy.path / RUN_CONFIG}", *few) == 0
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "no windows" in line]
+    place_of = f"{copy.path}/crop_type.yaml:{copy.line('crop_type.yaml', '    path: crop_type')}: "
+    assert said.startswith(f"warning: {place_of}") and "README" not in said and "DS_Store" not in said
+    assert f"{group}/list.csv" in said and f"{group}/w999" in said
+
+
 def test_without_data_only_the_config_is_looked_at(
     sound: Copy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

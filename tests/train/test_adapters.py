@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import shapely
 import torch
+from lightning.pytorch import Trainer
 from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.nn import flexi_vit
 from rasterio.crs import CRS
 from rslearn.config import LayerType
@@ -29,6 +31,7 @@ from rslearn.utils.feature import Feature
 from rslearn.utils.geometry import Projection, STGeometry
 from upath import UPath
 
+from rslp.errors import CheckpointError, DataError
 from rslp.helios.model import Helios
 from rslp.train import adapters
 from rslp.train.metric_types import WithinFactor
@@ -225,3 +228,35 @@ def test_tasks_that_are_united_read_what_rslearn_gives_them() -> None:
     assert list(stock[0]) == list(ours[0]) == ["a", "b"]
     for name in ("a", "b"):
         assert torch.equal(stock[1][name]["classes"].image, ours[1][name]["classes"].image)
+
+
+def test_windows_are_loaded_without_what_lies_among_them(path: Path, tmp_path: Path) -> None:
+    shutil.copytree(path, tmp_path / "data")
+    group = tmp_path / "data" / "windows" / "default"
+    (group / "list.csv").write_text("x")
+    (group / "w999").mkdir()
+    dataset = Dataset(UPath(tmp_path / "data"))
+    windows, strays = adapters.load_windows(dataset)
+    assert sorted(Path(name).name for name in strays) == ["list.csv", "w999"]
+    stock = Dataset(UPath(path)).load_windows()
+    assert {w.name: w.get_metadata() for w in windows} == {w.name: w.get_metadata() for w in stock}
+    assert type(windows[0].data) is type(stock[0].data)
+    assert [
+        w.name for w in adapters.load_windows(dataset, groups=["default", "nowhere"], names=["w001", "w404"])[0]
+    ] == ["w001"]
+    for number in (1, 3):
+        (group / f"w00{number}" / "metadata.json").write_text("{")
+    with pytest.raises(DataError, match=r"^2 windows have no usable metadata: .*w00[13]/metadata\.json: .*; .*w00"):
+        adapters.load_windows(dataset)
+
+
+def test_a_checkpoint_is_handed_over_once_and_another_optimiser_is_named() -> None:
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", barebones=True)
+    checkpoint = {"state_dict": {}, "optimizer_states": [{"state": {}, "param_groups": []}]}
+    adapters.hand_checkpoint(trainer, checkpoint, path=Path("last.ckpt"))
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    trainer.strategy.optimizers = [torch.optim.SGD([parameter], lr=0.1)]
+    taken = trainer.strategy.load_checkpoint("last.ckpt", weights_only=True)
+    assert set(taken) == {"state_dict", "optimizer_states"} and checkpoint == {}
+    with pytest.raises(CheckpointError, match=r"^last\.ckpt does not fit the optimiser of the config"):
+        trainer.strategy.load_optimizer_state_dict(taken)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import posixpath
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -13,6 +14,7 @@ from typing import Any
 import fsspec
 import pytest
 
+from rslp.errors import DataError
 from rslp.train.samples import SampleSource
 from rslp.train.store import packing, remote, shelf
 from tests.stores import Server
@@ -110,6 +112,19 @@ def test_samples_are_the_same_and_a_second_start_reads_no_object(
     source = through(url)
     assert len([source.sample(index) for index in range(len(source))]) == COUNT
     assert entries(tmp_path) == before
+
+
+def test_what_is_no_window_is_left_out_and_a_broken_one_is_named(url: str, original: Path) -> None:
+    there = Remote(url)
+    group = there.window.rpartition("/")[0]
+    for name in ("list.csv", "w999/layers/label/completed", ".hidden/metadata.json", "../README.txt"):
+        there.fs.pipe_file(str(posixpath.normpath(f"{group}/{name}")), b"x")
+    assert_equal_sources(through(url), direct(original))
+    assert_equal_sources(direct(Path(url), data_module=at(url)), direct(original))
+    there.edit("metadata.json", lambda text: text[:20])
+    for read in (through, lambda path: direct(Path(path), data_module=at(path))):
+        with pytest.raises(DataError, match=r"^dataset 'places': .*windows/even/w000/metadata.json.*JSONDecodeError"):
+            read(url)
 
 
 def _refuse_below(url: str, real: Callable[..., Any]) -> Callable[..., Any]:
