@@ -222,7 +222,7 @@ def test_faults_are_skipped_counted_and_survive_a_resume(
     assert json.loads((killed.path / "state.json").read_text())["faults"] == state["faults"]
     evaluation = evaluate(reference, splits=("test",))[0]
     assert {row.dataset: row.n for row in evaluation.rows if row.primary} == {"classify": 2, "regress": 3}
-    (fault,) = json.loads(reference.evaluation("test").read_text())["faults"]
+    (fault,) = json.loads(reference.evaluation("test").read_text())["bad_samples"]
     assert fault.startswith("classify/default/w010/")
 
 

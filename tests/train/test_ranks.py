@@ -115,11 +115,13 @@ def losses(run: RunDir) -> dict[tuple[str, str], float]:
 def same_metrics(run: RunDir, alone: RunDir) -> None:
     """What several processes said of their last checkpoint is what one says of it."""
     (evaluation,) = evaluate(alone, splits=("val",), checkpoint=str(run.last))
-    together = json.loads(run.evaluation("val").read_text())["rows"]
-    assert len(together) == len(evaluation.rows) == 8
+    together = json.loads(run.evaluation("val", "last").read_text())["rows"]
+    assert len(together) == len(evaluation.rows) >= 9
     for row, other in zip(evaluation.rows, together, strict=True):
         assert (row.dataset, row.metric, row.n) == (other["dataset"], other["metric"], other["n"])
         exact = row.dataset != "regress"
+        for name in ("n_windows", "valid_share"):
+            assert other[name] == getattr(row, name)
         assert other["value"] == (row.value if exact else pytest.approx(row.value, rel=1e-6, abs=1e-6))
         assert other["floor"] == (row.floor if exact or row.floor is None else pytest.approx(row.floor, abs=1e-6))
 
