@@ -157,14 +157,6 @@ class RunDir:
         """Written last: the run succeeded only if it is there."""
         return self.path / "DONE.json"
 
-    def read_state(self) -> dict[str, Any]:
-        """What ``write_state`` wrote last; nothing where there is none that can be read."""
-        try:
-            state: dict[str, Any] = json.loads(self.state.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return state
-
     def write_state(self, **values: Any) -> None:
         """Replace ``state.json``; a heartbeat (seconds since 1970) is added."""
         write_atomic(self.state, json.dumps({**values, "heartbeat": time.time()}, indent=1) + "\n")
