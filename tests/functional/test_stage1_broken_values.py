@@ -22,7 +22,7 @@ LATER = MERGED.replace("patch_size: 4", "substitutions:\n  patch_size: 4").repla
 LATER = LATER.replace("helios_c", "  helios_c")
 # A plain task, and decoders that are shared by hand.
 PLAIN = """\
-model: {init_args: {model: {init_args: {decoder: [{class_path: a.P, init_args: {out_channels: 2}}, {class_path: b}]}}}}
+model: {init_args: {model: {init_args: {decoder: [{class_path: a.P, init_args: {out_channels: 2}}, {class_path: aB}]}}}}
 data:
   class_path: rslearn.train.data_module.RslearnDataModule
   init_args:
