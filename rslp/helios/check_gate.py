@@ -72,7 +72,7 @@ def ensure_checked(
         return
     _refuse_unwritable(run)
     _run_check([*_named(config_paths, constants), *words])
-    write_atomic(run.check, json.dumps({"passed": state, "allowed": _allowed(config)}, indent=1) + "\n")
+    write_atomic(run.check, json.dumps({"passed": state, **_allowed(config)}, indent=1) + "\n")
 
 
 def fingerprint(config: Mapping[str, Any], *, words: Sequence[str] = ()) -> str:
@@ -157,9 +157,10 @@ def _run_check(words: Sequence[str]) -> None:
         raise RunError(f"the check itself failed (exit code {code}, see above); `--check false` leaves it out")
 
 
-def _allowed(config: Mapping[str, Any]) -> Any:
-    """The ids of findings that the run's config allows, by dataset."""
-    return pick(config, ("data", "init_args", "check_allow")) or {}
+def _allowed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The ids of findings that the run's config allows, by dataset, for the record."""
+    allowed = pick(config, ("data", "init_args", "check_allow"))
+    return {"allowed": allowed} if allowed else {}
 
 
 def _named(config_paths: Sequence[str], constants: Mapping[str, Any]) -> list[str]:

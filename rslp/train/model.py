@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from rslearn.models.component import FeatureExtractor, FeatureMaps, IntermediateComponent, Predictor
-from rslearn.models.faster_rcnn import FasterRCNN
 from rslearn.models.trunk import DecoderTrunk
 from rslearn.train.model_context import ModelContext, ModelOutput
 
@@ -18,6 +17,8 @@ from rslp.train.counts import loss_count
 from rslp.train.merged_heads import LabelRange
 
 _PLACE = "model.init_args.model.init_args"
+# By name: importing it takes half a second, which runs without a detector do without.
+_DETECTOR = "rslearn.models.faster_rcnn.FasterRCNN"
 
 
 @dataclass
@@ -131,7 +132,10 @@ class JointModel(torch.nn.Module):
         return {
             task
             for task in self.tasks
-            if isinstance(self._modules_of(task)[-1], FasterRCNN)
+            if any(
+                f"{kind.__module__}.{kind.__qualname__}" == _DETECTOR
+                for kind in type(self._modules_of(task)[-1]).__mro__
+            )
             and (task not in self._ranges or self._ranges[task].offset == 0)
         }
 

@@ -135,7 +135,8 @@ def test_integers_stay_as_narrow_as_they_were(tmp_path: Path) -> None:
     through = stored(path, data_module=module(path, wanted=wanted))
     sizes = {int(entry["payload"]) for entry in all_records(opened(path, module(path, wanted=wanted)))}
     assert len(through) == 1
-    assert {2 * 3 * SIZE * SIZE * 2, SIZE * SIZE, 2 * SIZE * SIZE * 2} < sizes
+    # An integer has no NaN for the pixels that the file declares nodata, so these images are wider.
+    assert {2 * 3 * SIZE * SIZE * 2, SIZE * SIZE, 2 * SIZE * SIZE * 4} < sizes
 
 
 def test_several_processes_pack_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
