@@ -256,8 +256,8 @@ def _union(value: Any, options: Sequence[Any]) -> Any:
     if value is None and type(None) in options:
         return None
     if type(value) is int:
-        # A whole number is read by the first kind of number that is named.
-        options = [option for option in options if option in (int, float)][:1] or options
+        # Whichever comes first: typing gives Union[int, float] and Union[float, int] the order of the one made first.
+        options = [int] if int in options else options
     readings = []
     for option in options:
         try:

@@ -75,7 +75,13 @@ class RunCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the config as it is; Lightning would also look at the process's command line, which is not ours."""
+        numbers = {key: value for key, value in (args.get("trainer") or {}).items() if type(value) is int}
         self.config = parser.parse_object(args)
+        for key, value in numbers.items():
+            # Of a union, the parser takes the first kind of number, which depends on what was imported before: 1 batch
+            # would become 1.0, all batches.
+            if type(self.config.get(f"trainer.{key}")) is float:
+                self.config[f"trainer.{key}"] = value
 
     def _dump_config(self) -> None:
         """Lightning would write the parsed config out again as hyperparameters; the run directory holds it already."""

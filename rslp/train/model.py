@@ -132,11 +132,7 @@ class JointModel(torch.nn.Module):
         return {
             task
             for task in self.tasks
-            if any(
-                f"{kind.__module__}.{kind.__qualname__}" == _DETECTOR
-                for kind in type(self._modules_of(task)[-1]).__mro__
-            )
-            and (task not in self._ranges or self._ranges[task].offset == 0)
+            if _is_detector(self._modules_of(task)[-1]) and (task not in self._ranges or self._ranges[task].offset == 0)
         }
 
     def loss_counts(self, dataset: str, targets: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -231,9 +227,13 @@ class JointModel(torch.nn.Module):
         return targets if labels is None else [labels.shifted(target) for target in targets]
 
 
+def _is_detector(module: torch.nn.Module) -> bool:
+    return any(f"{kind.__module__}.{kind.__qualname__}" == _DETECTOR for kind in type(module).__mro__)
+
+
 def _refuse_masks(decoders: Mapping[str, list[Any]]) -> None:
     for task, modules in decoders.items():
-        if any(isinstance(module, FasterRCNN) and module.roi_heads.has_mask() for module in modules):
+        if any(_is_detector(module) and module.roi_heads.has_mask() for module in modules):
             what = "instance_segmentation is not supported: it needs masks of objects, which no task gives"
             raise ConfigError(Problem(what, key=f"{_PLACE}.decoders.{task}"))
 
