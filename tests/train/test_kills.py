@@ -30,7 +30,7 @@ def test_three_kills_change_nothing(tmp_path: Path) -> None:
     tally = killed(tmp_path, "--kills", "3", "--seed", "3", "--set_ups", "two sensors")["two sensors"]
     assert tally["at_times"] + tally["in_writes"] >= 3
     seeds = [json.loads(line)["hash_seeds"][0] for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
-    assert len(seeds) == len(set(seeds)) >= 6
+    assert len(seeds) == len(set(seeds)) >= 5
 
 
 @pytest.mark.slow
