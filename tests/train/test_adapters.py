@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from rslearn.config import LayerType
 from rslearn.dataset import Dataset
 from rslearn.train.data_module import RslearnDataModule
@@ -18,6 +19,7 @@ from rslearn.train.tasks.detection import DetectionTask
 from rslearn.train.tasks.per_pixel_regression import PerPixelRegressionTask
 from rslearn.train.tasks.regression import RegressionAccuracy, RegressionTask
 from rslearn.train.tasks.segmentation import SegmentationTask
+from torch.optim.swa_utils import AveragedModel
 from upath import UPath
 
 from rslp.train import adapters
@@ -140,3 +142,18 @@ def test_mean_average_precision_without_an_object_is_no_value() -> None:
     metrics.update([nothing | {"scores": torch.zeros(0)}], [nothing | {"valid": torch.tensor(1)}])
     assert float(metrics.compute()["mAP"]) == -1
     assert adapters.scalars(metrics) == {"mAP": None}
+
+
+@pytest.mark.parametrize("callback", [EMAWeightAveraging(decay=0.9), WeightAveraging()], ids=["EMA", "mean"])
+def test_an_average_of_weights_leaves_whole_numbers(callback: WeightAveraging) -> None:
+    module = torch.nn.Linear(1, 1)
+    module.register_buffer("index", torch.arange(20))
+    module.register_buffer("mean", torch.zeros(()))
+    adapters.average_numbers_alone([callback])
+    average: Any = AveragedModel(module, use_buffers=True, **callback._kwargs)
+    average.update_parameters(module)
+    module.mean.fill_(1.0)
+    for _ in range(10):
+        average.update_parameters(module)
+    assert torch.equal(average.module.index, torch.arange(20))
+    assert 0 < float(average.module.mean) < 1
