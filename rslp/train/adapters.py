@@ -48,6 +48,7 @@ from rslearn.utils.fsspec import iter_nonhidden, iter_nonhidden_subdirs
 from rslearn.utils.geometry import PixelBounds
 from rslearn.utils.raster_format import RasterFormat
 from rslearn.utils.vector_format import VectorFormat
+from torch.optim.swa_utils import get_swa_avg_fn
 from torchmetrics import MeanAbsoluteError, MeanAbsolutePercentageError, MeanSquaredError, Metric, MetricCollection
 from torchmetrics import R2Score as StockR2
 from upath import UPath
@@ -469,11 +470,7 @@ def _alone() -> bool:
 
 
 def precise_metrics(metrics: MetricCollection) -> MetricCollection:
-    """The metrics of a task, with sums and counts in double precision.
-
-    torchmetrics sums in single precision, where a count of pixels ends at 2^24. rslearn's ``RegressionAccuracy`` counts
-    outside of torchmetrics' states, so that several processes would not add up.
-    """
+    """A task's metrics, with sums and counts in double precision, and as states that add up over processes."""
     for metric in metrics.modules():
         inner = getattr(metric, "metric", None)
         if isinstance(inner, RegressionAccuracy):
@@ -604,10 +601,7 @@ def dump_checkpoint(trainer: Trainer, *, weights_only: bool = False) -> dict[str
 
 
 def dump_validated(trainer: Trainer) -> dict[str, Any]:
-    """The weights that the validation which has just ended was of, as a checkpoint without the rest of a run's state.
-
-    A callback of Lightning's ``WeightAveraging`` swaps its average in for a validation alone.
-    """
+    """The weights that were just validated, as a checkpoint: an average is swapped in for a validation alone."""
     checkpoint = dump_checkpoint(trainer, weights_only=True)
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks:
@@ -616,6 +610,17 @@ def dump_validated(trainer: Trainer) -> dict[str, Any]:
             for key in ("current_model_state", "averaging_state"):
                 checkpoint.pop(key, None)
     return checkpoint
+
+
+def average_numbers_alone(callbacks: Iterable[Callback]) -> None:
+    """Let averages of weights copy buffers of whole numbers: 0.9 x 3 + 0.1 x 3 may become 2 in an index."""
+    for callback in callbacks:
+        if isinstance(callback, WeightAveraging) and "multi_avg_fn" not in callback._kwargs:
+            callback._kwargs["avg_fn"] = partial(_averaged, callback._kwargs.get("avg_fn") or get_swa_avg_fn())  # type: ignore[no-untyped-call]
+
+
+def _averaged(average: Callable[..., torch.Tensor], *values: Any) -> torch.Tensor:
+    return average(*values) if values[0].is_floating_point() else values[1]
 
 
 def as_epoch_start(checkpoint: dict[str, Any], epoch: int) -> dict[str, Any]:

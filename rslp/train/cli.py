@@ -29,6 +29,7 @@ import rslp
 from rslp.errors import ConfigError, Problem, UserError
 from rslp.files import read_yaml, resolve_paths
 from rslp.run import RunDir
+from rslp.train import adapters
 from rslp.train.checkpoints import RunCheckpoints
 from rslp.train.collector import collector_off
 from rslp.train.data import MultiDatasetDataModule
@@ -139,6 +140,7 @@ def build(run: RunDir, *, training: bool, predicting: bool = False) -> Made:
     made.datamodule.frozen.describe(described)
     _leave_room_for_workers(made.datamodule.num_workers)
     _checkpoints_first(made.trainer)
+    adapters.average_numbers_alone(_callbacks(made.trainer))
     return made
 
 

@@ -13,6 +13,7 @@ import pytest
 import shapely
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.nn import flexi_vit
 from rasterio.crs import CRS
 from rslearn.config import LayerType
@@ -29,6 +30,7 @@ from rslearn.train.tasks.regression import RegressionAccuracy, RegressionTask
 from rslearn.train.tasks.segmentation import SegmentationTask
 from rslearn.utils.feature import Feature
 from rslearn.utils.geometry import Projection, STGeometry
+from torch.optim.swa_utils import AveragedModel
 from upath import UPath
 
 from rslp.errors import CheckpointError, DataError
@@ -260,3 +262,16 @@ def test_a_checkpoint_is_handed_over_once_and_another_optimiser_is_named() -> No
     assert set(taken) == {"state_dict", "optimizer_states"} and checkpoint == {}
     with pytest.raises(CheckpointError, match=r"^last\.ckpt does not fit the optimiser of the config"):
         trainer.strategy.load_optimizer_state_dict(taken)
+@pytest.mark.parametrize("callback", [EMAWeightAveraging(decay=0.9), WeightAveraging()], ids=["EMA", "mean"])
+def test_an_average_of_weights_leaves_whole_numbers(callback: WeightAveraging) -> None:
+    module = torch.nn.Linear(1, 1)
+    module.register_buffer("index", torch.arange(20))
+    module.register_buffer("mean", torch.zeros(()))
+    adapters.average_numbers_alone([callback])
+    average: Any = AveragedModel(module, use_buffers=True, **callback._kwargs)
+    average.update_parameters(module)
+    module.mean.fill_(1.0)
+    for _ in range(10):
+        average.update_parameters(module)
+    assert torch.equal(average.module.index, torch.arange(20))
+    assert 0 < float(average.module.mean) < 1

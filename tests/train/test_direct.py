@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
@@ -72,6 +74,24 @@ def test_an_evaluation_is_made_as_the_parser_makes_it(tmp_path: Path) -> None:
     assert_alike(*both(write_run(tmp_path, config), training=False))
 
 
+_FLOAT_FIRST = """
+import sys, typing
+typing.Optional[typing.Union[float, int]]  # from here on, Optional[Union[int, float]] has this order, too
+from pathlib import Path
+from tests.tiny import run_config, write_run
+from tests.train.directly import both
+folder = Path(sys.argv[1])
+config = run_config({"classify": (str(folder), "classify")})
+config["trainer"]["limit_val_batches"] = 1
+values = [made.trainer.limit_val_batches for made in both(write_run(folder, config))]
+assert [type(value) for value in values] == [int, int], values
+"""
+
+
+def test_one_batch_stays_one_batch_whatever_was_imported_before(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", _FLOAT_FIRST, str(tmp_path)], check=True)
+
+
 class Colour(Enum):
     """Names that are not their values."""
 
@@ -114,7 +134,7 @@ HINTS: dict[str, Any] = {
     str(hint): hint
     for hint in (
         bool, int, float, str, Any, int | None, float | None, str | None, bool | str, bool | int, int | float,
-        float | int, int | float | str | None, str | int | bool, list[int], list[str] | str, list[float] | None,
+        int | float | str | None, str | int | bool, list[int], list[str] | str, list[float] | None,
         list, dict, Sequence[float], Iterable[str] | bool, Mapping[str, int], tuple[int, int], tuple[float, ...] | None,
         tuple[int, str], set[int], dict[str, Any], dict[int, float], dict[str, list[int]] | int, dict[str, int] | int,
         Literal["a", "b", 1], Literal[1, 2] | Literal["1", "x"] | None, Literal[True, "auto"], Colour, Colour | None,
@@ -214,7 +234,7 @@ def test_a_value_is_read_as_the_parser_reads_it_or_not_at_all(name: str, value: 
 @pytest.mark.parametrize(
     ("value", "hint"),
     [
-        (3, float), (3, float | int), (3, int | float), ("a", str | None), ("RED", Colour | None), (None, Part | None),
+        (3, float), (3, int | float), ("a", str | None), ("RED", Colour | None), (None, Part | None),
         ("1/4", ResolutionFactor), ({"a": [1]}, dict[str, Any]), ([1, 2], tuple[int, int]), ("1e-3", str),
         ("a: b", str | None),
         ({"class_path": f"{HERE}.Other", "init_args": {"more": {"a": {"class_path": f"{HERE}.Part"}}}}, Part),
