@@ -262,6 +262,8 @@ def test_a_checkpoint_is_handed_over_once_and_another_optimiser_is_named() -> No
     assert set(taken) == {"state_dict", "optimizer_states"} and checkpoint == {}
     with pytest.raises(CheckpointError, match=r"^last\.ckpt does not fit the optimiser of the config"):
         trainer.strategy.load_optimizer_state_dict(taken)
+
+
 @pytest.mark.parametrize("callback", [EMAWeightAveraging(decay=0.9), WeightAveraging()], ids=["EMA", "mean"])
 def test_an_average_of_weights_leaves_whole_numbers(callback: WeightAveraging) -> None:
     module = torch.nn.Linear(1, 1)
