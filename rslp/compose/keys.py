@@ -42,17 +42,8 @@ KEYS: dict[str, Key] = {
     "substitutions": Key("constants", "The same constants, and any others: `my_size: 3` fills `{MY_SIZE}`.", "none"),
     "batch_size": Key("positive", "Samples per batch, for every dataset.", "each dataset's own"),
     "num_workers": Key("count", "Processes that read samples, in all.", "the base config's"),
-<<<<<<< HEAD
     "max_train_patches": Key("positive", "Becomes num_patches, without effect; use per_dataset_patch_limit.", "all"),
     "max_val_patches": Key("positive", "Becomes num_patches, without effect; use num_samples of val_config.", "all"),
-=======
-    "max_train_patches": Key(
-        "positive", "Becomes num_patches, which has no effect; use per_dataset_patch_limit.", "all"
-    ),
-    "max_val_patches": Key(
-        "positive", "Becomes num_patches, which has no effect; use num_samples of val_config.", "all"
-    ),
->>>>>>> C
     "local_overrides": Key("mapping", "Laid over every dataset config, before they are joined.", "none"),
     "global_overrides": Key("mapping", "Laid over the joined config; wins over everything else.", "none"),
     "merge_options": Key("options", "Shared heads: one decoder for all tasks with the same kind of head.", "none"),
