@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
-from rslp.errors import CheckpointError, RunError, TrainingError
+from rslp.errors import CheckpointError, RunError
 from rslp.run import RunDir
 from rslp.train import adapters, endings, preemption
 from rslp.train.checkpoints import RunCheckpoints, load_weights, read_checkpoint
@@ -136,20 +136,14 @@ def _train(cli: Made, *, run: RunDir, resume: Resume | None) -> int:
         preemption.notice.received = Signals.SIGINT
         return _left(trainer, run=run, resume=resume)
     if trainer.is_global_zero and not run.last.exists():
-        raise TrainingError("nothing was trained: the trainer's limits (max_time, limit_train_batches) leave no step")
+        raise RunError(f"{run.config}: nothing was trained: its trainer allows no step (max_time, max_steps, …)")
     _finish(cli, run=run)
     return 0
 
 
 def _finish(cli: Made, *, run: RunDir) -> None:
-    """Say what was done and what was left out, and mark the run as done.
-
-    Raises:
-        RunError: the config allows no step.
-    """
+    """Say what was done and what was left out, and mark the run as done."""
     trainer, faults = cli.trainer, cli.datamodule.faults.counts()
-    if not run.last.exists() and trainer.is_global_zero:
-        raise RunError(f"{run.config}: nothing was trained: its trainer allows no step (max_epochs, max_steps, …)")
     left_out = [f"{count} {split} samples that can't be used" for split, count in faults.items()]
     if odd := len(cli.model.finite.skipped):
         left_out.append(f"{odd} steps that were not finite")
