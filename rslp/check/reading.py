@@ -154,5 +154,6 @@ def _count_features(dataset: Dataset, window: Window, data_input: DataInput) -> 
         if not isinstance(dataset.layers[layer].instantiate_vector_format(), PlainGeojson):
             return None
         if window.is_layer_completed(layer, group):
-            total += len(window.data.read_vector(layer, AllFeatures(), group_idx=group))
+            found = window.data.read_vector(layer, AllFeatures(), group_idx=group)
+            total += sum(not feature.geometry.shp.is_empty for feature in found)
     return total

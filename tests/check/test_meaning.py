@@ -65,6 +65,10 @@ def nowhere(x: float, y: float) -> None:
     """No geometry."""
 
 
+def empty(x: float, y: float) -> dict[str, Any]:
+    return {"type": "Polygon", "coordinates": []}
+
+
 def wide(x: float, y: float) -> dict[str, Any]:
     return {"type": "LineString", "coordinates": [[x - 900, y + 3], [x + 900, y + 3]]}
 
@@ -171,6 +175,7 @@ CASES = [
     Case("some_elsewhere", "detect", features(elsewhere, point, value=["thing"] * 2), [
         ("label-elsewhere", "warning", ELSEWHERE)]),
     Case("without_a_geometry", "detect", features(nowhere, point, value=["thing", "thing"])),
+    Case("with_an_empty_geometry", "detect", features(empty, point, value=["thing", "thing"])),
     Case("reaches_out_of_the_window", "regress", features(wide, value=[1.0]), [CONSTANT]),
     Case("unknown_class", "classify", features(point, value=["middling"]), [
         ("label-unknown", "error", r"\d labels are not among the classes: middling; configured: low, high")]),
