@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rslp.compose.arguments import Accepts, known_arguments
-from rslp.compose.datasets import DATA_MODULES, TASK, TASK_CLASS
+from rslp.compose.datasets import DATA_MODULES, TASK, TASK_CLASS, Dataset
 from rslp.compose.head_classes import class_faults
 from rslp.compose.heads import derived_heads, head_faults, head_problems
 from rslp.compose.kitchen import BATCH_SIZES, CHECK_ALLOW, Anchor, Kitchen
@@ -108,7 +108,7 @@ def compose(recipe: Recipe, sources: Sources, *, anchor: Anchor, keep_class_path
     tree = merge(merge(tree, nest({"class_path": None}, TASK)), nest({"class_path": TASK_CLASS}, TASK))
     if recipe.later_dialect:
         tree = _with_batch_sizes(tree, derived)
-    tree = _with_allowed(tree, recipe, [dataset.key for dataset in datasets], derived)
+    tree = _with_allowed(tree, recipe, datasets, derived)
     if tree.pop("all_dataset_info_path", None) is not None and not recipe.merge_heads:
         what = "has no effect without merge_options.merge_heads"
         kitchen.notes.append(str(problem_at(layers, ("all_dataset_info_path",), what)))
@@ -134,10 +134,10 @@ def compose(recipe: Recipe, sources: Sources, *, anchor: Anchor, keep_class_path
 
 
 def _with_allowed(
-    tree: dict[str, Any], recipe: Recipe, datasets: Sequence[str], derived: dict[KeyPath, str]
+    tree: dict[str, Any], recipe: Recipe, datasets: Sequence[Dataset], derived: dict[KeyPath, str]
 ) -> dict[str, Any]:
     """What the check lets pass in each dataset."""
-    allow = {name: (*recipe.allow, *entry.allow) for name, entry in zip(datasets, recipe.entries, strict=True)}
+    allow = {dataset.key: (*recipe.allow, *dataset.entry.allow) for dataset in datasets}
     ids = {name: list(dict.fromkeys(own)) for name, own in allow.items() if own}
     if not ids:
         return tree

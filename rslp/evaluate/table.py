@@ -18,7 +18,7 @@ _SHOWN = 12
 def table(evaluations: Sequence[Evaluation]) -> Table:
     """One line per task: its primary metric, and for each split the value and its floor, and what it is of."""
     title = f"{evaluations[0].run}: {evaluations[0].checkpoint}, step {evaluations[0].step}"
-    caption = "floor: the best constant prediction; score: 0 floor, 1 best; valid: share of label pixels"
+    caption = "floor: the best constant prediction; score: 0 floor, 1 best; n: windows; valid: share of label pixels"
     view = Table(title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     # Where there is little room, names go on in the next line; numbers are never cut.
     view.add_column("dataset", overflow="fold")
@@ -26,7 +26,7 @@ def table(evaluations: Sequence[Evaluation]) -> Table:
     for evaluation in evaluations:
         view.add_column(evaluation.split, justify="right", style="bold", no_wrap=True)
         view.add_column("floor", justify="right", no_wrap=True)
-    for name in ("windows", "valid"):
+    for name in ("n", "valid"):
         view.add_column(name, justify="right", no_wrap=True)
     for key, rows in _by_task(evaluations).items():
         found = [row for row in rows if row is not None]

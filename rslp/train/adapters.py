@@ -91,7 +91,8 @@ def honouring_nodata(dataset: Dataset, data_input: DataInput) -> Dataset:
     if data_input.data_type != "raster":
         return dataset
     layers = dict(dataset.layers)
-    for name in {get_layer_and_group_from_dir_name(option)[0] for option in data_input.layers} & set(layers):
+    named = (get_layer_and_group_from_dir_name(option)[0] for option in data_input.layers)
+    for name in (name for name in dict.fromkeys(named) if name in layers):
         sets = []
         for band_set in layers[name].band_sets:
             sets.append(band_set.model_copy())

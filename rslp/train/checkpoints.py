@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -225,7 +226,10 @@ def read_checkpoint(path: Path, handle: BinaryIO | None = None) -> dict[str, Any
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
-        checkpoint = torch.load(handle or path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Of a file that is no checkpoint of ours, torch may warn before it refuses it.
+            warnings.simplefilter("ignore")
+            checkpoint = torch.load(handle or path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0]
         if reason.startswith("Weights only load failed"):

@@ -40,10 +40,10 @@ def weights_of(restore: RestoreConfig, model: torch.nn.Module) -> dict[str, Any]
         reason = " ".join(str(error).split())[:200]
         what = f"{restore.restore_path} can't be read as weights: {type(error).__name__}: {reason}"
         raise ConfigError(Problem(what, key=KEY)) from error
-    known = set(model.state_dict())
-    if not known & set(weights):
+    known = list(model.state_dict())
+    if not set(known) & set(weights):
         what = f"none of the {len(weights)} tensors in {restore.restore_path} has a name of the model, "
-        what += f"e.g. {next(iter(weights), 'none')!r} and {next(iter(known))!r}; see selector and remap_prefixes"
+        what += f"e.g. {next(iter(weights), 'none')!r} and {known[0]!r}; see selector and remap_prefixes"
         raise ConfigError(Problem(what, key=KEY))
     return weights
 

@@ -243,7 +243,7 @@ OF_RUNS = {
     ),
     "no step allowed": Mistake(
         lambda p: p.config(lambda c: c["trainer"].update(limit_train_batches=0)),
-        ("config.yaml", "max_steps"),
+        ("config.yaml", "limit_train_batches"),
         untrained=True,
     ),
     "no epoch allowed": Mistake(

@@ -73,7 +73,7 @@ def left_by_run(run: RunDir) -> dict[str, str]:
         if part in ("state_dict", "optimizer_states", "lr_schedulers", "loops", "epoch", "global_step")
     }
     found["metrics.csv"] = digest_of(run.metrics.read_text())
-    for path in sorted(run.path.glob("eval/*.json")):
+    for path in sorted(run.path.glob("eval/**/*.json")):
         content = json.loads(path.read_text())
         # The file holds paths, and so names the run's folder.
         del content["checkpoint_sha256"]

@@ -294,7 +294,7 @@ def _(path: Path, settings: Settings) -> None:
 
 @change("another layer", ALL)
 def _(path: Path, settings: Settings) -> None:
-    settings["wanted"]["mask"] = DataInput("raster", ["odd"], bands=["e"])
+    settings["wanted"]["mask"] = DataInput("raster", ["series"], bands=["c"])
 
 
 @change("another dtype", ALL)
