@@ -151,7 +151,7 @@ def test_what_is_refused_is_one_line(argument: str, data: dict[str, tuple[str, s
     if argument == "accelerator" and torch.cuda.is_available():
         pytest.skip("there is one here")
     made = config(data, {argument: value})
-    with pytest.raises((ConfigError, TrainingError), match=message) as caught:
+    with pytest.raises((ConfigError, RunError, TrainingError), match=message) as caught:
         fit(write_run(tmp_path, made))
     assert "\n" not in str(caught.value)
     if argument not in _LATER:
@@ -159,9 +159,17 @@ def test_what_is_refused_is_one_line(argument: str, data: dict[str, tuple[str, s
         assert (found.at, message in found.what) == (("trainer", argument), True)
 
 
-@pytest.mark.parametrize("name", ["BatchSizeFinder", "LearningRateFinder", "GradientAccumulationScheduler"])
+_CALLBACKS_REFUSED: dict[str, dict[str, Any]] = {
+    "BatchSizeFinder": {},
+    "LearningRateFinder": {},
+    "GradientAccumulationScheduler": {"init_args": {"scheduling": {1: 2}}},
+    "StochasticWeightAveraging": {"init_args": {"swa_lrs": 0.1}},
+}
+
+
+@pytest.mark.parametrize("name", sorted(_CALLBACKS_REFUSED))
 def test_callbacks_that_tune_are_refused(name: str, data: dict[str, tuple[str, str]], tmp_path: Path) -> None:
-    arguments = {"init_args": {"scheduling": {1: 2}}} if name.startswith("Gradient") else {}
+    arguments = _CALLBACKS_REFUSED[name]
     made = config(data, {"callbacks": [_RECORDER, {"class_path": f"{_CALLBACKS}.{name}", **arguments}]})
     with pytest.raises(ConfigError, match=rf"config\.yaml:\d+: trainer\.callbacks\.1: {name} is not supported"):
         fit(write_run(tmp_path, made))

@@ -101,6 +101,7 @@ def test_it_trains_to_the_end_though_the_machine_is_taken_away(
     assert "predictions/regress/default/w009/regress.geojson" in run.sizes()
 
 
+@pytest.mark.slow  # as tests/slurm does, by another engine
 def test_two_machines_train_together_and_start_again_when_one_breaks(beaker: Loopback, place: Path) -> None:
     words = UNCHECKED
     assert main([*words, "--nodes", "2", "--retries", "1", "--dry_run", "false"]) == 0
@@ -116,7 +117,7 @@ def test_cancelled_it_leaves(beaker: Loopback, capsys: pytest.CaptureFixture[str
     assert main(UNCHECKED) == 0
     beaker.only.task["arguments"], beaker.only.task["command"] = (
         [],
-        ["sh", "-c", "trap 'exit 143' TERM; sleep 60 & wait"],
+        ["sh", "-c", "trap 'kill $!; exit 143' TERM; sleep 60 & wait"],
     )
     beaker.only.start_all()
     time.sleep(0.5)

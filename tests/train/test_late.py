@@ -149,7 +149,7 @@ def test_the_training_stack_loads_none_of_them() -> None:
     outcome(f"missing = {WAITING!r} - waiting()\nassert not missing, missing")
 
 
-@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("use", [pytest.param(use, marks=pytest.mark.slow) for use in USES])
 def test_whoever_uses_one_has_the_real_one(use: str) -> None:
     outcome(USES[use])
 

@@ -324,6 +324,7 @@ def test_a_sample_that_cannot_be_used_is_skipped_as_without(
     assert_close(kept, trained(tmp_path / "off", config_of(data, frozen_views=1, on_fault="skip", features="off")))
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_encoding(data: dict[str, tuple[str, str]], tmp_path: Path) -> None:
     runs = {}
     for features in ("auto", "off"):

@@ -165,6 +165,7 @@ CHANGES: dict[str, tuple[Callable[[Remote], None], int]] = {
 }
 
 
+@pytest.mark.parametrize("url", ["memory", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_leads_to_fresh_values_and_only_what_changed_is_packed(url: str, tmp_path: Path, name: str) -> None:
     change, packed = CHANGES[name]
