@@ -17,7 +17,7 @@ class Kind:
     Attributes:
         region: place and number of windows.
         make: makes a window's content from the seed and its place.
-        metric: what it is judged by: ``balanced_accuracy``, ``f1``, ``miou`` or ``r2``.
+        metric: what it is judged by: ``balanced_accuracy``, ``average_precision``, ``miou`` or ``r2``.
         classes: names of the classes; empty for a regression.
     """
 
@@ -60,7 +60,7 @@ KINDS = (
             windows=(240, 32, 100),
         ),
         make=vessels.make,
-        metric="f1",
+        metric="average_precision",
         classes=vessels.CLASSES,
     ),
     # Upper Swabia.

@@ -62,10 +62,10 @@ def score(kind: Kind, said: Sequence[Array], recorded: Sequence[Array]) -> float
         recorded: the labels, in the same form.
 
     Returns:
-        Balanced accuracy, R2, F1 or mIoU.
+        Balanced accuracy, R2, average precision or mIoU.
     """
-    if kind.metric == "f1":
-        return _f1(said, recorded)
+    if kind.metric == "average_precision":
+        return _average_precision(said, recorded)
     answers, labels = (np.concatenate([one.ravel() for one in many]) for many in (said, recorded))
     if kind.metric == "r2":
         return float(1 - ((answers - labels) ** 2).sum() / ((labels - labels.mean()) ** 2).sum())
@@ -81,14 +81,15 @@ def score(kind: Kind, said: Sequence[Array], recorded: Sequence[Array]) -> float
     return float((hits[union > 0] / union[union > 0]).mean())
 
 
-def _f1(said: Sequence[Array], recorded: Sequence[Array]) -> float:
+def _average_precision(said: Sequence[Array], recorded: Sequence[Array]) -> float:
+    """Of points without scores, the area under precision over recall is the product of the two."""
     hits = 0
     for points, labels in zip(said, recorded, strict=True):
         near = distance_matrix(points.reshape(-1, 2), labels.reshape(-1, 2)) <= REACH
         rows, columns = linear_sum_assignment(~near)
         hits += int(near[rows, columns].sum())
-    total = sum(len(points) for points in said) + sum(len(labels) for labels in recorded)
-    return 2 * hits / total if total else 0.0
+    total = sum(len(points) for points in said) * sum(len(labels) for labels in recorded)
+    return hits**2 / total if total else 0.0
 
 
 def weigh(kind: Kind, entries: Sequence[Entry]) -> Oracle:
@@ -97,7 +98,7 @@ def weigh(kind: Kind, entries: Sequence[Entry]) -> Oracle:
     train = [one.recorded for one in own if one.split == "train"]
     test = [one for one in own if one.split == "test"]
     labels = [one.recorded for one in test]
-    if kind.metric == "f1":
+    if kind.metric == "average_precision":
         idle = [np.zeros((0, 2)) for _ in test]
     else:
         values = np.concatenate([one.ravel() for one in train])

@@ -58,7 +58,7 @@ def shifted(case: Case) -> list[Scene]:
     """Labels of the neighbour; for rasters and points, labels that lie off by some pixels."""
     if case.kind.metric == "miou":
         return [replace(one, recorded=np.roll(one.recorded, (12, 12), (0, 1))) for one in case.test]
-    if case.kind.metric == "f1":
+    if case.kind.metric == "average_precision":
         return [replace(one, recorded=one.recorded + np.array([14.0, 0.0])) for one in case.test]
     labels = [one.recorded for one in case.test]
     return [replace(one, recorded=label) for one, label in zip(case.test, labels[1:] + labels[:1], strict=True)]
