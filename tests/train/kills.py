@@ -357,14 +357,16 @@ def torture(folder: Path, *, kills: int, seed: int, set_ups: Sequence[str]) -> I
 
 def record(tallies: Mapping[str, Tally], *, seed: int) -> str:
     """A page that says what came of the kills, when, and of which code."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    commit = subprocess.run(["git", "describe", "--always"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    # This page itself may have been written already, after the set-up before.
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "rslp", "tests"], cwd=ROOT).returncode
     versions = ", ".join(
         f"{name} {metadata.version(name)}" for name in ("torch", "lightning", "rslearn", "olmoearth-pretrain-minimal")
     )
     lines = [
         "# Runs killed again and again",
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit.stdout.strip() or 'unknown'}, seed {seed}; Python "
+        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit or 'unknown'}{'-dirty' if changed else ''}, seed {seed}; Python "
         f"{platform.python_version()}, {versions}. Written by `make test-long` (`tests/train/kills.py`).",
         "",
         "Every start is a process of its own under a `PYTHONHASHSEED` drawn anew. Runs that were killed are compared",
