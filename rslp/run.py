@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import re
-import socket
 import time
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn
 
 from rslp.errors import RunError
-from rslp.files import write_atomic
+from rslp.files import locks, write_atomic
 
 # What file systems allow, in bytes.
 _LONGEST = 255
@@ -196,7 +191,7 @@ class RunDir:
         """Remove what a killed process had begun to write; to be called under the lock."""
         evaluations = self.evaluation("").parent
         for folder in (self.path, self.checkpoints, evaluations, *sorted(evaluations.glob("*/"))):
-            for begun in sorted(folder.glob(".*.tmp")):
+            for begun in sorted(folder.glob(f".{'[0-9a-f]' * 32}.tmp")):
                 begun.unlink(missing_ok=True)
 
     @contextmanager
@@ -213,18 +208,11 @@ class RunDir:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         path, work = (self.prediction_lock, "predicting") if mode == "predict" else (self.lock, "training")
-        with path.open("a+", encoding="utf-8") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                handle.seek(0)
-                holder = handle.read().strip() or "another process"
-                raise RunError(f"{self.path}: {holder} is already {work} in this run directory") from None
-            handle.seek(0)
-            handle.truncate()
-            handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            handle.flush()
-            os.register_at_fork(after_in_child=partial(_close, weakref.ref(handle)))
+
+        def refuse(path: Path) -> NoReturn:
+            raise RunError(f"{self.path}: {locks.holder(path)} is already {work} in this run directory")
+
+        with locks.locked(path, busy=refuse):
             yield
 
 
@@ -241,12 +229,6 @@ def _no_folder_name(name: str) -> str:
         return f"it has {size} bytes, and {_LONGEST} are allowed"
     # Bytes of the command line that are no text arrive as these.
     return "it is not UTF-8" if any("\ud800" <= letter <= "\udfff" for letter in name) else ""
-
-
-def _close(reference: weakref.ref[TextIO]) -> None:
-    """Let go of a lock in a child process: one that outlives its killed parent must not hold the run up."""
-    if (handle := reference()) is not None:
-        handle.close()
 
 
 def sha256(path: Path) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from rslp.compose import pick
 from rslp.errors import RunError
 from rslp.files import dump_yaml, is_remote, paths_in, resolve_paths, write_atomic
+from rslp.files.children import die_with_parent
 from rslp.run import RunDir
 
 _STACK = ("torch", "lightning", "rslearn")
@@ -148,7 +149,7 @@ def _run_check(words: Sequence[str]) -> None:
     command = [sys.executable, "-m", "rslp.main", "helios", "check", *words]
     # The check is one process, also inside a job of several.
     environment = {name: value for name, value in os.environ.items() if name != "RSLP_RANKS"}
-    code = subprocess.run(command, check=False, env=environment).returncode
+    code = subprocess.run(command, check=False, env=environment, preexec_fn=die_with_parent()).returncode
     if code in (_INTERRUPTED, -2):
         raise KeyboardInterrupt
     if code == RunError.exit_code:

@@ -6,19 +6,19 @@ forgets who was preempted, and dies of SIGUSR1 without its children.
 
 from __future__ import annotations
 
-import ctypes
-import os
 import random
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+
+from rslp.files.children import die_with_parent
 
 INTERRUPTED, PREEMPTED = 130, 143
 _LEAVING = (INTERRUPTED, PREEMPTED)
@@ -225,17 +225,3 @@ class _Watch:
             return
         lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
         sys.stderr.write(f"{output} ends with:\n" + "".join(f"  {line}\n" for line in lines[-_TAIL:]))
-
-
-def die_with_parent() -> Callable[[], None]:
-    """What a child does first: have the kernel kill it when this process ends, however it ends."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    parent = os.getpid()
-    set_parent_death_signal = 1
-
-    def arrange() -> None:
-        prctl(set_parent_death_signal, int(signal.SIGKILL), 0, 0, 0)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return arrange

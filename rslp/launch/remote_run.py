@@ -19,8 +19,9 @@ from types import FrameType
 
 from rslp.errors import RunError, StoreError
 from rslp.files import Store
+from rslp.files.children import die_with_parent
 from rslp.launch.lease import Lease, Pace, await_holder, leased
-from rslp.launch.ranks import PREEMPTED, die_with_parent, exit_code
+from rslp.launch.ranks import PREEMPTED, exit_code
 from rslp.launch.transfer import Pusher, pull
 
 SCRATCH_VARIABLE = "RSLP_SCRATCH"

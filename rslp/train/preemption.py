@@ -72,3 +72,13 @@ class Notice:
 
 
 notice = Notice()
+
+
+def leave_if_asked() -> None:
+    """Leave a part of a training, such as packing, after which nothing has to be saved.
+
+    Raises:
+        Preempted: this process was asked to leave.
+    """
+    if notice.received is not None:
+        raise Preempted(notice.received.name)

@@ -14,7 +14,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from rslp.launch.ranks import die_with_parent, free_port
+from rslp.files.children import die_with_parent
+from rslp.launch.ranks import free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 NODES = 2

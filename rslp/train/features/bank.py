@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rslp.errors import DataError
+from rslp.files.locks import Lock
 from rslp.train.batches import Batch, BatchKey
 from rslp.train.features.codec import Kept, KeptBatch, decode, encode
 from rslp.train.model import Features
@@ -55,8 +55,7 @@ class FeatureBank:
         # For each view, by sample.
         self._places: dict[int, Array] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        self._use = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT, 0o666)
-        fcntl.flock(self._use, fcntl.LOCK_SH)
+        self._use = Lock(folder / _IN_USE, shared=True)
         os.utime(folder / _IN_USE)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -130,10 +129,7 @@ class FeatureBank:
 
     def close(self) -> None:
         """Say that this process needs nothing of it any more."""
-        if self._use >= 0:
-            fcntl.flock(self._use, fcntl.LOCK_UN)
-            os.close(self._use)
-            self._use = -1
+        self._use.release()
 
     def writer(self) -> BankWriter:
         """A writer of this process's own."""
@@ -203,19 +199,15 @@ def _of_view(prints: Array, view: int) -> Array:
 
 def dropped(folder: Path) -> bool:
     """Delete a bank that no process uses; whether it is gone."""
-    try:
-        handle = os.open(folder / _IN_USE, os.O_RDWR)
-    except FileNotFoundError:
+    if not (folder / _IN_USE).exists():
         return not folder.exists()
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = Lock(folder / _IN_USE)
     except BlockingIOError:
         return False
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-        return True
-    finally:
-        os.close(handle)
+    shutil.rmtree(folder, ignore_errors=True)
+    lock.release()
+    return True
 
 
 def make_room(folder: Path, *, needed: int, allowed: int, keep: Path) -> int:

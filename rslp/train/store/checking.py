@@ -6,15 +6,14 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
+from rslp.files.children import pool as pool_of
 from rslp.train.store import folder
 from rslp.train.store.columns import Array
 from rslp.train.store.folder import Seen
@@ -146,7 +145,7 @@ def _spread(work: Callable[[Sequence[T]], R], tasks: Sequence[T], workers: int) 
         yield work(tasks)
         return
     size = -(-len(tasks) // (4 * workers))
-    with ProcessPoolExecutor(workers, get_context("fork")) as pool:
+    with pool_of(workers, "fork") as pool:
         yield from pool.map(work, [tasks[at : at + size] for at in range(0, len(tasks), size)])
 
 

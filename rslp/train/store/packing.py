@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,9 @@ from rslearn.dataset import Dataset, Window
 from rslearn.train.dataset import DataInput
 from upath import UPath
 
-from rslp.train import adapters
+from rslp.errors import TrainingError
+from rslp.files.children import pool as pool_of
+from rslp.train import adapters, preemption
 from rslp.train.soundness import UNREADABLE
 from rslp.train.store import decoding, records, remote, shelf
 from rslp.train.store.decoding import NotingFormat, Unfit
@@ -247,7 +249,7 @@ def pack_all(work: Work, tasks: Iterable[Task], *, workers: int) -> Iterator[Pac
         return
     # Forked, as the loader's workers are: a fresh interpreter would import torch for seconds before it packs anything.
     # But connections to object stores do not live on in a forked process.
-    pool = ProcessPoolExecutor(workers, get_context("fork" if work.is_local else "spawn"), _begin, (work,))
+    pool = pool_of(workers, "fork" if work.is_local else "spawn", _begin, work)
     try:
         running: set[Future[Packed]] = {pool.submit(_pack, one) for one in islice(portions, 3 * workers)}
         while running:
@@ -256,6 +258,13 @@ def pack_all(work: Work, tasks: Iterable[Task], *, workers: int) -> Iterator[Pac
             running |= {pool.submit(_pack, one) for one in islice(portions, len(done))}
             for future in done:
                 yield future.result()
+    except BrokenProcessPool as error:
+        # A signal to all processes of a job reaches the pool's, too.
+        preemption.leave_if_asked()
+        raise TrainingError(
+            f"a process that packs windows into {work.store} was killed, as happens when memory runs out; what is "
+            "packed stays, and the same command goes on from there"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import logging
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +12,11 @@ from pathlib import Path
 from fsspec.implementations.local import LocalFileSystem
 from upath import UPath
 
+from rslp.files import locks
+from rslp.train import preemption
+
 FOLDER = ".rslp-store"
 CACHE = "RSLP_CACHE"
-_WAIT = 0.5
-_TELL = 10.0
-
-log = logging.getLogger(__name__)
 
 
 def store_folder(dataset: UPath, store: str) -> Path:
@@ -50,20 +46,12 @@ def free_bytes(folder: Path) -> int:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a store for one writer; others wait, and say so.
+    """Hold a store, or a bank of features, for one writer; others wait, and say for whom.
 
-    The kernel drops the lock with the process, however it dies.
+    Raises:
+        Preempted: this process was asked to leave while it waited.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as handle:
-        began, told = time.monotonic(), 0.0
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() - began >= told:
-                    log.warning("waiting for another process that is packing %s", folder)
-                    told += _TELL
-                time.sleep(_WAIT)
+    wait = locks.waiting(f"is writing to {folder}", leave=preemption.leave_if_asked)
+    with locks.locked(folder / "lock", busy=wait):
         yield

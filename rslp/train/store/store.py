@@ -21,6 +21,7 @@ from rslearn.train.dataset import DataInput, SplitConfig
 from upath import UPath
 
 from rslp.errors import DataError
+from rslp.train import preemption
 from rslp.train.nodata import LabelInput
 from rslp.train.store import checking, place, remote
 from rslp.train.store.columns import Array
@@ -157,6 +158,7 @@ class SampleStore:
                     append_entries(catalogue(self.folder, key), entries)
                     made += len(entries)
                 progress.advance(bar, portion.windows)
+                preemption.leave_if_asked()
         return made
 
     def _fits(self, tasks: list[Task], inputs: Mapping[str, DataInput], what: str) -> bool:
