@@ -21,6 +21,7 @@ from typing import Any
 
 import rslp
 from rslp.errors import UsageError, UserError
+from rslp.files.terminal import guard_terminals
 
 Workflow = Callable[..., Any]
 INTERRUPTED = 130
@@ -148,6 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A terminal that is not UTF-8 shows question marks; nothing ends for want of a letter.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    guard_terminals()
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except UserError as error:

@@ -15,8 +15,7 @@ from typing import Any, NoReturn
 from rslp.errors import RunError
 from rslp.files import locks, write_atomic
 
-# What file systems allow, in bytes.
-_LONGEST = 255
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 # Of a name in a message, letters.
 _SHOWN = 40
 
@@ -38,13 +37,18 @@ class RunDir:
         """The directory of a run below a prefix.
 
         Raises:
-            RunError: a project or experiment name that is no single folder name.
+            RunError: a project or experiment name that is long or odd; runs that earlier versions so named go on.
         """
+        path = Path(prefix) / "projects" / project / experiment
         for what, name in (("project", project), ("experiment", experiment)):
-            if why := _no_folder_name(name):
+            named_before = name.isprintable() and name == Path(name).name != ".." and path.is_dir()
+            if not _PLAIN.fullmatch(name) and not named_before:
                 shown = repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…")
-                raise RunError(f"{what} name {shown} can't be a folder name: {why}; use letters, digits, '-', '_', '.'")
-        return cls(Path(prefix) / "projects" / project / experiment)
+                raise RunError(
+                    f"{what} name {shown} can't be used: it takes 1 to 100 letters (A to Z), digits, '-', '_' and '.', "
+                    "the first of them none of '-' and '.'"
+                )
+        return cls(path)
 
     @property
     def location(self) -> str:
@@ -206,7 +210,6 @@ class RunDir:
         Raises:
             RunError: another process does it in this directory.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         path, work = (self.prediction_lock, "predicting") if mode == "predict" else (self.lock, "training")
 
         def refuse(path: Path) -> NoReturn:
@@ -214,21 +217,6 @@ class RunDir:
 
         with locks.locked(path, busy=refuse):
             yield
-
-
-def _no_folder_name(name: str) -> str:
-    """Why a name can't be that of a folder which commands name and listings show; empty if it can."""
-    if not name or name != name.strip():
-        return "it is empty, or begins or ends with a space"
-    if name[0] in ".-":
-        return f"it begins with {name[0]!r}"
-    if set(name) & set("/\\\0\n\r"):
-        return "it has a slash, a line break or a zero byte in it"
-    size = len(name.encode(errors="replace"))
-    if size > _LONGEST:
-        return f"it has {size} bytes, and {_LONGEST} are allowed"
-    # Bytes of the command line that are no text arrive as these.
-    return "it is not UTF-8" if any("\ud800" <= letter <= "\udfff" for letter in name) else ""
 
 
 def sha256(path: Path) -> str:

@@ -25,7 +25,7 @@ from rslearn.utils.raster_format import GeotiffRasterFormat, adjust_projection_a
 from rslearn.utils.vector_format import GeojsonCoordinateMode, GeojsonVectorFormat
 from upath import UPath
 
-from rslp.errors import RunError
+from rslp.errors import DataError, RunError
 from rslp.evaluate.crops import Predicted, layer_for, merger_for
 
 # Longitude and latitude, as GeoJSON has it and every GIS reads it.
@@ -131,6 +131,8 @@ class Folder:
         self.begun.mkdir(parents=True)
         yield self.begun
         target = self.path.joinpath(*identity)
+        if any("/" in part or part in ("", ".", "..") for part in identity):
+            raise DataError(f"window {'/'.join(identity)!r}: its group or name can't be that of a folder")
         # Of a start that was killed before it could note this window.
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)

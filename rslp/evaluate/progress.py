@@ -24,7 +24,8 @@ class Progress:
         self._written = written
         path.parent.mkdir(parents=True, exist_ok=True)
         # Anew, since the last line may be torn.
-        self._file: TextIO = path.with_suffix(".begun").open("w", encoding="utf-8")
+        path.with_suffix(".begun").unlink(missing_ok=True)
+        self._file: TextIO = path.with_suffix(".begun").open("x", encoding="utf-8")
         for line in (header, *written):
             self._file.write(json.dumps(line) + "\n")
         self._file.flush()

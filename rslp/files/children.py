@@ -1,7 +1,6 @@
-"""Child processes end with this one, however it ends: nothing goes on working, or waiting, for a killed parent.
+"""Child processes end with this one, however it ends: nothing works on, or waits, for a killed parent.
 
-The kernel sends the signal when the *thread* ends that started the child, so whoever starts processes from a thread
-lets that thread outlive them.
+The kernel sends the signal when the *thread* ends that started the child: it has to outlive the child.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def die_with_parent() -> Callable[[], None]:
-    """What a program that is started does first (``preexec_fn``): have the kernel kill it when this process ends."""
+    """What a program that is started does first (``preexec_fn``)."""
     parent = os.getpid()
     return lambda: _die_with(parent)
 
@@ -33,30 +32,22 @@ def _die_with(parent: int) -> None:
 
 
 def worker_dies_with_parent(worker: int = 0) -> None:  # noqa: ARG001
-    """The same for a process of ``multiprocessing``, such as a loader's (``worker_init_fn``), called in it."""
-    if parent := multiprocessing.parent_process():
-        _die_with(parent.pid or 0)
+    """What a process of ``multiprocessing`` does first, such as a loader's (``worker_init_fn``)."""
+    if (parent := multiprocessing.parent_process()) is not None and parent.pid is not None:
+        _die_with(parent.pid)
 
 
 def pool(
-    workers: int, start: Literal["fork", "spawn"], begin: Callable[..., None] | None = None, *arguments: Any
+    workers: int, start: Literal["fork", "spawn"], begin: Callable[[Any], None] | None = None, argument: Any = None
 ) -> ProcessPoolExecutor:
-    """A pool of processes that end with this one, and leave Ctrl-C to it.
-
-    Args:
-        workers: how many.
-        start: how they are made.
-        begin: what each of them does first, with the arguments.
-        *arguments: of ``begin``.
-    """
-    context = multiprocessing.get_context(start)
-    return ProcessPoolExecutor(workers, context, _begin, (begin, arguments))
+    """A pool of processes that end with this one, and leave Ctrl-C to it; each calls ``begin`` first."""
+    return ProcessPoolExecutor(workers, multiprocessing.get_context(start), _begin, (begin, argument))
 
 
-def _begin(begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+def _begin(begin: Callable[[Any], None] | None, argument: Any) -> None:
     worker_dies_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A training takes notes of it, and a forked process would inherit that: a pool that broke ends the others so.
+    # A training takes notes of it, which forked processes inherit; but a pool that broke ends its others so.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if begin is not None:
-        begin(*arguments)
+        begin(argument)

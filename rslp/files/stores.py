@@ -125,7 +125,9 @@ class Store:
             found = self._do(lambda system, path: system.find(path, detail=True), "")
         except FileNotFoundError:
             return {}
-        return {name[start:]: int(entry["size"]) for name, entry in found.items() if len(name) > start}
+        # A key may be any text; as a path on this machine it must not lead out of its folder.
+        plain = [name for name in found if name.isprintable() and not {"", ".", ".."} & set(name[start:].split("/"))]
+        return {name[start:]: int(found[name]["size"]) for name in plain}
 
     def _key(self, name: str) -> str:
         return posixpath.join(self._place[1], name) if name else self._place[1]

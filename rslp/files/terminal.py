@@ -5,27 +5,22 @@ from __future__ import annotations
 import io
 import re
 import sys
-from typing import Any
 
 # Control characters (C0 but tab and line feed, DEL, C1), signs that turn the direction of writing, line separators.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def without_controls(text: str) -> str:
-    r"""The text with each control character spelt out, such as ``\x1b``; tabs and line breaks stay."""
-    return _CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)
-
-
-def printable(text: str) -> str:
-    """The same for what belongs on one line, such as a name in a table: line breaks are spelt out, too."""
-    return without_controls(text).replace("\n", "\\n").replace("\t", "\\t")
+def printable(text: str, *, lines: bool = False) -> str:
+    r"""The text with control characters spelt out, such as ``\x1b``; with ``lines``, tabs and line breaks stay."""
+    clean = _CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)
+    return clean if lines else clean.replace("\n", "\\n").replace("\t", "\\t")
 
 
 class Terminal(io.TextIOWrapper):
-    """Standard output or error where it is a terminal: what is written to it steers nothing.
+    """Standard output or error where it is a terminal. Colours of a log are left out.
 
-    Colours of a log are left out. A write may begin with a carriage return, as those of progress bars do.
+    A write may begin with a carriage return, as those of progress bars do.
 
     Attributes:
         rich_proxied_file: the stream itself, which ``rich`` takes: its bars and colours are control sequences.
@@ -39,22 +34,18 @@ class Terminal(io.TextIOWrapper):
         """Write without control characters; returns the length of the text, as streams do."""
         start = "\r" if text.startswith("\r") else ""
         clean = _COLOURS.sub("", text[len(start) :]).replace("\r\n", "\n")
-        super().write(start + without_controls(clean))
+        super().write(start + printable(clean, lines=True))
         super().flush()
         return len(text)
 
-    def reconfigure(self, **settings: Any) -> None:
-        """Of both streams."""
-        self.rich_proxied_file.reconfigure(**settings)
-        super().reconfigure(**settings)
-
 
 def guard_terminals() -> None:
-    """Let standard output and error, where they are terminals, take no control characters.
-
-    What goes to a file or into a pipe passes as it is.
-    """
+    """Let standard output and error take no control characters where they are terminals; files and pipes take all."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper) and not isinstance(stream, Terminal) and stream.isatty():
+            from rich import control
+
+            # Of texts in rich's tables and bars: it leaves out some of them by itself.
+            control._CONTROL_STRIP_TRANSLATE.update({n: None for n in range(0x110000) if _CONTROLS.match(chr(n))})
             setattr(sys, name, Terminal(stream))

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from rslp.files import is_remote
+from rslp.files.terminal import printable
 from rslp.launch.glimpse import glimpse_all
 from rslp.launch.overview import Row, overview
 from rslp.launch.prefix import prefix
@@ -26,7 +27,7 @@ def jobs(rslp_project: str | None = None) -> int:
     if not rows:
         sys.stdout.write(f"no runs in {place}\n")
         return 0
-    table = [_HEADS, *map(_cells, rows)]
+    table = [_HEADS, *(tuple(map(printable, _cells(row))) for row in rows)]
     widths = [max(len(line[column]) for line in table) for column in range(len(_HEADS))]
     for line in table:
         sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from rslp.errors import UsageError
+from rslp.files.locks import no_links
 from rslp.launch.job import Job, Mode
 from rslp.launch.slurm_batch import run_step
 from rslp.run import RunDir
@@ -36,7 +37,7 @@ def run_slurm(
 def _speak_into(log: Path) -> None:
     """Send this process's output, and its children's, to a file: SLURM gives all runs of an array one folder."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as stream:
+    with open(log, "ab", opener=no_links) as stream:
         for output in (sys.stdout, sys.stderr):
             output.flush()
             os.dup2(stream.fileno(), output.fileno())

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from rslp.files.children import die_with_parent
+from rslp.files.locks import no_links
 
 INTERRUPTED, PREEMPTED = 130, 143
 _LEAVING = (INTERRUPTED, PREEMPTED)
@@ -157,7 +158,7 @@ class _Watch:
         if output is None:
             process = subprocess.Popen(command, env=environment, process_group=0, preexec_fn=die_with_parent())
         else:
-            with output.open("ab") as stream:
+            with open(output, "ab", opener=no_links) as stream:
                 process = subprocess.Popen(
                     command,
                     env=environment,

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from rslp.errors import RunError
 from rslp.files import write_atomic
@@ -67,7 +68,12 @@ def read_record(run: RunDir, mode: Mode = "fit") -> Record | None:
         schema = content.pop("schema")
         if schema != _SCHEMA:
             raise RunError(f"{path} is of schema {schema}; this version of rslp reads schema {_SCHEMA}")
-        return Record(**content)
+        record = Record(**content)
+        datetime.fromisoformat(record.submitted)
+        if record.mode != mode or not all(isinstance(text, str) for text in (record.id, record.engine, record.log)):
+            raise ValueError(f"its values are not those of a submission in mode {mode}")
+        # Whatever the file names: of the run's own.
+        return replace(record, log=record.log and str(run.logs / Path(record.log).name))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{path} is no record of a submission: {error}") from error
 

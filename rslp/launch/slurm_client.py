@@ -46,8 +46,10 @@ def describe(job: str) -> dict[str, str]:
     """What the controller knows of a job; empty when it has forgotten it.
 
     Raises:
-        RunError: the controller does not answer.
+        RunError: the controller does not answer; or it is no number of a job, but an option, for example.
     """
+    if not re.fullmatch(r"\d+(_\d+)?", job):
+        raise RunError(f"{job!r} is no job of SLURM")
     try:
         text = slurm("scontrol", "--oneliner", "show", "job", job)
     except RunError as error:

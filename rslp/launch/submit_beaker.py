@@ -90,10 +90,16 @@ def log(run: RunDir, record: Record, *, follow: bool) -> Iterator[str]:  # noqa:
             time.sleep(1)
 
 
-def cancel(run: RunDir, record: Record) -> None:  # noqa: ARG001
-    """Ask a submission to save and leave."""
+def cancel(run: RunDir, record: Record) -> None:
+    """Ask a submission to save and leave.
+
+    Raises:
+        RunError: the experiment that the record names is none of this run.
+    """
     with connected() as client:
         workload = _workload(client, record)
+        if not (name := workload.experiment.name).startswith(f"{run.project}_{run.experiment}"[:100]):
+            raise RunError(f"{run.job(record.mode)} names Beaker's experiment {name!r}, which is not this run")
         within(beaker_settings().timeout, lambda: list(client.workload.cancel(workload)), what="cancelling")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from rslp.errors import RunError, UsageError
 from rslp.files import is_remote
+from rslp.files.locks import no_links
 from rslp.launch.engines import State
 from rslp.launch.outcome import succeeded
 from rslp.launch.plan_local import LocalPlan
@@ -38,7 +40,7 @@ def submit(plan: LocalPlan) -> Record:
             write_record(plan.job.run, _record(plan, os.getpid()))
         os.execve(plan.command[0], plan.command, environment)
     plan.log.parent.mkdir(parents=True, exist_ok=True)
-    with plan.log.open("ab") as log:
+    with open(plan.log, "ab", opener=no_links) as log:
         process = subprocess.Popen(
             plan.command,
             env=environment,
@@ -67,10 +69,10 @@ def variables(plan: LocalPlan) -> dict[str, str]:
 
 def state(run: RunDir, record: Record) -> State:
     """How a local submission stands."""
-    pid, host, started = _identity(record)
+    pid, host, started = _identity(run, record)
     if host != socket.gethostname():
         return "succeeded" if succeeded(run, record) else "unknown"
-    if _started(pid) == started:
+    if _is_its(run, pid, started):
         return "running"
     if succeeded(run, record):
         return "succeeded"
@@ -96,11 +98,11 @@ def cancel(run: RunDir, record: Record) -> None:
     Raises:
         RunError: it runs on another machine.
     """
-    pid, host, started = _identity(record)
+    pid, host, started = _identity(run, record)
     if host != socket.gethostname():
         raise RunError(f"{run.path} runs on {host}: cancel it there")
     note_cancelled(run, record)
-    if _started(pid) == started:
+    if _is_its(run, pid, started):
         os.kill(pid, signal.SIGTERM)
 
 
@@ -110,9 +112,22 @@ def _record(plan: LocalPlan, pid: int) -> Record:
     return Record.of(plan.job, engine="local", id=identity, plan=str(plan), log=str(plan.log or ""))
 
 
-def _identity(record: Record) -> tuple[int, str, str]:
-    pid, host, started = record.id.split("@")
-    return int(pid), host, started
+def _identity(run: RunDir, record: Record) -> tuple[int, str, str]:
+    if not (parts := re.fullmatch(r"([1-9]\d*)@([^@]*)@(\d*)", record.id)):
+        raise RunError(f"{run.job(record.mode)}: {record.id!r} names no process of a local run")
+    return int(parts[1]), parts[2], parts[3]
+
+
+def _is_its(run: RunDir, pid: int, started: str) -> bool:
+    """Whether a process is at work on this run: others may write to the file that names it."""
+    if not started or _started(pid) != started:
+        return False
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="surrogateescape").split("\0")
+        named = words[words.index("--run_dir") + 1]
+        return "rslp.main" in words and Path(named).samefile(run.path)
+    except (OSError, ValueError, IndexError):
+        return False
 
 
 def _started(pid: int) -> str:

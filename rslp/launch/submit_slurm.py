@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from rslp.errors import UsageError
+from rslp.errors import RunError, UsageError
 from rslp.launch.engines import State
 from rslp.launch.outcome import succeeded
 from rslp.launch.plan_slurm import SlurmPlan, log_name
 from rslp.launch.record import Record, note_cancelled, write_record
-from rslp.launch.slurm_client import slurm, state_of, without_slurm
+from rslp.launch.slurm_client import describe, slurm, state_of, without_slurm
 from rslp.launch.tail import tail
 from rslp.run import RunDir
 
@@ -76,7 +76,15 @@ def log(run: RunDir, record: Record, *, follow: bool) -> Iterator[str]:
 
 
 def cancel(run: RunDir, record: Record) -> None:
-    """Ask a submission to save and leave; asked twice, it is ended."""
+    """Ask a submission to save and leave; asked twice, it is ended.
+
+    Raises:
+        RunError: the job that the record names is none of this run's project.
+    """
+    output, project = describe(record.id).get("StdOut", ""), run.path.parent
+    # Values with blanks in them are cut.
+    if output and not any(output.startswith(str(at).partition(" ")[0]) for at in (project, project.resolve())):
+        raise RunError(f"SLURM's job {record.id}, which {run.job(record.mode)} names, writes to {output}: not this run")
     standing = state_of(record.id)
     note_cancelled(run, record)
     if standing == "RUNNING" and not record.cancelled:

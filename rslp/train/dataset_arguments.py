@@ -28,7 +28,12 @@ def refuse_datasets(data_modules: Mapping[str, RslearnDataModule]) -> None:
     problems = []
     for name, module in data_modules.items():
         at = f"data_modules.{name}.init_args"
-        for task in module.task.tasks.values() if isinstance(module.task, MultiTask) else [module.task]:
+        tasks = module.task.tasks if isinstance(module.task, MultiTask) else {"task": module.task}
+        for named in (name, *tasks):
+            if "/" in named or named in ("", ".", "..") or not named.isprintable():
+                what = f"{named!r} can't be the name of a dataset or a task: files are called by it"
+                problems.append(Problem(what, key="data_modules"))
+        for task in tasks.values():
             if isinstance(task, EmbeddingTask | PerPixelTimestepTask):
                 what = f"{type(task).__name__} is not supported: it has no label of a class or a value to train on"
                 problems.append(Problem(what, key=f"{at}.task"))

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from rslp.files import write_atomic
+from rslp.files.locks import no_links
 
 _HEADER = ("step", "epoch", "name", "value")
 
@@ -58,7 +59,7 @@ class MetricsLog(Logger):
         rows = [(step, int(self._epoch), name, value) for name, value in metrics.items() if name != "epoch"]
         new = not self._path.exists()
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", newline="", encoding="utf-8") as handle:
+        with open(self._path, "a", newline="", encoding="utf-8", opener=no_links) as handle:
             writer = csv.writer(handle)
             if new:
                 writer.writerow(_HEADER)

@@ -75,10 +75,6 @@ notice = Notice()
 
 
 def leave_if_asked() -> None:
-    """Leave a part of a training, such as packing, after which nothing has to be saved.
-
-    Raises:
-        Preempted: this process was asked to leave.
-    """
+    """Raise ``Preempted`` if this process was asked to leave, while it does what needs no saving, such as packing."""
     if notice.received is not None:
         raise Preempted(notice.received.name)

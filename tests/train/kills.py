@@ -355,19 +355,26 @@ def torture(folder: Path, *, kills: int, seed: int, set_ups: Sequence[str]) -> I
         starter.close()
 
 
-def record(tallies: Mapping[str, Tally], *, seed: int) -> str:
-    """A page that says what came of the kills, when, and of which code."""
+def versions(seed: int, script: str) -> str:
+    """When, on which code and with what something was measured."""
     commit = subprocess.run(["git", "describe", "--always"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    # This page itself may have been written already, after the set-up before.
+    # The page itself may have been written already, after the set-up before.
     changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "rslp", "tests"], cwd=ROOT).returncode
-    versions = ", ".join(
+    names = ", ".join(
         f"{name} {metadata.version(name)}" for name in ("torch", "lightning", "rslearn", "olmoearth-pretrain-minimal")
     )
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit or 'unknown'}{'-dirty' if changed else ''}, seed {seed}; Python "
+        f"{platform.python_version()}, {names}. Written by `make test-long` (`{script}`)."
+    )
+
+
+def record(tallies: Mapping[str, Tally], *, seed: int) -> str:
+    """A page that says what came of the kills, when, and of which code."""
     lines = [
         "# Runs killed again and again",
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit or 'unknown'}{'-dirty' if changed else ''}, seed {seed}; Python "
-        f"{platform.python_version()}, {versions}. Written by `make test-long` (`tests/train/kills.py`).",
+        versions(seed, "tests/train/kills.py"),
         "",
         "Every start is a process of its own under a `PYTHONHASHSEED` drawn anew. Runs that were killed are compared",
         "with one that was not: weights and optimiser in `last.ckpt` and `best.ckpt`, `metrics.csv`, file names.",

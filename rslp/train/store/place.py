@@ -51,7 +51,6 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         Preempted: this process was asked to leave while it waited.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     wait = locks.waiting(f"is writing to {folder}", leave=preemption.leave_if_asked)
     with locks.locked(folder / "lock", busy=wait):
         yield
