@@ -41,8 +41,10 @@ class RunDir:
         """
         path = Path(prefix) / "projects" / project / experiment
         for what, name in (("project", project), ("experiment", experiment)):
-            named_before = name.isprintable() and name == Path(name).name != ".." and path.is_dir()
-            if not _PLAIN.fullmatch(name) and not named_before:
+            folder = (
+                name.isprintable() and name[:1] not in ("", ".", "-") and "/" not in name and len(name.encode()) < 256
+            )
+            if not _PLAIN.fullmatch(name) and not (folder and path.is_dir()):
                 shown = repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…")
                 raise RunError(
                     f"{what} name {shown} can't be used: it takes 1 to 100 letters (A to Z), digits, '-', '_' and '.', "

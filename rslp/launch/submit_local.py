@@ -113,7 +113,7 @@ def _record(plan: LocalPlan, pid: int) -> Record:
 
 
 def _identity(run: RunDir, record: Record) -> tuple[int, str, str]:
-    if not (parts := re.fullmatch(r"([1-9]\d*)@([^@]*)@(\d*)", record.id)):
+    if not (parts := re.fullmatch(r"([1-9]\d*)@([^@\s]*)@(\d*)", record.id)):
         raise RunError(f"{run.job(record.mode)}: {record.id!r} names no process of a local run")
     return int(parts[1]), parts[2], parts[3]
 

@@ -64,9 +64,9 @@ class Packer:
                 os.setsid()
                 work()
                 code = 0
-            except BaseException:
-                traceback.print_exc()
             finally:
+                if code:
+                    traceback.print_exc()
                 os._exit(code)
 
     def session(self) -> list[int]:
@@ -164,10 +164,10 @@ def record(tally: Tally, *, seed: int) -> str:
 {versions(seed, "tests/train/packers.py")}
 
 Two packers of one dataset ({WINDOWS} windows, {WORKERS} processes each) at a time; one of them, drawn, ends by SIGKILL
-at a random moment. "Left over": its processes that are there {ALLOWED:.0f} s later. Then a next packer starts, and
-every sample is compared with what rslearn reads.
+at a random moment, while it packs, waits, or begins. "Left over": its processes that are there {ALLOWED:.0f} s later.
+Then a next packer starts, and every sample is compared with what rslearn reads.
 
-| kills | of which packed (the others waited, or began) | left over | next starts over {ALLOWED:.0f} s | failures, arrays that differ |
+| kills | of which packed | left over | next starts over {ALLOWED:.0f} s | failures, or other arrays |
 |---|---|---|---|---|
 | {tally.kills} | {tally.of_holders} | {tally.left_over} | {tally.slow_starts} | {len(tally.failures)} |
 

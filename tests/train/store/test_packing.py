@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
+from rslp.errors import TrainingError
 from rslp.main import main
+from rslp.train import preemption
 from rslp.train.store import packing, place, shelf
 from rslp.train.store.shelf import Entry
 from tests.tiny import run_config, write_dataset
@@ -88,10 +90,39 @@ def test_two_runs_on_one_store(path: Path) -> None:
 def test_who_waits_says_so(path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     store = opened(path)
     with place.locked(store.folder):
-        monkeypatch.setattr("rslp.train.store.place.time.sleep", lambda _: (_ for _ in ()).throw(TimeoutError))
+        monkeypatch.setattr("rslp.files.locks.time.sleep", lambda _: (_ for _ in ()).throw(TimeoutError))
         with pytest.raises(TimeoutError), place.locked(store.folder):
             pass
-    assert "waiting for another process" in caplog.text
+        monkeypatch.setattr(preemption.notice, "received", signal.SIGTERM)
+        with pytest.raises(preemption.Preempted), place.locked(store.folder):
+            pass
+    assert f"waiting for process {os.getpid()} on " in caplog.text
+    assert f"which is writing to {store.folder}" in caplog.text
+
+
+def test_a_training_that_is_asked_to_leave_stops_packing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "CHUNK", 1)
+    monkeypatch.setattr(preemption.notice, "received", signal.SIGTERM)
+    with pytest.raises(preemption.Preempted):
+        stored(path)
+    assert 0 < len(entries(path)) < 4 * 7
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_packing_process_that_is_killed_is_one_line(path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool) -> None:
+    monkeypatch.setattr("rslp.train.store.store._WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(packing, "CHUNK", 1)
+    monkeypatch.setattr(packing.Packer, "pack", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    # As a training does; the pool's processes must not inherit it, or they could not be ended.
+    former = signal.signal(signal.SIGTERM, lambda *_: None)
+    if asked:
+        monkeypatch.setattr(preemption.notice, "received", signal.SIGTERM)
+    error = preemption.Preempted if asked else TrainingError
+    try:
+        with pytest.raises(error, match="SIGTERM" if asked else "a process that packs windows into .* was killed"):
+            stored(path, workers=2)
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def test_a_full_disk_stops_the_packing_and_not_the_training(
