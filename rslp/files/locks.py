@@ -29,11 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def no_links(path: str, flags: int) -> int:
-    """An ``opener`` for ``open``: a plain file or none, never what a link leads to.
-
-    Raises:
-        RunError: the path is a link, a folder, a pipe or a device.
-    """
+    """An ``opener`` for ``open``: opens plain files alone; a link, a folder, a pipe or a device is a ``RunError``."""
     try:
         handle = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
         if stat.S_ISREG(os.fstat(handle).st_mode):
@@ -50,8 +46,6 @@ class Lock:
 
     Raises:
         BlockingIOError: another process holds it.
-        RunError: the path is no plain file.
-        OSError: the file can't be opened.
     """
 
     def __init__(self, path: Path, *, shared: bool = False) -> None:
@@ -94,13 +88,7 @@ class Lock:
 
 _HELD: set[Lock] = set()
 
-
-def _close_all() -> None:
-    for lock in tuple(_HELD):
-        lock.close()
-
-
-os.register_at_fork(after_in_child=_close_all)
+os.register_at_fork(after_in_child=lambda: [*map(Lock.close, tuple(_HELD))])
 
 
 @contextmanager
@@ -119,11 +107,9 @@ def locked(path: Path, *, busy: Callable[[Path], None]) -> Iterator[None]:
 
 
 def waiting(what: str, *, leave: Callable[[], None]) -> Callable[[Path], None]:
-    """For ``locked``: wait, and say for whom at once and every few minutes.
+    """For ``locked``: wait, and say at once and every few minutes for whom and ``what`` that does.
 
-    Args:
-        what: what the holder does, such as ``is writing to FOLDER``.
-        leave: raises when this process was asked to leave.
+    ``leave`` raises when this process was asked to leave.
     """
     began, due = time.monotonic(), 0.0
 

@@ -18,20 +18,15 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 
 class Terminal(io.TextIOWrapper):
-    """Standard output or error where it is a terminal. Colours of a log are left out.
-
-    A write may begin with a carriage return, as those of progress bars do.
-
-    Attributes:
-        rich_proxied_file: the stream itself, which ``rich`` takes: its bars and colours are control sequences.
-    """
+    """Standard output or error where it is a terminal."""
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
         super().__init__(stream.buffer, stream.encoding, "replace", write_through=True)
+        # What rich looks for, and writes to instead: its bars and colours are control sequences.
         self.rich_proxied_file = stream
 
     def write(self, text: str, /) -> int:
-        """Write without control characters; returns the length of the text, as streams do."""
+        """Write without control characters and a log's colours; a bar may begin with a carriage return."""
         start = "\r" if text.startswith("\r") else ""
         clean = _COLOURS.sub("", text[len(start) :]).replace("\r\n", "\n")
         super().write(start + printable(clean, lines=True))
@@ -47,5 +42,5 @@ def guard_terminals() -> None:
             from rich import control
 
             # Of texts in rich's tables and bars: it leaves out some of them by itself.
-            control._CONTROL_STRIP_TRANSLATE.update({n: None for n in range(0x110000) if _CONTROLS.match(chr(n))})
+            control._CONTROL_STRIP_TRANSLATE.update({n: None for n in range(0x2070) if _CONTROLS.match(chr(n))})
             setattr(sys, name, Terminal(stream))

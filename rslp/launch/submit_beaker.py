@@ -91,11 +91,7 @@ def log(run: RunDir, record: Record, *, follow: bool) -> Iterator[str]:  # noqa:
 
 
 def cancel(run: RunDir, record: Record) -> None:
-    """Ask a submission to save and leave.
-
-    Raises:
-        RunError: the experiment that the record names is none of this run.
-    """
+    """Ask a submission to save and leave; a ``RunError`` if the record names an experiment of something else."""
     with connected() as client:
         workload = _workload(client, record)
         if not (name := workload.experiment.name).startswith(f"{run.project}_{run.experiment}"[:100]):

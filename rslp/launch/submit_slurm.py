@@ -76,11 +76,7 @@ def log(run: RunDir, record: Record, *, follow: bool) -> Iterator[str]:
 
 
 def cancel(run: RunDir, record: Record) -> None:
-    """Ask a submission to save and leave; asked twice, it is ended.
-
-    Raises:
-        RunError: the job that the record names is none of this run's project.
-    """
+    """Ask a submission to save and leave; asked twice, it is ended. A ``RunError`` if it is of another project."""
     output, project = describe(record.id).get("StdOut", ""), run.path.parent
     # Values with blanks in them are cut.
     if output and not any(output.startswith(str(at).partition(" ")[0]) for at in (project, project.resolve())):
