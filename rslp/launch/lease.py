@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,14 +113,21 @@ def leased(store: Store, pace: Pace) -> Iterator[Lease]:
             lease.release()
 
 
-def await_holder(location: str, pace: Pace) -> None:
+def await_holder(location: str, pace: Pace, *, asked: Sequence[int] = ()) -> None:
     """Wait until machine 0 of this job holds the lease: what lies in the store stands still then, until all train.
+
+    Args:
+        location: the run directory.
+        pace: how often things happen.
+        asked: signals that this process has received; with one, it waits no longer.
 
     Raises:
         RunError: it does not come.
     """
     store, end, before = Store(location), time.monotonic() + 20 * pace.stale, None
     while time.monotonic() < end:
+        if asked:
+            return
         holder = _read(store)
         if holder is not None and holder["job"] == _job():
             # One that was left behind by an earlier start does not change.

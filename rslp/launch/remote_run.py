@@ -63,7 +63,9 @@ def run_in_copy(
         stack.enter_context(child.forwarding())
         lease = stack.enter_context(leased(Store(location), pace) if trains and writes else nullcontext())
         if trains and not writes:
-            await_holder(location, pace)
+            await_holder(location, pace, asked=child.received)
+        if child.received:
+            return PREEMPTED
         folder = _scratch(location)
         pull(Store(location), folder, predictions=predicts)
         pusher = Pusher(folder)

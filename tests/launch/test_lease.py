@@ -101,3 +101,14 @@ def test_of_many_at_once_one_gets_it(s3: Store, monkeypatch: pytest.MonkeyPatch)
         thread.join()
     holders = [held for held in got if held is not None]
     assert len([held for held in holders if not held.lost.is_set()]) == 1
+
+
+def test_a_further_machine_that_is_asked_to_leave_waits_no_longer(s3: Store) -> None:
+    asked: list[int] = []
+    timer = threading.Timer(0.5, asked.append, [15])
+    timer.start()
+    begun = time.monotonic()
+    lease.await_holder(s3.root, Pace(beat=0.3, stale=100, settle=0.1), asked=asked)
+    timer.join()
+    assert asked
+    assert time.monotonic() - begun < 60
