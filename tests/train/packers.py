@@ -18,10 +18,12 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from rslp.train.samples import SampleSource
 from rslp.train.store import packing
 from tests.train.kills import versions
-from tests.train.store.places import assert_equal_sources, direct, stored, write_places
+from tests.train.store.places import assert_same, direct, stored, write_places
 
 # Enough for a pool of processes.
 WINDOWS, WORKERS = 34, 2
@@ -109,13 +111,13 @@ def pack(dataset: Path) -> None:
     stored(dataset, workers=WORKERS)
 
 
-def compare(dataset: Path) -> None:
-    """Pack what is missing, and compare every sample with what rslearn reads."""
-    assert_equal_sources(stored(dataset, workers=WORKERS), direct(dataset), draws=1)
+def samples(source: SampleSource) -> list[Any]:
+    """All samples and targets of a dataset."""
+    return [(source.identity(i), source.sample(i, draw=0), source.targets(i)) for i in range(len(source))]
 
 
-def kill_one(dataset: Path, rng: random.Random, tally: Tally, *, longest: float) -> None:
-    """Start two packers at once, kill one, and see what it leaves behind."""
+def kill_one(dataset: Path, rng: random.Random, tally: Tally, *, longest: float, wanted: list[Any]) -> None:
+    """Start two packers at once, kill one, and see what it leaves behind; ``wanted`` is what rslearn reads."""
     shutil.rmtree(dataset / ".rslp-store", ignore_errors=True)
     packers = [Packer(lambda: pack(dataset)) for _ in range(2)]
     # The first mostly comes first, and has a pool.
@@ -138,7 +140,8 @@ def kill_one(dataset: Path, rng: random.Random, tally: Tally, *, longest: float)
             tally.slow_starts += 1
             again.clear()
         tally.longest_start = max(tally.longest_start, time.monotonic() - began)
-        if (code := Packer(lambda: compare(dataset)).ended(PATIENCE)) != 0:
+        compared = Packer(lambda: assert_same(samples(stored(dataset, workers=WORKERS)), wanted))
+        if (code := compared.ended(PATIENCE)) != 0:
             tally.failures.append(f"kill {tally.kills}: arrays differ from rslearn's ({code})")
     finally:
         for packer in packers:
@@ -151,9 +154,9 @@ def torture(folder: Path, *, kills: int, seed: int) -> Tally:
     Packer(lambda: write_places(dataset, windows=WINDOWS)).ended(PATIENCE)
     began = time.monotonic()
     assert Packer(lambda: pack(dataset)).ended(PATIENCE) == 0
-    longest = 1.5 * (time.monotonic() - began)
+    longest, wanted = 1.5 * (time.monotonic() - began), samples(direct(dataset))
     for _ in range(kills):
-        kill_one(dataset, rng, tally, longest=longest)
+        kill_one(dataset, rng, tally, longest=longest, wanted=wanted)
     return tally
 
 
