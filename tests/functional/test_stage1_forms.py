@@ -15,6 +15,7 @@ from rslp.compose import placeholder_names
 from rslp.compose.placeholders import Filler
 from rslp.files import dump_yaml, read_yaml
 from rslp.main import main
+from tests.children import rslp
 from tests.compose.samples import CROPS, MULTI, composed, line, replaced, write
 
 MODEL = ("model", "init_args", "model", "init_args")
@@ -266,7 +267,7 @@ SHAPES = {
 def example(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("user")
     words = ["make_example", "--path", str(folder / "example"), "--size", "0.06"]
-    subprocess.run([sys.executable, "-m", "rslp.main", "helios", *words], check=True, capture_output=True)
+    assert rslp("helios", *words, cwd=folder).returncode == 0
     return folder / "example"
 
 
@@ -292,11 +293,6 @@ def test_each_form_composes_checks_and_trains_a_step_beside_the_example(example,
     monkeypatch.chdir(example.parent)
     monkeypatch.setenv("BATCH", "2")
     words = ["launch_finetune", "--config_paths+=example/OUT_own.yaml", "--rslp_project", "p", "--experiment_id", "own"]
-    done = subprocess.run(
-        [sys.executable, "-m", "rslp.main", "helios", *words, "--local", "true"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = rslp("helios", *words, "--local", "true", cwd=example.parent)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (example.parent / "project_data/projects/p/own/DONE.json").exists()
