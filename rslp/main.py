@@ -21,6 +21,7 @@ from typing import Any
 
 import rslp
 from rslp.errors import UsageError, UserError
+from rslp.usage import help_of
 
 Workflow = Callable[..., Any]
 INTERRUPTED = 130
@@ -82,11 +83,15 @@ def parse(workflow: Workflow, prog: str, args: Sequence[str]) -> dict[str, Any]:
 
     Raises:
         UsageError: an unknown, missing or ill-typed argument, in one line.
+        SystemExit: the help was asked for, and written.
     """
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog=prog, description=inspect.getdoc(workflow), exit_on_error=False)
+    parser = ArgumentParser(prog=prog, exit_on_error=False)
     parser.add_function_arguments(workflow, fail_untyped=True)
+    if "--help" in args or "-h" in args:
+        _say(help_of(workflow, prog, parser._actions).rstrip("\n"))
+        raise SystemExit(0)
     options = [option for action in parser._actions for option in action.option_strings]
     _refuse_unknown(args, options)
     try:

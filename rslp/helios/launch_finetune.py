@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,19 @@ from rslp.run import RunDir
 _REMOTE: tuple[EngineName, ...] = ("beaker", "skypilot")
 _NO_SLURM = SlurmOptions()
 _NO_SKYPILOT = SkyPilotOptions()
+# How --help shows the options; each stands in one group.
+OPTION_GROUPS = {
+    "the run": ("config_paths", "experiment_id", "rslp_project", "mode", "do_eval", "checkpoint", "array", "profiler"),
+    "where it runs": ("local", "engine", "cluster", "detach", "dry_run"),
+    "the check before it": ("check", "allow"),
+    "resources": ("gpus", "nodes", "cpus", "memory", "time_limit", "retries", "preemptible", "priority"),
+    "what the job sees": ("image_name", "mounts", "env", "secrets"),
+    "SLURM alone": tuple(f"slurm.{field.name}" for field in fields(SlurmOptions)),
+    "SkyPilot alone": tuple(f"skypilot.{field.name}" for field in fields(SkyPilotOptions)),
+    "run configs that make_multidataset_config has not made": (
+        *("helios_checkpoint_path", "encoder_embedding_size", "patch_size"),
+    ),
+}
 
 
 def launch_finetune(
