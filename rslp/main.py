@@ -8,7 +8,6 @@ imports torch: ``--help`` and a mistyped name must answer at once on any laptop.
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import inspect
 import io
@@ -21,6 +20,7 @@ from typing import Any
 
 import rslp
 from rslp.errors import UsageError, UserError
+from rslp.suggest import did_you_mean
 from rslp.usage import help_of
 
 Workflow = Callable[..., Any]
@@ -43,12 +43,6 @@ def _declares_workflows(package: str) -> bool:
     spec = importlib.util.find_spec(f"rslp.{package}")
     source = spec.loader.get_source(spec.name) if spec and spec.loader and hasattr(spec.loader, "get_source") else None
     return bool(source) and "\nworkflows" in str(source)
-
-
-def closest(name: str, options: Sequence[str]) -> str:
-    """`` Did you mean X?`` for the nearest of the options, or an empty string."""
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def load_workflow(target: str) -> Workflow:
@@ -74,7 +68,7 @@ def _overview() -> str:
 
 def _pick(name: str, options: Sequence[str], what: str) -> str:
     if name not in options:
-        raise UsageError(f"unknown {what} {name!r}; known: {', '.join(options)}.{closest(name, options)}")
+        raise UsageError(f"unknown {what} {name!r}{did_you_mean(name, options, otherwise='known')}")
     return name
 
 
@@ -105,7 +99,7 @@ def _refuse_unknown(args: Sequence[str], options: Sequence[str]) -> None:
     for arg in args:
         name = arg.partition("=")[0].removesuffix("+")
         if arg.startswith("--") and name not in options:
-            raise UsageError(f"unknown option {name}.{closest(name, options)} See --help.")
+            raise UsageError(f"unknown option {name}{did_you_mean(name, options) or '; see --help'}")
 
 
 def _one_line(message: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import difflib
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from jsonargparse import ArgumentParser
 
 from rslp.check.findings import Finding, KeyPath, listed
 from rslp.check.signatures import class_of, import_class, items_of, options_of, parameters, spoken, telling_line
+from rslp.suggest import did_you_mean
 
 
 def faults_of(value: Any, kind: Any, at: KeyPath) -> list[Finding]:
@@ -53,7 +53,7 @@ def _parts(value: Any, kind: Any, at: KeyPath) -> Iterator[list[Finding]]:
             yield [unknown]
             return
         strange = [key for key in value if key not in ("class_path", "init_args", "dict_kwargs")]
-        yield [Finding(f"unknown key{_near(key, ['class_path', 'init_args'])}", (*at, key)) for key in strange]
+        yield [Finding(f"unknown key{did_you_mean(key, ['class_path', 'init_args'])}", (*at, key)) for key in strange]
     found = class_of(value, kind)
     if found is None:
         for key, item, inner in items_of(value, kind):
@@ -66,7 +66,7 @@ def _parts(value: Any, kind: Any, at: KeyPath) -> Iterator[list[Finding]]:
         if key in known:
             yield faults_of(argument, known[key].type, (*place, key))
         else:
-            yield [Finding(f"{name} has no argument {key!r}{_near(key, known)}", (*place, key))]
+            yield [Finding(f"{name} has no argument {key!r}{did_you_mean(key, known)}", (*place, key))]
     missing = [key for key, parameter in known.items() if parameter.required and key not in arguments]
     if missing:
         yield [Finding(f"{name} needs the argument {listed(missing)}", at)]
@@ -80,7 +80,7 @@ def _import_fault(path: str, at: KeyPath) -> Finding | None:
     except AttributeError:
         module, _, name = path.rpartition(".")
         known = [key for key in dir(importlib.import_module(module)) if not key.startswith("_")]
-        return Finding(f"module {module} has no {name!r}{_near(name, known)}", (*at, "class_path"))
+        return Finding(f"module {module} has no {name!r}{did_you_mean(name, known)}", (*at, "class_path"))
     return None
 
 
@@ -94,8 +94,3 @@ def _unfit(value: Any, kind: Any) -> str | None:
     if found and wanted and inspect.isclass(found[0]) and not issubclass(found[0], wanted):
         return f"expected {spoken(kind)}; got the class {found[0].__name__}"
     return None
-
-
-def _near(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(str(name), [str(key) for key in known], n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""

@@ -10,9 +10,9 @@ from rslp.compose.arguments import Accepts
 from rslp.compose.forms import with_selectors
 from rslp.compose.layers import Layer, fold
 from rslp.compose.merge import KeyPath, pick, put
-from rslp.compose.near import did_you_mean
 from rslp.compose.recipe import Entry
 from rslp.errors import Problem
+from rslp.suggest import did_you_mean
 
 MODEL_ARGS: KeyPath = ("model", "init_args", "model", "init_args")
 DECODERS: KeyPath = (*MODEL_ARGS, "decoders")

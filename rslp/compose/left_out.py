@@ -10,9 +10,9 @@ from rslp.compose.keys import KEYS
 from rslp.compose.layers import Layer
 from rslp.compose.merge import KeyPath, dotted, pick, short
 from rslp.compose.modern import CLASSES
-from rslp.compose.near import did_you_mean, nearest
 from rslp.compose.vocabulary import CLASS_KEYS, TOP
 from rslp.errors import Problem
+from rslp.suggest import did_you_mean, nearest
 
 # The keys that are taken, with all that stands below them (True), and the way there.
 _TAKEN: Mapping[str, Any] = {
@@ -136,8 +136,8 @@ def _misspelt(tree: Any, taken: Mapping[str, Any], at: KeyPath) -> Iterator[tupl
     for key, value in tree.items() if isinstance(tree, Mapping) else ():
         if isinstance(taken.get(key), Mapping):
             yield from _misspelt(value, taken[key], (*at, key))
-        elif key not in taken and key not in (known := _known(at)) and nearest(str(key), [*taken, *known]):
-            yield (*at, key), did_you_mean(str(key), [*taken, *known])
+        elif key not in taken and key not in (known := _known(at)) and nearest(key, [*taken, *known], 0.75):
+            yield (*at, key), did_you_mean(key, [*taken, *known])
 
 
 def _known(at: KeyPath) -> Sequence[str]:

@@ -9,10 +9,10 @@ from typing import Any
 from rslp.compose.compose import RunConfig
 from rslp.compose.layers import Setting, settings
 from rslp.compose.merge import KeyPath, dotted, pick
-from rslp.compose.near import did_you_mean
 from rslp.compose.placeholders import names_in
 from rslp.errors import UsageError
 from rslp.files import Document
+from rslp.suggest import did_you_mean
 
 # Gives the name that a file has in what is written: relative, so that bytes do not depend on the checkout.
 Name = Callable[[Document], str]

@@ -192,7 +192,7 @@ CASES = [
     Case("no_number", "regress", features(point, value=["warm"]), [
         ("label-number", "error", r"\d labels are no finite number: warm")]),
     Case("number_as_text", "regress", features(point, value=["1.5"]), [CONSTANT]),
-    Case("layer_of_another_name", "classify", nothing, [("layer", "error", "has no layer 'imag'; did you mean 'image'")],
+    Case("layer_of_another_name", "classify", nothing, [("layer", "error", "has no layer 'imag'; did you mean image")],
          data=as_sentinel2("layer_of_another_name", layer="imag")),
     s2("band_of_another_name", DN, ("band", "error", "has no band B99"),
        ("band-order", "error", "but the input gives B02, B99"), bands=["B02", "B99"]),
