@@ -104,11 +104,12 @@ def report(listing: Listing, read: Sequence[tuple[str, Reading]]) -> Report:
 
 
 def _unreadable(view: View, read: Sequence[tuple[str, Reading]]) -> list[Finding]:
-    broken = [reading for _, reading in read if reading.fault]
-    if not broken:
-        return []
-    what = f"dataset {view.name!r}: {len(broken)} of {len(read)} windows can't be read, e.g. {broken[0].window}: "
-    return [Finding(what + broken[0].fault, (*view.at, "path"), id="unreadable")]
+    found = []
+    for one in dict.fromkeys(reading.id for _, reading in read if reading.fault):
+        broken = [reading for _, reading in read if reading.fault and reading.id == one]
+        what = f"dataset {view.name!r}: {len(broken)} of {len(read)} windows can't be read, e.g. {broken[0].window}: "
+        found.append(Finding(what + broken[0].fault, (*view.at, "path"), id=one))
+    return found
 
 
 def _labels(

@@ -10,12 +10,19 @@ from typing import Any
 import shapely
 from rasterio.crs import CRS
 from rslearn.const import WGS84_PROJECTION
+from rslearn.train.tasks.classification import ClassificationTask
 from rslearn.train.tasks.detection import DetectionTask
+from rslearn.train.tasks.regression import RegressionTask
 from rslearn.train.tasks.task import Task
 from rslearn.utils.feature import Feature
 from rslearn.utils.geometry import PixelBounds, Projection, STGeometry
 from rslearn.utils.vector_format import GeojsonVectorFormat, VectorFormat
 from upath import UPath
+
+from rslp.train.nodata import UnusableLabel
+
+# These read the property as it stands; a task of another class may change it first.
+_READ = (ClassificationTask.process_inputs, RegressionTask.process_inputs)
 
 
 class PlainGeojson(GeojsonVectorFormat):
@@ -61,7 +68,7 @@ def whole_pixels(task: Task, raw: Any) -> Any:
     """Features of a detection; those whose boxes in whole pixels would be empty get the pixel that they lie in.
 
     Raises:
-        ValueError: an object is a point, which has no size.
+        UnusableLabel: an object is a point, which has no size.
     """
     if not isinstance(task, DetectionTask) or task.box_size or not isinstance(raw, list):
         return raw
@@ -76,10 +83,35 @@ def _at_least_a_pixel(feature: Feature) -> Feature:
     if left < right and top < bottom:
         return feature
     if shape.length == 0:
-        raise ValueError("an object is a point, which has no box: set box_size of the task")
+        raise UnusableLabel("an object is a point, which has no box: set box_size of the task")
     if left >= right:
         left = math.floor(shape.bounds[0])
     if top >= bottom:
         top = math.floor(shape.bounds[1])
     whole = shapely.box(left, top, max(right, left + 1), max(bottom, top + 1))
     return Feature(STGeometry(feature.geometry.projection, whole, feature.geometry.time_range), feature.properties)
+
+
+def refuse_unusable(task: Task, raw: Any) -> None:
+    """Refuse a value that a window's classification or regression can't take, before the task stumbles over it.
+
+    Args:
+        task: the task.
+        raw: the features that it reads, its filters applied.
+
+    Raises:
+        UnusableLabel: the first feature with the property has no number there, or no class of the task.
+    """
+    if not isinstance(task, ClassificationTask | RegressionTask) or type(task).process_inputs not in _READ:
+        return
+    values = [one.properties[task.property_name] for one in raw if task.property_name in (one.properties or {})]
+    if not values:
+        return
+    what = f"property {task.property_name!r} of the feature is {'null' if values[0] is None else repr(values[0])}"
+    if isinstance(task, RegressionTask) or task.read_class_id:
+        try:
+            (float if isinstance(task, RegressionTask) else int)(values[0])
+        except (TypeError, ValueError):
+            raise UnusableLabel(f"{what}, and the task needs a number") from None
+    elif values[0] not in task.classes and not task.skip_unknown_categories:
+        raise UnusableLabel(f"{what}, which is no class of the task: {', '.join(task.classes)}")
