@@ -190,32 +190,25 @@ def _own_model(layers: list[Layer]) -> Problem | None:
 def _of_another_class(task: Any) -> str:
     """Say what to write in place of a task that is no MultiTask, or one of its own."""
     path, given = pick(task, ("class_path",)), pick(task, ("init_args",))
-    own = [name for name in given if name not in ("tasks", "input_mapping")] if isinstance(given, Mapping) else []
     if path is None or str(path).startswith("rslearn.") or not pick(given, ("tasks",)):
         return f"must be {TASK_CLASS}, with the dataset's tasks by name; got {path or 'nothing'}"
-    what = f"{str(path).rsplit('.', 1)[-1]} is a MultiTask of its own, and what it does beside would be lost"
-    without = f", without {', '.join(map(str, own))}" if own else ""
-    united = "all tasks are united in one MultiTask; once the labels hold what the tasks read"
-    return f"{what}: {united}, write {TASK_CLASS}{without}"
+    own = ", ".join(str(name) for name in given if name not in ("tasks", "input_mapping"))
+    what = f"{path} is a MultiTask of its own, and what it does beside would be lost: all tasks are united in one"
+    return f"{what} MultiTask; once the labels hold what the tasks read, write {TASK_CLASS}{own and f', without {own}'}"
 
 
 def _task_problems(layers: list[Layer], decoders: Mapping[str, Any], tasks: Mapping[str, Any]) -> list[Problem]:
-    problems = []
-    for name in decoders:
+    found: dict[KeyPath, str] = {}
+    for name, modules in decoders.items():
         if name not in tasks:
-            what = (
-                f"a decoder for {name!r}, which is no task here{did_you_mean(name, tasks)}; tasks: {', '.join(tasks)}"
-            )
-            problems.append(_first_with(layers, (*DECODERS, name)).problem(what, (*DECODERS, name)))
-        elif not isinstance(decoders[name], list) or not decoders[name]:
-            what = "must be a list of modules, the last of which predicts"
-            problems.append(_first_with(layers, (*DECODERS, name)).problem(what, (*DECODERS, name)))
-    for name in tasks:
-        if name not in decoders:
-            at = (*_TASK_ARGS, "tasks", name)
-            what = f"the task {name!r} has no decoder{did_you_mean(name, decoders)}; decoders: {', '.join(decoders)}"
-            problems.append(_first_with(layers, at).problem(what, at))
-    return problems
+            hint = f"{did_you_mean(name, tasks)}; tasks: {', '.join(tasks)}"
+            found[(*DECODERS, name)] = f"a decoder for {name!r}, which is no task here{hint}"
+        elif not isinstance(modules, list) or not modules:
+            found[(*DECODERS, name)] = "must be a list of modules, the last of which predicts"
+    for name in [name for name in tasks if name not in decoders]:
+        hint = f"{did_you_mean(name, decoders)}; decoders: {', '.join(decoders)}"
+        found[(*_TASK_ARGS, "tasks", name)] = f"the task {name!r} has no decoder{hint}"
+    return [_first_with(layers, at).problem(what, at) for at, what in found.items()]
 
 
 def _first_with(layers: list[Layer], at: KeyPath) -> Layer:

@@ -17,9 +17,7 @@ from rslp.errors import Problem
 
 # Old class path -> present one, from rslearn of July 2025 and the original project.
 CLASSES: dict[str, str] = {
-    "olmoearth_projects.olmoearth_pretrain.norm.OlmoEarthNormalize": (
-        "rslearn.models.olmoearth_pretrain.norm.OlmoEarthNormalize"
-    ),
+    "olmoearth_projects.olmoearth_pretrain.norm.OlmoEarthNormalize": "rslearn.models.olmoearth_pretrain.norm.OlmoEarthNormalize",  # noqa: E501
     "rslearn.models.multitask.MultiTaskMergedModel": "rslp.train.JointModel",
     "rslearn.models.multitask.MultiTaskModel": "rslp.train.JointModel",
     "rslearn.models.terremind.Terremind": "rslearn.models.terramind.Terramind",

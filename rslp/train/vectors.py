@@ -21,9 +21,6 @@ from upath import UPath
 
 from rslp.train.nodata import UnusableLabel
 
-# These read the property as it stands; a task of another class may change it first.
-_READ = (ClassificationTask.process_inputs, RegressionTask.process_inputs)
-
 
 class PlainGeojson(GeojsonVectorFormat):
     """rslearn's GeoJSON, which also reads what the standard allows: no geometry, no CRS.
@@ -92,26 +89,13 @@ def _at_least_a_pixel(feature: Feature) -> Feature:
     return Feature(STGeometry(feature.geometry.projection, whole, feature.geometry.time_range), feature.properties)
 
 
-def refuse_unusable(task: Task, raw: Any) -> None:
-    """Refuse a value that a window's classification or regression can't take, before the task stumbles over it.
-
-    Args:
-        task: the task.
-        raw: the features that it reads, its filters applied.
+def refuse_null(task: Task, features: Any) -> None:
+    """Refuse null as a window's class or number; a derived class of task may put another value in its place first.
 
     Raises:
-        UnusableLabel: the first feature with the property has no number there, or no class of the task.
+        UnusableLabel: the first feature with the property has null there.
     """
-    if not isinstance(task, ClassificationTask | RegressionTask) or type(task).process_inputs not in _READ:
-        return
-    values = [one.properties[task.property_name] for one in raw if task.property_name in (one.properties or {})]
-    if not values:
-        return
-    what = f"property {task.property_name!r} of the feature is {'null' if values[0] is None else repr(values[0])}"
-    if isinstance(task, RegressionTask) or task.read_class_id:
-        try:
-            (float if isinstance(task, RegressionTask) else int)(values[0])
-        except (TypeError, ValueError):
-            raise UnusableLabel(f"{what}, and the task needs a number") from None
-    elif values[0] not in task.classes and not task.skip_unknown_categories:
-        raise UnusableLabel(f"{what}, which is no class of the task: {', '.join(task.classes)}")
+    if type(task) in (ClassificationTask, RegressionTask) and not getattr(task, "skip_unknown_categories", False):
+        name = getattr(task, "property_name", "")
+        if [one.properties[name] for one in features if name in (one.properties or {})][:1] == [None]:
+            raise UnusableLabel(f"property {name!r} of the feature is null, and the task needs a value")

@@ -45,7 +45,7 @@ def test_a_sound_config_has_no_fault_and_a_small_head_has_one() -> None:
     config["model"]["init_args"]["task"]["init_args"]["tasks"]["segment"]["init_args"]["num_classes"] = 5
     (found,) = parse(config).findings
     assert found.at[-4:] == ("segment", 0, "init_args", "out_channels")
-    assert found.what == "2 outputs, but the task 'segment' has 5 classes; make the two the same number"
+    assert found.what == "2 outputs, but the task 'segment' has 5 classes; make them equal"
 
 
 def test_a_list_of_what_should_be_texts_is_one_finding() -> None:

@@ -280,8 +280,8 @@ OWN_MULTI_TASK = replaced(CROPS, "rslearn.train.tasks.multi_task.MultiTask", "ha
     [
         (OWN_MODEL, "class_path: harbour.models", "model.init_args.model.class_path: PairModel has no decoders by task, and those alone are taken into a joint model: `decoders` of a MultiTaskModel, or the `decoder` of a SingleTaskModel"),
         (OVERLAY, "data:", "data: names no class_path; a file that is laid over another stands behind it in one list of dataset_cfgs"),
-        (OWN_MULTI_TASK, "class_path: harbour", "data.init_args.task.class_path: CropsTask is a MultiTask of its own, and what it does beside would be lost: all tasks are united in one MultiTask; once the labels hold what the tasks read, write rslearn.train.tasks.multi_task.MultiTask, without buckets"),
-        (replaced(CROPS, "out_channels: 3", "out_channels: 2"), "out_channels", "2 outputs, but the task 'crops' has 3 classes; make the two the same number"),
+        (OWN_MULTI_TASK, "class_path: harbour", "data.init_args.task.class_path: harbour.tasks.CropsTask is a MultiTask of its own, and what it does beside would be lost: all tasks are united in one MultiTask; once the labels hold what the tasks read, write rslearn.train.tasks.multi_task.MultiTask, without buckets"),
+        (replaced(CROPS, "out_channels: 3", "out_channels: 2"), "out_channels", "2 outputs, but the task 'crops' has 3 classes; make them equal"),
     ],
 )  # fmt: skip
 def test_what_no_joint_run_can_take_is_one_line_that_says_what_can(tmp_path, capsys, crops, place, wanted):
