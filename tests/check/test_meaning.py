@@ -166,7 +166,7 @@ CASES = [
     Case("task_declares", "segment", label(half(np.int16, left=-9999)), task={"nodata_value": -9999}),
     Case("declared_and_absent", "segment", label(half(), nodata=255)),
     Case("class_called_nodata", "segment", label(half(), nodata=0), expected=[
-        ("label-declared", "error", "1 of 9 windows can't be read, e.g. .*: the files declare nodata 0, which is a class of the task; nodata_value: 0")]),
+        ("label-declared", "error", "9 of 9 windows can't be read, e.g. .*: the files declare nodata 0, which is a class of the task; nodata_value: 0")]),
     Case("class_called_nodata_is_none", "segment", label(half(), nodata=0), task={"nodata_value": 255}),
     Case("class_called_nodata_is_nodata", "segment", label(half(), nodata=0), task={"nodata_value": 0}),
     Case("plain", "segment", nothing),
