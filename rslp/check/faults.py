@@ -32,6 +32,8 @@ def faults_of(value: Any, kind: Any, at: KeyPath) -> list[Finding]:
     if message is None:
         return []
     deeper = [fault for part in _parts(value, kind, at) for fault in part]
+    if isinstance(value, list) and len(deeper) > 1 and all(fault.at[:-1] == at for fault in deeper):
+        return [Finding(f"{deeper[0].what} (and {len(deeper) - 1} more here)", deeper[0].at)]
     return deeper or [Finding(_unfit(value, kind) or telling_line(message), at)]
 
 
@@ -76,7 +78,8 @@ def _import_fault(path: str, at: KeyPath) -> Finding | None:
     try:
         import_class(path)
     except (ImportError, ValueError) as error:
-        return Finding(f"{path!r} can't be imported: {error}", (*at, "class_path"))
+        other = "; rslearn_projects has a package of this name too: copy the class into a module of your own"
+        return Finding(f"{path!r} can't be imported: {error}{other * path.startswith('rslp.')}", (*at, "class_path"))
     except AttributeError:
         module, _, name = path.rpartition(".")
         known = [key for key in dir(importlib.import_module(module)) if not key.startswith("_")]

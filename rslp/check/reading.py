@@ -19,7 +19,7 @@ from rslp.check.labels import Label
 from rslp.check.units import NODATA_BELOW, NOTHING, OPTICAL, RADAR, Range
 from rslp.check.view import View
 from rslp.train import adapters
-from rslp.train.nodata import DECLARED, with_labels
+from rslp.train.nodata import DECLARED, UnusableLabel, with_labels
 from rslp.train.vectors import AllFeatures, PlainGeojson
 
 # A part of this size from the middle of a window tells enough, px.
@@ -62,6 +62,7 @@ class Reading:
         outside: features of vector labels that do not touch the window, by input.
         declared: the nodata value of the files of label rasters in which some pixels are, by input.
         fault: why it could not be read; empty if it could.
+        id: of the finding that the fault is, see ``rslp.check.findings``.
     """
 
     window: str
@@ -70,6 +71,7 @@ class Reading:
     outside: Mapping[str, int] = field(default_factory=dict)
     declared: Mapping[str, float | None] = field(default_factory=dict)
     fault: str = ""
+    id: str = "unreadable"
 
 
 def read_window(view: View, window: Window, *, images: bool) -> Reading:
@@ -87,6 +89,8 @@ def read_window(view: View, window: Window, *, images: bool) -> Reading:
             if isinstance(value, list) and _reads_all(wanted[key])
             if (count := _count_features(view.dataset, window, wanted[key])) is not None
         }
+    except UnusableLabel as error:
+        return Reading(name, fault=str(error), id="label-declared")
     except _UNREADABLE as error:
         return Reading(name, fault=f"{type(error).__name__}: {' '.join(str(error).split())}")
     targets = {key for key, spec in wanted.items() if spec.is_target}

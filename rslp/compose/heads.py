@@ -108,7 +108,9 @@ def head_faults(tree: Mapping[str, Any]) -> list[HeadFault]:
             place = (*at, outputs.position, "init_args", outputs.key)
             # A spare output is harmless, and some published configs have one; a missing one fails in the first batch.
             spare = outputs.number > wanted + first
-            faults.append(HeadFault(place, f"{what}; the others stay unused" if spare else what, harmless=spare))
+            faults.append(
+                HeadFault(place, f"{what}; {'the others stay unused' if spare else 'make them equal'}", harmless=spare)
+            )
     return faults
 
 

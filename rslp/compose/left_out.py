@@ -132,11 +132,13 @@ def _left_out(tree: Any, taken: Mapping[str, Any], at: KeyPath) -> Iterator[KeyP
             yield from _left_out(value, below, (*at, key))
 
 
-def _misspelt(tree: Any, taken: Mapping[str, Any], at: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+def _misspelt(tree: Any, taken: Mapping[str, Any], at: KeyPath, *, guess: bool = True) -> Iterator[tuple[KeyPath, str]]:
     for key, value in tree.items() if isinstance(tree, Mapping) else ():
         if isinstance(taken.get(key), Mapping):
-            yield from _misspelt(value, taken[key], (*at, key))
-        elif key not in taken and key not in (known := _known(at)) and nearest(key, [*taken, *known], 0.75):
+            # The arguments of a class of another project are not ours to guess.
+            foreign = "class_path" in tree and known_arguments(str(tree["class_path"])) is None
+            yield from _misspelt(value, taken[key], (*at, key), guess=not (foreign and key == "init_args"))
+        elif guess and key not in taken and key not in (known := _known(at)) and nearest(key, [*taken, *known], 0.75):
             yield (*at, key), did_you_mean(key, [*taken, *known])
 
 

@@ -61,7 +61,7 @@ class Recipe:
     base_cfg: str | None
     entries: tuple[Entry, ...]
     constants: Mapping[str, Any]
-    knobs: Mapping[str, int]
+    knobs: Mapping[str, int | str]
     local_overrides: Mapping[str, Any]
     global_overrides: Mapping[str, Any]
     merge_heads: bool

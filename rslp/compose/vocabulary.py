@@ -10,7 +10,7 @@ from rslp.compose.datasets import DATA_MODULES, MODEL_ARGS, TASK
 from rslp.compose.forms import SPLITS
 from rslp.compose.layers import Layer, problem_at
 from rslp.compose.merge import KeyPath, pick, plus_target, short
-from rslp.compose.modern import OLD_NAMES
+from rslp.compose.modern import IN_SPLITS, OLD_NAMES
 from rslp.errors import Problem
 from rslp.suggest import did_you_mean, nearest
 
@@ -144,6 +144,9 @@ def _splits(arguments: Any, at: KeyPath, lenient: bool) -> Iterator[Finding]:
     for split in SPLITS:
         if isinstance(arguments.get(split), Mapping):
             yield from _names(arguments[split], _SPLIT_CLASS, (*at, split), lenient=lenient)
+            for old, new in IN_SPLITS:  # left where names are not brought up to date
+                if None not in (arguments[split].get(old), arguments[split].get(new)):
+                    yield (*at, split, old), f"is the old name of {new}, which stands here too; keep one"
     inputs = arguments.get("inputs")
     for name, given in inputs.items() if isinstance(inputs, Mapping) else ():
         if isinstance(given, Mapping):

@@ -44,6 +44,10 @@ OUTSIDE, NODATA, DECLARED = MARKS = -(2**31), -(2**31) + 2**20, -(2**31) + 2**21
 _EDGE = 1e-6
 
 
+class UnusableLabel(ValueError):
+    """A label that the task can't learn from; the message says so in plain words."""
+
+
 class LabelInput(DataInput):
     """A raster of labels that segmentation or per-pixel regression learns from.
 
@@ -83,7 +87,7 @@ class LabelInput(DataInput):
             covered: which pixels the file covers; None for all.
 
         Raises:
-            ValueError: the file's nodata value is a class of the task, and the task does not say which of the two.
+            UnusableLabel: the file's nodata value is a class of the task, and the task does not say which of the two.
         """
         # Of several marks the first is set.
         marks = [] if covered is None else [(OUTSIDE, np.broadcast_to(~covered, array.shape))]
@@ -97,7 +101,7 @@ class LabelInput(DataInput):
             if self.classes is None or declared not in self.classes:
                 marks.append((DECLARED, found))
             elif not self.stated and found.any():
-                raise ValueError(ambiguous(declared))
+                raise UnusableLabel(ambiguous(declared))
         fits = self.dtype != DType.INT32 or np.can_cast(array.dtype, np.int32)
         if fits and not any(where.any() for _, where in marks):
             return array

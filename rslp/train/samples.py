@@ -260,6 +260,8 @@ class SampleSource:
         metadata = self._metadata(place, bounds)
         raw, hidden = nodata.lift(raw, wanted)
         with faults_of(f"{what}: layer {', '.join(self._layers_of(None))}: can't read the label"):
+            for _, one, name in nodata.readers(raw, self.task):
+                vectors.refuse_null(one, adapters.filtered(one, raw[name]))
             raw |= {name: vectors.whole_pixels(one, raw[name]) for _, one, name in nodata.readers(raw, self.task)}
             inputs, targets = adapters.process_inputs(
                 self.task, raw, metadata=metadata, load_targets=self._load_targets
