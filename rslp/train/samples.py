@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from rslearn.utils.geometry import PixelBounds
 from rslp.errors import DataError
 from rslp.train import adapters, crops, nodata, vectors
 from rslp.train.dataset_arguments import SKIPS_TARGETS
+from rslp.train.slow_reads import read_within, watch
 from rslp.train.soundness import check_finite, check_target, faults_of
 from rslp.train.store.store import SampleStore
 from rslp.train.windows import DirectWindows, Windows
@@ -105,6 +107,7 @@ class SampleSource:
         split: "train", "val", "test" or "predict".
         seed: the run's seed.
         store: the dataset's store, if there is one.
+        read_timeout: seconds that reading an input may take; None means for ever.
 
     Raises:
         DataError: the folder or its config.json is missing or unreadable, no window is left, or labels are to be
@@ -112,13 +115,21 @@ class SampleSource:
     """
 
     def __init__(
-        self, name: str, *, data_module: RslearnDataModule, split: str, seed: int, store: SampleStore | None = None
+        self,
+        name: str,
+        *,
+        data_module: RslearnDataModule,
+        split: str,
+        seed: int,
+        store: SampleStore | None = None,
+        read_timeout: float | None = None,
     ) -> None:
         self.name = name
         self.split = split
         self.task = data_module.task
         self.seed = seed
         self._retries = data_module.retries
+        self._read_timeout = read_timeout
         # The tasks whose class 0 is background to the model, which no object can have.
         self.background: Set[str] = frozenset()
         self._config = adapters.split_config(data_module, split)
@@ -255,8 +266,10 @@ class SampleSource:
         bounds = place.bounds or adapters.draw_crop(self._windows.bounds(place.window), size, rng)
         raw: adapters.RawInputs = {}
         for name, spec in wanted.items():
-            with faults_of(f"{what}: layer {', '.join(spec.layers)}: can't read the sample"):
-                raw |= self._read_input(place.window, {name: spec}, bounds=bounds, rng=rng)
+            layer = f"{what}: layer {', '.join(spec.layers)}"
+            with faults_of(f"{layer}: can't read the sample"):
+                reading = partial(self._read_input, place.window, {name: spec}, bounds=bounds, rng=rng)
+                raw |= read_within(self._read_timeout, reading, what=layer)
         metadata = self._metadata(place, bounds)
         raw, hidden = nodata.lift(raw, wanted)
         with faults_of(f"{what}: layer {', '.join(self._layers_of(None))}: can't read the label"):
@@ -341,7 +354,8 @@ class SampleSource:
             return store.windows(self._inputs, self._config, what=self.split)
         dataset = open_dataset(self.name, data_module)
         try:
-            return DirectWindows(dataset, adapters.list_windows(dataset, self._inputs, self._config))
+            with watch.over(f"dataset {self.name!r}: the list of its windows"):
+                return DirectWindows(dataset, adapters.list_windows(dataset, self._inputs, self._config))
         except DataError as error:
             raise DataError(f"dataset {self.name!r}: {error}") from error
 
@@ -373,11 +387,11 @@ def open_dataset(name: str, data_module: RslearnDataModule) -> Dataset:
         DataError: there is no such folder, or its config.json is missing or broken.
     """
     path = data_module.path
-    if not (path / "config.json").exists():
+    if not (path / "config.json").is_file():
         what = "has no config.json, so it is no rslearn dataset" if path.exists() else "does not exist"
         raise DataError(f"dataset {name!r}: {Path(str(path)) if '://' not in str(path) else path} {what}")
     try:
-        return adapters.keep_formats(Dataset(path))
+        return adapters.open_dataset(path)
     except ValidationError as error:
         said = {"extra_forbidden": "unknown key"}
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {said.get(e['type'], e['msg'])}" for e in error.errors())

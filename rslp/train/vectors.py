@@ -17,6 +17,8 @@ from rslearn.utils.geometry import PixelBounds, Projection, STGeometry
 from rslearn.utils.vector_format import GeojsonVectorFormat, VectorFormat
 from upath import UPath
 
+from rslp.train.slow_reads import refuse_pipes
+
 
 class PlainGeojson(GeojsonVectorFormat):
     """rslearn's GeoJSON, which also reads what the standard allows: no geometry, no CRS.
@@ -28,8 +30,9 @@ class PlainGeojson(GeojsonVectorFormat):
         """The features of a file, in its projection.
 
         Raises:
-            ValueError: it is no FeatureCollection.
+            ValueError: it is no FeatureCollection, or a pipe.
         """
+        refuse_pipes(fname)
         document = json.loads(fname.read_text(encoding="utf-8"))
         features = document.get("features") if isinstance(document, dict) else None
         if not isinstance(features, list):
