@@ -56,19 +56,19 @@ def refuse_untrusted(config: Any, documents: Sequence[Document]) -> None:
         ConfigError: every such class, with file, line and key.
     """
     problems = []
-    for at, path in _named(config, ()):
-        if reason := refusal(path):
-            of = next((one for one in reversed(documents) if one.line(at) is not None), documents[-1])
-            problems.append(Problem(reason, of.name, of.nearest_line(at), ".".join(map(str, at))))
+    for at, reason in refusals(config):
+        of = next((one for one in reversed(documents) if one.line(at) is not None), documents[-1])
+        problems.append(Problem(reason, of.name, of.nearest_line(at), ".".join(map(str, at))))
     if problems:
         raise ConfigError(problems)
 
 
-def _named(tree: Any, at: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+def refusals(tree: Any, at: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    """Where a config names classes that may not be imported, and why."""
     for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else ():
-        if key == "class_path" and isinstance(value, str):
-            yield (*at, key), value
-        yield from _named(value, (*at, key))
+        if key == "class_path" and isinstance(value, str) and (reason := refusal(value)):
+            yield (*at, key), reason
+        yield from refusals(value, (*at, key))
 
 
 def resolve(path: str, kinds: Sequence[type]) -> Any:

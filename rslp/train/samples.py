@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import pickle
 import random
 import time
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 from rslearn.dataset import Dataset
+from rslearn.template_params import substitute_env_vars_in_string
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput
 from rslearn.train.model_context import SampleMetadata
@@ -28,6 +30,7 @@ from rslearn.train.transforms import Sequential
 from rslearn.train.transforms.transform import Transform
 from rslearn.utils.geometry import PixelBounds
 
+from rslp import class_paths
 from rslp.errors import DataError
 from rslp.train import adapters, crops, nodata, vectors
 from rslp.train.dataset_arguments import SKIPS_TARGETS
@@ -391,6 +394,10 @@ def open_dataset(name: str, data_module: RslearnDataModule) -> Dataset:
         what = "has no config.json, so it is no rslearn dataset" if path.exists() else "does not exist"
         raise DataError(f"dataset {name!r}: {Path(str(path)) if '://' not in str(path) else path} {what}")
     try:
+        # Formats are made when they are first used, by a parser that would end the process.
+        described = json.loads(substitute_env_vars_in_string((path / "config.json").read_text()))
+        for at, reason in class_paths.refusals(described):
+            raise DataError(f"dataset {name!r}: {path}/config.json: {'.'.join(map(str, at))}: {reason}")
         return adapters.open_dataset(path)
     except ValidationError as error:
         said = {"extra_forbidden": "unknown key"}

@@ -33,21 +33,24 @@ class Watch:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         # A thread does not live on in a forked process, and Python warns of forks beside one: each starts its own.
-        os.register_at_fork(before=self._end)
+        os.register_at_fork(before=self._end, after_in_parent=self._begin)
 
     @contextmanager
     def over(self, what: str) -> Iterator[None]:
         """Watch over what is read in this block."""
         read = object()
         self._reads[read] = (what, time.monotonic())
-        if self._thread is None:
-            self._ended = threading.Event()
-            self._thread = threading.Thread(target=self._look, args=(self._ended,), daemon=True)
-            self._thread.start()
+        self._begin()
         try:
             yield
         finally:
             self._reads.pop(read, None)
+
+    def _begin(self) -> None:
+        if self._thread is None and self._reads:
+            self._ended = threading.Event()
+            self._thread = threading.Thread(target=self._look, args=(self._ended,), daemon=True)
+            self._thread.start()
 
     def _look(self, ended: threading.Event) -> None:
         told: dict[object, float] = {}
@@ -112,8 +115,8 @@ def refuse_pipes(path: UPath) -> None:
     if isinstance(path.fs, LocalFileSystem):
         refuse_pipe(path.path)
         with suppress(FileNotFoundError, NotADirectoryError):
-            for entry in os.scandir(path.path):
-                refuse_pipe(entry.path)
+            for name in os.listdir(path.path):  # noqa: PTH208 path objects cost more than the calls
+                refuse_pipe(f"{path.path}/{name}")
 
 
 def refuse_pipe(file: str) -> None:
@@ -123,6 +126,6 @@ def refuse_pipe(file: str) -> None:
         ValueError: naming it.
     """
     with suppress(FileNotFoundError, NotADirectoryError):
-        mode = os.stat(file).st_mode  # noqa: PTH116 a path object costs more than the call
+        mode = os.stat(file).st_mode  # noqa: PTH116 likewise
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise ValueError(f"{file} is a pipe, a socket or a device, not a file")
