@@ -149,7 +149,8 @@ def _examine_all(config: Mapping[str, Any], parsed: Parsed, *, effort: Effort, p
         return listing, made, list(made.findings)
 
     lock = threading.Lock()
-    limit = pick(config, ("data", "init_args", "read_timeout"))
+    given = pick(config, ("data", "init_args", "read_timeout"))
+    limit = given if isinstance(given, int | float) and given > 0 else None
     with ThreadPoolExecutor(effort.threads) as datasets, ThreadPoolExecutor(effort.threads) as readers:
         return list(datasets.map(examine, parsed.modules))
 
