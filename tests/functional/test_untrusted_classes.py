@@ -269,7 +269,7 @@ def test_the_config_of_a_dataset(words: list[str], place: Place, capsys: pytest.
 def test_the_config_of_weights(name: str, place: Place) -> None:
     own = "olmoearth_pretrain.nn.latent_mim.LatentMIMConfig"
     config = {"model": {"_CLASS_": own, "encoder_config": {"parts": [{"_CLASS_": name}]}}}
-    with pytest.raises(CheckpointError, match=f"^here: names the class {name}, which is none of a Helios model's$"):
+    with pytest.raises(CheckpointError, match=f"^here: does not build a Helios model: it names the class {name}$"):
         Architecture.from_dict(config, source="here").build([])
     assert not place.canary.exists()
 

@@ -145,7 +145,7 @@ def _refuse_strange_classes(config: Any, source: str) -> None:
         _refuse_strange_classes(part, source)
     name = config.get(Config.CLASS_NAME_FIELD) if isinstance(config, Mapping) else None
     if name is not None and not str(name).startswith(_PACKAGES):
-        raise CheckpointError(f"{source}: names the class {name}, which is none of a Helios model's")
+        raise CheckpointError(f"{source}: does not build a Helios model: it names the class {name}")
 
 
 def _for_this_package(config: Mapping[str, Any]) -> dict[str, Any]:
