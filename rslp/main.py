@@ -16,6 +16,7 @@ import pkgutil
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import rslp
@@ -166,5 +167,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return INTERRUPTED
 
 
+def _libraries_first() -> None:
+    """Look for libraries where they are installed, before the current directory, which ``python -m`` puts first.
+
+    Unless rslp itself lies there: what is in a checkout is its owner's.
+    """
+    here = str(Path.cwd())
+    if sys.path[:1] == [here] and Path(rslp.__file__).parents[1] != Path(here):
+        sys.path.append(sys.path.pop(0))
+
+
 if __name__ == "__main__":
+    _libraries_first()
     sys.exit(main())

@@ -16,7 +16,8 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from rslp.check.findings import Finding, KeyPath, listed
-from rslp.check.signatures import class_of, import_class, items_of, options_of, parameters, spoken, telling_line
+from rslp.check.signatures import class_of, items_of, options_of, parameters, spoken, telling_line
+from rslp.class_paths import resolve
 from rslp.suggest import did_you_mean
 
 
@@ -76,7 +77,7 @@ def _parts(value: Any, kind: Any, at: KeyPath) -> Iterator[list[Finding]]:
 
 def _import_fault(path: str, at: KeyPath) -> Finding | None:
     try:
-        import_class(path)
+        resolve(path, (object,))
     except (ImportError, ValueError) as error:
         other = "; rslearn_projects has a package of this name too: copy the class into a module of your own"
         return Finding(f"{path!r} can't be imported: {error}{other * path.startswith('rslp.')}", (*at, "class_path"))
@@ -92,8 +93,7 @@ def _unfit(value: Any, kind: Any) -> str | None:
     if not isinstance(value, Mapping | list):
         quotes = "; write it in quotes" if str in options_of(kind) and value is not None else ""
         return f"expected {spoken(kind)}; got {value!r}{quotes}"
-    found = class_of(value, kind) if isinstance(value, Mapping) and "class_path" in value else None
-    wanted = tuple(option for option in options_of(kind) if inspect.isclass(option))
-    if found and wanted and inspect.isclass(found[0]) and not issubclass(found[0], wanted):
-        return f"expected {spoken(kind)}; got the class {found[0].__name__}"
+    named = any(inspect.isclass(option) for option in options_of(kind))
+    if named and isinstance(value, Mapping) and "class_path" in value and class_of(value, kind) is None:
+        return f"expected {spoken(kind)}; got the class {str(value['class_path']).rpartition('.')[2]}"
     return None

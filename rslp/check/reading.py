@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,10 @@ from rslearn.utils.geometry import PixelBounds
 from rslp.check.labels import Label
 from rslp.check.units import NODATA_BELOW, NOTHING, OPTICAL, RADAR, Range
 from rslp.check.view import View
+from rslp.errors import DataError
 from rslp.train import adapters
 from rslp.train.nodata import DECLARED, UnusableLabel, with_labels
+from rslp.train.slow_reads import read_within
 from rslp.train.vectors import AllFeatures, PlainGeojson
 
 # A part of this size from the middle of a window tells enough, px.
@@ -74,15 +77,22 @@ class Reading:
     id: str = "unreadable"
 
 
-def read_window(view: View, window: Window, *, images: bool) -> Reading:
+def read_window(view: View, window: Window, *, images: bool, read_timeout: float | None = None) -> Reading:
     """Read the labels of a window, and its images if they are asked for."""
     name = f"{window.group}/{window.name}"
     inputs = with_labels(view.module.inputs, view.module.task)
     wanted = {key: spec for key, spec in inputs.items() if spec.is_target or images}
+    reading = partial(
+        adapters.read_inputs,
+        view.dataset,
+        window,
+        bounds=_middle(window),
+        inputs=wanted,
+        rng=random.Random(window.name),
+    )
+    layers = ", ".join(dict.fromkeys(layer for spec in wanted.values() for layer in spec.layers))
     try:
-        raw = adapters.read_inputs(
-            view.dataset, window, bounds=_middle(window), inputs=wanted, rng=random.Random(window.name)
-        )
+        raw = read_within(read_timeout, reading, what=f"{view.name}/{name}: layer {layers}")
         outside = {
             key: count - len(value)
             for key, value in raw.items()
@@ -91,6 +101,8 @@ def read_window(view: View, window: Window, *, images: bool) -> Reading:
         }
     except UnusableLabel as error:
         return Reading(name, fault=str(error), id="label-declared")
+    except DataError as error:
+        return Reading(name, fault=str(error))
     except _UNREADABLE as error:
         return Reading(name, fault=f"{type(error).__name__}: {' '.join(str(error).split())}")
     targets = {key for key, spec in wanted.items() if spec.is_target}

@@ -36,6 +36,8 @@ from rslearn.utils.raster_format import (
 )
 from upath import UPath
 
+from rslp.train.slow_reads import refuse_pipes
+
 Array = np.ndarray[Any, np.dtype[Any]]
 # What a label's pixels without a value are read as: those outside of the file, those of the task's nodata value, and
 # those that the file alone declares nodata. INT32 and FLOAT32 hold the three exactly, and no label comes near.
@@ -207,8 +209,9 @@ class NodataFormat(RasterFormat):
         """Decode, see the class.
 
         Raises:
-            ValueError: nodata that can't be told from a measurement or a class.
+            ValueError: nodata that can't be told from a measurement or a class; or a pipe in place of a file.
         """
+        refuse_pipes(path)
         decoded = self._inner.decode_raster(path, projection, bounds, resampling)
         declared = decoded.metadata.nodata_value
         if isinstance(self._input, LabelInput):

@@ -20,6 +20,7 @@ from rslearn.utils.vector_format import GeojsonVectorFormat, VectorFormat
 from upath import UPath
 
 from rslp.train.nodata import UnusableLabel
+from rslp.train.slow_reads import refuse_pipes
 
 
 class PlainGeojson(GeojsonVectorFormat):
@@ -32,8 +33,9 @@ class PlainGeojson(GeojsonVectorFormat):
         """The features of a file, in its projection.
 
         Raises:
-            ValueError: it is no FeatureCollection.
+            ValueError: it is no FeatureCollection, or a pipe.
         """
+        refuse_pipes(fname)
         document = json.loads(fname.read_text(encoding="utf-8"))
         features = document.get("features") if isinstance(document, dict) else None
         if not isinstance(features, list):
