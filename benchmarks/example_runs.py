@@ -116,5 +116,6 @@ def environment(folder: Path, *, threads: int | None) -> dict[str, str]:
     """
     path = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT)])
     variables = {**os.environ, "PYTHONPATH": path, "RSLP_PREFIX": str(folder / "runs"), "WANDB_MODE": "disabled"}
+    variables["RSLP_TRUST"] = "start_parts,epoch_parts"
     variables.pop("OMP_NUM_THREADS", None)
     return variables if threads is None else {**variables, "OMP_NUM_THREADS": str(threads)}

@@ -8,7 +8,6 @@ imports torch: ``--help`` and a mistyped name must answer at once on any laptop.
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import inspect
 import io
@@ -17,11 +16,14 @@ import pkgutil
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import rslp
 from rslp.errors import UsageError, UserError
 from rslp.files.terminal import guard_terminals
+from rslp.suggest import did_you_mean
+from rslp.usage import help_of
 
 Workflow = Callable[..., Any]
 INTERRUPTED = 130
@@ -43,12 +45,6 @@ def _declares_workflows(package: str) -> bool:
     spec = importlib.util.find_spec(f"rslp.{package}")
     source = spec.loader.get_source(spec.name) if spec and spec.loader and hasattr(spec.loader, "get_source") else None
     return bool(source) and "\nworkflows" in str(source)
-
-
-def closest(name: str, options: Sequence[str]) -> str:
-    """`` Did you mean X?`` for the nearest of the options, or an empty string."""
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def load_workflow(target: str) -> Workflow:
@@ -74,7 +70,7 @@ def _overview() -> str:
 
 def _pick(name: str, options: Sequence[str], what: str) -> str:
     if name not in options:
-        raise UsageError(f"unknown {what} {name!r}; known: {', '.join(options)}.{closest(name, options)}")
+        raise UsageError(f"unknown {what} {name!r}{did_you_mean(name, options, otherwise='known')}")
     return name
 
 
@@ -83,11 +79,15 @@ def parse(workflow: Workflow, prog: str, args: Sequence[str]) -> dict[str, Any]:
 
     Raises:
         UsageError: an unknown, missing or ill-typed argument, in one line.
+        SystemExit: the help was asked for, and written.
     """
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog=prog, description=inspect.getdoc(workflow), exit_on_error=False)
+    parser = ArgumentParser(prog=prog, exit_on_error=False)
     parser.add_function_arguments(workflow, fail_untyped=True)
+    if "--help" in args or "-h" in args:
+        _say(help_of(workflow, prog, parser._actions).rstrip("\n"))
+        raise SystemExit(0)
     options = [option for action in parser._actions for option in action.option_strings]
     _refuse_unknown(args, options)
     try:
@@ -101,7 +101,7 @@ def _refuse_unknown(args: Sequence[str], options: Sequence[str]) -> None:
     for arg in args:
         name = arg.partition("=")[0].removesuffix("+")
         if arg.startswith("--") and name not in options:
-            raise UsageError(f"unknown option {name}.{closest(name, options)} See --help.")
+            raise UsageError(f"unknown option {name}{did_you_mean(name, options) or '; see --help'}")
 
 
 def _one_line(message: str) -> str:
@@ -169,5 +169,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return INTERRUPTED
 
 
+def _libraries_first() -> None:
+    """Look for libraries where they are installed, before the current directory, which ``python -m`` puts first.
+
+    Unless rslp itself lies there: what is in a checkout is its owner's.
+    """
+    here = str(Path.cwd())
+    if sys.path[:1] == [here] and Path(rslp.__file__).parents[1] != Path(here):
+        sys.path.append(sys.path.pop(0))
+
+
 if __name__ == "__main__":
+    _libraries_first()
     sys.exit(main())

@@ -8,6 +8,9 @@ from hypothesis import HealthCheck, settings
 # rslearn 0.1.19 calls what jsonargparse 4.53 has renamed.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
+# Configs of the tests name classes of the tests.
+os.environ.setdefault("RSLP_TRUST", "tests")
+
 # Sums over several threads differ in their last bits from sums in one, and threads only fight over a small machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

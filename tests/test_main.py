@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from rslp.main import main
+from rslp.helios import workflows
+from rslp.main import load_workflow, main
 
 LAUNCH = ("helios", "launch_finetune")
 HEAVY = ("torch", "lightning", "rslearn", "rasterio", "beaker", "olmoearth_pretrain_minimal")
@@ -27,21 +30,41 @@ def test_help_is_for_people(argv: list[str], capsys: pytest.CaptureFixture[str])
     assert "make_multidataset_config" in capsys.readouterr().out
 
 
-def test_a_workflows_help_shows_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("workflow", sorted(workflows))
+def test_a_workflows_help_names_its_purpose_once_and_each_option_once(
+    workflow: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(["helios", "launch_finetune", "--help"])
+        main(["helios", workflow, "--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    for option in ("--experiment_id", "--config_paths", "--rslp_project", "--local", "--do_eval", "--cluster"):
-        assert option in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "Args:" not in shown and "type:" not in shown
+    function = load_workflow(workflows[workflow])
+    assert shown.count((inspect.getdoc(function) or "").partition(" ")[0] + " ") == 1
+    typed = re.findall(r"^  --([\w.]+)", shown, re.MULTILINE)
+    assert len(typed) == len(set(typed))
+    names = {name.partition(".")[0] for name in typed}
+    assert names == {"help", *inspect.signature(function).parameters}
+
+
+def test_a_workflows_options_stand_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["helios", "launch_finetune", "--help"])
+    shown = capsys.readouterr().out
+    assert "usage: python -m rslp.main helios launch_finetune --experiment_id EXPERIMENT_ID" in shown
+    assert "  --config_paths+=CONFIG_PATH\n" in shown and "(required)" in shown
+    # What no group names stands at the end: a new option of this workflow is given a group.
+    assert shown.endswith("\noptions:\n  --help                  show this help message and exit\n")
+    assert "  --priority {low,normal,high,urgent}\n" in shown and "(default: high)" in shown
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["heliso", "run"], "unknown project 'heliso'; known: helios. Did you mean 'helios'?"),
-        (["helios", "lauch_finetune"], "Did you mean 'launch_finetune'?"),
-        ([*LAUNCH, "--experimnt_id", "x"], "unknown option --experimnt_id. Did you mean '--experiment_id'?"),
+        (["heliso", "run"], "unknown project 'heliso'; did you mean helios?"),
+        (["helios", "lauch_finetune"], "did you mean launch_finetune?"),
+        ([*LAUNCH, "--experimnt_id", "x"], "unknown option --experimnt_id; did you mean --experiment_id?"),
         ([*LAUNCH, "--experiment_id", "x", "--local", "maybe"], "--local must be true or false; got maybe"),
         ([*LAUNCH, "--experiment_id", "x", "--cpus", "many"], "--cpus must be a whole number; got many"),
         ([*LAUNCH, "--experiment_id", "x", "--profiler", "my own"], "--profiler must be simple, advanced; got my own"),

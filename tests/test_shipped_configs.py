@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import shutil
 import subprocess
@@ -68,6 +69,18 @@ def test_the_shipped_run_configs_are_fresh(recipe: str, copy: Path) -> None:
     for name in (f"OUT_{recipe}.yaml", f"OUT_{recipe}.provenance.json"):
         made = (copy / "data/helios/v3_multitask" / name).read_bytes()
         assert made == (SHIPPED / name).read_bytes(), f"{name} is stale: make it anew"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_provenance_leads_to_the_lines_of_the_sources(recipe: str) -> None:
+    provenance = json.loads((SHIPPED / f"OUT_{recipe}.provenance.json").read_text())
+    sources = {entry["file"] for entries in provenance.values() for entry in entries} - {None}
+    documents = {file: read_yaml(ROOT / file) for file in sources}
+    assert len(documents) > 1
+    for entries in provenance.values():
+        for entry in entries:
+            if entry["file"]:
+                assert documents[entry["file"]].line(tuple(entry["key"])) == entry["line"], entry
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -140,7 +140,7 @@ def _examine_all(config: Mapping[str, Any], parsed: Parsed, *, effort: Effort, p
             progress.update(step, total=(progress.tasks[-1].total or 0) + len(jobs))
 
         def read(job: tuple[str, Window, bool]) -> tuple[str, Reading]:
-            result = job[0], read_window(view, job[1], images=job[2])
+            result = job[0], read_window(view, job[1], images=job[2], read_timeout=limit)
             progress.advance(step)
             return result
 
@@ -149,6 +149,8 @@ def _examine_all(config: Mapping[str, Any], parsed: Parsed, *, effort: Effort, p
         return listing, made, list(made.findings)
 
     lock = threading.Lock()
+    given = pick(config, ("data", "init_args", "read_timeout"))
+    limit = given if isinstance(given, int | float) and given > 0 else None
     with ThreadPoolExecutor(effort.threads) as datasets, ThreadPoolExecutor(effort.threads) as readers:
         return list(datasets.map(examine, parsed.modules))
 

@@ -104,11 +104,13 @@ def report(listing: Listing, read: Sequence[tuple[str, Reading]]) -> Report:
 
 
 def _unreadable(view: View, read: Sequence[tuple[str, Reading]]) -> list[Finding]:
-    broken = [reading for _, reading in read if reading.fault]
-    if not broken:
-        return []
-    what = f"dataset {view.name!r}: {len(broken)} of {len(read)} windows can't be read, e.g. {broken[0].window}: "
-    return [Finding(what + broken[0].fault, (*view.at, "path"), id="unreadable")]
+    faults = [(reading.id, f"{reading.window}: {reading.fault}") for _, reading in read if reading.fault]
+    by_id = {one: [what for other, what in faults if other == one] for one, _ in faults}
+    who, at = f"dataset {view.name!r}:", (*view.at, "path")
+    return [
+        Finding(f"{who} {len(own)} of {len(read)} windows can't be read, e.g. {own[0]}", at, id=one)
+        for one, own in by_id.items()
+    ]
 
 
 def _labels(

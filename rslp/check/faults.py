@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import difflib
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,9 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from rslp.check.findings import Finding, KeyPath, listed
-from rslp.check.signatures import class_of, import_class, items_of, options_of, parameters, spoken, telling_line
+from rslp.check.signatures import class_of, items_of, options_of, parameters, spoken, telling_line
+from rslp.class_paths import resolve
+from rslp.suggest import did_you_mean
 
 
 def faults_of(value: Any, kind: Any, at: KeyPath) -> list[Finding]:
@@ -32,6 +33,8 @@ def faults_of(value: Any, kind: Any, at: KeyPath) -> list[Finding]:
     if message is None:
         return []
     deeper = [fault for part in _parts(value, kind, at) for fault in part]
+    if isinstance(value, list) and len(deeper) > 1 and all(fault.at[:-1] == at for fault in deeper):
+        return [Finding(f"{deeper[0].what} (and {len(deeper) - 1} more here)", deeper[0].at)]
     return deeper or [Finding(_unfit(value, kind) or telling_line(message), at)]
 
 
@@ -53,7 +56,7 @@ def _parts(value: Any, kind: Any, at: KeyPath) -> Iterator[list[Finding]]:
             yield [unknown]
             return
         strange = [key for key in value if key not in ("class_path", "init_args", "dict_kwargs")]
-        yield [Finding(f"unknown key{_near(key, ['class_path', 'init_args'])}", (*at, key)) for key in strange]
+        yield [Finding(f"unknown key{did_you_mean(key, ['class_path', 'init_args'])}", (*at, key)) for key in strange]
     found = class_of(value, kind)
     if found is None:
         for key, item, inner in items_of(value, kind):
@@ -66,7 +69,7 @@ def _parts(value: Any, kind: Any, at: KeyPath) -> Iterator[list[Finding]]:
         if key in known:
             yield faults_of(argument, known[key].type, (*place, key))
         else:
-            yield [Finding(f"{name} has no argument {key!r}{_near(key, known)}", (*place, key))]
+            yield [Finding(f"{name} has no argument {key!r}{did_you_mean(key, known)}", (*place, key))]
     missing = [key for key, parameter in known.items() if parameter.required and key not in arguments]
     if missing:
         yield [Finding(f"{name} needs the argument {listed(missing)}", at)]
@@ -74,13 +77,14 @@ def _parts(value: Any, kind: Any, at: KeyPath) -> Iterator[list[Finding]]:
 
 def _import_fault(path: str, at: KeyPath) -> Finding | None:
     try:
-        import_class(path)
+        resolve(path, (object,))
     except (ImportError, ValueError) as error:
-        return Finding(f"{path!r} can't be imported: {error}", (*at, "class_path"))
+        other = "; rslearn_projects has a package of this name too: copy the class into a module of your own"
+        return Finding(f"{path!r} can't be imported: {error}{other * path.startswith('rslp.')}", (*at, "class_path"))
     except AttributeError:
         module, _, name = path.rpartition(".")
         known = [key for key in dir(importlib.import_module(module)) if not key.startswith("_")]
-        return Finding(f"module {module} has no {name!r}{_near(name, known)}", (*at, "class_path"))
+        return Finding(f"module {module} has no {name!r}{did_you_mean(name, known)}", (*at, "class_path"))
     return None
 
 
@@ -89,13 +93,7 @@ def _unfit(value: Any, kind: Any) -> str | None:
     if not isinstance(value, Mapping | list):
         quotes = "; write it in quotes" if str in options_of(kind) and value is not None else ""
         return f"expected {spoken(kind)}; got {value!r}{quotes}"
-    found = class_of(value, kind) if isinstance(value, Mapping) and "class_path" in value else None
-    wanted = tuple(option for option in options_of(kind) if inspect.isclass(option))
-    if found and wanted and inspect.isclass(found[0]) and not issubclass(found[0], wanted):
-        return f"expected {spoken(kind)}; got the class {found[0].__name__}"
+    named = any(inspect.isclass(option) for option in options_of(kind))
+    if named and isinstance(value, Mapping) and "class_path" in value and class_of(value, kind) is None:
+        return f"expected {spoken(kind)}; got the class {str(value['class_path']).rpartition('.')[2]}"
     return None
-
-
-def _near(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(str(name), [str(key) for key in known], n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
+from rslp.suggest import did_you_mean
 
 KeyPath = tuple[str | int, ...]
 
@@ -88,12 +89,10 @@ def unknown_ids(allow: Sequence[str], at: KeyPath) -> list[Finding]:
     """Ids that are allowed and that no finding has, or that can't be allowed."""
     found = []
     for one in allow:
-        near = difflib.get_close_matches(one, KINDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KINDS)}"
         if one in UNANSWERABLE:
             found.append(Finding(f"{one!r} can't be allowed: nothing can be run with it", at))
         elif one not in KINDS:
-            found.append(Finding(f"no finding has the id {one!r}; {hint}", at))
+            found.append(Finding(f"no finding has the id {one!r}{did_you_mean(one, KINDS, otherwise='known')}", at))
     return found
 
 

@@ -113,7 +113,7 @@ def _named(labels: TaskLabels, task: ClassificationTask | DetectionTask) -> tupl
         # A window's class is that of its first feature.
         for value in values[:1] if single else values:
             name = _class_name(value, task)
-            (counts if name is not None else strange)[str(value) if name is None else name] += 1
+            (counts if name is not None else strange)[name or ("null" if value is None else str(value))] += 1
     findings = [*_several(labels, task), *_elsewhere(labels)]
     if strange and not task.skip_unknown_categories:
         what = f"{labels.who}: {sum(strange.values())} labels are not among the classes: {listed(strange)}"
@@ -229,10 +229,10 @@ def _measured(labels: TaskLabels, task: RegressionTask) -> tuple[LabelSummary, l
         if np.isfinite(number):
             numbers.append(number)
         else:
-            strange.append(values[0])
+            strange.append("null" if values[0] is None else str(values[0]))
     at, findings = (*labels.at, "property_name"), [*_several(labels, task), *_elsewhere(labels)]
     if strange:
-        what = f"{labels.who}: {len(strange)} labels are no finite number: {listed(dict.fromkeys(map(str, strange)))}"
+        what = f"{labels.who}: {len(strange)} labels are no finite number: {listed(dict.fromkeys(strange))}"
         findings.append(Finding(what, at, id="label-number"))
     empty = [window for window in empty if window not in labels.outside]
     if empty and not task.allow_invalid:

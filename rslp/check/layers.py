@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-
 from rslearn.config import LayerConfig
 from rslearn.dataset.window import get_layer_and_group_from_dir_name
 from rslearn.train.dataset import DataInput
 
 from rslp.check.findings import Finding, KeyPath, listed
 from rslp.check.view import SPLITS, View
+from rslp.suggest import did_you_mean
 
 
 def check_layers(view: View) -> list[Finding]:
@@ -22,7 +20,7 @@ def check_layers(view: View) -> list[Finding]:
             layer = _layer_name(option, spec)
             config = view.dataset.layers.get(layer)
             if config is None:
-                near = _near(layer, view.dataset.layers)
+                near = did_you_mean(layer, view.dataset.layers)
                 what = f"dataset {view.name!r} has no layer {layer!r}{near}; its layers: "
                 findings.append(Finding(what + listed(view.dataset.layers), (*at, "layers"), id="layer"))
             else:
@@ -61,7 +59,7 @@ def _check_layer(view: View, layer: str, config: LayerConfig, *, spec: DataInput
     missing = [band for band in spec.bands if band not in have]
     if not missing:
         return []
-    what = f"layer {layer!r} of dataset {view.name!r} has no band {listed(missing)}{_near(missing[0], have)}"
+    what = f"layer {layer!r} of dataset {view.name!r} has no band {listed(missing)}{did_you_mean(missing[0], have)}"
     return [Finding(f"{what}; its bands: {listed(have, 20)}", (*at, "bands"), id="band")]
 
 
@@ -82,8 +80,3 @@ def _check_order(view: View) -> list[Finding]:
                     what += f"{', '.join(said)}, but the input gives {', '.join(given)}"
                     findings[at] = Finding(what, at, id="band-order")
     return list(findings.values())
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""

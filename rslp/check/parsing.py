@@ -14,7 +14,6 @@ import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from rslearn.train.data_module import RslearnDataModule
-from rslearn.utils.jsonargparse import init_jsonargparse
 
 from rslp.check.faults import faults_of
 from rslp.check.findings import Finding, KeyPath, warning
@@ -22,6 +21,7 @@ from rslp.check.making import MADE_WRONG, argument_of, constructor_faults
 from rslp.check.training import training_faults
 from rslp.compose import class_faults, head_faults, pick, without_effect
 from rslp.errors import ConfigError, UserError
+from rslp.train import adapters
 from rslp.train.cli import RunCLI, run_parser
 from rslp.train.data import MultiDatasetDataModule
 from rslp.train.mixture_checks import check_fit
@@ -95,7 +95,7 @@ def _remarks(config: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _parsed(config: Mapping[str, Any]) -> Parsed:
-    init_jsonargparse()
+    adapters.prepare_parser()
     with silenced():
         failure = "the config can't be parsed"
         try:

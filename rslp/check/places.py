@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,33 +66,23 @@ class Places:
         for length in range(len(at), 0, -1):
             here = ".".join(map(str, at[:length]))
             if here in entries:
-                return self._spot(document, entries[here], at[length - 1], at[length:])
+                return self._spot(document, entries[here], 0, at[length:])
             for key in entries:
                 if key.startswith(f"{here}."):
-                    return self._parent(document, entries[key], key, here, at[length:])
+                    # A mapping has no entry of its own: it stands where the first of its values does.
+                    return self._spot(document, entries[key], key.count(".") - here.count("."), at[length:])
         return None
 
-    def _parent(
-        self, document: Document, found: list[dict[str, Any]], key: str, here: str, rest: KeyPath
-    ) -> _Spot | None:
-        """A mapping has no entry of its own: it stands where the first of its values does."""
-        spot = self._spot(document, found, key.rpartition(".")[2], ())
-        depth = key.count(".") - here.count(".")
-        if spot is None or depth >= len(spot.at):
-            # Stage 1 made the mapping; no source has one like it.
-            return None
-        return _Spot(spot.document, (*spot.at[: len(spot.at) - depth], *rest))
-
-    def _spot(self, document: Document, found: list[dict[str, Any]], last: str | int, rest: KeyPath) -> _Spot | None:
-        won = [entry for entry in found if entry.get("won") and entry.get("file")]
+    def _spot(self, document: Document, found: list[dict[str, Any]], above: int, rest: KeyPath) -> _Spot | None:
+        """What stands so many levels above the value of an entry, and the rest of the key path below it."""
+        won = [entry for entry in found if entry.get("won") and entry.get("key")]
         source = self._read(document, won[-1]["file"]) if won else None
-        if source is None:
+        if source is None or above >= len(won[-1]["key"]):
+            # Stage 1 made it; no source has one like it.
             return None
-        for at in _keys(source.data, ()):
-            if str(at[-1]).removesuffix("+") == str(last) and source.line(at) == won[-1]["line"]:
-                spot = _Spot(source, (*at, *rest))
-                return self._constant(document, spot) or spot
-        return None
+        key = won[-1]["key"]
+        spot = _Spot(source, (*key[: len(key) - above], *rest))
+        return self._constant(document, spot) or spot
 
     def _constant(self, document: Document, spot: _Spot) -> _Spot | None:
         """A value that is a placeholder was set where its constant is: in the multi-dataset config."""
@@ -134,13 +124,3 @@ class Places:
 def _held(document: Document, at: KeyPath) -> KeyPath:
     """The part of a key path that a file holds."""
     return next((at[:length] for length in range(len(at), 0, -1) if document.line(at[:length]) is not None), ())
-
-
-def _keys(tree: Any, at: KeyPath) -> Iterator[KeyPath]:
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield (*at, key)
-            yield from _keys(value, (*at, key))
-    elif isinstance(tree, list):
-        for position, value in enumerate(tree):
-            yield from _keys(value, (*at, position))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,10 @@ from rslearn.utils.geometry import PixelBounds
 from rslp.check.labels import Label
 from rslp.check.units import NODATA_BELOW, NOTHING, OPTICAL, RADAR, Range
 from rslp.check.view import View
+from rslp.errors import DataError
 from rslp.train import adapters
-from rslp.train.nodata import DECLARED, with_labels
+from rslp.train.nodata import DECLARED, UnusableLabel, with_labels
+from rslp.train.slow_reads import read_within
 from rslp.train.vectors import AllFeatures, PlainGeojson
 
 # A part of this size from the middle of a window tells enough, px.
@@ -62,6 +65,7 @@ class Reading:
         outside: features of vector labels that do not touch the window, by input.
         declared: the nodata value of the files of label rasters in which some pixels are, by input.
         fault: why it could not be read; empty if it could.
+        id: of the finding that the fault is, see ``rslp.check.findings``.
     """
 
     window: str
@@ -70,23 +74,35 @@ class Reading:
     outside: Mapping[str, int] = field(default_factory=dict)
     declared: Mapping[str, float | None] = field(default_factory=dict)
     fault: str = ""
+    id: str = "unreadable"
 
 
-def read_window(view: View, window: Window, *, images: bool) -> Reading:
+def read_window(view: View, window: Window, *, images: bool, read_timeout: float | None = None) -> Reading:
     """Read the labels of a window, and its images if they are asked for."""
     name = f"{window.group}/{window.name}"
     inputs = with_labels(view.module.inputs, view.module.task)
     wanted = {key: spec for key, spec in inputs.items() if spec.is_target or images}
+    reading = partial(
+        adapters.read_inputs,
+        view.dataset,
+        window,
+        bounds=_middle(window),
+        inputs=wanted,
+        rng=random.Random(window.name),
+    )
+    layers = ", ".join(dict.fromkeys(layer for spec in wanted.values() for layer in spec.layers))
     try:
-        raw = adapters.read_inputs(
-            view.dataset, window, bounds=_middle(window), inputs=wanted, rng=random.Random(window.name)
-        )
+        raw = read_within(read_timeout, reading, what=f"{view.name}/{name}: layer {layers}")
         outside = {
             key: count - len(value)
             for key, value in raw.items()
             if isinstance(value, list) and _reads_all(wanted[key])
             if (count := _count_features(view.dataset, window, wanted[key])) is not None
         }
+    except UnusableLabel as error:
+        return Reading(name, fault=str(error), id="label-declared")
+    except DataError as error:
+        return Reading(name, fault=str(error))
     except _UNREADABLE as error:
         return Reading(name, fault=f"{type(error).__name__}: {' '.join(str(error).split())}")
     targets = {key for key, spec in wanted.items() if spec.is_target}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import enum
-import importlib
 import inspect
 import re
 import types
@@ -13,9 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentParser
 
 from rslp.check.findings import KeyPath
+from rslp.class_paths import resolve
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,14 @@ def _needed(parser: ArgumentParser) -> list[str]:
 
 
 def class_of(value: Any, kind: Any) -> tuple[Any, Mapping[str, Any], KeyPath] | None:
-    """The class that a mapping stands for, its arguments and where they stand in it; None if it stands for none."""
+    """The class that a mapping stands for, its arguments and where they stand in it; None if it is none of the type."""
     if not isinstance(value, Mapping):
         return None
     if isinstance(value.get("class_path"), str):
+        kinds = tuple(option for option in options_of(kind) if inspect.isclass(option))
         try:
-            found = import_class(value["class_path"])
+            # Where the type says nothing, as in the run's parser: a torch module, or nothing.
+            found = resolve(value["class_path"], kinds or (torch.nn.Module,))
         except (ImportError, AttributeError, ValueError):
             return None
         arguments = value.get("init_args")
@@ -65,28 +68,6 @@ def class_of(value: Any, kind: Any) -> tuple[Any, Mapping[str, Any], KeyPath] | 
         if inspect.isclass(option) and option.__module__ != "builtins" and not typing.get_origin(option):
             return option, value, ()
     return None
-
-
-def import_class(path: str) -> Any:
-    """Import ``package.module.Class``.
-
-    Raises:
-        ImportError: no such module.
-        AttributeError: the module has no such name.
-        ValueError: not a dotted path.
-    """
-    module, _, name = path.rpartition(".")
-    if not module:
-        raise ValueError(f"{path!r} is no dotted path")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError:
-        # A class inside a class, or no such module.
-        outer, _, middle = module.rpartition(".")
-        holder = getattr(importlib.import_module(outer), middle, None) if outer else None
-        if holder is None:
-            raise
-        return getattr(holder, name)
 
 
 def items_of(value: Any, kind: Any) -> Iterator[tuple[Any, Any, Any]]:

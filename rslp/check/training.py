@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -12,6 +11,7 @@ from rslp.check.findings import Finding, KeyPath, listed, warning
 from rslp.check.making import MADE_WRONG
 from rslp.compose import pick
 from rslp.errors import ConfigError, UserError
+from rslp.suggest import did_you_mean, nearest
 from rslp.train.freezing import Freeze
 from rslp.train.module import JointModule
 from rslp.train.restoring import weights_of
@@ -96,9 +96,8 @@ def _frozen(path: str, arguments: Mapping[str, Any], module: JointModule, at: Ke
     known = [inside for inside, _ in module.named_modules() if inside]
     for modules in [given] if isinstance(given, str) else given or []:
         if modules not in known:
-            near = get_close_matches(modules, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {listed([k for k in known if k.count('.') < 2])}"
-            yield Finding(f"{name}: the model has no module {modules!r}; {hint}", (*at, key))
+            hint = did_you_mean(modules, known) or f"; it has {listed([k for k in known if k.count('.') < 2])}"
+            yield Finding(f"{name}: the model has no module {modules!r}{hint}", (*at, key))
 
 
 def _watched(name: str, tasks: Mapping[str, list[str]], at: KeyPath) -> Iterator[Finding]:
@@ -107,8 +106,7 @@ def _watched(name: str, tasks: Mapping[str, list[str]], at: KeyPath) -> Iterator
     starts += [f"{split}/{dataset}/" for split in ("train", "val") for dataset in tasks]
     if name in _LOGGED or any(name.startswith(start) for start in starts):
         return
-    near = get_close_matches(name, [*_LOGGED, *starts], n=1, cutoff=0.7)
-    if near:
-        yield Finding(f"nothing logs {name!r}; did you mean {near[0]}{'…' if near[0] in starts else ''}?", at)
+    if near := nearest(name, [*_LOGGED, *starts], cutoff=0.7):
+        yield Finding(f"nothing logs {name!r}; did you mean {near}{'…' if near in starts else ''}?", at)
     else:
         yield warning(f"nothing of a joint run logs {name!r}; it logs val_loss, val/score, val/<dataset>/…", at)

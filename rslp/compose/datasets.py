@@ -10,9 +10,9 @@ from rslp.compose.arguments import Accepts
 from rslp.compose.forms import with_selectors
 from rslp.compose.layers import Layer, fold
 from rslp.compose.merge import KeyPath, pick, put
-from rslp.compose.near import did_you_mean
 from rslp.compose.recipe import Entry
 from rslp.errors import Problem
+from rslp.suggest import did_you_mean
 
 MODEL_ARGS: KeyPath = ("model", "init_args", "model", "init_args")
 DECODERS: KeyPath = (*MODEL_ARGS, "decoders")
@@ -158,15 +158,17 @@ def _cut(layer: Layer, piece: Any, *, source: KeyPath, at: KeyPath) -> Layer:
 
 def _structure_problems(layers: list[Layer], merged: Mapping[str, Any]) -> list[Problem]:
     problems = []
-    data_class = pick(merged, ("data", "class_path"))
-    task_class = pick(merged, ("data", "init_args", "task", "class_path"))
-    if data_class is None:
+    task = pick(merged, ("data", "init_args", "task"))
+    if not pick(merged, DECODERS) and (own := _own_model(layers)):
+        return [own]  # what would be found next only follows from it
+    if pick(merged, ("data", "class_path")) is None:
         what = "is missing; a dataset config needs data with class_path and init_args"
+        if pick(merged, ("data",)) is not None:
+            what = "names no class_path; a file that is laid over another stands behind it in one list of dataset_cfgs"
         problems.append(layers[0].problem(what, ("data",)))
-    elif task_class != TASK_CLASS:
-        what = f"must be {TASK_CLASS}, with the dataset's tasks by name; got {task_class or 'nothing'}"
+    elif pick(task, ("class_path",)) != TASK_CLASS:
         at = ("data", "init_args", "task", "class_path")
-        problems.append(_first_with(layers, at).problem(what, at))
+        problems.append(_first_with(layers, at).problem(_of_another_class(task), at))
     elif not pick(merged, (*_TASK_ARGS, "tasks")):
         problems.append(layers[0].problem("names no task", (*_TASK_ARGS, "tasks")))
     if not pick(merged, DECODERS):
@@ -174,23 +176,39 @@ def _structure_problems(layers: list[Layer], merged: Mapping[str, Any]) -> list[
     return problems
 
 
+def _own_model(layers: list[Layer]) -> Problem | None:
+    """Find a model of another class than rslearn's: it gives nothing to a joint model."""
+    at = (*MODEL_ARGS[:-1], "class_path")
+    for layer in reversed(layers):  # the layers hold only what is taken of a file
+        name = str(pick(layer.document.data, at)).rsplit(".", 1)[-1]
+        if name not in ("None", "MultiTaskModel", "MultiTaskMergedModel", "SingleTaskModel", "JointModel"):
+            what = f"{name} has no decoders by task, and those alone are taken into a joint model"
+            return layer.problem(f"{what}: `decoders` of a MultiTaskModel, or the `decoder` of a SingleTaskModel", at)
+    return None
+
+
+def _of_another_class(task: Any) -> str:
+    """Say what to write in place of a task that is no MultiTask, or one of its own."""
+    path, given = pick(task, ("class_path",)), pick(task, ("init_args",))
+    if path is None or str(path).startswith("rslearn.") or not pick(given, ("tasks",)):
+        return f"must be {TASK_CLASS}, with the dataset's tasks by name; got {path or 'nothing'}"
+    own = ", ".join(str(name) for name in given if name not in ("tasks", "input_mapping"))
+    what = f"{path} is a MultiTask of its own, and what it does beside would be lost: all tasks are united in one"
+    return f"{what} MultiTask; once the labels hold what the tasks read, write {TASK_CLASS}{own and f', without {own}'}"
+
+
 def _task_problems(layers: list[Layer], decoders: Mapping[str, Any], tasks: Mapping[str, Any]) -> list[Problem]:
-    problems = []
-    for name in decoders:
+    found: dict[KeyPath, str] = {}
+    for name, modules in decoders.items():
         if name not in tasks:
-            what = (
-                f"a decoder for {name!r}, which is no task here{did_you_mean(name, tasks)}; tasks: {', '.join(tasks)}"
-            )
-            problems.append(_first_with(layers, (*DECODERS, name)).problem(what, (*DECODERS, name)))
-        elif not isinstance(decoders[name], list) or not decoders[name]:
-            what = "must be a list of modules, the last of which predicts"
-            problems.append(_first_with(layers, (*DECODERS, name)).problem(what, (*DECODERS, name)))
-    for name in tasks:
-        if name not in decoders:
-            at = (*_TASK_ARGS, "tasks", name)
-            what = f"the task {name!r} has no decoder{did_you_mean(name, decoders)}; decoders: {', '.join(decoders)}"
-            problems.append(_first_with(layers, at).problem(what, at))
-    return problems
+            hint = f"{did_you_mean(name, tasks)}; tasks: {', '.join(tasks)}"
+            found[(*DECODERS, name)] = f"a decoder for {name!r}, which is no task here{hint}"
+        elif not isinstance(modules, list) or not modules:
+            found[(*DECODERS, name)] = "must be a list of modules, the last of which predicts"
+    for name in [name for name in tasks if name not in decoders]:
+        hint = f"{did_you_mean(name, decoders)}; decoders: {', '.join(decoders)}"
+        found[(*_TASK_ARGS, "tasks", name)] = f"the task {name!r} has no decoder{hint}"
+    return [_first_with(layers, at).problem(what, at) for at, what in found.items()]
 
 
 def _first_with(layers: list[Layer], at: KeyPath) -> Layer:

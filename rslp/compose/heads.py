@@ -9,10 +9,10 @@ from typing import Any
 from rslp.compose.datasets import DECODERS, MODEL_ARGS, TASK
 from rslp.compose.layers import Layer, problem_at
 from rslp.compose.merge import KeyPath, pick, put, short
-from rslp.compose.near import did_you_mean
 from rslp.compose.recipe import Recipe
 from rslp.errors import ConfigError, Problem
 from rslp.files import Document
+from rslp.suggest import did_you_mean
 
 # Where a head puts the labels in its output, by the class that ends a decoder.
 _OUTPUTS_KEY = {"ClassificationHead": "class", "SegmentationHead": "classes", "FasterRCNN": "labels"}
@@ -108,7 +108,9 @@ def head_faults(tree: Mapping[str, Any]) -> list[HeadFault]:
             place = (*at, outputs.position, "init_args", outputs.key)
             # A spare output is harmless, and some published configs have one; a missing one fails in the first batch.
             spare = outputs.number > wanted + first
-            faults.append(HeadFault(place, f"{what}; the others stay unused" if spare else what, harmless=spare))
+            faults.append(
+                HeadFault(place, f"{what}; {'the others stay unused' if spare else 'make them equal'}", harmless=spare)
+            )
     return faults
 
 

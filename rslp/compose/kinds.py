@@ -8,7 +8,7 @@ from typing import Any
 
 from rslp.compose.merge import pick, short
 from rslp.errors import ConfigError, Problem
-from rslp.files import Template
+from rslp.files import Template, Unquoted
 
 # A dataset's name becomes part of a file's, which may have 255 letters.
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,99}\Z")
@@ -28,7 +28,9 @@ def wrong_value(kind: str, value: Any) -> str | None:
         )
     if kind == "constants" and isinstance(value, Mapping):
         return _wrong_constant(value)
-    if kind in ("positive", "count") and isinstance(value, str) and value.strip().isdigit():
+    if kind == "check" and isinstance(value, Mapping) and (other := [str(key) for key in value if key != "allow"]):
+        hint = f"; unknown: {', '.join(other)}"
+    if kind in ("positive", "count") and isinstance(value, str) and (value.strip().isdigit() or "${" in value):
         hint = f"; write {value.strip()} without quotes"
     if kind in ("name", "names") and not isinstance(value, str | Mapping | list):
         hint = "; write it in quotes"
@@ -111,8 +113,8 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a name of at most 100 letters, digits, _ and - that starts with a letter",
     ),
     "names": (_are_names, "a mapping of task names to new ones"),
-    "positive": (lambda v: v is None or (_is_whole(v) and v > 0), "a whole number above 0"),
-    "count": (lambda v: v is None or (_is_whole(v) and v >= 0), "a whole number from 0"),
+    "positive": (lambda v: v is None or isinstance(v, Unquoted) or (_is_whole(v) and v > 0), "a whole number above 0"),
+    "count": (lambda v: v is None or isinstance(v, Unquoted) or (_is_whole(v) and v >= 0), "a whole number from 0"),
     "flag": (lambda v: v is None or isinstance(v, bool), "true or false"),
     "mapping": (lambda v: v is None or isinstance(v, Mapping), "a mapping"),
     "options": (lambda v: v is None or isinstance(v, Mapping), "a mapping with merge_heads and the like"),

@@ -86,6 +86,11 @@ class Setting:
         """The file."""
         return self.layer.document
 
+    @property
+    def key(self) -> KeyPath:
+        """Where the value stands in the file."""
+        return self.layer.place(self.within)
+
     def line(self, below: KeyPath = ()) -> int | None:
         """Give the 1-based line where the value stands, or a part of it."""
         return self.layer.line((*self.within, *below))

@@ -10,9 +10,9 @@ from rslp.compose.keys import KEYS
 from rslp.compose.layers import Layer
 from rslp.compose.merge import KeyPath, dotted, pick, short
 from rslp.compose.modern import CLASSES
-from rslp.compose.near import did_you_mean, nearest
 from rslp.compose.vocabulary import CLASS_KEYS, TOP
 from rslp.errors import Problem
+from rslp.suggest import did_you_mean, nearest
 
 # The keys that are taken, with all that stands below them (True), and the way there.
 _TAKEN: Mapping[str, Any] = {
@@ -132,12 +132,14 @@ def _left_out(tree: Any, taken: Mapping[str, Any], at: KeyPath) -> Iterator[KeyP
             yield from _left_out(value, below, (*at, key))
 
 
-def _misspelt(tree: Any, taken: Mapping[str, Any], at: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+def _misspelt(tree: Any, taken: Mapping[str, Any], at: KeyPath, *, guess: bool = True) -> Iterator[tuple[KeyPath, str]]:
     for key, value in tree.items() if isinstance(tree, Mapping) else ():
         if isinstance(taken.get(key), Mapping):
-            yield from _misspelt(value, taken[key], (*at, key))
-        elif key not in taken and key not in (known := _known(at)) and nearest(str(key), [*taken, *known]):
-            yield (*at, key), did_you_mean(str(key), [*taken, *known])
+            # The arguments of a class of another project are not ours to guess.
+            foreign = "class_path" in tree and known_arguments(str(tree["class_path"])) is None
+            yield from _misspelt(value, taken[key], (*at, key), guess=not (foreign and key == "init_args"))
+        elif guess and key not in taken and key not in (known := _known(at)) and nearest(key, [*taken, *known], 0.75):
+            yield (*at, key), did_you_mean(key, [*taken, *known])
 
 
 def _known(at: KeyPath) -> Sequence[str]:

@@ -17,6 +17,7 @@ from rslp.errors import Problem
 
 # Old class path -> present one, from rslearn of July 2025 and the original project.
 CLASSES: dict[str, str] = {
+    "olmoearth_projects.olmoearth_pretrain.norm.OlmoEarthNormalize": "rslearn.models.olmoearth_pretrain.norm.OlmoEarthNormalize",  # noqa: E501
     "rslearn.models.multitask.MultiTaskMergedModel": "rslp.train.JointModel",
     "rslearn.models.multitask.MultiTaskModel": "rslp.train.JointModel",
     "rslearn.models.terremind.Terremind": "rslearn.models.terramind.Terramind",
@@ -64,7 +65,7 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-_IN_SPLITS = (
+IN_SPLITS = (
     ("patch_size", "crop_size"),
     ("load_all_patches", "load_all_crops"),
 )
@@ -77,11 +78,11 @@ MOVES: tuple[Move, ...] = (
     Move(_MODULE, "lr", ("optimizer", "init_args", "lr")),
     Move(_MODEL, "task_embedding", ("trunk", "init_args", "task_embedding")),
     Move(("data", "init_args"), "round_robin", ("sample_mode",), lambda on: "cycle" if on else "random"),
-    *(Move(("data", "init_args", split), old, (new,)) for split in _SPLITS for old, new in _IN_SPLITS),
+    *(Move(("data", "init_args", split), old, (new,)) for split in _SPLITS for old, new in IN_SPLITS),
     *(
         Move(("data", "init_args", "data_modules", "*", "init_args", split), old, (new,))
         for split in _SPLITS
-        for old, new in _IN_SPLITS
+        for old, new in IN_SPLITS
     ),
 )
 

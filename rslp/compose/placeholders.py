@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rslp.compose.merge import KeyPath, short
-from rslp.compose.near import did_you_mean
 from rslp.files import Anchored, Braced, Template, Unquoted, plain_scalar
+from rslp.suggest import did_you_mean
 
 Report = Callable[[str, KeyPath], None]
 

@@ -9,10 +9,10 @@ from typing import Any
 from rslp.compose.compose import RunConfig
 from rslp.compose.layers import Setting, settings
 from rslp.compose.merge import KeyPath, dotted, pick
-from rslp.compose.near import did_you_mean
 from rslp.compose.placeholders import names_in
 from rslp.errors import UsageError
 from rslp.files import Document
+from rslp.suggest import did_you_mean
 
 # Gives the name that a file has in what is written: relative, so that bytes do not depend on the checkout.
 Name = Callable[[Document], str]
@@ -38,7 +38,9 @@ def header(documents: Sequence[Document], name: Name, *, command: str) -> str:
 
 
 def provenance_text(run: RunConfig, name: Name) -> str:
-    """Write the provenance of all values as JSON, one line for each: dotted key -> [{file, line, value, won}].
+    """Write the provenance of all values as JSON, one line for each: dotted key -> [{file, line, key, value, won}].
+
+    ``key`` is the list of keys that lead to the value in the file; all three are null where stage 1 made the value.
 
     Args:
         run: the composed config.
@@ -118,14 +120,15 @@ def _find(tree: Mapping[str, Any], key: str) -> KeyPath:
 
 
 def _entry(setting: Setting, name: Name) -> dict[str, Any]:
-    return {"file": name(setting.document), "line": setting.line(), "value": setting.value, "won": setting.won}
+    where = {"file": name(setting.document), "line": setting.line(), "key": setting.key}
+    return {**where, "value": setting.value, "won": setting.won}
 
 
 def _derived(run: RunConfig, at: KeyPath) -> dict[str, Any]:
     reason = next(
         (run.derived[at[:length]] for length in range(len(at), 0, -1) if at[:length] in run.derived), "stage 1"
     )
-    return {"file": None, "line": None, "value": pick(run.tree, at), "won": True, "derived": reason}
+    return {"file": None, "line": None, "key": None, "value": pick(run.tree, at), "won": True, "derived": reason}
 
 
 def _shown(value: Any) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 from rslp.compose.keys import CONSTANTS, ENTRY_KEYS, KEYS, KNOBS, OPTION_KEYS, Key
 from rslp.compose.kinds import config_kind, wrong_value
 from rslp.compose.merge import KeyPath, dotted
-from rslp.compose.near import did_you_mean
 from rslp.compose.placeholders import placeholder_names
 from rslp.errors import ConfigError, Problem
 from rslp.files import Document
+from rslp.suggest import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Recipe:
     base_cfg: str | None
     entries: tuple[Entry, ...]
     constants: Mapping[str, Any]
-    knobs: Mapping[str, int]
+    knobs: Mapping[str, int | str]
     local_overrides: Mapping[str, Any]
     global_overrides: Mapping[str, Any]
     merge_heads: bool
@@ -172,7 +172,7 @@ class _Reader:
         for key, value in values.items():
             spelt = next((old for old, new in (old_names or {}).items() if new == key and old in values), key)
             if key not in keys:
-                hint = did_you_mean(str(key), keys) or f"; allowed: {', '.join(keys)}"
+                hint = did_you_mean(key, keys, otherwise="allowed")
                 self.fault(f"unknown key{hint}", (*at, spelt))
                 continue
             wrong = wrong_value(keys[key].kind, value)

@@ -10,9 +10,9 @@ from rslp.compose.datasets import DATA_MODULES, MODEL_ARGS, TASK
 from rslp.compose.forms import SPLITS
 from rslp.compose.layers import Layer, problem_at
 from rslp.compose.merge import KeyPath, pick, plus_target, short
-from rslp.compose.modern import OLD_NAMES
-from rslp.compose.near import did_you_mean, nearest
+from rslp.compose.modern import IN_SPLITS, OLD_NAMES
 from rslp.errors import Problem
+from rslp.suggest import did_you_mean, nearest
 
 TRAINER = "lightning.pytorch.Trainer"
 _SPLIT_CLASS = "rslearn.train.dataset.SplitConfig"
@@ -68,8 +68,8 @@ def unknown_names(tree: Any, layers: Sequence[Layer], *, lenient: bool) -> list[
 def _top(tree: Mapping[str, Any], lenient: bool) -> Iterator[Finding]:
     for key in tree:
         # The parser of a run refuses what it does not know; a config that keeps old names may be for another program.
-        if key not in TOP and not (lenient and isinstance(key, str) and not nearest(key, TOP)):
-            hint = did_you_mean(str(key), TOP) or f"; allowed: {', '.join(_RUN)}"
+        if key not in TOP and not (lenient and isinstance(key, str) and not nearest(key, TOP, 0.75)):
+            hint = did_you_mean(key, TOP) or f"; allowed: {', '.join(_RUN)}"
             yield (key,), f"unknown key{hint}"
 
 
@@ -84,10 +84,10 @@ def _names(given: Mapping[Any, Any], class_path: str, at: KeyPath, *, lenient: b
     if known is None:
         return
     for name in given:
-        if plus_target(name) in known or (lenient and (name in OLD_NAMES or not nearest(str(name), known))):
+        if plus_target(name) in known or (lenient and (name in OLD_NAMES or not nearest(name, known, 0.75))):
             continue
         owner = class_path.rsplit(".", 1)[-1]
-        hint = did_you_mean(str(name), known) or f"; allowed: {', '.join(sorted(known))}"
+        hint = did_you_mean(name, sorted(known), otherwise="allowed")
         yield (*at, name), f"unknown key for {owner}{_INSTEAD.get(name) or hint}"
 
 
@@ -144,6 +144,9 @@ def _splits(arguments: Any, at: KeyPath, lenient: bool) -> Iterator[Finding]:
     for split in SPLITS:
         if isinstance(arguments.get(split), Mapping):
             yield from _names(arguments[split], _SPLIT_CLASS, (*at, split), lenient=lenient)
+            for old, new in IN_SPLITS:  # left where names are not brought up to date
+                if None not in (arguments[split].get(old), arguments[split].get(new)):
+                    yield (*at, split, old), f"is the old name of {new}, which stands here too; keep one"
     inputs = arguments.get("inputs")
     for name, given in inputs.items() if isinstance(inputs, Mapping) else ():
         if isinstance(given, Mapping):

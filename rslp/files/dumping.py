@@ -1,15 +1,7 @@
-"""Render plain data as YAML that people read: keys in their order, short lists on one line, no anchors.
-
-PyYAML's own writer takes most of the time of composing a large run config, so this one writes what configs are made of
-by itself, and leaves the odd texts to PyYAML.
-"""
+"""Render plain data as YAML that people read: keys in their order, short lists on one line, no anchors."""
 
 from __future__ import annotations
 
-import functools
-import math
-import re
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -17,7 +9,7 @@ import yaml
 from rslp.files.nodes import Unquoted, plain_scalar
 
 _WIDTH = 110
-_SAFE = re.compile(r"[A-Za-z_/](?:[A-Za-z0-9_./ -]*[A-Za-z0-9_./-])?\Z")
+_TEXT = "tag:yaml.org,2002:str"
 
 
 def dump_yaml(data: Any) -> str:
@@ -29,92 +21,38 @@ def dump_yaml(data: Any) -> str:
     Returns:
         Text that reads back as equal data.
     """
-    if isinstance(data, dict) and data:
-        return "".join(f"{line}\n" for line in _mapping(data, ""))
-    if isinstance(data, list) and data:
-        return "".join(f"{line}\n" for line in _list(data, ""))
-    return f"{_scalar(data)}\n"
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 30)
+    return text.removesuffix("...\n")
 
 
-def _mapping(node: Mapping[Any, Any], pad: str) -> Iterator[str]:
-    for key, value in node.items():
-        name = _scalar(key)
-        # Beyond this length YAML wants the long form of a key.
-        start = f"{pad}{name}:" if len(name) < 1000 else f"{pad}? {name}\n{pad}:"
-        if isinstance(value, dict) and value:
-            yield start
-            yield from _mapping(value, f"{pad}  ")
-        elif isinstance(value, list) and value:
-            flow = _flow(value, len(pad) + len(name))
-            if flow is None:
-                yield start
-                yield from _list(value, f"{pad}  ")
-            else:
-                yield f"{start} {flow}"
-        else:
-            yield f"{start} {_scalar(value)}"
+class _Dumper(yaml.CSafeDumper):
+    """PyYAML's writer for the values of a config."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """What stands at several places is written at each of them."""
+        del data
+        return True
 
 
-def _list(node: list[Any], pad: str) -> Iterator[str]:
-    for item in node:
-        flow = _flow(item, len(pad)) if isinstance(item, list) and item else None
-        if flow is None and isinstance(item, dict | list) and item:
-            deeper = f"{pad}  "
-            lines = _mapping(item, deeper) if isinstance(item, dict) else _list(item, deeper)
-            yield f"{pad}- {next(lines)[len(deeper) :]}"
-            yield from lines
-        else:
-            yield f"{pad}- {flow or _scalar(item)}"
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # Quoted: what ``read_yaml`` would take for a number or a variable. PyYAML quotes what itself would take for one.
+    quoted = "${" in text or not isinstance(plain_scalar(text), str)
+    style = "|" if "\n" in text else "'" if quoted and text.isprintable() else None
+    return dumper.represent_scalar(_TEXT, text, style=style)
 
 
-def _flow(items: list[Any], used: int) -> str | None:
-    """Write a list on one line, when it is short and holds scalars or such lists alone."""
-    if len(items) * 3 > _WIDTH:
-        return None
-    parts = []
-    for item in items:
-        if isinstance(item, dict) and item:
-            return None
-        # Not every reader takes `${VAR}` without quotes within brackets.
-        part = _flow(item, used) if isinstance(item, list) and item else None if _bare(item) else _scalar(item)
-        if part is None:
-            return None
-        parts.append(part)
-    text = f"[{', '.join(parts)}]"
-    return text if used + len(text) <= _WIDTH else None
+def _list(dumper: _Dumper, items: list[Any]) -> yaml.SequenceNode:
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=_is_short(items))
 
 
-def _bare(value: Any) -> bool:
-    return isinstance(value, Unquoted)
+def _is_short(items: list[Any]) -> bool:
+    """Whether a list is written on one line: scalars and such lists alone, of about this many characters."""
+    # Not every reader takes `${VAR}` without quotes within brackets.
+    nested = all(_is_short(item) if isinstance(item, list) else not isinstance(item, dict | Unquoted) for item in items)
+    return nested and len(str(items)) <= _WIDTH
 
 
-def _scalar(value: Any) -> str:
-    if _bare(value):
-        return str(value)
-    if isinstance(value, str):
-        return _text(str(value))
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, float) and math.isfinite(value):
-        text = repr(value)
-        return text.replace("e", ".0e") if "e" in text and "." not in text else text
-    if isinstance(value, dict):
-        return "{}"
-    if isinstance(value, list):
-        return "[]"
-    rendered: str = yaml.safe_dump(value)
-    return rendered.split("\n")[0]
-
-
-@functools.lru_cache(maxsize=4096)
-def _text(text: str) -> str:
-    if _SAFE.match(text) and isinstance(plain_scalar(text), str):
-        return text
-    if text.isprintable():
-        return "'" + text.replace("'", "''") + "'"
-    quoted = yaml.dump(text, Dumper=yaml.SafeDumper, default_style='"', width=math.inf)
-    return str(quoted).rstrip("\n")
+_Dumper.add_representer(list, _list)
+_Dumper.add_representer(str, _text)
+_Dumper.add_multi_representer(str, _text)
+_Dumper.add_representer(Unquoted, lambda dumper, text: dumper.represent_scalar(_TEXT, str(text)))

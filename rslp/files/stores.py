@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Timer
 from typing import Any, TypeVar
 
 from rslp.errors import StoreError
@@ -28,6 +29,8 @@ _FAULTS = {
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 _DENIED = ("403", "401", "Forbidden", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
+# After so long a person should hear what is waited for, s.
+_SLOW = 5.0
 
 
 def is_remote(path: str) -> bool:
@@ -68,10 +71,16 @@ class Store:
 
     def read(self, name: str) -> bytes | None:
         """The whole content of an object; None when there is none of that name."""
+        # Google's client tries for a minute before it says anything.
+        slow = Timer(_SLOW, sys.stderr.write, [f"waiting for {self.url(name)}\n"])
+        slow.daemon = True
+        slow.start()
         try:
             content: bytes = self._do(lambda system, path: system.cat_file(path), name)
         except FileNotFoundError:
             return None
+        finally:
+            slow.cancel()
         return content
 
     def write(self, name: str, content: bytes) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from rslp import class_paths
 from rslp.check.findings import Finding
 from rslp.check.places import Places
 from rslp.compose import merge, merge_configs, refuse_unrunnable
@@ -28,6 +29,7 @@ def check(
     encoder_embedding_size: int | None = None,
     patch_size: int | None = None,
     allow: list[str] | None = None,
+    trust: list[str] | None = None,
 ) -> int:
     """Check a run config and its data before a long run; every fault is named with the file and line to mend.
 
@@ -46,6 +48,7 @@ def check(
         encoder_embedding_size: fills {ENCODER_EMBEDDING_SIZE}, likewise.
         patch_size: fills {PATCH_SIZE}, likewise.
         allow: ids of findings, as they stand behind them in brackets: errors with these are warnings.
+        trust: packages, beside the installed ones, whose classes the config may name: their code is run.
     """
     if not config_paths:
         raise UsageError("--config_paths is empty: name the run config that make_multidataset_config wrote")
@@ -60,6 +63,11 @@ def check(
     given = {key: value for key, value in constants.items() if value is not None}
     config, missing = _merged(documents, given)
     refuse_unrunnable(config, name=documents[-1].name)
+    class_paths.trust(trust or ())
+    try:
+        class_paths.refuse_untrusted(config, documents)
+    except ConfigError as error:
+        raise ConfigError(map(Places(documents).traced, error.problems)) from None
     # rslearn gives each of its loggers a handler of its own, at a level that is read from here when it is imported.
     os.environ.setdefault("RSLEARN_LOGLEVEL", "WARNING")
     from rslp.check.check import Effort

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from rslp import class_paths
 from rslp.compose import merge, pick
 from rslp.errors import RunError, UsageError
 from rslp.helios.check_gate import ensure_checked
@@ -23,11 +24,25 @@ from rslp.launch.plan_skypilot import SkyPilotOptions, plan_skypilot
 from rslp.launch.plan_slurm import SlurmOptions, defaults_from, plan_slurm
 from rslp.launch.prefix import prefix
 from rslp.launch.quantities import parse_duration, parse_memory, parse_mounts, parse_pairs
+from rslp.launch.secrets import is_secret_variable
 from rslp.run import RunDir
 
 _REMOTE: tuple[EngineName, ...] = ("beaker", "skypilot")
 _NO_SLURM = SlurmOptions()
 _NO_SKYPILOT = SkyPilotOptions()
+# How --help shows the options; each stands in one group.
+OPTION_GROUPS = {
+    "the run": ("config_paths", "experiment_id", "rslp_project", "mode", "do_eval", "checkpoint", "array", "profiler"),
+    "where it runs": ("local", "engine", "cluster", "detach", "dry_run"),
+    "the check before it": ("check", "allow", "trust"),
+    "resources": ("gpus", "nodes", "cpus", "memory", "time_limit", "retries", "preemptible", "priority"),
+    "what the job sees": ("image_name", "mounts", "env", "secrets"),
+    "SLURM alone": tuple(f"slurm.{field.name}" for field in fields(SlurmOptions)),
+    "SkyPilot alone": tuple(f"skypilot.{field.name}" for field in fields(SkyPilotOptions)),
+    "run configs that make_multidataset_config has not made": (
+        *("helios_checkpoint_path", "encoder_embedding_size", "patch_size"),
+    ),
+}
 
 
 def launch_finetune(
@@ -61,6 +76,7 @@ def launch_finetune(
     dry_run: bool = False,
     check: bool = True,
     allow: list[str] | None = None,
+    trust: list[str] | None = None,
     slurm: SlurmOptions = _NO_SLURM,
     skypilot: SkyPilotOptions = _NO_SKYPILOT,
 ) -> int:
@@ -105,6 +121,8 @@ def launch_finetune(
         dry_run: print what would be submitted, and stop.
         check: look at config and data first (see helios check); once for each state of them, and not for a dry run.
         allow: ids of the check's findings that are no errors; the run's config keeps them.
+        trust: packages, beside the installed ones, whose classes the config may name: their code is run, by the check
+            here and by the job.
         slurm: options of SLURM alone.
         skypilot: options of SkyPilot alone.
     """
@@ -114,6 +132,8 @@ def launch_finetune(
         raise UsageError("--profiler is for a training or a prediction; an evaluation keeps the training's config")
     # An evaluation or a prediction is one process: what it costs does not repay the rest.
     machines, processes = (nodes, gpus) if purpose == "fit" else (1, 1)
+    variables = parse_pairs("--env", env or ())
+    _warn_of_secrets(variables)
     job = Job(
         run=RunDir.of(prefix(remote=where in _REMOTE), rslp_project, experiment_id),
         mode=purpose,
@@ -126,7 +146,7 @@ def launch_finetune(
         priority=priority,
         retries=retries,
         preemptible=preemptible,
-        env=parse_pairs("--env", env or ()),
+        env={**class_paths.trust(trust or ()), **variables},
         secrets=parse_pairs("--secrets", secrets or ()),
         mounts=parse_mounts(mounts or ()),
         image=image_name,
@@ -164,6 +184,15 @@ def launch_finetune(
         )
         requests.append(Request(each, config, look if check else None))
     return submit(plan, requests)
+
+
+def _warn_of_secrets(variables: Mapping[str, str]) -> None:
+    """Values of ``env`` stand in the plan, in the run directory and in the cluster's lists."""
+    for name in (one for one, value in variables.items() if is_secret_variable(one) and not value.startswith("/")):
+        sys.stderr.write(
+            f"warning: --env {name} is named like a secret, and its value is kept in job.json and shown in plans: set "
+            f"{name} here and give --secrets+={name}={name} (on Beaker: the name of its secret)\n"
+        )
 
 
 def _engine(engine: EngineName | None, *, local: bool, cluster: Sequence[str] | None) -> EngineName:

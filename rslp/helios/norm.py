@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -14,6 +13,7 @@ from rslp.errors import ConfigError, DataError, Problem
 from rslp.helios.images import statistics
 from rslp.helios.images.bands import BandPlan, MissingBands, plan_bands
 from rslp.helios.images.units import Sentinel1Units, check_range, survey, to_decibels
+from rslp.suggest import did_you_mean
 
 
 class HeliosNormalize(Transform):
@@ -175,5 +175,5 @@ def _band_problems(modality: str, bands: Sequence[str], stats: statistics.Statis
 
 
 def _near(name: str, known: Mapping[str, object]) -> str:
-    near = [other for other in known if other.startswith(name)] or difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+    longer = [other for other in known if other.startswith(name)]
+    return did_you_mean(longer[0] if longer else name, known, otherwise="known")

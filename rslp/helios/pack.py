@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 
+from rslp import class_paths
 from rslp.compose import merge_configs, refuse_unrunnable
 from rslp.errors import DataError, UsageError
 from rslp.files import read_yaml, resolve_paths
@@ -18,6 +19,7 @@ def pack(
     helios_checkpoint_path: str | None = None,
     encoder_embedding_size: int | None = None,
     patch_size: int | None = None,
+    trust: list[str] | None = None,
 ) -> int:
     """Decode the windows of a run config's datasets into their sample stores, so that a run starts at once.
 
@@ -30,6 +32,7 @@ def pack(
         helios_checkpoint_path: fills {CHECKPOINT_PATH} in a config that make_multidataset_config has not made.
         encoder_embedding_size: fills {ENCODER_EMBEDDING_SIZE}, likewise.
         patch_size: fills {PATCH_SIZE}, likewise.
+        trust: packages, beside the installed ones, whose classes the config may name: their code is run.
     """
     if not config_paths:
         raise UsageError("--config_paths is empty: name the run config that make_multidataset_config wrote")
@@ -46,6 +49,8 @@ def pack(
     last = documents[-1]
     config = resolve_paths(merged, last.folder, name=last.name, line=last.nearest_line)
     refuse_unrunnable(config, name=last.name)
+    class_paths.trust(trust or ())
+    class_paths.refuse_untrusted(config, documents)
     # rslearn gives each of its loggers a handler of its own, at a level that is read from here when it is imported.
     os.environ.setdefault("RSLEARN_LOGLEVEL", "WARNING")
     logging.basicConfig(format="%(message)s")

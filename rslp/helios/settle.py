@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from rslp.class_paths import refuse_untrusted
 from rslp.compose import merge_configs, refuse_unrunnable
 from rslp.errors import RunError, UsageError
 from rslp.files import dump_yaml, read_yaml, relativise_paths, write_atomic
@@ -33,6 +34,7 @@ def merged_config(config_paths: Sequence[str], *, run: RunDir, constants: Mappin
     merged = relativise_paths(merge_configs(documents, constants, notes=notes), run.location)
     sys.stderr.writelines(f"note: {note}\n" for note in notes)
     refuse_unrunnable(merged, name=", ".join(document.name for document in documents))
+    refuse_untrusted(merged, documents)
     return {**merged, "rslp_project": run.project, "rslp_experiment": run.experiment}
 
 

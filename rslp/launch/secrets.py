@@ -29,7 +29,7 @@ _SAMPLES = ("*.example", "*.sample", "*.template", "*.pub")
 
 # An environment variable of such a name holds a value that nobody else may see.
 _SECRET_VARIABLE = re.compile(
-    r"TOKEN|SECRET|PASSW|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CREDENTIAL|_PAT$|^PAT$", re.IGNORECASE
+    r"TOKEN|SECRET|PASSW|PASSPHRASE|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|(^|_)KEY$|CREDENTIAL|(^|_)PAT$", re.IGNORECASE
 )
 _SHORTEST = 8
 
@@ -58,6 +58,11 @@ def is_secret_name(name: str) -> bool:
     )
 
 
+def is_secret_variable(name: str) -> bool:
+    """Whether the name of an environment variable says that its value is a secret."""
+    return _SECRET_VARIABLE.search(name) is not None
+
+
 def secret_values(
     environment: Mapping[str, str], *, texts: Iterable[str] = (), urls: Iterable[str] = ()
 ) -> frozenset[str]:
@@ -72,7 +77,7 @@ def secret_values(
         the values. Short ones, switches and paths are left out: they would be found everywhere.
     """
     pairs = [*environment.items(), *(pair for text in texts for pair in _assignments(text))]
-    found = {value for name, value in pairs if _SECRET_VARIABLE.search(name)}
+    found = {value for name, value in pairs if is_secret_variable(name)}
     for url in urls:
         parts = urlsplit(url)
         found |= {part for part in (parts.password, parts.username if parts.password is None else None) if part}

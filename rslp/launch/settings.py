@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -11,6 +10,7 @@ from typing import Any
 
 from rslp.errors import ConfigError, Problem
 from rslp.files import Document, read_yaml
+from rslp.suggest import did_you_mean
 
 PROJECT_FILE = ".rslp.yaml"
 USER_FILE = "rslp.yaml"
@@ -125,7 +125,6 @@ def _refuse_unknown(
 ) -> None:
     for key in data:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+            hint = did_you_mean(key, known, otherwise="known")
             line = document.line((*base, key))
             problems.append(Problem(f"unknown key{hint}", document.name, line, ".".join((*base, str(key)))))

@@ -23,6 +23,7 @@ from typing import Any, cast
 
 import torch
 import yaml
+from jsonargparse import _common, _typehints, _util
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
@@ -46,6 +47,7 @@ from rslearn.utils import raster_format
 from rslearn.utils.feature import Feature
 from rslearn.utils.fsspec import iter_nonhidden, iter_nonhidden_subdirs
 from rslearn.utils.geometry import PixelBounds
+from rslearn.utils.jsonargparse import init_jsonargparse
 from rslearn.utils.raster_format import RasterFormat
 from rslearn.utils.vector_format import VectorFormat
 from torch.optim.swa_utils import get_swa_avg_fn
@@ -53,15 +55,52 @@ from torchmetrics import MeanAbsoluteError, MeanAbsolutePercentageError, MeanSqu
 from torchmetrics import R2Score as StockR2
 from upath import UPath
 
+from rslp import class_paths
 from rslp.errors import CheckpointError, DataError
 from rslp.train.metric_types import WithinFactor
 from rslp.train.nodata import NodataFormat
+from rslp.train.slow_reads import refuse_pipes
 from rslp.train.vectors import plain_geojson
 
 RawInput = RasterImage | list[Feature]
 RawInputs = dict[str, RawInput]
 _MODALITIES = "get_modalities_to_process"
 _SUMS = (MeanSquaredError, MeanAbsoluteError, MeanAbsolutePercentageError, StockR2, MeanIoUMetric)
+
+
+_hints: Any = _typehints
+_adapt_any = _hints.adapt_classes_any
+
+
+def prepare_parser() -> None:
+    """Teach the parser rslearn's types, and have it ask ``class_paths`` before it imports what a value names.
+
+    Datasets' own configs are parsed by it, too. Where an argument takes any value, or says nothing of its type, a class
+    that stands there has to be a torch module: otherwise it would be made whatever it is.
+    """
+    init_jsonargparse()
+    parts: tuple[Any, ...] = (_common, _util, _typehints)
+    for part in parts:
+        part.check_import_path = _refuse_untrusted
+    _hints.adapt_classes_any = _module_alone
+
+
+def _refuse_untrusted(path: str) -> None:
+    if reason := class_paths.refusal(path):
+        raise class_paths.Refused(reason)
+
+
+def _module_alone(val: Any, typehint: Any, serialize: bool, make: bool, options: Any, logger: Any = None) -> Any:
+    if not _hints.is_subclass_spec(val):
+        return _adapt_any(val, typehint, serialize, make, options, logger)
+    how = {"serialize": serialize, "instantiate_classes": make, "sub_add_kwargs": options, "logger": logger}
+    return _hints.adapt_typehints(val, torch.nn.Module, **how)
+
+
+def open_dataset(path: UPath) -> Dataset:
+    """Open a dataset; what its config names is refused as that of a run config is, and formats are made once."""
+    prepare_parser()
+    return keep_formats(Dataset(path))
 
 
 def keep_formats(dataset: Dataset) -> Dataset:
@@ -180,6 +219,7 @@ def load_windows(
     broken: list[str] = []
     for folder in _window_folders(dataset.path / "windows", groups, names):
         try:
+            refuse_pipes(folder / "metadata.json")
             window = load_window(dataset.storage, folder)
         except (FileNotFoundError, NotADirectoryError, FileExistsError):
             # The last one is what fsspec's memory says of a file in place of a folder.

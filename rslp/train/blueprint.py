@@ -6,7 +6,6 @@ reading or none: whatever could be read in two ways, needs converting, or is wro
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import types
 import typing
@@ -22,6 +21,7 @@ from rasterio.crs import CRS
 from rslearn.utils import jsonargparse as registered
 from rslearn.utils.geometry import ResolutionFactor
 
+from rslp import class_paths
 from rslp.train.plain_strings import is_plain
 
 _LISTS = (list, Sequence, MutableSequence, Iterable, Collection)
@@ -180,9 +180,13 @@ def _class(value: Any, hint: type) -> Any:
         return call(hint, value)
     if set(value) - {"class_path", "init_args"}:
         raise Unsure(f"{sorted(value)} are more than a class and its arguments")
-    kind, arguments = _imported(value["class_path"]), value.get("init_args", {})
-    if not inspect.isclass(kind) or not issubclass(kind, hint) or not isinstance(arguments, Mapping):
-        raise Unsure(f"{value['class_path']} is no {hint.__name__}")
+    arguments = value.get("init_args", {})
+    try:
+        kind = class_paths.resolve(str(value["class_path"]), (hint,))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise Unsure(str(error)) from error
+    if not inspect.isclass(kind) or not isinstance(arguments, Mapping):
+        raise Unsure(f"{value['class_path']} is no class with arguments")
     return call(kind, arguments)
 
 
@@ -193,14 +197,6 @@ def _made(make: Callable[[Any], Any], value: Any) -> Any:
         return make(value)
     except (ValueError, TypeError) as error:
         raise Unsure(str(error)) from error
-
-
-def _imported(path: Any) -> Any:
-    module, _, name = str(path).rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise Unsure(f"{path} can't be imported") from error
 
 
 def _is_text(hint: Any) -> bool:

@@ -23,9 +23,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from rslearn.train.callbacks.freeze_unfreeze import FreezeUnfreeze
 from rslearn.train.prediction_writer import RslearnWriter
-from rslearn.utils.jsonargparse import init_jsonargparse
 
 import rslp
+from rslp.class_paths import refuse_untrusted
 from rslp.errors import ConfigError, Problem, UserError
 from rslp.files import read_yaml, resolve_paths
 from rslp.run import RunDir
@@ -124,7 +124,8 @@ def build(run: RunDir, *, training: bool, predicting: bool = False) -> Made:
     quiet_libraries(world)
     # Lightning guesses it from variables that may be inherited from a job that is not ours.
     rank_zero_only.rank = world.rank  # type: ignore[attr-defined]
-    init_jsonargparse()
+    refuse_untrusted(config, [document])
+    adapters.prepare_parser()
     described = deepcopy(config)  # the parser writes into what it is given
     # Weights that are drawn, not loaded, belong to the run's randomness too.
     with collector_off(), seeded(weights := seed_of(config.get("seed", 0), "weights")):

@@ -23,6 +23,7 @@ from rslp.train.faults import FaultPolicy, FaultRecord, OnFault
 from rslp.train.features.settings import FeatureSettings
 from rslp.train.features.stage import FrozenStage, Keys
 from rslp.train.samples import SampleSource, open_dataset
+from rslp.train.slow_reads import watch
 from rslp.train.store.settings import StoreSettings
 from rslp.train.store.store import SampleStore, open_store
 from rslp.train.world import read_world
@@ -56,6 +57,8 @@ class MultiDatasetDataModule(L.LightningDataModule):
         on_fault: what is done about a sample that can't be used: ``stop``, or ``skip``, which draws another one in its
             place in training and leaves it out of an evaluation.
         max_faults: so many different samples may be skipped in each process; one more ends the run.
+        read_timeout: seconds after which a read that has not returned makes its sample one that can't be used; null
+            waits for ever. A read that takes a minute is told of in any case.
         store: where decoded windows are kept: ``auto`` (beside each dataset, or in the cache folder if that can't be
             written), ``off`` (read the datasets each time), or a folder.
         store_limit_gb: GB that one dataset's store may take; half of the free disk in any case.
@@ -90,6 +93,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
         stop: Literal["all", "shortest", "longest"] | None = None,
         on_fault: OnFault = "stop",
         max_faults: int = 100,
+        read_timeout: float | None = None,
         store: str | bool = "auto",
         store_limit_gb: float | None = None,
         frozen_views: int | None = 1,
@@ -126,8 +130,8 @@ class MultiDatasetDataModule(L.LightningDataModule):
             steps_per_dataset=steps_per_dataset,
             datasets_per_step=datasets_per_step,
         )
-        self.faults = FaultRecord(FaultPolicy(on_fault, max_faults))
-        self.store_settings = StoreSettings(store=_word(store), limit=_bytes(store_limit_gb))
+        self.faults = FaultRecord(FaultPolicy(on_fault, max_faults, read_timeout))
+        self.store_settings = StoreSettings(store=_word(store), limit=_bytes(store_limit_gb), read_timeout=read_timeout)
         limit = _bytes(features_limit_gb)
         self.frozen = FrozenStage(FeatureSettings(frozen_views, _word(features) == "auto", features_dtype, limit))
         self._stores: dict[str, SampleStore | None] = {}
@@ -168,7 +172,12 @@ class MultiDatasetDataModule(L.LightningDataModule):
         if split not in self._sources:
             self._sources[split] = {
                 name: SampleSource(
-                    name, data_module=dm, split=split, seed=self.seed, store=self._store_for(split, name)
+                    name,
+                    data_module=dm,
+                    split=split,
+                    seed=self.seed,
+                    store=self._store_for(split, name),
+                    read_timeout=self.faults.policy.read_timeout,
                 )
                 for name, dm in self.data_modules.items()
             }
@@ -189,7 +198,9 @@ class MultiDatasetDataModule(L.LightningDataModule):
         if name not in self._stores:
             module = self.data_modules[name]
             dataset = open_dataset(name, module)
-            self._stores[name] = open_store(name, dataset=dataset, inputs=module.inputs, settings=self.store_settings)
+            with watch.over(f"dataset {name!r}: the list of its windows"):
+                store = open_store(name, dataset=dataset, inputs=module.inputs, settings=self.store_settings)
+            self._stores[name] = store
         return self._stores[name]
 
     def store_folder(self, name: str) -> Path | None:

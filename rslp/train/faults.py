@@ -39,21 +39,26 @@ class FaultPolicy:
     Attributes:
         on_fault: ``stop`` ends the run; ``skip`` goes on without it.
         max_faults: so many different samples may be skipped in a process; one more ends the run.
+        read_timeout: seconds after which a read is given up, and its sample can't be used; None means never.
     """
 
     on_fault: OnFault = "stop"
     max_faults: int = 100
+    read_timeout: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what can't be.
 
         Raises:
-            ConfigError: another word, or a negative limit.
+            ConfigError: another word, a negative limit, or no time at all.
         """
         if self.on_fault not in ("stop", "skip"):
             raise ConfigError(Problem(f"got {self.on_fault!r}; stop or skip", key=f"{_PLACE}.on_fault"))
         if self.max_faults < 0:
             raise ConfigError(Problem(f"got {self.max_faults}; 0 or more", key=f"{_PLACE}.max_faults"))
+        if self.read_timeout is not None and not self.read_timeout > 0:
+            what = f"got {self.read_timeout}; seconds, more than 0, or null"
+            raise ConfigError(Problem(what, key=f"{_PLACE}.read_timeout"))
 
     @property
     def skips(self) -> bool:

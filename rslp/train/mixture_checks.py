@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
 
 from rslp.errors import ConfigError, DataError, Problem, UsageError
+from rslp.suggest import did_you_mean
 from rslp.train.mixture_settings import Mixture, is_count
 
 
@@ -70,9 +70,7 @@ def _mixture_faults(sizes: Mapping[str, int], mixture: Mixture) -> Iterator[Prob
 def _unknown(given: Iterable[str], names: Iterable[str], *, key: str) -> Iterator[Problem]:
     known = sorted(names)
     for name in sorted(set(given) - set(known)):
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-        yield Problem(f"no such dataset; {hint}", key=f"{key}.{name}")
+        yield Problem(f"no such dataset{did_you_mean(name, known, otherwise='known')}", key=f"{key}.{name}")
 
 
 def _missing(given: Iterable[str], names: Iterable[str], *, key: str) -> Iterator[Problem]:

@@ -36,12 +36,18 @@ from rslearn.utils.raster_format import (
 )
 from upath import UPath
 
+from rslp.train.slow_reads import refuse_pipes
+
 Array = np.ndarray[Any, np.dtype[Any]]
 # What a label's pixels without a value are read as: those outside of the file, those of the task's nodata value, and
 # those that the file alone declares nodata. INT32 and FLOAT32 hold the three exactly, and no label comes near.
 OUTSIDE, NODATA, DECLARED = MARKS = -(2**31), -(2**31) + 2**20, -(2**31) + 2**21
 # A pixel's centre may lie on the edge of the file.
 _EDGE = 1e-6
+
+
+class UnusableLabel(ValueError):
+    """A label that the task can't learn from; the message says so in plain words."""
 
 
 class LabelInput(DataInput):
@@ -83,7 +89,7 @@ class LabelInput(DataInput):
             covered: which pixels the file covers; None for all.
 
         Raises:
-            ValueError: the file's nodata value is a class of the task, and the task does not say which of the two.
+            UnusableLabel: the file's nodata value is a class of the task, and the task does not say which of the two.
         """
         # Of several marks the first is set.
         marks = [] if covered is None else [(OUTSIDE, np.broadcast_to(~covered, array.shape))]
@@ -97,7 +103,7 @@ class LabelInput(DataInput):
             if self.classes is None or declared not in self.classes:
                 marks.append((DECLARED, found))
             elif not self.stated and found.any():
-                raise ValueError(ambiguous(declared))
+                raise UnusableLabel(ambiguous(declared))
         fits = self.dtype != DType.INT32 or np.can_cast(array.dtype, np.int32)
         if fits and not any(where.any() for _, where in marks):
             return array
@@ -203,8 +209,9 @@ class NodataFormat(RasterFormat):
         """Decode, see the class.
 
         Raises:
-            ValueError: nodata that can't be told from a measurement or a class.
+            ValueError: nodata that can't be told from a measurement or a class; or a pipe in place of a file.
         """
+        refuse_pipes(path)
         decoded = self._inner.decode_raster(path, projection, bounds, resampling)
         declared = decoded.metadata.nodata_value
         if isinstance(self._input, LabelInput):

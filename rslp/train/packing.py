@@ -10,9 +10,9 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import ArgumentParser
-from rslearn.utils.jsonargparse import init_jsonargparse
 
 from rslp.errors import ConfigError, Problem
+from rslp.train import adapters
 from rslp.train.data import MultiDatasetDataModule
 from rslp.train.nodata import with_labels
 from rslp.train.store.selection import select
@@ -72,7 +72,7 @@ def pack_datasets(config: Mapping[str, Any], *, splits: Sequence[str], verify: b
 
 
 def _parsed(config: Any, name: str) -> MultiDatasetDataModule:
-    init_jsonargparse()
+    adapters.prepare_parser()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(L.LightningDataModule, "data")
     try:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import pickle
 import random
 import time
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 from rslearn.dataset import Dataset
+from rslearn.template_params import substitute_env_vars_in_string
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput
 from rslearn.train.model_context import SampleMetadata
@@ -27,9 +30,11 @@ from rslearn.train.transforms import Sequential
 from rslearn.train.transforms.transform import Transform
 from rslearn.utils.geometry import PixelBounds
 
+from rslp import class_paths
 from rslp.errors import DataError
 from rslp.train import adapters, crops, nodata, vectors
 from rslp.train.dataset_arguments import SKIPS_TARGETS
+from rslp.train.slow_reads import read_within, watch
 from rslp.train.soundness import check_finite, check_target, faults_of
 from rslp.train.store.store import SampleStore
 from rslp.train.windows import DirectWindows, Windows
@@ -105,6 +110,7 @@ class SampleSource:
         split: "train", "val", "test" or "predict".
         seed: the run's seed.
         store: the dataset's store, if there is one.
+        read_timeout: seconds that reading an input may take; None means for ever.
 
     Raises:
         DataError: the folder or its config.json is missing or unreadable, no window is left, or labels are to be
@@ -112,13 +118,21 @@ class SampleSource:
     """
 
     def __init__(
-        self, name: str, *, data_module: RslearnDataModule, split: str, seed: int, store: SampleStore | None = None
+        self,
+        name: str,
+        *,
+        data_module: RslearnDataModule,
+        split: str,
+        seed: int,
+        store: SampleStore | None = None,
+        read_timeout: float | None = None,
     ) -> None:
         self.name = name
         self.split = split
         self.task = data_module.task
         self.seed = seed
         self._retries = data_module.retries
+        self._read_timeout = read_timeout
         # The tasks whose class 0 is background to the model, which no object can have.
         self.background: Set[str] = frozenset()
         self._config = adapters.split_config(data_module, split)
@@ -255,11 +269,15 @@ class SampleSource:
         bounds = place.bounds or adapters.draw_crop(self._windows.bounds(place.window), size, rng)
         raw: adapters.RawInputs = {}
         for name, spec in wanted.items():
-            with faults_of(f"{what}: layer {', '.join(spec.layers)}: can't read the sample"):
-                raw |= self._read_input(place.window, {name: spec}, bounds=bounds, rng=rng)
+            layer = f"{what}: layer {', '.join(spec.layers)}"
+            with faults_of(f"{layer}: can't read the sample"):
+                reading = partial(self._read_input, place.window, {name: spec}, bounds=bounds, rng=rng)
+                raw |= read_within(self._read_timeout, reading, what=layer)
         metadata = self._metadata(place, bounds)
         raw, hidden = nodata.lift(raw, wanted)
         with faults_of(f"{what}: layer {', '.join(self._layers_of(None))}: can't read the label"):
+            for _, one, name in nodata.readers(raw, self.task):
+                vectors.refuse_null(one, adapters.filtered(one, raw[name]))
             raw |= {name: vectors.whole_pixels(one, raw[name]) for _, one, name in nodata.readers(raw, self.task)}
             inputs, targets = adapters.process_inputs(
                 self.task, raw, metadata=metadata, load_targets=self._load_targets
@@ -341,7 +359,8 @@ class SampleSource:
             return store.windows(self._inputs, self._config, what=self.split)
         dataset = open_dataset(self.name, data_module)
         try:
-            return DirectWindows(dataset, adapters.list_windows(dataset, self._inputs, self._config))
+            with watch.over(f"dataset {self.name!r}: the list of its windows"):
+                return DirectWindows(dataset, adapters.list_windows(dataset, self._inputs, self._config))
         except DataError as error:
             raise DataError(f"dataset {self.name!r}: {error}") from error
 
@@ -373,11 +392,15 @@ def open_dataset(name: str, data_module: RslearnDataModule) -> Dataset:
         DataError: there is no such folder, or its config.json is missing or broken.
     """
     path = data_module.path
-    if not (path / "config.json").exists():
+    if not (path / "config.json").is_file():
         what = "has no config.json, so it is no rslearn dataset" if path.exists() else "does not exist"
         raise DataError(f"dataset {name!r}: {Path(str(path)) if '://' not in str(path) else path} {what}")
     try:
-        return adapters.keep_formats(Dataset(path))
+        # Formats are made when they are first used, by a parser that would end the process.
+        described = json.loads(substitute_env_vars_in_string((path / "config.json").read_text()))
+        for at, reason in class_paths.refusals(described):
+            raise DataError(f"dataset {name!r}: {path}/config.json: {'.'.join(map(str, at))}: {reason}")
+        return adapters.open_dataset(path)
     except ValidationError as error:
         said = {"extra_forbidden": "unknown key"}
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {said.get(e['type'], e['msg'])}" for e in error.errors())

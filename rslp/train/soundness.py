@@ -21,6 +21,7 @@ from rslearn.train.tasks.segmentation import SegmentationTask
 from rslearn.train.tasks.task import Task
 
 from rslp.errors import DataError
+from rslp.train.nodata import UnusableLabel
 
 # What readers of broken files raise.
 UNREADABLE = (
@@ -53,7 +54,7 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, AssertionError) and not text:
         return "rslearn's own check failed (a class that the task does not have, or a layer of another kind)"
-    return text if type(error) in (Exception, DataError) else f"{type(error).__name__}: {text}"
+    return text if type(error) in (Exception, DataError, UnusableLabel) else f"{type(error).__name__}: {text}"
 
 
 def check_finite(images: Mapping[str, Any], *, inputs: Mapping[str, DataInput], what: str) -> None:

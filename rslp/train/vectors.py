@@ -10,12 +10,17 @@ from typing import Any
 import shapely
 from rasterio.crs import CRS
 from rslearn.const import WGS84_PROJECTION
+from rslearn.train.tasks.classification import ClassificationTask
 from rslearn.train.tasks.detection import DetectionTask
+from rslearn.train.tasks.regression import RegressionTask
 from rslearn.train.tasks.task import Task
 from rslearn.utils.feature import Feature
 from rslearn.utils.geometry import PixelBounds, Projection, STGeometry
 from rslearn.utils.vector_format import GeojsonVectorFormat, VectorFormat
 from upath import UPath
+
+from rslp.train.nodata import UnusableLabel
+from rslp.train.slow_reads import refuse_pipes
 
 
 class PlainGeojson(GeojsonVectorFormat):
@@ -28,8 +33,9 @@ class PlainGeojson(GeojsonVectorFormat):
         """The features of a file, in its projection.
 
         Raises:
-            ValueError: it is no FeatureCollection.
+            ValueError: it is no FeatureCollection, or a pipe.
         """
+        refuse_pipes(fname)
         document = json.loads(fname.read_text(encoding="utf-8"))
         features = document.get("features") if isinstance(document, dict) else None
         if not isinstance(features, list):
@@ -61,7 +67,7 @@ def whole_pixels(task: Task, raw: Any) -> Any:
     """Features of a detection; those whose boxes in whole pixels would be empty get the pixel that they lie in.
 
     Raises:
-        ValueError: an object is a point, which has no size.
+        UnusableLabel: an object is a point, which has no size.
     """
     if not isinstance(task, DetectionTask) or task.box_size or not isinstance(raw, list):
         return raw
@@ -76,10 +82,22 @@ def _at_least_a_pixel(feature: Feature) -> Feature:
     if left < right and top < bottom:
         return feature
     if shape.length == 0:
-        raise ValueError("an object is a point, which has no box: set box_size of the task")
+        raise UnusableLabel("an object is a point, which has no box: set box_size of the task")
     if left >= right:
         left = math.floor(shape.bounds[0])
     if top >= bottom:
         top = math.floor(shape.bounds[1])
     whole = shapely.box(left, top, max(right, left + 1), max(bottom, top + 1))
     return Feature(STGeometry(feature.geometry.projection, whole, feature.geometry.time_range), feature.properties)
+
+
+def refuse_null(task: Task, features: Any) -> None:
+    """Refuse null as a window's class or number; a derived class of task may put another value in its place first.
+
+    Raises:
+        UnusableLabel: the first feature with the property has null there.
+    """
+    if type(task) in (ClassificationTask, RegressionTask) and not getattr(task, "skip_unknown_categories", False):
+        name = getattr(task, "property_name", "")
+        if [one.properties[name] for one in features if name in (one.properties or {})][:1] == [None]:
+            raise UnusableLabel(f"property {name!r} of the feature is null, and the task needs a value")

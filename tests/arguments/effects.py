@@ -14,7 +14,7 @@ from rslearn.utils.feature import Feature
 from rslearn.utils.jsonargparse import init_jsonargparse
 
 from rslp.check.making import Node, make
-from rslp.check.signatures import import_class
+from rslp.class_paths import resolve
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def pair(table: Mapping[str, Effects], case: str) -> tuple[str, dict[str, Any], 
 def made(path: str, arguments: Mapping[str, Any]) -> Any:
     """Make a class as a run's parser does."""
     init_jsonargparse()
-    return make(Node(import_class(path), arguments, ()))
+    return make(Node(resolve(path, (object,)), arguments, ()))
 
 
 def outcome(look: Callable[[], Any]) -> Any:

@@ -186,13 +186,13 @@ FAULTS = [
     # What the parser refuses.
     Fault("misspelt argument of a data module", "parser",
           _renamed("crop_type.yaml", f"{DATA}.crop_type.init_args", "batch_size", "batch_siz"),
-          "crop_type.yaml", "batch_siz:", "no argument 'batch_siz'; did you mean 'batch_size'?", after=True),
+          "crop_type.yaml", "batch_siz:", "no argument 'batch_siz'; did you mean batch_size?", after=True),
     Fault("misspelt argument of a task", "parser",
           _renamed("land_cover.yaml", _LC, "enable_miou_metric", "enable_miou_metrics"),
           "land_cover.yaml", "enable_miou_metrics:", "no argument 'enable_miou_metrics'", after=True),
     Fault("misspelt argument of the trainer", "parser",
           _renamed("multi_dataset.yaml", "trainer", "gradient_clip_val", "gradient_clip_vall"),
-          "multi_dataset.yaml", "gradient_clip_vall:", "did you mean 'gradient_clip_val'", after=True),
+          "multi_dataset.yaml", "gradient_clip_vall:", "did you mean gradient_clip_val", after=True),
     Fault("wrong type", "parser", _edit("vessel_detection.yaml", "box_size: 15", "box_size: fifteen"),
           "vessel_detection.yaml", "box_size:", "expected int or null; got 'fifteen'"),
     Fault("a class name that YAML takes for a truth value", "parser",
@@ -204,7 +204,7 @@ FAULTS = [
           _class("fuel_moisture.yaml", "fuel_moisture.0", "pooling_decoder", "pooling_decodr"),
           "fuel_moisture.yaml", "pooling_decodr", "No module named", after=True),
     Fault("no such class", "parser", _class("crop_type.yaml", "crop_type.1", "ClassificationHead", "ClassificationHed"),
-          "crop_type.yaml", "ClassificationHed", "did you mean 'ClassificationHead'", after=True),
+          "crop_type.yaml", "ClassificationHed", "did you mean ClassificationHead", after=True),
     # What the classes refuse.
     Fault("checkpoint of another size", "classes",
           _edit("multi_dataset.yaml", "encoder_embedding_size: 128", "encoder_embedding_size: 192"),
@@ -247,7 +247,7 @@ FAULTS = [
     # What is not there, or twice.
     Fault("layer that the dataset lacks", "classes",
           _edit("crop_type.yaml", "layers: [sentinel1]", "layers: [sentinel_1]"),
-          "crop_type.yaml", "layers: [sentinel_1]", "no layer 'sentinel_1'; did you mean 'sentinel1'?"),
+          "crop_type.yaml", "layers: [sentinel_1]", "no layer 'sentinel_1'; did you mean sentinel1?"),
     Fault("held-out window of the same dataset on a training window", "more",
           lambda copy: _duplicate(copy, "land_cover", "land_cover", lambda _: None),
           "land_cover.yaml", "val_config:", "'land_cover': 1 of .* lie on its own training windows"),

@@ -140,7 +140,7 @@ def test_what_a_config_allows_stops_nobody(
 @pytest.mark.parametrize(
     ("allow", "message"),
     [
-        ({"crops": ["split-emty"]}, "no finding has the id 'split-emty'; did you mean 'split-empty'?"),
+        ({"crops": ["split-emty"]}, "no finding has the id 'split-emty'; did you mean split-empty?"),
         ({"crops": ["folder"]}, "'folder' can't be allowed: nothing can be run with it"),
         ({"corps": ["overlap"]}, "names the dataset 'corps', which is not among crops"),
     ],

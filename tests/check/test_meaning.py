@@ -166,7 +166,7 @@ CASES = [
     Case("task_declares", "segment", label(half(np.int16, left=-9999)), task={"nodata_value": -9999}),
     Case("declared_and_absent", "segment", label(half(), nodata=255)),
     Case("class_called_nodata", "segment", label(half(), nodata=0), expected=[
-        ("unreadable", "error", "the files declare nodata 0, which is a class of the task; nodata_value: 0")]),
+        ("label-declared", "error", "9 of 9 windows can't be read, e.g. .*: the files declare nodata 0, which is a class of the task; nodata_value: 0")]),
     Case("class_called_nodata_is_none", "segment", label(half(), nodata=0), task={"nodata_value": 255}),
     Case("class_called_nodata_is_nodata", "segment", label(half(), nodata=0), task={"nodata_value": 0}),
     Case("plain", "segment", nothing),
@@ -191,8 +191,10 @@ CASES = [
          {"nodata_value": 255}),
     Case("no_number", "regress", features(point, value=["warm"]), [
         ("label-number", "error", r"\d labels are no finite number: warm")]),
+    Case("number_is_null", "regress", features(point, value=[None]), [
+        ("label-number", "error", r"\d labels are no finite number: null")]),
     Case("number_as_text", "regress", features(point, value=["1.5"]), [CONSTANT]),
-    Case("layer_of_another_name", "classify", nothing, [("layer", "error", "has no layer 'imag'; did you mean 'image'")],
+    Case("layer_of_another_name", "classify", nothing, [("layer", "error", "has no layer 'imag'; did you mean image")],
          data=as_sentinel2("layer_of_another_name", layer="imag")),
     s2("band_of_another_name", DN, ("band", "error", "has no band B99"),
        ("band-order", "error", "but the input gives B02, B99"), bands=["B02", "B99"]),

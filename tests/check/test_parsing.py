@@ -45,7 +45,29 @@ def test_a_sound_config_has_no_fault_and_a_small_head_has_one() -> None:
     config["model"]["init_args"]["task"]["init_args"]["tasks"]["segment"]["init_args"]["num_classes"] = 5
     (found,) = parse(config).findings
     assert found.at[-4:] == ("segment", 0, "init_args", "out_channels")
-    assert found.what == "2 outputs, but the task 'segment' has 5 classes"
+    assert found.what == "2 outputs, but the task 'segment' has 5 classes; make them equal"
+
+
+def test_a_list_of_what_should_be_texts_is_one_finding() -> None:
+    config = run_config(TWO)
+    for task in (
+        config["model"]["init_args"]["task"],
+        config["data"]["init_args"]["data_modules"]["classify"]["init_args"]["task"],
+    ):
+        task["init_args"]["tasks"]["classify"]["init_args"]["classes"] = [0, 1]
+    told = [found.what for found in parse(config).findings]
+    assert told
+    assert set(told) == {"expected str; got 0; write it in quotes (and 1 more here)"}
+
+
+def test_a_class_of_another_rslp_is_told_apart() -> None:
+    config = run_config(TWO)
+    config["data"]["init_args"]["data_modules"]["classify"]["init_args"]["train_config"]["transforms"] = [
+        {"class_path": "rslp.harbour.transforms.Quay"}
+    ]
+    (found,) = parse(config).findings
+    assert "'rslp.harbour.transforms.Quay' can't be imported: No module named 'rslp.harbour'; " in found.what
+    assert "rslearn_projects has a package of this name too: copy the class into a module of your own" in found.what
 
 
 def test_false_is_what_yaml_makes_of_off() -> None:

@@ -128,4 +128,6 @@ def test_findings_that_are_allowed_are_in_the_run_config_by_dataset(tmp_path):
 def test_only_ids_can_be_allowed(wrong, tmp_path, capsys):
     path = write(tmp_path, multi=f"{MULTI}{wrong}\n")
     assert main(["helios", "make_multidataset_config", "--cfg", str(path)]) == 2
-    assert f"{path}:{line(path.read_text(), wrong)}: check: must be {{allow: [ID, ...]}}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{path}:{line(path.read_text(), wrong)}: check: must be {{allow: [ID, ...]}}" in said
+    assert ("; unknown: alow" in said) == ("alow:" in wrong)

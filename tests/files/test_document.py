@@ -204,6 +204,19 @@ def test_written_yaml_is_for_people():
         "long": ["x" * 60] * 2,
     }
     assert dump_yaml(data) == (
-        "a:\n  b: [1, 2]\n  c:\n    - d: 1\n      e: []\n    - [3, [4]]\n  lr: 1.0e-05\n"
-        f"s: 'a: b'\nn: null\nlong:\n  - {'x' * 60}\n  - {'x' * 60}\n"
+        "a:\n  b: [1, 2]\n  c:\n  - d: 1\n    e: []\n  - [3, [4]]\n  lr: 1.0e-05\n"
+        f"s: 'a: b'\nn: null\nlong:\n- {'x' * 60}\n- {'x' * 60}\n"
     )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("${B}", "1e-4", "1e3", "yes", "1_0", "0x1f", "12:30", "2020-01-01", "{A}", "a: b", "\n", "a\nb", " a ", ""),
+        *("~", "=", "<<", "- a", "#x", "a #b", "'q'", '"d"', "\t", "\u2028", "\u2022", "\U0001f600", "%x", "&x", "?"),
+        *(":", "0o17", ".5", ".nan"),
+    ],
+)
+def test_a_text_that_looks_like_something_else_stays_a_text(text: str):
+    tree = {"value": text, "list": [text], "nested": [{text: [text, {"a": text}]}]}
+    assert parse_yaml(dump_yaml(tree), name="x.yaml", folder="/").data == tree

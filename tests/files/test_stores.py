@@ -105,3 +105,18 @@ def test_patience_has_an_end() -> None:
 @pytest.mark.parametrize(("path", "remote"), [("s3://a", True), ("gs://a/b", True), ("/a/b", False), ("a:b", False)])
 def test_remote(path: str, remote: bool) -> None:
     assert is_remote(path) is remote
+
+
+def test_what_is_waited_for_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a").write_bytes(b"1")
+    store = Store(f"file://{tmp_path}")
+    assert store.read("a") == b"1"
+    assert capsys.readouterr().err == ""
+    system = store._place[0]
+    cat = system.cat_file
+    monkeypatch.setattr("rslp.files.stores._SLOW", 0.05)
+    monkeypatch.setattr(system, "cat_file", lambda path: (time.sleep(0.5), cat(path))[1])
+    assert store.read("a") == b"1"
+    assert capsys.readouterr().err == f"waiting for file://{tmp_path}/a\n"

@@ -10,17 +10,15 @@ import json
 import os
 import subprocess
 import sys
-import traceback
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import yaml
 
-from rslp.main import main
 from rslp.run import RunDir
 from rslp.train.fit import fit
+from tests.children import in_a_child
 from tests.tiny import run_config, write_dataset, write_run
 
 
@@ -46,42 +44,6 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: tuple[Path,
         return in_a_child([*start, f"--config_paths+={config}", "--check", "false", *words])
 
     return launched
-
-
-def in_a_child(words: list[str]) -> int:
-    """Run words in a process that has imported the training stack already; the exit code."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if not child:
-        run_and_leave(words)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def run_and_leave(words: list[str]) -> NoReturn:
-    os.execve = become  # type: ignore[assignment]
-    code = 99
-    try:
-        code = main(words)
-    finally:
-        if code == 99:
-            traceback.print_exc()
-        leave(code)
-
-
-def become(program: str, words: list[str], environment: Mapping[str, str]) -> NoReturn:
-    """What the launcher's process becomes: its locks go, the rest of it is not unwound."""
-    assert program == sys.executable and list(words[1:3]) == ["-m", "rslp.main"] and environment
-    for link in list(Path("/proc/self/fd").iterdir()):
-        if link.is_symlink() and str(link.readlink()).endswith("lock"):
-            os.close(int(link.name))
-    leave(main(list(words[3:])))
-
-
-def leave(code: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 @pytest.mark.parametrize("existing", [False, True])

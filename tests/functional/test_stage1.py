@@ -326,9 +326,10 @@ def test_the_output_tells_where_it_comes_from(tmp_path):
     assert "--cfg multi.yaml" in text
     assert "#   crops.yaml" in text
     provenance = json.loads((tmp_path / "OUT.provenance.json").read_text())
+    key = ["data", "init_args", "batch_size"]
     assert provenance["data.init_args.data_modules.fields.init_args.batch_size"] == [
-        {"file": "fields.yaml", "line": line(FIELDS, "batch_size"), "value": 2, "won": False},
-        {"file": "fields_more.yaml", "line": line(FIELDS_MORE, "batch_size"), "value": 8, "won": True},
+        {"file": "fields.yaml", "line": line(FIELDS, "batch_size"), "key": key, "value": 2, "won": False},
+        {"file": "fields_more.yaml", "line": line(FIELDS_MORE, "batch_size"), "key": key, "value": 8, "won": True},
     ]
     assert provenance["model.init_args.optimizer.init_args.lr"][0]["line"] == line(BASE, "lr: 1e-4")
 
@@ -411,9 +412,11 @@ def test_another_class_takes_none_of_the_arguments_of_the_one_before(tmp_path, c
     provenance = json.loads((tmp_path / "OUT.provenance.json").read_text())
     said = [(e["file"], e["value"].split(".")[-1], e["won"]) for e in provenance[f"{scheduler}.class_path"]]
     assert said == [("base.yaml", "PlateauScheduler", False), ("multi.yaml", "MultiStepScheduler", True)]
-    assert provenance[f"{scheduler}.init_args.patience"] == [
-        {"file": "base.yaml", "line": line(base, "patience: 2"), "value": 2, "won": False}
-    ]
+    (entry,) = provenance[f"{scheduler}.init_args.patience"]
+    assert entry == {
+        **{"file": "base.yaml", "line": line(base, "patience: 2"), "value": 2, "won": False},
+        "key": [*scheduler.split("."), "init_args", "patience"],
+    }
     capsys.readouterr()
     words = ["helios", "make_multidataset_config", "--cfg", str(tmp_path / "multi.yaml"), "--explain"]
     assert main([*words, f"{scheduler}.init_args.patience"]) == 0

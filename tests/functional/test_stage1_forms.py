@@ -15,7 +15,8 @@ from rslp.compose import placeholder_names
 from rslp.compose.placeholders import Filler
 from rslp.files import dump_yaml, read_yaml
 from rslp.main import main
-from tests.compose.samples import CROPS, MULTI, composed, line, replaced, write
+from tests.children import rslp
+from tests.compose.samples import CROPS, FIELDS, MULTI, composed, line, replaced, write
 
 MODEL = ("model", "init_args", "model", "init_args")
 TASK = ("data", "init_args", "task")
@@ -253,6 +254,84 @@ def test_variables_stay_in_files_and_keep_their_quotes(tmp_path):
     assert dump_yaml(read_yaml(tmp_path / "OUT.yaml").data) in text
 
 
+# A model that is no encoder with decoders, as projects have beside rslearn's.
+OWN_MODEL = """\
+model:
+  init_args:
+    model:
+      class_path: harbour.models.PairModel
+      init_args:
+        decoder_stages: [[64, 3]]
+        loss_weight: 2.0
+data:
+  class_path: rslearn.train.data_module.RslearnDataModule
+  init_args:
+    path: /data/harbour
+    inputs: {before: {data_type: raster, layers: [a], bands: [B02], passthrough: true}}
+    task: {class_path: harbour.tasks.PairTask}
+"""
+OVERLAY = "data: {init_args: {batch_size: 3}}\n"
+OWN_MULTI_TASK = replaced(CROPS, "rslearn.train.tasks.multi_task.MultiTask", "harbour.tasks.CropsTask").replace(
+    "        tasks:\n", "        buckets: [1, 2]\n        tasks:\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("crops", "place", "wanted"),
+    [
+        (OWN_MODEL, "class_path: harbour.models", "model.init_args.model.class_path: PairModel has no decoders by task, and those alone are taken into a joint model: `decoders` of a MultiTaskModel, or the `decoder` of a SingleTaskModel"),
+        (OVERLAY, "data:", "data: names no class_path; a file that is laid over another stands behind it in one list of dataset_cfgs"),
+        (OWN_MULTI_TASK, "class_path: harbour", "data.init_args.task.class_path: harbour.tasks.CropsTask is a MultiTask of its own, and what it does beside would be lost: all tasks are united in one MultiTask; once the labels hold what the tasks read, write rslearn.train.tasks.multi_task.MultiTask, without buckets"),
+        (replaced(CROPS, "out_channels: 3", "out_channels: 2"), "out_channels", "2 outputs, but the task 'crops' has 3 classes; make them equal"),
+    ],
+)  # fmt: skip
+def test_what_no_joint_run_can_take_is_one_line_that_says_what_can(tmp_path, capsys, crops, place, wanted):
+    assert main(["helios", "make_multidataset_config", "--cfg", str(write(tmp_path, crops=crops))]) == 2
+    said = capsys.readouterr().err.replace(f"{tmp_path}/", "").splitlines()
+    assert said[0].startswith(f"error: crops.yaml:{line(crops, place)}: ")
+    assert wanted in said[0]
+    assert len(said) == 1 + (crops == OVERLAY)  # of an overlay the decoders are missing too
+
+
+def test_a_class_of_another_project_gets_no_hints_from_ours(tmp_path, capsys):
+    crops = replaced(CROPS, "        decoders:\n", "        decoder_stages: []\n        decoders:\n")
+    composed(tmp_path, crops=replaced(crops, "    model:\n", "    model:\n      class_path: harbour.MultiTaskModel\n"))
+    assert "decoder_stages" in capsys.readouterr().err  # told: it stays behind
+    assert main(["helios", "make_multidataset_config", "--cfg", str(write(tmp_path, crops=crops))]) == 2
+    assert "decoder_stages: unknown key; did you mean" in capsys.readouterr().err
+
+
+def test_a_normalisation_of_another_package_is_brought_up_to_date(tmp_path):
+    own = "        - {class_path: olmoearth_projects.olmoearth_pretrain.norm.OlmoEarthNormalize, init_args: {band_names: {}}}\n"
+    run = composed(tmp_path, crops=replaced(CROPS, "      transforms:\n", f"      transforms:\n{own}"))
+    first = at(run, ("data", "init_args", "data_modules", "crops", "init_args", "train_config", "transforms", 0))
+    assert first["class_path"] == "rslearn.models.olmoearth_pretrain.norm.OlmoEarthNormalize"
+
+
+@pytest.mark.parametrize("options", [[], ["--keep_class_paths", "true"]])
+def test_an_old_and_a_present_name_of_the_crop_size_are_one_too_many(tmp_path, capsys, options):
+    fields = replaced(FIELDS, "crop_size: 64", "crop_size: 64\n      patch_size: 32")
+    path = str(write(tmp_path, fields=fields))
+    assert main(["helios", "make_multidataset_config", "--cfg", path, *options]) == 2
+    said = capsys.readouterr().err
+    assert (
+        f"fields.yaml:{line(fields, 'patch_size: 32')}: data.init_args.train_config.patch_size: is the old name of crop_size, which stands here too"
+        in said
+    )
+
+
+def test_a_flat_key_takes_a_variable(tmp_path, capsys):
+    run = composed(tmp_path, multi=MULTI + "batch_size: ${BS}\nnum_workers: ${WORKERS}\n")
+    modules = at(run, ("data", "init_args", "data_modules"))
+    assert [module["init_args"]["batch_size"] for module in modules.values()] == ["${BS}", "${BS}"]
+    assert "num_workers: ${WORKERS}\n" in (tmp_path / "OUT.yaml").read_text()
+    path = str(write(tmp_path, multi=MULTI + 'batch_size: "${BS}"\n'))
+    assert main(["helios", "make_multidataset_config", "--cfg", path]) == 2
+    assert (
+        "batch_size: must be a whole number above 0; got '${BS}'; write ${BS} without quotes" in capsys.readouterr().err
+    )
+
+
 # The example's datasets, each in a form of rslearn's documentation.
 SHAPES = {
     "crop_type": (single, "a plain classification"),
@@ -266,7 +345,7 @@ SHAPES = {
 def example(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("user")
     words = ["make_example", "--path", str(folder / "example"), "--size", "0.06"]
-    subprocess.run([sys.executable, "-m", "rslp.main", "helios", *words], check=True, capture_output=True)
+    assert rslp("helios", *words, cwd=folder).returncode == 0
     return folder / "example"
 
 
@@ -292,11 +371,6 @@ def test_each_form_composes_checks_and_trains_a_step_beside_the_example(example,
     monkeypatch.chdir(example.parent)
     monkeypatch.setenv("BATCH", "2")
     words = ["launch_finetune", "--config_paths+=example/OUT_own.yaml", "--rslp_project", "p", "--experiment_id", "own"]
-    done = subprocess.run(
-        [sys.executable, "-m", "rslp.main", "helios", *words, "--local", "true"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = rslp("helios", *words, "--local", "true", cwd=example.parent)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (example.parent / "project_data/projects/p/own/DONE.json").exists()

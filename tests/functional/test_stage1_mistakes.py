@@ -273,7 +273,7 @@ def test_all_unreadable_files_are_named_at_once(tmp_path, capsys):
     [
         (["--cfg", "absent.yaml"], "absent.yaml: no such file"),
         ([], "cfg"),
-        (["--cfgs", "multi.yaml"], "Did you mean '--cfg'?"),
+        (["--cfgs", "multi.yaml"], "did you mean --cfg?"),
         (["--cfg", "multi.yaml", "--explain", "trainer.max_epoch"], "did you mean max_epochs?"),
         (["--cfg", "multi.yaml", "--diff", "absent.yaml"], "absent.yaml: no such file"),
         (["--cfg", "."], "is a folder"),

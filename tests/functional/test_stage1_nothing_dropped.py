@@ -195,9 +195,9 @@ def test_a_learning_rate_survives_another_optimizer(tmp_path, capsys):
     assert note in capsys.readouterr().err
     provenance = json.loads((tmp_path / "OUT.provenance.json").read_text())
     key = "model.init_args.optimizer.init_args"
-    assert provenance[f"{key}.lr"] == [
-        {"file": "base.yaml", "line": line(base, "lr: 1e-4"), "value": 1e-4, "won": True}
-    ]
+    (entry,) = provenance[f"{key}.lr"]
+    where = {"file": "base.yaml", "line": line(base, "lr: 1e-4"), "key": [*key.split("."), "lr"]}
+    assert entry == {**where, "value": 1e-4, "won": True}
     assert not provenance[f"{key}.fused"][0]["won"]
     words = ["helios", "make_multidataset_config", "--cfg", str(tmp_path / "multi.yaml"), "--explain"]
     assert main([*words, f"{key}.lr"]) == 0

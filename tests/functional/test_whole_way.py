@@ -15,14 +15,19 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests import children
+
 ROOT = Path(__file__).parents[2]
 RUN = "project_data/projects/demo/first"
 
 
-def rslp(*words: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "rslp.main", "helios", *words], cwd=cwd, capture_output=True, text=True
-    )
+def rslp(*words: str, cwd: Path, code: int = 0, afresh: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run a workflow: in a child of this process, or afresh in an interpreter of its own, as a user does."""
+    if afresh:
+        command = [sys.executable, "-m", "rslp.main", "helios", *words]
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    else:
+        done = children.rslp("helios", *words, cwd=cwd)
     assert done.returncode == code, done.stderr[-2000:]
     return done
 
@@ -38,7 +43,7 @@ LAUNCH = (
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder outside the checkout with a small example and its run config."""
     place = tmp_path_factory.mktemp("user")
-    rslp("make_example", "--path", "example/", "--size", "0.06", cwd=place)
+    rslp("make_example", "--path", "example/", "--size", "0.06", cwd=place, afresh=True)
     path = place / "example" / "multi_dataset.yaml"
     config = yaml.safe_load(path.read_text())
     config["global_overrides"]["trainer"] |= {"max_epochs": 3, "check_val_every_n_epoch": 1}
@@ -99,7 +104,7 @@ def test_killed_interrupted_and_started_again_it_finishes(place: Path) -> None:
     assert second.wait(timeout=120) != 0
     assert "Traceback" not in second.communicate()[1]
 
-    done = rslp(*LAUNCH, cwd=place)
+    done = rslp(*LAUNCH, cwd=place, afresh=True)
     assert "going on from" in done.stderr
     assert json.loads((run / "DONE.json").read_text())["epoch"] == 3
     with (run / "metrics.csv").open(newline="") as handle:
@@ -110,7 +115,7 @@ def test_killed_interrupted_and_started_again_it_finishes(place: Path) -> None:
     assert "is done: 3 epochs" in again.stderr
     assert "checking" not in again.stderr
 
-    evaluated = rslp(*LAUNCH, "--do_eval", "true", cwd=place)
+    evaluated = rslp(*LAUNCH, "--do_eval", "true", cwd=place, afresh=True)
     for name in ("crop_type", "vessel_detection", "land_cover", "fuel_moisture"):
         assert re.search(rf"{name} .*\d\.\d\d\d", evaluated.stdout), evaluated.stdout
     for split in ("val", "test"):
@@ -122,7 +127,7 @@ def test_killed_interrupted_and_started_again_it_finishes(place: Path) -> None:
             "fuel_moisture",
         }
 
-    predicted = rslp(*LAUNCH, "--mode", "predict", cwd=place)
+    predicted = rslp(*LAUNCH, "--mode", "predict", cwd=place, afresh=True)
     assert "Traceback" not in predicted.stderr and "nanobind" not in predicted.stderr
     config = (run / "config.yaml").read_bytes()
     kinds = {"crop_type": "geojson", "vessel_detection": "geojson", "land_cover": "tif", "fuel_moisture": "geojson"}

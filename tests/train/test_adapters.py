@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import random
 import shutil
+import sys
 import warnings
+from argparse import ArgumentError
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import pytest
 import shapely
 import torch
+from jsonargparse import ArgumentParser, _common, _typehints, _util
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.nn import flexi_vit
@@ -103,6 +107,25 @@ def test_a_dataset_that_marks_nodata_leaves_the_given_one_as_it_is(path: Path) -
     assert dataset.layers["image"].band_sets[0].instantiate_raster_format() is plain
     assert marking.layers["label"] is dataset.layers["label"]
     assert adapters.honouring_nodata(dataset, inputs()["targets"]) is dataset
+
+
+def test_the_parser_asks_before_it_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(callable(part.check_import_path) for part in (_common, _util, _typehints))
+    adapters.prepare_parser()
+    (tmp_path / "unheard_of.py").write_text("class Thing: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--module", type=torch.nn.Module)
+    parser.add_argument("--function", type=Callable)
+    parser.add_argument("--anything", type=Any)
+    for name, value in (("module", {"class_path": "unheard_of.Thing"}), ("function", "unheard_of.Thing")):
+        with pytest.raises(ArgumentError, match=r"\-\-trust\+=unheard_of"):
+            parser.parse_object({name: value})
+    with pytest.raises(ArgumentError, match="correspond to a subclass of Module"):
+        parser.parse_object({"anything": {"class_path": "upath.UPath"}})
+    assert "unheard_of" not in sys.modules
+    made = parser.instantiate_classes(parser.parse_object({"anything": {"class_path": "torch.nn.Identity"}}))
+    assert isinstance(made.anything, torch.nn.Identity)
 
 
 def test_a_crop_lies_in_the_window_or_around_it(path: Path) -> None:

@@ -25,6 +25,7 @@ from rslearn.train.tasks.task import Task
 
 from rslp.errors import ConfigError, DataError, TrainingError
 from rslp.evaluate.evaluation import evaluate
+from rslp.helios.norm import HeliosNormalize
 from rslp.run import RunDir
 from rslp.train.faults import Fault, FaultPolicy, FaultRecord
 from rslp.train.fit import fit
@@ -106,8 +107,10 @@ FAULTS: list[tuple[str, str, Callable[[Path], Any], str]] = [
     ("classify", "label", lambda p: p.unlink(), "can't read the sample"),
     ("classify", "label", empty, "no feature found providing class label"),
     ("classify", "label", lambda p: properties(p, value="middling"), "rslearn's own check failed"),
+    ("classify", "label", lambda p: properties(p, value=None), "'value' of the feature is null, and the task needs a"),
     ("regress", "label", empty, "no feature found providing regression label"),
     ("regress", "label", lambda p: properties(p, value="warm"), "could not convert"),
+    ("regress", "label", lambda p: properties(p, value=None), "property 'value' of the feature is null, and"),
     ("regress", "label", lambda p: properties(p, value="nan"), "1 of 1 labels are NaN"),
     ("segment", "label", lambda p: rewrite(p, set_class), "8 of 64 labels are no class of the task: got 7, allowed"),
 ]  # fmt: skip
@@ -134,6 +137,26 @@ def test_a_fault_is_named_by_sample_and_layer(
     assert "\n" not in str(caught.value)
     for other in set(range(len(found))) - {index}:
         found.sample(other)
+
+
+def test_a_label_that_the_task_passes_over_is_no_fault(tmp_path: Path, clean: Path) -> None:
+    path = Path(shutil.copytree(clean / "classify", tmp_path / "classify"))
+    for window in path.glob("windows/default/*"):
+        properties(window / "layers/label/data.geojson", value=None)
+    found = source(path, "classify")
+    task = found.task.tasks["classify"]  # type: ignore[attr-defined]
+    task.skip_unknown_categories = task.allow_invalid = True
+    assert found.sample(0)[1]["classify"]["valid"] == 0
+
+
+def test_a_modality_that_a_window_lacks_is_named_with_what_is_there(tmp_path: Path, clean: Path) -> None:
+    path = Path(shutil.copytree(clean / "classify", tmp_path / "classify"))
+    found = source(path, "classify", transforms=[HeliosNormalize({"sentinel1": ["vv", "vh"]})])
+    with pytest.raises(DataError) as caught:
+        found.sample(0)
+    what = "the transforms fail: HeliosNormalize: the sample has no input 'sentinel1'; its inputs: classify, image; "
+    assert f"{what}skip_missing: true normalises what a sample has" in str(caught.value)
+    assert str(caught.value).startswith("crops/default/w00")
 
 
 def test_a_sample_in_a_faulty_ones_place_is_a_pure_function_of_the_key(tmp_path: Path, clean: Path) -> None:

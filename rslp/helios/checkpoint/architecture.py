@@ -18,6 +18,8 @@ from rslp.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 # The encoder, which is nearly always what is selected, is built alone: a whole model is three times its size.
+# As the model's package is called, and was called.
+_PACKAGES = ("olmoearth_pretrain_minimal.", "olmoearth_pretrain.", "helios.")
 _ENCODER = "encoder"
 _ENCODER_CONFIG = "encoder_config"
 
@@ -108,6 +110,7 @@ class Architecture:
         return module
 
     def _build(self, config: Mapping[str, Any]) -> nn.Module:
+        _refuse_strange_classes(config, self.source)
         try:
             parsed = Config.from_dict(config)
             _tell_ignored(config, parsed, self.source)
@@ -129,6 +132,20 @@ class Architecture:
         if not isinstance(part, nn.Module):
             raise CheckpointError(f"{self.source}: selector {list(selector)} leads to no module")
         return part
+
+
+def _refuse_strange_classes(config: Any, source: str) -> None:
+    """Refuse classes that are no part of a Helios model: the package would import and make any that is named.
+
+    Raises:
+        CheckpointError: naming the class.
+    """
+    inside = config.values() if isinstance(config, Mapping) else config if isinstance(config, list) else ()
+    for part in inside:
+        _refuse_strange_classes(part, source)
+    name = config.get(Config.CLASS_NAME_FIELD) if isinstance(config, Mapping) else None
+    if name is not None and not str(name).startswith(_PACKAGES):
+        raise CheckpointError(f"{source}: does not build a Helios model: it names the class {name}")
 
 
 def _for_this_package(config: Mapping[str, Any]) -> dict[str, Any]:

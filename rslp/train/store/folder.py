@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rslp.errors import DataError
+from rslp.train.slow_reads import refuse_pipe
 
 # A file that was written this short a time before it was looked at may be written again within the same tick of the
 # file system's clock, with the same size: what was seen of it is not trusted later.
@@ -81,11 +82,14 @@ def look(root: str, group: str, name: str, layers: Sequence[str]) -> Seen | None
     now = time.time_ns()
     try:
         shape = _first_entries(root)
+        refuse_pipe(f"{root}/metadata.json")
         raw = (Path(root) / "metadata.json").read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (PermissionError, IsADirectoryError) as error:
         raise DataError(f"{root}/metadata.json can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(str(error)) from error
     metadata = parsed_metadata(raw, root)
     folders = sorted(e.name for e in os.scandir(f"{root}/layers") if e.is_dir()) if "layers" in shape else []
     files: dict[str, list[str]] = {layer: [] for layer in layers}

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fsspec.implementations.local import LocalFileSystem
-from rslearn.dataset import Dataset, Window
+from rslearn.dataset import Window
 from rslearn.train.dataset import DataInput
 from upath import UPath
 
-from rslp.errors import TrainingError
+from rslp.errors import DataError, TrainingError
 from rslp.files.children import pool as pool_of
 from rslp.train import adapters, preemption
+from rslp.train.slow_reads import read_within
 from rslp.train.soundness import UNREADABLE
 from rslp.train.store import decoding, records, remote, shelf
 from rslp.train.store.decoding import NotingFormat, Unfit
@@ -47,6 +48,7 @@ class Work:
         inputs: inputs by the key of their records.
         prints: for each of them the windows' fingerprints.
         verify: compare the records that are there with the dataset, instead of making new ones.
+        read_timeout: seconds that reading an input of a window may take; None means for ever.
     """
 
     dataset: UPath
@@ -55,6 +57,7 @@ class Work:
     inputs: Mapping[str, DataInput]
     prints: Mapping[str, Any] = field(repr=False)
     verify: bool = False
+    read_timeout: float | None = None
 
     @property
     def is_local(self) -> bool:
@@ -103,9 +106,7 @@ class Packer:
 
     def __init__(self, work: Work) -> None:
         self.work = work
-        self._dataset = adapters.keep_formats(Dataset(work.dataset))
-        self._formats: list[NotingFormat] = []
-        adapters.wrap_raster_formats(self._dataset, self._note)
+        self._open()
         self._writer = SegmentWriter(work.store)
 
     def pack(self, tasks: Sequence[Task]) -> Packed:
@@ -136,6 +137,11 @@ class Packer:
         """Close the segment."""
         self._writer.close()
 
+    def _open(self) -> None:
+        self._dataset = adapters.open_dataset(self.work.dataset)
+        self._formats: list[NotingFormat] = []
+        adapters.wrap_raster_formats(self._dataset, self._note)
+
     def _note(self, inner: Any) -> NotingFormat:
         self._formats.append(NotingFormat(inner))
         return self._formats[-1]
@@ -153,6 +159,15 @@ class Packer:
 
     def decode(self, window: Window, data_input: DataInput) -> Record | None:
         """What an input of a window holds, or why it can't be packed; None if that may be the network's fault."""
+        what = f"{self.work.dataset}: window {window.group}/{window.name}: layer {', '.join(data_input.layers)}"
+        try:
+            return read_within(self.work.read_timeout, lambda: self._decoded(window, data_input), what=what)
+        except DataError:
+            # Who trains on it says so. The formats are still in the hands of the read that was left behind.
+            self._open()
+            return None
+
+    def _decoded(self, window: Window, data_input: DataInput) -> Record | None:
         for one in self._formats:
             one.on_grid = True
         try:

@@ -60,7 +60,7 @@ class StoredWindows:
         """The dataset; a forked process opens one on an object store anew, since connections do not live on in it."""
         path = self._opened.path
         if self._process != os.getpid() and not isinstance(path.fs, LocalFileSystem):
-            self._opened = adapters.keep_formats(Dataset(UPath(str(path), **path.storage_options)))
+            self._opened = adapters.open_dataset(UPath(str(path), **path.storage_options))
             self._process = os.getpid()
         return self._opened
 

@@ -1,0 +1,92 @@
+"""The text of a workflow's ``--help``: what it does, how it is called, and its options by group, in 80 columns."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, get_args
+
+_WIDTH = 80
+_INDENT = 26
+_NOTHING: tuple[Any, ...] = (None, [], argparse.SUPPRESS)
+
+
+def help_of(workflow: Callable[..., Any], prog: str, actions: Sequence[argparse.Action]) -> str:
+    """The help of a workflow.
+
+    Args:
+        workflow: its docstring says what it does; ``OPTION_GROUPS`` of its module, where there is one, says which
+            options stand together: title -> names.
+        prog: the words that call it.
+        actions: its options, with their help and types.
+    """
+    required = [f"{_name(action)}{_join(action)}{_value(action)}" for action in actions if action.required]
+    purpose = (inspect.getdoc(workflow) or "").partition("\n\nArgs:")[0]
+    paragraphs = [_wrapped(" ".join(text.split())) for text in purpose.split("\n\n")]
+    blocks = [_wrapped(f"usage: {' '.join([prog, *required])} [options]", further="    "), *paragraphs]
+    for title, members in _groups(workflow, actions):
+        blocks.append("\n".join([f"{title}:", *map(_option, members)]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _groups(
+    workflow: Callable[..., Any], actions: Sequence[argparse.Action]
+) -> Iterable[tuple[str, list[argparse.Action]]]:
+    """Title and options of each group: those of the workflow's module, then what none of them names."""
+    named: Mapping[str, Sequence[str]] = getattr(sys.modules[workflow.__module__], "OPTION_GROUPS", {})
+    # A group that is given as a whole, such as --slurm FILE, is no option that people type.
+    left = {action.dest: action for action in actions if type(action).__name__ != "_ActionConfigLoad"}
+    for title, names in named.items():
+        yield title, [left.pop(name) for name in names]
+    if left:
+        yield "options", list(left.values())
+
+
+def _option(action: argparse.Action) -> str:
+    if action.required:
+        note = " (required)"
+    else:
+        note = "" if action.default in _NOTHING else f" (default: {_text(action.default)})"
+    head = f"  {_name(action)}{_join(action)}{_value(action)}"
+    lines = textwrap.wrap(f"{(action.help or '').rstrip('.')}{note}", _WIDTH - _INDENT, break_on_hyphens=False)
+    margin = " " * _INDENT
+    if len(head) > _INDENT - 2:
+        return "\n".join([head, *(margin + line for line in lines)])
+    return "\n".join([head.ljust(_INDENT) + lines[0], *(margin + line for line in lines[1:])])
+
+
+def _name(action: argparse.Action) -> str:
+    """How the option is typed: a list is appended to, an item at a time."""
+    return action.option_strings[-1]
+
+
+def _join(action: argparse.Action) -> str:
+    if isinstance(action, argparse._HelpAction):
+        return ""
+    return "=" if _name(action).endswith("+") else " "
+
+
+def _value(action: argparse.Action) -> str:
+    if isinstance(action, argparse._HelpAction):
+        return ""
+    if action.metavar and str(action.metavar).startswith("{"):
+        return str(action.metavar)
+    kind = getattr(action, "_typehint", None)
+    choices = [word for part in get_args(kind) for word in get_args(part) if isinstance(word, str)]
+    if choices:
+        return f"{{{','.join(choices)}}}"
+    if int in (kind, *get_args(kind)):
+        return "N"
+    name = action.dest.rpartition(".")[2].upper()
+    return name.removesuffix("S") if _join(action) == "=" else name
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _wrapped(text: str, *, further: str = "") -> str:
+    return textwrap.fill(text, _WIDTH, subsequent_indent=further, break_on_hyphens=False, break_long_words=False)
