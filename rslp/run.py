@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import hashlib
-import json
 import os
 import re
 import socket
 import time
+import uuid
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,12 +19,20 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rslp.errors import RunError
-from rslp.files import write_atomic
+from rslp.files import checksum, read_json, write_json
 
 # What file systems allow, in bytes.
 _LONGEST = 255
 # Of a name in a message, letters.
 _SHOWN = 40
+# The values of state.json that are read, and the types that they have.
+_STATE = {
+    **{"state": str, "run_id": str, "epoch": int, "step": int, "unmoved": list, "log_bytes": int, "log_crc32": str},
+    "heartbeat": int | float,
+}
+_COLUMNS = ["step", "epoch", "name", "value"]
+# What a run has for files; its lock has no suffix.
+_FILES = ("", ".json", ".yaml", ".csv", ".txt", ".lock", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -158,16 +167,54 @@ class RunDir:
         return self.path / "DONE.json"
 
     def write_state(self, **values: Any) -> None:
-        """Replace ``state.json``; a heartbeat (seconds since 1970) is added."""
-        write_atomic(self.state, json.dumps({**values, "heartbeat": time.time()}, indent=1) + "\n")
+        """Replace ``state.json``; a heartbeat (s since 1970), the run's id and what ``metrics.csv`` holds are added.
 
-    def read_state(self) -> dict[str, Any]:
-        """What ``write_state`` wrote last; nothing where there is no such file, or none that can be read."""
+        The id is made with the first state, and stays.
+        """
+        log = self.metrics.read_bytes() if self.metrics.is_file() else b""
+        run_id = values.get("run_id") or self.read_state().get("run_id") or uuid.uuid4().hex
+        own = {"run_id": run_id, "heartbeat": time.time()}
+        write_json(self.state, {"log_bytes": len(log), "log_crc32": checksum(log), **values, **own})
+
+    def read_state(self, notes: list[str] | None = None) -> dict[str, Any]:
+        """What ``write_state`` wrote last; nothing where there is no such file, or a damaged one.
+
+        Args:
+            notes: where damage is noted, in a line.
+        """
         try:
-            state = json.loads(self.state.read_bytes())
-        except (OSError, ValueError):
+            state = read_json(self.state) or {}
+            for key, kind in _STATE.items():
+                if not isinstance(state.get(key), kind | None):
+                    raise RunError(f"{self.state} is damaged: {key} is {state.get(key)!r}")
+        except RunError as error:
+            if notes is not None:
+                notes.append(str(error))
             return {}
-        return state if isinstance(state, dict) else {}
+        return state
+
+    def logged(self, notes: list[str]) -> list[list[str]]:
+        """The rows of ``metrics.csv`` that can be read: step, epoch, name, value.
+
+        Args:
+            notes: where damage is noted, in a line; a last row that a kill has cut short is none.
+        """
+        state = self.read_state()
+        try:
+            raw = self.metrics.read_bytes()
+        except FileNotFoundError:
+            raw = b""
+        except OSError as error:
+            notes.append(f"{self.metrics} can't be read: {error.strerror}")
+            return []
+        lines = raw.decode(errors="replace").replace("\r\n", "\n").split("\n")
+        rows = [next(csv.reader([line]), []) for line in lines[:-1]]
+        sound = [row for row in rows[1:] if _is_row(row)]
+        whole = checksum(raw[: state.get("log_bytes") or 0]) == (state.get("log_crc32") or checksum(b""))
+        # A run that goes on replaces both files; between the two looks it may have.
+        if not (whole and rows[:1] in ([], [_COLUMNS]) and len(sound) == len(rows[1:])) and state == self.read_state():
+            notes.append(f"{self.metrics} is damaged: {len(sound)} rows of it can be read")
+        return sound
 
     def mark_done(
         self, *, step: int, epoch: int, checkpoint: Path, ended_early: Mapping[str, str] | None = None
@@ -176,7 +223,7 @@ class RunDir:
         content: dict[str, Any] = {"step": step, "epoch": epoch, "checkpoint_sha256": sha256(checkpoint)}
         if ended_early:
             content["ended_early"] = dict(ended_early)
-        write_atomic(self.done_marker, json.dumps(content, indent=1) + "\n")
+        write_json(self.done_marker, content)
 
     def done(self) -> Mapping[str, Any] | None:
         """What ``mark_done`` wrote, or None while the run is unfinished.
@@ -184,13 +231,24 @@ class RunDir:
         Raises:
             RunError: the file is not what ``mark_done`` writes.
         """
-        if not self.done_marker.exists():
-            return None
         try:
-            marker: dict[str, Any] = json.loads(self.done_marker.read_bytes())
-        except ValueError as error:
-            raise RunError(f"{self.done_marker} is not what a run writes; remove it to go on ({error})") from error
+            marker = read_json(self.done_marker)
+        except RunError as error:
+            raise RunError(f"{error}; remove it, and the same command goes on from the last checkpoint") from error
+        early = (marker or {}).get("ended_early")
+        if early is not None and not (isinstance(early, dict) and {"by", "of", "settings"} <= set(early)):
+            raise RunError(f"{self.done_marker} is damaged: ended_early is {early!r}; remove it to go on")
         return marker
+
+    def refuse_folders(self) -> None:
+        """Refuse a run directory with a folder in the place of a file, before a run ends where it would be written.
+
+        Raises:
+            RunError: there is one.
+        """
+        files = (*self.path.glob("*.*"), *self.checkpoints.glob("*.ckpt"), self.lock)
+        if folder := next((path for path in sorted(files) if path.suffix in _FILES and path.is_dir()), None):
+            raise RunError(f"{folder} is a folder, where a run has a file: move it away")
 
     def sweep(self) -> None:
         """Remove what a killed process had begun to write; to be called under the lock."""
@@ -241,6 +299,16 @@ def _no_folder_name(name: str) -> str:
         return f"it has {size} bytes, and {_LONGEST} are allowed"
     # Bytes of the command line that are no text arrive as these.
     return "it is not UTF-8" if any("\ud800" <= letter <= "\udfff" for letter in name) else ""
+
+
+def _is_row(row: list[str]) -> bool:
+    if len(row) != len(_COLUMNS) or not (row[0].isdigit() and row[1].isdigit() and row[2]):
+        return False
+    try:
+        float(row[3])
+    except ValueError:
+        return False
+    return True
 
 
 def _close(reference: weakref.ref[TextIO]) -> None:

@@ -1,5 +1,6 @@
 """The only room that opens config files: YAML with line marks, paths, atomic writes, shipped configs."""
 
+from rslp.files.checksums import archive_damage, checksum, is_unchanged, read_json, with_checksum, write_json
 from rslp.files.document import MAX_BYTES, Braced, Document, Template, Unquoted, parse_yaml, plain_scalar, read_yaml
 from rslp.files.dumping import dump_yaml
 from rslp.files.paths import (
@@ -26,18 +27,24 @@ __all__ = [
     "Template",
     "Unquoted",
     "anchor_paths",
+    "archive_damage",
+    "checksum",
     "dump_yaml",
     "find_file",
     "is_portable",
     "is_remote",
+    "is_unchanged",
     "parse_yaml",
     "paths_in",
     "plain_scalar",
+    "read_json",
     "read_yaml",
     "relativise_paths",
     "replacing",
     "resolve_paths",
     "same_file",
     "shipped",
+    "with_checksum",
     "write_atomic",
+    "write_json",
 ]

@@ -111,8 +111,11 @@ def _record(plan: LocalPlan, pid: int) -> Record:
 
 
 def _identity(record: Record) -> tuple[int, str, str]:
-    pid, host, started = record.id.split("@")
-    return int(pid), host, started
+    try:
+        pid, host, started = record.id.split("@")
+        return int(pid), host, started
+    except ValueError as error:
+        raise RunError(f"the record of a submission names no process of a machine: {record.id!r}") from error
 
 
 def _started(pid: int) -> str:

@@ -12,6 +12,7 @@ import torch
 from rslearn.train.lightning_module import RestoreConfig
 
 from rslp.errors import ConfigError, Problem
+from rslp.files import archive_damage
 from rslp.train import collectives
 
 KEY = "model.init_args.restore_config"
@@ -30,11 +31,15 @@ def weights_of(restore: RestoreConfig, model: torch.nn.Module) -> dict[str, Any]
         model: what they are for; it is not changed.
 
     Raises:
-        ConfigError: the file is missing or can't be read, or nothing in it has a name of the model.
+        ConfigError: the file is missing, damaged or can't be read, or nothing in it has a name of the model.
     """
     if not restore.restore_path.exists():
         raise ConfigError(Problem(f"{restore.restore_path} does not exist", key=f"{KEY}.restore_path"))
     try:
+        with restore.restore_path.open("rb") as stream:
+            damage = archive_damage(stream, older=True)
+        if damage:
+            raise ConfigError(Problem(f"{restore.restore_path} can't be read as weights: {damage}", key=KEY))
         weights: dict[str, Any] = dict(restore.get_state_dict())
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:200]

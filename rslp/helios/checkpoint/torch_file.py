@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rslp.errors import CheckpointError
+from rslp.files import archive_damage
 
 _STATE = "state_dict"
 # What a damaged file, or one that is something else, makes of torch.load.
@@ -47,9 +48,13 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         The tensors by name, on the CPU, mapped from the file.
 
     Raises:
-        CheckpointError: not readable, or it holds no named tensors.
+        CheckpointError: not readable, damaged, or it holds no named tensors.
     """
     try:
+        with path.open("rb") as stream:
+            damage = archive_damage(stream, older=True)
+        if damage:
+            raise CheckpointError(f"{path}: cannot be read as a file of torch.save: {damage}")
         content = _load(path)
     except _READ_ERRORS as error:
         raise CheckpointError(f"{path}: cannot be read as a file of torch.save: {_first_line(error)}") from error
