@@ -1,6 +1,6 @@
 """The only room that opens config files: YAML with line marks, paths, atomic writes, shipped configs."""
 
-from rslp.files.checksums import archive_damage, checksum, is_unchanged, read_json, with_checksum, write_json
+from rslp.files.checksums import UNREADABLE, archive_damage, checksum, read_json, with_checksum, write_json
 from rslp.files.document import MAX_BYTES, Braced, Document, Template, Unquoted, parse_yaml, plain_scalar, read_yaml
 from rslp.files.dumping import dump_yaml
 from rslp.files.paths import (
@@ -20,6 +20,7 @@ from rslp.files.writing import replacing, same_file, write_atomic
 __all__ = [
     "MAX_BYTES",
     "PATH_ARGS",
+    "UNREADABLE",
     "Anchored",
     "Braced",
     "Document",
@@ -33,7 +34,6 @@ __all__ = [
     "find_file",
     "is_portable",
     "is_remote",
-    "is_unchanged",
     "parse_yaml",
     "paths_in",
     "plain_scalar",

@@ -6,10 +6,12 @@ A file without a checksum, as earlier versions wrote them, is taken as it is.
 from __future__ import annotations
 
 import json
+import pickle
 import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,18 +19,11 @@ from rslp.errors import RunError
 from rslp.files.writing import write_atomic
 
 KEY = "crc32"
-_FIRST_LINE = "# crc32 of all lines below: "
-# What a damaged archive makes of its reader.
-_TORN = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    RuntimeError,
-    ValueError,
-    EOFError,
-    LookupError,
-    OverflowError,
-    MemoryError,
+_FIRST_LINE = "crc32 of all lines below: "
+# What zipfile, pickle and torch, which trust what they read, make of a file that is damaged or something else.
+UNREADABLE = (
+    *(RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError, AttributeError, AssertionError, ImportError),
+    *(OverflowError, MemoryError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, struct.error),
 )
 # torch takes such a record for a folder, and leaves the tensor as the memory was.
 _FOLDER = 0x10
@@ -75,33 +70,34 @@ def checksum(raw: bytes) -> str:
 
 def with_checksum(text: str) -> str:
     """A text behind a comment (YAML) that holds its checksum: in the first line, which a cut leaves."""
-    return f"{_FIRST_LINE}{checksum(text.encode())}\n{text}"
+    return f"# {_FIRST_LINE}{checksum(text.encode())}\n{text}"
 
 
 def is_unchanged(text: str) -> bool:
     """Whether a text is as ``with_checksum`` gave it; True for one without a checksum."""
-    return not text.startswith(_FIRST_LINE) or text == with_checksum(text.partition("\n")[2])
+    first, _, rest = text.partition("\n")
+    return _FIRST_LINE not in first or text == with_checksum(rest)
 
 
-def archive_damage(stream: BinaryIO, *, older: bool = False) -> str:
+def archive_damage(file: Path | BinaryIO, *, older: bool = False) -> str:
     """What is wrong with an archive of torch.save: torch itself does not look at the checksums of its records.
 
     Args:
-        stream: the file; it is read once, and stands at its beginning afterwards.
+        file: a path, or a stream, which stands at its beginning afterwards; it is read once.
         older: whether torch's format from before archives is taken: it has no checksums, so nothing is said of it.
 
     Returns:
         words for a message; empty if every record is as it was written.
     """
     try:
-        if older and not zipfile.is_zipfile(stream):
-            return ""
-        with zipfile.ZipFile(stream) as archive:
-            torn = (
-                next((r.filename for r in archive.infolist() if r.external_attr & _FOLDER), None) or archive.testzip()
-            )
-        return f"it is damaged: the checksum of its part {torn!r} is that of another content" if torn else ""
-    except _TORN as error:
+        with file.open("rb") if isinstance(file, Path) else nullcontext(file) as stream:
+            if older and not zipfile.is_zipfile(stream):
+                stream.seek(0)
+                return ""
+            with zipfile.ZipFile(stream) as archive:
+                folders = [record.filename for record in archive.infolist() if record.external_attr & _FOLDER]
+                torn = next(iter(folders), None) or archive.testzip()
+            stream.seek(0)
+    except UNREADABLE as error:
         return f"it is cut off or damaged, or no archive of torch.save ({error})"
-    finally:
-        stream.seek(0)
+    return f"it is damaged: the checksum of its part {torn!r} is that of another content" if torn else ""

@@ -68,7 +68,7 @@ class Galileo(GalileoModel):
                 file = UPath(pretrained_path) / pretrained_weights[size] / name
                 if not file.exists():
                     raise CheckpointError(f"{file}: no such file; pretrained_path holds models/{size.value}/{name}")
-                _refuse_damaged(file)
+                _refuse_damaged(Path(str(file)))
         super().__init__(size, patch_size, pretrained_path, autocast_dtype)
 
     def forward(self, context: ModelContext) -> FeatureMaps:
@@ -112,13 +112,11 @@ class Galileo(GalileoModel):
         return [(self.patch_size, int(self.model.embedding_size))]
 
 
-def _refuse_damaged(file: UPath) -> None:
+def _refuse_damaged(file: Path) -> None:
     if file.suffix == ".json":
-        read_json(Path(str(file)))
-        return
-    with file.open("rb") as stream:
-        if damage := archive_damage(stream, older=True):
-            raise CheckpointError(f"{file} can't be read as weights: {damage}")
+        read_json(file)
+    elif damage := archive_damage(file, older=True):
+        raise CheckpointError(f"{file} can't be read as weights: {damage}")
 
 
 def _timeline(inputs: Mapping[str, Any]) -> Timeline:

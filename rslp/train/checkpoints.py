@@ -15,12 +15,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, Callback, Checkpoint
 
 from rslp.errors import CheckpointError, ConfigError, Problem, RunError
-from rslp.files import archive_damage, replacing, same_file
+from rslp.files import UNREADABLE, archive_damage, replacing, same_file
 from rslp.run import RunDir
 from rslp.train import adapters, collectives, preemption
 from rslp.train.freezing import stages_of
 from rslp.train.module import JointModule
-from rslp.train.restoring import UNREADABLE
 from rslp.train.selection import Selection
 
 _TRAINABLE_KEY = "rslp_trainable"

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
-import struct
 import sys
-import zipfile
 from typing import Any
 
 import torch
 from rslearn.train.lightning_module import RestoreConfig
 
 from rslp.errors import ConfigError, Problem
-from rslp.files import archive_damage
+from rslp.files import UNREADABLE, archive_damage
 from rslp.train import collectives
 
 KEY = "model.init_args.restore_config"
-# What torch raises at a file that is no checkpoint, or is torn: its reader trusts what it reads.
-UNREADABLE = (
-    *(RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError, AttributeError, AssertionError),
-    *(OverflowError, MemoryError, zipfile.BadZipFile, pickle.UnpicklingError, struct.error),
-)
 
 
 def weights_of(restore: RestoreConfig, model: torch.nn.Module) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.futures import Future
 
 from rslp.errors import CheckpointError
-from rslp.files import archive_damage
+from rslp.files import UNREADABLE, archive_damage
 
 # Everything that the index of a tensor checkpoint is made of; whatever else a pickle names is refused, not imported.
 _METADATA = "torch.distributed.checkpoint.metadata"
@@ -43,11 +42,6 @@ _NAMES = {
 _ALLOWED = {(module, name) for module, names in _NAMES.items() for name in names}
 # The writer's own names for torch's classes of the same shape.
 _ALIASES = {"olmo_core.distributed.checkpoint.filesystem": "torch.distributed.checkpoint.filesystem"}
-
-_READ_ERRORS = (
-    *(OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
-    *(OverflowError, MemoryError, RecursionError, ImportError, struct.error),
-)
 
 
 class _IndexUnpickler(pickle.Unpickler):
@@ -103,7 +97,7 @@ def read_weights(directory: Path, prefix: str) -> dict[str, torch.Tensor]:
     reader = _Reader(directory)
     try:
         index = reader.read_metadata()
-    except (*_READ_ERRORS, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"{directory}/.metadata: cannot be read: {error}") from error
     planner = DefaultLoadPlanner()
     try:
@@ -117,7 +111,7 @@ def read_weights(directory: Path, prefix: str) -> dict[str, torch.Tensor]:
         plan = reader.prepare_local_plan(planner.create_local_plan())
         plan = reader.prepare_global_plan(planner.create_global_plan([plan]))[0]
         reader.read_data(planner.finish_plan(plan), planner).wait()
-    except (*_READ_ERRORS, pickle.UnpicklingError, CheckpointException) as error:
+    except (*UNREADABLE, CheckpointException) as error:
         detail = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{directory}: damaged or incomplete: {detail}") from error
     if unread := [name for name, tensor in wanted.items() if tensor.is_floating_point() and tensor.isnan().any()]:
