@@ -31,8 +31,8 @@ _STATE = {
     "heartbeat": int | float,
 }
 _COLUMNS = ["step", "epoch", "name", "value"]
-# What a run has for files; its lock has no suffix.
-_FILES = ("", ".json", ".yaml", ".csv", ".txt", ".lock", ".ckpt")
+# What a run has for files, besides its lock.
+_FILES = (".json", ".yaml", ".csv", ".txt", ".lock", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,10 @@ class RunDir:
         sound = [row for row in rows[1:] if _is_row(row)]
         whole = checksum(raw[: state.get("log_bytes") or 0]) == (state.get("log_crc32") or checksum(b""))
         # A run that goes on replaces both files; between the two looks it may have.
-        if not (whole and rows[:1] in ([], [_COLUMNS]) and len(sound) == len(rows[1:])) and state == self.read_state():
+        if (
+            not (whole and rows[:1] == [_COLUMNS] * bool(raw) and len(sound) == len(rows[1:]))
+            and state == self.read_state()
+        ):
             notes.append(f"{self.metrics} is damaged: {len(sound)} rows of it can be read")
         return sound
 
@@ -246,8 +249,8 @@ class RunDir:
         Raises:
             RunError: there is one.
         """
-        files = (*self.path.glob("*.*"), *self.checkpoints.glob("*.ckpt"), self.lock)
-        if folder := next((path for path in sorted(files) if path.suffix in _FILES and path.is_dir()), None):
+        named = [path for path in (*self.path.glob("*"), *self.checkpoints.glob("*")) if path.suffix in _FILES]
+        if folder := next((path for path in (self.lock, *sorted(named)) if path.is_dir()), None):
             raise RunError(f"{folder} is a folder, where a run has a file: move it away")
 
     def sweep(self) -> None:

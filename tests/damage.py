@@ -82,6 +82,11 @@ def make(folder: Path) -> Place:
     return place
 
 
+def write_twin(place: Place) -> None:
+    """A second run beside it."""
+    shutil.copytree(place.run.path, place.run.path.with_name("twin"))
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command did: exit code, what it printed, what it left; None for a traceback."""

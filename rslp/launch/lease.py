@@ -70,7 +70,7 @@ class Lease:
         while not self._ended.wait(pace.beat):
             try:
                 holder = _read(self.store)
-                if holder is not None and holder["token"] != self.token:
+                if holder is not None and holder["token"] not in ("", self.token):
                     self.lost.set()
                     return
                 self.beats += 1
