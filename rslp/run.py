@@ -30,7 +30,7 @@ _STATE = {
     **{"state": str, "run_id": str, "epoch": int, "step": int, "unmoved": list, "log_bytes": int, "log_crc32": str},
     "heartbeat": int | float,
 }
-_COLUMNS = ["step", "epoch", "name", "value"]
+_COLUMNS = ("step", "epoch", "name", "value")
 # What a run has for files, besides its lock.
 _FILES = (".json", ".yaml", ".csv", ".txt", ".lock", ".ckpt")
 
@@ -207,15 +207,12 @@ class RunDir:
         except OSError as error:
             notes.append(f"{self.metrics} can't be read: {error.strerror}")
             return []
-        lines = raw.decode(errors="replace").replace("\r\n", "\n").split("\n")
-        rows = [next(csv.reader([line]), []) for line in lines[:-1]]
-        sound = [row for row in rows[1:] if _is_row(row)]
+        header, *lines = raw.decode(errors="replace").split("\n")[:-1] or [""]
+        sound = [row for line in lines if (row := _row_of(line))]
         whole = checksum(raw[: state.get("log_bytes") or 0]) == (state.get("log_crc32") or checksum(b""))
+        whole = whole and header.strip() == ",".join(_COLUMNS) * bool(raw) and len(sound) == len(lines)
         # A run that goes on replaces both files; between the two looks it may have.
-        if (
-            not (whole and rows[:1] == [_COLUMNS] * bool(raw) and len(sound) == len(rows[1:]))
-            and state == self.read_state()
-        ):
+        if not whole and state == self.read_state():
             notes.append(f"{self.metrics} is damaged: {len(sound)} rows of it can be read")
         return sound
 
@@ -304,14 +301,14 @@ def _no_folder_name(name: str) -> str:
     return "it is not UTF-8" if any("\ud800" <= letter <= "\udfff" for letter in name) else ""
 
 
-def _is_row(row: list[str]) -> bool:
-    if len(row) != len(_COLUMNS) or not (row[0].isdigit() and row[1].isdigit() and row[2]):
-        return False
+def _row_of(line: str) -> list[str]:
+    """The values of a row of ``metrics.csv``; none of one that is no whole row."""
     try:
-        float(row[3])
-    except ValueError:
-        return False
-    return True
+        step, epoch, name, value = next(csv.reader([line]))
+        float(value)
+    except (csv.Error, StopIteration, ValueError):
+        return []
+    return [step, epoch, name, value] if step.isdigit() and epoch.isdigit() and name else []
 
 
 def _close(reference: weakref.ref[TextIO]) -> None:

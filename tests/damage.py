@@ -123,11 +123,13 @@ def _trained(run: RunDir) -> Any:
     return parts, run.metrics.read_text()
 
 
-def _evaluated(run: RunDir) -> Any:
-    found = [
-        json.loads(run.evaluation(split, folder).read_text()) for split in ("val", "test") for folder in ("best", None)
-    ]
-    return [{key: value for key, value in one.items() if key != "checkpoint_sha256"} for one in found]
+def _evaluated(*folders: str | None) -> Callable[[RunDir], Any]:
+    def found(run: RunDir) -> Any:
+        splits = ("val", "test") if "best" in folders else ("val",)
+        rows = [json.loads(run.evaluation(split, folder).read_text()) for split in splits for folder in folders]
+        return [{key: value for key, value in one.items() if key != "checkpoint_sha256"} for one in rows]
+
+    return found
 
 
 def _predicted(run: RunDir) -> Any:
@@ -151,11 +153,8 @@ def _evaluated_otherwise(place: Place) -> int:
 COMMANDS: dict[str, tuple[Callable[[Place], int], Callable[[RunDir], Any]]] = {
     "resume": (_job(), _trained),
     "resume without last.ckpt": (_without_last(_job()), _trained),
-    "evaluate": (_job("--mode", "test"), _evaluated),
-    "evaluate another": (
-        _evaluated_otherwise,
-        lambda run: json.loads(run.evaluation("val", "best-classify").read_text()),
-    ),
+    "evaluate": (_job("--mode", "test"), _evaluated("best", None)),
+    "evaluate another": (_evaluated_otherwise, _evaluated("best-classify")),
     "predict": (_job("--mode", "predict"), _predicted),
     "launch": (_launched, lambda run: (run.config.read_text(), read_json(run.check))),
     "launch untrained": (_without_last(_launched), lambda run: (run.config.read_text(), read_json(run.check))),

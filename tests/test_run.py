@@ -151,8 +151,13 @@ def test_one_changed_digit_of_the_log_is_noticed(tmp_path: Path) -> None:
     run, notes = RunDir(tmp_path), list[str]()
     run.metrics.write_bytes(b"step,epoch,name,value\r\n1,0,val/score,0.25\r\n")
     run.write_state(state="running")
-    run.metrics.write_bytes(run.metrics.read_bytes().replace(b"0.25", b"0.95"))
+    sound = run.metrics.read_bytes()
+    run.metrics.write_bytes(sound.replace(b"0.25", b"0.95"))
     assert (best_score(run, notes), len(notes)) == (0.95, 1)
+    for damaged in (sound.replace(b"1,0,", b"1\r0,"), sound.replace(b"1,0,", b'"' * 140_000), b"\xff{"):
+        run.metrics.write_bytes(damaged)
+        best_score(run, notes := [])
+        assert len(notes) == 1
 
 
 @pytest.mark.parametrize(
