@@ -201,9 +201,7 @@ class RunDir:
         """
         state = self.read_state()
         try:
-            raw = self.metrics.read_bytes()
-        except FileNotFoundError:
-            raw = b""
+            raw = self.metrics.read_bytes() if self.metrics.exists() else b""
         except OSError as error:
             notes.append(f"{self.metrics} can't be read: {error.strerror}")
             return []
@@ -232,13 +230,9 @@ class RunDir:
             RunError: the file is not what ``mark_done`` writes.
         """
         try:
-            marker = read_json(self.done_marker)
+            return read_json(self.done_marker)
         except RunError as error:
             raise RunError(f"{error}; remove it, and the same command goes on from the last checkpoint") from error
-        early = (marker or {}).get("ended_early")
-        if early is not None and not (isinstance(early, dict) and {"by", "of", "settings"} <= set(early)):
-            raise RunError(f"{self.done_marker} is damaged: ended_early is {early!r}; remove it to go on")
-        return marker
 
     def refuse_folders(self) -> None:
         """Refuse a run directory with a folder in the place of a file, before a run ends where it would be written.

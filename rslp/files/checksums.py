@@ -44,12 +44,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_bytes().decode())
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise RunError(f"{path} can't be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise RunError(f"{path} is damaged: it is not UTF-8 text") from error
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} is damaged: it is empty, cut off or no JSON ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged, or can't be read: {error}") from error
     if not isinstance(content, dict):
         raise RunError(f"{path} is damaged: it holds no JSON object")
     written = content.pop(KEY, None)

@@ -111,11 +111,8 @@ def _record(plan: LocalPlan, pid: int) -> Record:
 
 
 def _identity(record: Record) -> tuple[int, str, str]:
-    try:
-        pid, host, started = record.id.split("@")
-        return int(pid), host, started
-    except ValueError as error:
-        raise RunError(f"the record of a submission names no process of a machine: {record.id!r}") from error
+    pid, host, started = record.id.split("@")
+    return int(pid), host, started
 
 
 def _started(pid: int) -> str:

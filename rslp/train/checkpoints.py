@@ -150,8 +150,8 @@ class RunCheckpoints(Checkpoint):
 
     def _write_state(self, trainer: Trainer, *, epoch: int, score: float | None) -> None:
         if trainer.is_global_zero:
-            more = {"run_id": self._run_id} if self._run_id else {}
-            self._run.write_state(state="running", epoch=epoch, step=trainer.global_step, score=score, **more)
+            done = {"epoch": epoch, "step": trainer.global_step, "score": score}
+            self._run.write_state(state="running", **done, run_id=self._run_id)
 
     def _write(self, trainer: Trainer, checkpoint: Mapping[str, Any], path: Path, *same: Path) -> None:
         """Write a checkpoint; further paths of the same content take no more room on the disk."""

@@ -123,8 +123,8 @@ def _train(cli: Made, *, run: RunDir, resume: Resume | None) -> int:
     for logger in trainer.loggers:
         if isinstance(logger, MetricsLog) and (damage := logger.rewind(step)):
             _say(f"warning: {damage}")
-    known = {"run_id": resume.checkpoint[RUN_KEY]} if resume and resume.checkpoint.get(RUN_KEY) else {}
-    _write_state(run, trainer, state="running", step=step, **known)
+    run_id = resume.checkpoint.get(RUN_KEY) if resume else None
+    _write_state(run, trainer, state="running", step=step, run_id=run_id)
     adapters.keep_signal_handlers(trainer)
     if resume:
         load_weights(cli.model, resume.checkpoint, path=resume.path)

@@ -64,7 +64,7 @@ def test_what_is_no_whole_object_is_refused_with_its_name(tmp_path: Path, conten
 
 def test_no_file_a_folder_and_one_without_a_checksum(tmp_path: Path) -> None:
     assert read_json(tmp_path / "a.json") is None
-    with pytest.raises(RunError, match="can't be read: Is a directory"):
+    with pytest.raises(RunError, match=r"can't be read: .*Is a directory"):
         read_json(tmp_path)
     (tmp_path / "b.json").write_text('{"a": 1}')
     assert read_json(tmp_path / "b.json") == {"a": 1}
