@@ -168,7 +168,7 @@ def test_a_damaged_state_is_a_note_and_as_if_there_were_none(tmp_path: Path, con
     run, notes = RunDir(tmp_path), list[str]()
     run.state.write_text(content)
     assert run.read_state(notes) == {}
-    assert len(notes) == 1 and notes[0].startswith(f"{run.state} is damaged: ")
+    assert len(notes) == 1 and notes[0].startswith(f"{run.state} is damaged")
 
 
 def test_a_folder_where_a_run_has_a_file_is_refused(tmp_path: Path) -> None:
