@@ -84,21 +84,23 @@ def resume_point(run: RunDir) -> Resume | None:
         CheckpointError: there are checkpoints, and none can be read.
         RunError: the newest of them is of another run.
     """
-    candidates = [path for path in (run.last, run.last.with_name("previous.ckpt")) if path.exists()]
-    for path in candidates:
+    faults: list[str] = []
+    for path in (run.last, run.last.with_name("previous.ckpt")):
+        if not path.exists():
+            continue
         try:
             checkpoint = read_checkpoint(path)
             if "optimizer_states" not in checkpoint:
                 raise CheckpointError(f"{path} holds weights alone, from which no run can go on")
         except CheckpointError as error:
-            _say(f"warning: {error}; trying the one before")
-        else:
-            refuse_foreign(run, checkpoint, path=path)
-            return Resume(path, checkpoint, epoch=checkpoint["epoch"], step=checkpoint["global_step"])
-    if candidates:
-        raise CheckpointError(
-            f"none of {', '.join(map(str, candidates))} can be gone on from; remove them to start anew"
-        )
+            faults.append(str(error))
+            continue
+        refuse_foreign(run, checkpoint, path=path)
+        for fault in faults:
+            _say(f"warning: {fault}; the one before is taken")
+        return Resume(path, checkpoint, epoch=checkpoint["epoch"], step=checkpoint["global_step"])
+    if faults:
+        raise CheckpointError(f"no checkpoint can be gone on from; remove them to start anew: {'; '.join(faults)}")
     return None
 
 
