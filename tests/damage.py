@@ -117,6 +117,10 @@ def _job(*words: str) -> Callable[[Place], int]:
     return lambda place: main(["helios", "run", "--run_dir", str(place.run.path), *words])
 
 
+def _settled(run: RunDir) -> Any:
+    return run.config.read_text(), (read_json(run.check) or {}).get("passed")
+
+
 def _trained(run: RunDir) -> Any:
     checkpoint = read_checkpoint(run.last)
     parts = {part: digest_of(checkpoint[part]) for part in ("state_dict", "optimizer_states", "epoch", "global_step")}
@@ -140,7 +144,8 @@ def _predicted(run: RunDir) -> Any:
 
 def _without_last(act: Callable[[Place], int]) -> Callable[[Place], int]:
     def done(place: Place) -> int:
-        place.run.last.unlink(missing_ok=True)
+        if place.run.last.is_file():
+            place.run.last.unlink()
         return act(place)
 
     return done
@@ -156,8 +161,8 @@ COMMANDS: dict[str, tuple[Callable[[Place], int], Callable[[RunDir], Any]]] = {
     "evaluate": (_job("--mode", "test"), _evaluated("best", None)),
     "evaluate another": (_evaluated_otherwise, _evaluated("best-classify")),
     "predict": (_job("--mode", "predict"), _predicted),
-    "launch": (_launched, lambda run: (run.config.read_text(), read_json(run.check))),
-    "launch untrained": (_without_last(_launched), lambda run: (run.config.read_text(), read_json(run.check))),
+    "launch": (_launched, _settled),
+    "launch untrained": (_without_last(_launched), _settled),
     "jobs": (lambda _: main(["helios", "jobs"]), lambda _: None),
     "logs": (lambda _: main(["helios", "logs", *WORDS]), lambda _: None),
     "cancel": (lambda _: main(["helios", "cancel", *WORDS]), lambda _: None),
