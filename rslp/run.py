@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
-import json
 import re
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,11 +14,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rslp.errors import RunError
-from rslp.files import locks, write_atomic
+from rslp.files import checksum, locks, read_json, write_json
 
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 # Of a name in a message, letters.
 _SHOWN = 40
+# The values of state.json that are read, and the types that they have.
+_STATE = {
+    **{"state": str, "run_id": str, "epoch": int, "step": int, "unmoved": list, "log_bytes": int, "log_crc32": str},
+    "heartbeat": int | float,
+}
+_COLUMNS = ("step", "epoch", "name", "value")
+# What a run has for files, besides its lock.
+_FILES = (".json", ".yaml", ".csv", ".txt", ".lock", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -159,16 +168,52 @@ class RunDir:
         return self.path / "DONE.json"
 
     def write_state(self, **values: Any) -> None:
-        """Replace ``state.json``; a heartbeat (seconds since 1970) is added."""
-        write_atomic(self.state, json.dumps({**values, "heartbeat": time.time()}, indent=1) + "\n")
+        """Replace ``state.json``; a heartbeat (s since 1970), the run's id and what ``metrics.csv`` holds are added.
 
-    def read_state(self) -> dict[str, Any]:
-        """What ``write_state`` wrote last; nothing where there is no such file, or none that can be read."""
+        The id is made with the first state, and stays.
+        """
+        log = self.metrics.read_bytes() if self.metrics.is_file() else b""
+        run_id = values.get("run_id") or self.read_state().get("run_id") or uuid.uuid4().hex
+        own = {"run_id": run_id, "heartbeat": time.time()}
+        write_json(self.state, {"log_bytes": len(log), "log_crc32": checksum(log), **values, **own})
+
+    def read_state(self, notes: list[str] | None = None) -> dict[str, Any]:
+        """What ``write_state`` wrote last; nothing where there is no such file, or a damaged one.
+
+        Args:
+            notes: where damage is noted, in a line.
+        """
         try:
-            state = json.loads(self.state.read_bytes())
-        except (OSError, ValueError):
+            state = read_json(self.state) or {}
+            for key, kind in _STATE.items():
+                if not isinstance(state.get(key), kind | None):
+                    raise RunError(f"{self.state} is damaged: {key} is {state.get(key)!r}")
+        except RunError as error:
+            if notes is not None:
+                notes.append(str(error))
             return {}
-        return state if isinstance(state, dict) else {}
+        return state
+
+    def logged(self, notes: list[str]) -> list[list[str]]:
+        """The rows of ``metrics.csv`` that can be read: step, epoch, name, value.
+
+        Args:
+            notes: where damage is noted, in a line; a last row that a kill has cut short is none.
+        """
+        state = self.read_state()
+        try:
+            raw = self.metrics.read_bytes() if self.metrics.exists() else b""
+        except OSError as error:
+            notes.append(f"{self.metrics} can't be read: {error.strerror}")
+            return []
+        header, *lines = raw.decode(errors="replace").split("\n")[:-1] or [""]
+        sound = [row for line in lines if (row := _row_of(line))]
+        whole = checksum(raw[: state.get("log_bytes") or 0]) == (state.get("log_crc32") or checksum(b""))
+        whole = whole and header.strip() == ",".join(_COLUMNS) * bool(raw) and len(sound) == len(lines)
+        # A run that goes on replaces both files; between the two looks it may have.
+        if not whole and state == self.read_state():
+            notes.append(f"{self.metrics} is damaged: {len(sound)} rows of it can be read")
+        return sound
 
     def mark_done(
         self, *, step: int, epoch: int, checkpoint: Path, ended_early: Mapping[str, str] | None = None
@@ -177,7 +222,7 @@ class RunDir:
         content: dict[str, Any] = {"step": step, "epoch": epoch, "checkpoint_sha256": sha256(checkpoint)}
         if ended_early:
             content["ended_early"] = dict(ended_early)
-        write_atomic(self.done_marker, json.dumps(content, indent=1) + "\n")
+        write_json(self.done_marker, content)
 
     def done(self) -> Mapping[str, Any] | None:
         """What ``mark_done`` wrote, or None while the run is unfinished.
@@ -185,13 +230,20 @@ class RunDir:
         Raises:
             RunError: the file is not what ``mark_done`` writes.
         """
-        if not self.done_marker.exists():
-            return None
         try:
-            marker: dict[str, Any] = json.loads(self.done_marker.read_bytes())
-        except ValueError as error:
-            raise RunError(f"{self.done_marker} is not what a run writes; remove it to go on ({error})") from error
-        return marker
+            return read_json(self.done_marker)
+        except RunError as error:
+            raise RunError(f"{error}; remove it, and the same command goes on from the last checkpoint") from error
+
+    def refuse_folders(self) -> None:
+        """Refuse a run directory with a folder in the place of a file, before a run ends where it would be written.
+
+        Raises:
+            RunError: there is one.
+        """
+        named = [path for path in (*self.path.glob("*"), *self.checkpoints.glob("*")) if path.suffix in _FILES]
+        if folder := next((path for path in (self.lock, *sorted(named)) if path.is_dir()), None):
+            raise RunError(f"{folder} is a folder, where a run has a file: move it away")
 
     def sweep(self) -> None:
         """Remove what a killed process had begun to write; to be called under the lock."""
@@ -219,6 +271,16 @@ class RunDir:
 
         with locks.locked(path, busy=refuse):
             yield
+
+
+def _row_of(line: str) -> list[str]:
+    """The values of a row of ``metrics.csv``; none of one that is no whole row."""
+    try:
+        step, epoch, name, value = next(csv.reader([line]))
+        float(value)
+    except (csv.Error, StopIteration, ValueError):
+        return []
+    return [step, epoch, name, value] if step.isdigit() and epoch.isdigit() and name else []
 
 
 def sha256(path: Path) -> str:

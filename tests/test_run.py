@@ -69,7 +69,9 @@ def test_the_done_marker_holds_the_checkpoints_hash(tmp_path: Path) -> None:
     run.checkpoints.mkdir()
     run.last.write_bytes(b"weights")
     run.mark_done(step=7, epoch=2, checkpoint=run.last)
-    assert run.done() == json.loads(run.done_marker.read_text())
+    written = json.loads(run.done_marker.read_text())
+    assert written.pop("crc32")
+    assert run.done() == written
     assert run.done()["checkpoint_sha256"].startswith("9a12")  # type: ignore[index]
 
 
@@ -131,8 +133,66 @@ def test_a_state_that_cannot_be_read_is_none(tmp_path: Path, content: bytes | No
 
 def test_a_log_that_was_cut_short_has_a_best_score(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    assert best_score(run) is None
+    notes: list[str] = []
+    assert (best_score(run, notes), notes) == (None, [])
     run.metrics.write_bytes(
         b"step,epoch,name,value\n1,0,val/score,0.25\n2,1,val/score,0.5\n3,2,val/score,\n4,3,val/score\n\xff\x00"
     )
-    assert best_score(run) == 0.5
+    assert best_score(run, notes) == 0.5
+    assert notes == [f"{run.metrics} is damaged: 2 rows of it can be read"]
+
+
+def test_a_last_row_that_a_kill_cut_short_is_no_damage(tmp_path: Path) -> None:
+    run, notes = RunDir(tmp_path), list[str]()
+    run.metrics.write_bytes(b"step,epoch,name,value\r\n1,0,val/score,0.25\r\n")
+    run.write_state(state="running")
+    with run.metrics.open("ab") as log:
+        log.write(b"2,1,val/sc")
+    assert (best_score(run, notes), notes) == (0.25, [])
+
+
+@pytest.mark.parametrize("damaged", [b"", b"step,epoch,name,value\r\n1,0,val/score,0.25\r\n", None])
+def test_a_log_that_lost_rows_which_the_state_knows_of_is_damaged(tmp_path: Path, damaged: bytes | None) -> None:
+    run, notes = RunDir(tmp_path), list[str]()
+    run.metrics.write_bytes(b"step,epoch,name,value\r\n1,0,val/score,0.25\r\n2,1,val/score,0.5\r\n")
+    run.write_state(state="running")
+    run.metrics.unlink() if damaged is None else run.metrics.write_bytes(damaged)
+    best_score(run, notes)
+    assert len(notes) == 1 and str(run.metrics) in notes[0]
+
+
+def test_one_changed_digit_of_the_log_is_noticed(tmp_path: Path) -> None:
+    run, notes = RunDir(tmp_path), list[str]()
+    run.metrics.write_bytes(b"step,epoch,name,value\r\n1,0,val/score,0.25\r\n")
+    run.write_state(state="running")
+    sound = run.metrics.read_bytes()
+    run.metrics.write_bytes(sound.replace(b"0.25", b"0.95"))
+    assert (best_score(run, notes), len(notes)) == (0.95, 1)
+    for damaged in (sound.replace(b"1,0,", b"1\r0,"), sound.replace(b"1,0,", b'"' * 140_000), b"\xff{"):
+        run.metrics.write_bytes(damaged)
+        best_score(run, notes := [])
+        assert len(notes) == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[1]", '{"state": 3}', '{"state": "done", "heartbeat": "now"}', '{"epoch": [1]}', '{"step": "2"}'],
+)
+def test_a_damaged_state_is_a_note_and_as_if_there_were_none(tmp_path: Path, content: str) -> None:
+    run, notes = RunDir(tmp_path), list[str]()
+    run.state.write_text(content)
+    assert run.read_state(notes) == {}
+    assert len(notes) == 1 and notes[0].startswith(f"{run.state} is damaged")
+
+
+def test_a_folder_where_a_run_has_a_file_is_refused(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / ".sending").mkdir()
+    run.checkpoints.mkdir()
+    run.refuse_folders()
+    for path in (run.lock, run.state, run.metrics, run.last, run.job("test"), run.prediction_config):
+        path.mkdir()
+        with pytest.raises(RunError, match=f"{path.name} is a folder"):
+            run.refuse_folders()
+        path.rmdir()

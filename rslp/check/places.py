@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +12,8 @@ from typing import Any
 
 from rslp.check.findings import Finding, KeyPath
 from rslp.compose import names_in, pick, placeholder_names
-from rslp.errors import ConfigError, Problem
-from rslp.files import Document, read_yaml, shipped
+from rslp.errors import ConfigError, Problem, RunError
+from rslp.files import Document, read_json, read_yaml, shipped
 
 _SHIPPED = "data/helios/"
 # The header that stage 1 writes names its files, the multi-dataset config first.
@@ -101,11 +101,14 @@ class Places:
     def _entries(self, document: Document) -> _Entries:
         if document.name not in self._provenance:
             path = Path(document.name).with_suffix(".provenance.json")
-            text = path.read_text(encoding="utf-8") if "://" not in document.name and path.is_file() else "{}"
             try:
-                self._provenance[document.name] = json.loads(text)
-            except ValueError:
+                entries = (None if "://" in document.name else read_json(path)) or {}
+                if not all(isinstance(found, list) and all(map(_is_entry, found)) for found in entries.values()):
+                    raise RunError(f"{path} is damaged")
+                self._provenance[document.name] = entries
+            except RunError as error:
                 # It only says where things come from; a broken one costs precision, no more.
+                sys.stderr.write(f"warning: {error}; faults are told at places of {document.name}\n")
                 self._provenance[document.name] = {}
         return self._provenance[document.name]
 
@@ -119,6 +122,10 @@ class Places:
             except ConfigError:
                 self._sources[beside] = None
         return self._sources[beside]
+
+
+def _is_entry(one: Any) -> bool:
+    return isinstance(one, dict) and isinstance(one.get("file") or "", str)
 
 
 def _held(document: Document, at: KeyPath) -> KeyPath:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
         CheckpointError: the checkpoint can't be read or does not fit the run's model.
     """
     path = checkpoint_of(run, checkpoint)
-    content, digest = read_with_digest(path)
+    content, digest = read_with_digest(run, path)
     cli = build(run, training=False)
     load_weights(cli.model, content, path=path)
     cli.model.on_load_checkpoint(content)
@@ -62,7 +63,9 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
             _write(run, evaluation, folder=_folder_of(run, path, digest))
         evaluations.append(evaluation)
     if cli.trainer.is_global_zero:
-        print_table(evaluations, unmoved=run.read_state().get("unmoved", ()))
+        notes: list[str] = []
+        print_table(evaluations, unmoved=run.read_state(notes).get("unmoved") or ())
+        sys.stderr.writelines(f"warning: {note}\n" for note in notes)
     return evaluations
 
 

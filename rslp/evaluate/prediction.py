@@ -50,7 +50,7 @@ def predict(run: RunDir, *, checkpoint: str | None = None) -> int:
     """
     path = checkpoint_of(run, checkpoint)
     with run.locked("predict"):
-        content, digest = read_with_digest(path)
+        content, digest = read_with_digest(run, path)
         cli = build(run, training=False, predicting=True)
         load_weights(cli.model, content, path=path)
         splits = _choose_splits(run, cli.datamodule)
@@ -75,7 +75,7 @@ def predict(run: RunDir, *, checkpoint: str | None = None) -> int:
             "datasets": {
                 name: {
                     "split": splits[name],
-                    "windows": len(progress.written(name)),
+                    "windows": len(windows_of(cli.datamodule, name) & progress.written(name)),
                     "left_out": len(windows_of(cli.datamodule, name) - progress.written(name)),
                     "tasks": target.described(),
                 }

@@ -67,10 +67,12 @@ def _read(path: Path, header: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if not path.is_file():
         return []
     lines: list[Any] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            lines.append(json.loads(line))
+            lines.append(json.loads(line.decode()))
         except ValueError:
             # Torn: the process was killed while it wrote.
             break
-    return [(dataset, group, name) for dataset, group, name in lines[1:]] if lines and lines[0] == header else []
+    if not lines or lines[0] != header:
+        return []
+    return [tuple(line) for line in lines[1:] if isinstance(line, list) and list(map(type, line)) == [str] * 3]

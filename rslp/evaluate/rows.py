@@ -97,14 +97,17 @@ class Evaluation:
         """Read what ``json`` wrote, or what a version with schema 1 did; what that lacks is None.
 
         Raises:
-            RunError: it is of a schema that is not known.
+            RunError: it is damaged, or of a schema that is not known.
         """
-        content = json.loads(text)
-        if content["schema"] not in (1, SCHEMA):
-            raise RunError(f"evaluation rows of schema {content['schema']}; this version knows 1 and {SCHEMA}")
-        rows = tuple(_parsed(row) for row in content.pop("rows"))
-        content = {_FORMER.get(key, key): value for key, value in content.items() if key != "schema"}
-        return cls(**{**content, "bad_samples": tuple(content["bad_samples"])}, rows=rows)
+        try:
+            content = json.loads(text)
+            if content["schema"] not in (1, SCHEMA):
+                raise RunError(f"evaluation rows of schema {content['schema']}; this version knows 1 and {SCHEMA}")
+            rows = tuple(_parsed(row) for row in content.pop("rows"))
+            content = {_FORMER.get(key, key): value for key, value in content.items() if key != "schema"}
+            return cls(**{**content, "bad_samples": tuple(content["bad_samples"])}, rows=rows)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise RunError(f"no evaluation rows, or damaged ones: {error!r}") from error
 
 
 def _parsed(row: dict[str, Any]) -> Row:

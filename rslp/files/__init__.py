@@ -1,5 +1,6 @@
 """The only room that opens config files: YAML with line marks, paths, atomic writes, shipped configs."""
 
+from rslp.files.checksums import UNREADABLE, archive_damage, checksum, read_json, with_checksum, write_json
 from rslp.files.document import MAX_BYTES, Braced, Document, Template, Unquoted, parse_yaml, plain_scalar, read_yaml
 from rslp.files.dumping import dump_yaml
 from rslp.files.paths import (
@@ -19,6 +20,7 @@ from rslp.files.writing import replacing, same_file, write_atomic
 __all__ = [
     "MAX_BYTES",
     "PATH_ARGS",
+    "UNREADABLE",
     "Anchored",
     "Braced",
     "Document",
@@ -26,6 +28,8 @@ __all__ = [
     "Template",
     "Unquoted",
     "anchor_paths",
+    "archive_damage",
+    "checksum",
     "dump_yaml",
     "find_file",
     "is_portable",
@@ -33,11 +37,14 @@ __all__ = [
     "parse_yaml",
     "paths_in",
     "plain_scalar",
+    "read_json",
     "read_yaml",
     "relativise_paths",
     "replacing",
     "resolve_paths",
     "same_file",
     "shipped",
+    "with_checksum",
     "write_atomic",
+    "write_json",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from rslp.errors import ConfigError, Problem, StoreError
+from rslp.files.checksums import is_unchanged
 from rslp.files.nodes import MAX_DEPTH, Braced, Loader, NodeReader, Template, Unquoted, line_of, plain_scalar
 from rslp.files.stores import Store, is_remote
 
@@ -75,7 +76,7 @@ def read_yaml(path: str | Path, *, name: str | None = None) -> Document:
         The document.
 
     Raises:
-        ConfigError: the file is missing, unreadable, too large, not UTF-8, or not sound YAML.
+        ConfigError: the file is missing, unreadable, too large, not UTF-8, not sound YAML, or not as its checksum says.
     """
     shown = str(path) if name is None else name
     raw = _read_bytes(str(path), shown)
@@ -84,6 +85,9 @@ def read_yaml(path: str | Path, *, name: str | None = None) -> Document:
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise _fault("is not UTF-8 text; save the file as UTF-8", shown, line) from None
+    if not is_unchanged(text):
+        what = "is damaged, or was changed by hand: the checksum in its first line is that of another text; launch the "
+        raise _fault(f"{what}run again to have it written anew, or remove that line", shown, 1)
     remote = "://" in str(path)
     folder = str(path).rsplit("/", 1)[0] if remote else str(Path(path).absolute().parent)
     return parse_yaml(text, name=shown, folder=folder, sha256=hashlib.sha256(raw).hexdigest())

@@ -15,7 +15,7 @@ from typing import Any
 
 from rslp.compose import pick
 from rslp.errors import RunError
-from rslp.files import dump_yaml, is_remote, paths_in, resolve_paths, write_atomic
+from rslp.files import dump_yaml, is_remote, paths_in, read_json, resolve_paths, with_checksum, write_json
 from rslp.files.children import die_with_parent
 from rslp.run import RunDir
 
@@ -73,7 +73,7 @@ def ensure_checked(
         return
     _refuse_unwritable(run)
     _run_check([*_named(config_paths, constants), *words])
-    write_atomic(run.check, json.dumps({"passed": state, **_allowed(config)}, indent=1) + "\n")
+    write_json(run.check, {"passed": state, **_allowed(config)})
 
 
 def fingerprint(config: Mapping[str, Any], *, words: Sequence[str] = ()) -> str:
@@ -114,15 +114,16 @@ def _size_and_time(path: Path) -> tuple[int, int] | None:
 
 def _goes_on(run: RunDir, config: Mapping[str, Any]) -> bool:
     """Whether there is a checkpoint to go on from, of this very config."""
-    same = run.config.exists() and run.config.read_text(encoding="utf-8") == dump_yaml(config)
+    text = dump_yaml(config)
+    same = run.config.is_file() and run.config.read_bytes() in (with_checksum(text).encode(), text.encode())
     return same and run.last.exists()
 
 
 def _passed(run: RunDir) -> str | None:
     try:
-        return str(json.loads(run.check.read_text(encoding="utf-8"))["passed"])
-    except (OSError, ValueError, KeyError, TypeError):
-        # No record, or none that can be read, means only that it is checked (again).
+        return str((read_json(run.check) or {}).get("passed"))
+    except RunError as error:
+        _say(f"warning: {error}; it is checked again")
         return None
 
 

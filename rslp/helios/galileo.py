@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from rslearn.train.model_context import ModelContext
 from upath import UPath
 
 from rslp.errors import CheckpointError, DataError
+from rslp.files import archive_damage, read_json
 from rslp.helios.images.dates import Timeline, align
 
 # Galileo's four kinds of input: which of them have dates, and how its groups of bands are called.
@@ -66,6 +68,7 @@ class Galileo(GalileoModel):
                 file = UPath(pretrained_path) / pretrained_weights[size] / name
                 if not file.exists():
                     raise CheckpointError(f"{file}: no such file; pretrained_path holds models/{size.value}/{name}")
+                _refuse_damaged(Path(str(file)))
         super().__init__(size, patch_size, pretrained_path, autocast_dtype)
 
     def forward(self, context: ModelContext) -> FeatureMaps:
@@ -107,6 +110,13 @@ class Galileo(GalileoModel):
     def get_backbone_channels(self) -> list[tuple[int, int]]:
         """Patch size and embedding size of the one feature map."""
         return [(self.patch_size, int(self.model.embedding_size))]
+
+
+def _refuse_damaged(file: Path) -> None:
+    if file.suffix == ".json":
+        read_json(file)
+    elif damage := archive_damage(file, older=True):
+        raise CheckpointError(f"{file} can't be read as weights: {damage}")
 
 
 def _timeline(inputs: Mapping[str, Any]) -> Timeline:

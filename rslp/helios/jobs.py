@@ -24,6 +24,7 @@ def jobs(rslp_project: str | None = None) -> int:
     place = prefix(remote=False)
     with glimpse_all(place, rslp_project or "") if is_remote(place) else nullcontext(Path(place)) as folder:
         rows = overview(folder, rslp_project)
+    sys.stderr.writelines(f"warning: {note}\n" for row in rows for note in row.notes)
     if not rows:
         sys.stdout.write(f"no runs in {place}\n")
         return 0

@@ -251,9 +251,12 @@ def _refuse_what_cannot_run(job: Job) -> None:
     """Find what the job would fail of, before anything is written.
 
     Raises:
-        RunError: nothing to evaluate, or to predict with.
+        RunError: nothing to evaluate, or to predict with; or a folder where the run has a file.
     """
-    if job.mode == "fit" or "://" in job.run.location:
+    if "://" in job.run.location:
+        return
+    job.run.refuse_folders()
+    if job.mode == "fit":
         return
     if job.checkpoint is not None and not Path(job.checkpoint).is_file():
         raise RunError(f"no checkpoint {job.checkpoint}")

@@ -35,6 +35,7 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
         start = (sys.executable, "-m", "rslp.main", "helios", "run", "--mode", mode)
         return run_in_copy(run_dir, start, checkpoint=checkpoint, trains=mode == "fit", predicts=mode == "predict")
     directory = RunDir(Path(run_dir))
+    directory.refuse_folders()
     config = next((path for path in (directory.config_of(mode), directory.config) if path.is_file()), None)
     if config is None:
         raise RunError(f"{directory.config} does not exist: start the run with launch_finetune")

@@ -11,7 +11,7 @@ from typing import Any
 from rslp.class_paths import refuse_untrusted
 from rslp.compose import merge_configs, refuse_unrunnable
 from rslp.errors import RunError, UsageError
-from rslp.files import dump_yaml, read_yaml, relativise_paths, write_atomic
+from rslp.files import dump_yaml, read_yaml, relativise_paths, with_checksum, write_atomic
 from rslp.launch.job import Mode
 from rslp.run import RunDir
 
@@ -72,7 +72,7 @@ def _write(run: RunDir, config: Mapping[str, Any], *, mode: Mode, stack: ExitSta
     try:
         stack.enter_context(run.locked(mode))
         former = target.read_bytes() if target.exists() else None
-        write_atomic(target, dump_yaml(config))
+        write_atomic(target, with_checksum(dump_yaml(config)))
     except OSError as error:
         what = f"{run.path} can't be written: {error.strerror}; RSLP_PREFIX says where runs lie"
         raise RunError(what) from error

@@ -44,7 +44,8 @@ def glimpse_all(prefix: str, below: str = "") -> Iterator[Path]:
         store, target = Store(root, patience=60), Path(folder, "projects", *below.split("/"))
         target.mkdir(parents=True, exist_ok=True)
         depth = 2 - len([part for part in below.split("/") if part])
-        for name in store.sizes():
+        # First the states, which say how long the logs are: these grow meanwhile.
+        for name in sorted(store.sizes(), key=lambda name: not name.endswith("state.json")):
             if _SMALL.fullmatch("/".join(name.split("/")[depth:])):
                 store.download(name, target / name)
         yield Path(folder)

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 import uuid
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -69,7 +70,7 @@ class Lease:
         while not self._ended.wait(pace.beat):
             try:
                 holder = _read(self.store)
-                if holder is not None and holder["token"] != self.token:
+                if holder is not None and holder["token"] not in ("", self.token):
                     self.lost.set()
                     return
                 self.beats += 1
@@ -191,8 +192,10 @@ def _read(store: Store) -> dict[str, Any] | None:
     content = store.read(NAME)
     if content is None:
         return None
+    # One that is torn or of another form is a holder that shows no life.
+    blank = {"token": "", "host": "", "process": 0, "job": "", "torn": zlib.crc32(content)}
     try:
-        holder: dict[str, Any] = json.loads(content)
-    except ValueError:
-        return None
-    return holder
+        holder = {**blank, **json.loads(content)}
+    except (ValueError, TypeError):
+        return blank
+    return holder if all(isinstance(holder[key], type(value)) for key, value in blank.items()) else blank

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import re
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
+from rslp.errors import RunError
 from rslp.launch.engines import known_state
 from rslp.launch.record import latest
 from rslp.run import RunDir
 
 _SCORE = "val/score"
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,7 @@ class Row:
         epoch: epochs done; None before the first.
         best: the best score on the validation data so far; None before the first.
         age: seconds since the run wrote its state last; None before the first.
+        notes: the files of the run that are damaged, a line each.
     """
 
     project: str
@@ -38,6 +43,7 @@ class Row:
     epoch: int | None
     best: float | None
     age: float | None
+    notes: tuple[str, ...] = ()
 
 
 def overview(prefix: Path, project: str | None = None) -> list[Row]:
@@ -57,13 +63,15 @@ def _config(project: str, name: str) -> str:
 
 
 def _row(run: RunDir) -> Row:
-    record = latest(run)
-    state = run.read_state()
+    notes: list[str] = []
+    record = _noted(partial(latest, run), notes)
+    state = run.read_state(notes)
     told = state.get("state", "")
     if record:
         told = known_state(run, record) or told
         # The run's own word is finer: stopped, and by what.
         told = state.get("state", told) if told == "stopped" else told
+    _noted(run.done, notes)
     heartbeat = state.get("heartbeat")
     return Row(
         project=run.project,
@@ -72,9 +80,19 @@ def _row(run: RunDir) -> Row:
         job=_name(record.id, record.mode) if record else "",
         state="succeeded" if told == "done" else told,
         epoch=state.get("epoch"),
-        best=best_score(run),
+        best=best_score(run, notes),
         age=None if heartbeat is None else max(0.0, time.time() - heartbeat),
+        notes=tuple(notes),
     )
+
+
+def _noted(read: Callable[[], Found | None], notes: list[str]) -> Found | None:
+    """What a file of a run holds; what is wrong with it becomes a note: it must not hide the other runs."""
+    try:
+        return read()
+    except RunError as error:
+        notes.append(str(error))
+        return None
 
 
 def _name(identity: str, mode: str) -> str:
@@ -82,15 +100,7 @@ def _name(identity: str, mode: str) -> str:
     return name if mode == "fit" else f"{name} ({mode})"
 
 
-def best_score(run: RunDir) -> float | None:
-    """The best validation score that the run has logged; None before the first."""
-    if not run.metrics.exists():
-        return None
-    with run.metrics.open(newline="", encoding="utf-8", errors="replace") as handle:
-        # A kill, or a full disk, may have cut the last line short.
-        scores = [row["value"] for row in csv.DictReader(handle) if row["name"] == _SCORE and _is_number(row["value"])]
-    return max(map(float, scores), default=None)
-
-
-def _is_number(text: str | None) -> bool:
-    return bool(text) and re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", str(text)) is not None
+def best_score(run: RunDir, notes: list[str]) -> float | None:
+    """The best validation score that the run has logged; None before the first. Damage is noted, in a line."""
+    scores = [float(value) for _, _, name, value in run.logged(notes) if name == _SCORE]
+    return max((score for score in scores if math.isfinite(score)), default=None)

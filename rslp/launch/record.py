@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rslp.errors import RunError
-from rslp.files import write_atomic
+from rslp.files import read_json, write_json
 from rslp.launch.job import MODES, Job, Mode
 from rslp.run import RunDir
 
 _SCHEMA = 1
+_TYPES = {"engine": str, "id": str, "plan": str, "log": str, "failures": int, "standstills": int, "cancelled": bool}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Record:
 
 def write_record(run: RunDir, record: Record) -> None:
     """Keep the record in the run directory; the one of an earlier submission in this mode is replaced."""
-    write_atomic(run.job(record.mode), json.dumps({"schema": _SCHEMA, **asdict(record)}, indent=1) + "\n")
+    write_json(run.job(record.mode), {"schema": _SCHEMA, **asdict(record)})
 
 
 def read_record(run: RunDir, mode: Mode = "fit") -> Record | None:
@@ -61,21 +61,22 @@ def read_record(run: RunDir, mode: Mode = "fit") -> Record | None:
         RunError: the file is not what ``write_record`` wrote.
     """
     path = run.job(mode)
-    if not path.is_file():
-        return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
+        if content is None:
+            return None
         schema = content.pop("schema")
         if schema != _SCHEMA:
             raise RunError(f"{path} is of schema {schema}; this version of rslp reads schema {_SCHEMA}")
         record = Record(**content)
         datetime.fromisoformat(record.submitted)
-        if record.mode != mode or not all(isinstance(text, str) for text in (record.id, record.engine, record.log)):
-            raise ValueError(f"its values are not those of a submission in mode {mode}")
-        # Whatever the file names: of the run's own.
-        return replace(record, log=record.log and str(run.logs / Path(record.log).name))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise RunError(f"{path} is no record of a submission: {error}") from error
+    wrong = [name for name, kind in _TYPES.items() if not isinstance(getattr(record, name), kind)]
+    if wrong or record.mode != mode:
+        raise RunError(f"{path} is no record of a submission in mode {mode}: see its {', '.join(wrong or ['mode'])}")
+    # Whatever the file names: of the run's own.
+    return replace(record, log=record.log and str(run.logs / Path(record.log).name))
 
 
 def latest(run: RunDir, modes: Iterable[str] = MODES) -> Record | None:

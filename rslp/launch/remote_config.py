@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from rslp.files import Store, dump_yaml
+from rslp.files import Store, dump_yaml, with_checksum
 from rslp.launch.job import Mode
 from rslp.launch.lease import Pace, leased
 from rslp.run import RunDir
@@ -38,7 +38,7 @@ def settled_in_store(
         if mode in ("validate", "test") and former is not None:
             yield
             return
-        store.write(name, dump_yaml(config).encode())
+        store.write(name, with_checksum(dump_yaml(config)).encode())
         try:
             yield
         except BaseException:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,15 +15,15 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, Callback, Checkpoint
 
 from rslp.errors import CheckpointError, ConfigError, Problem, RunError
-from rslp.files import replacing, same_file
+from rslp.files import UNREADABLE, archive_damage, replacing, same_file
 from rslp.run import RunDir
 from rslp.train import adapters, collectives, preemption
 from rslp.train.freezing import stages_of
 from rslp.train.module import JointModule
-from rslp.train.restoring import UNREADABLE
 from rslp.train.selection import Selection
 
 _TRAINABLE_KEY = "rslp_trainable"
+RUN_KEY = "rslp_run"
 # What a kill then costs again is so many steps of the heads.
 _KEPT_STEPS = 100
 # Of the weights that do not fit, so many characters are shown.
@@ -53,6 +54,7 @@ class RunCheckpoints(Checkpoint):
         self._every = every_n_steps
         self.selection = Selection()
         self._trainable: frozenset[str] | None = None
+        self._run_id: str | None = None
         # Epoch and step of what this process saved last as the point to go on from.
         self.saved: tuple[int, int] | None = None
 
@@ -75,6 +77,7 @@ class RunCheckpoints(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Freeze and thaw as the checkpoint says, after callbacks froze for a run's beginning."""
         preemption.notice.training = True
+        self._run_id = self._run.read_state().get("run_id")
         if collectives.any_of(preemption.notice.received is not None, device=pl_module.device):
             _leave()
         self.selection.begin(_joint(pl_module))
@@ -147,12 +150,13 @@ class RunCheckpoints(Checkpoint):
 
     def _write_state(self, trainer: Trainer, *, epoch: int, score: float | None) -> None:
         if trainer.is_global_zero:
-            self._run.write_state(state="running", epoch=epoch, step=trainer.global_step, score=score)
+            done = {"epoch": epoch, "step": trainer.global_step, "score": score}
+            self._run.write_state(state="running", **done, run_id=self._run_id)
 
     def _write(self, trainer: Trainer, checkpoint: Mapping[str, Any], path: Path, *same: Path) -> None:
         """Write a checkpoint; further paths of the same content take no more room on the disk."""
         if trainer.is_global_zero:
-            write_checkpoint(checkpoint, path)
+            write_checkpoint({**checkpoint, RUN_KEY: self._run_id}, path)
             for other in same:
                 same_file(path, other)
 
@@ -198,47 +202,66 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
         raise RunError(f"{path} can't be written: {error.strerror or error}") from error
 
 
-def read_with_digest(path: Path) -> tuple[dict[str, Any], str]:
-    """A checkpoint and the sha256 of its file: of the same file, also where a training replaces it meanwhile.
+def read_with_digest(run: RunDir, path: Path) -> tuple[dict[str, Any], str]:
+    """A checkpoint to use and the sha256 of its file: of the same file, also where a training replaces it meanwhile.
 
     Raises:
         CheckpointError: as ``read_checkpoint``.
+        RunError: it lies in the run directory, and is of another run.
     """
     try:
         with path.open("rb") as handle:
             digest = hashlib.file_digest(handle, "sha256").hexdigest()
-            handle.seek(0)
-            return read_checkpoint(path, handle), digest
+            checkpoint = read_checkpoint(path, handle)
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; --checkpoint names another one") from error
+    refuse_foreign(run, checkpoint, path=path)
+    return checkpoint, digest
 
 
 def read_checkpoint(path: Path, handle: BinaryIO | None = None) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; only tensors and plain values are unpickled.
+    """Read a checkpoint onto the CPU; only tensors and plain values are unpickled, and only what is undamaged.
 
     Args:
         path: where it is.
         handle: the file, where it is open already.
 
     Raises:
-        CheckpointError: missing, torn, or not a checkpoint.
+        CheckpointError: missing, damaged, or not a checkpoint.
     """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), nullcontext(handle) if handle else path.open("rb") as stream:
             # Of a file that is no checkpoint of ours, torch may warn before it refuses it.
             warnings.simplefilter("ignore")
-            checkpoint = torch.load(handle or path, map_location="cpu", weights_only=True)
+            stream.seek(0)
+            if damage := archive_damage(stream):
+                raise CheckpointError(f"{path} can't be read as a checkpoint: {damage}")
+            checkpoint = torch.load(stream, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0]
         if reason.startswith("Weights only load failed"):
             # What torch says then is of its own history.
-            reason = "it is no torch file, or holds more than tensors and plain values"
+            reason = "it holds more than tensors and plain values"
         raise CheckpointError(f"{path} can't be read as a checkpoint: {reason}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} is no checkpoint: it holds no `state_dict`")
     return checkpoint
+
+
+def refuse_foreign(run: RunDir, checkpoint: Mapping[str, Any], *, path: Path) -> None:
+    """Refuse a checkpoint in a run directory that another run has written; earlier versions wrote no ids of runs.
+
+    Raises:
+        RunError: it has the id of another run than ``state.json``.
+    """
+    own, found = run.read_state().get("run_id"), checkpoint.get(RUN_KEY)
+    if own and found and own != found and path.resolve().parent == run.checkpoints.resolve():
+        what = f"{path} is a checkpoint of another run: its run id is {found}, that of this run (state.json) {own}"
+        raise RunError(f"{what}; put this run's own checkpoint back, or move that one away")
 
 
 def load_weights(module: torch.nn.Module, checkpoint: Mapping[str, Any], *, path: Path) -> None:

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from rslp.errors import CheckpointError, RunError
 from rslp.run import RunDir
 from rslp.train import adapters, endings, preemption
-from rslp.train.checkpoints import RunCheckpoints, load_weights, read_checkpoint
+from rslp.train.checkpoints import RUN_KEY, RunCheckpoints, load_weights, read_checkpoint, refuse_foreign
 from rslp.train.cli import build
 from rslp.train.direct import Made
 from rslp.train.metrics_log import MetricsLog
@@ -34,7 +34,7 @@ def fit(run: RunDir) -> int:
         the exit code: 0 when the run is done, 130 when the user interrupted it, 143 when a scheduler asked it to leave.
 
     Raises:
-        RunError: another process trains in this directory.
+        RunError: another process trains in this directory, or another run's checkpoint or a damaged marker is in it.
         ConfigError: the config can't be run.
         DataError: a dataset can't be used, or a sample can't be read.
         TrainingError: a loss is not a number, or a worker process was killed.
@@ -44,7 +44,11 @@ def fit(run: RunDir) -> int:
     with run.locked() if first else nullcontext():
         if first:
             run.sweep()
+        notes: list[str] = []
+        run.read_state(notes)
         resume = resume_point(run)
+        for note in notes:
+            _say(f"warning: {note}; it is written anew")
         cli = build(run, training=True)
         if (why := _is_done(cli.trainer, run=run, resume=resume)) is not None:
             _say(why)
@@ -78,21 +82,25 @@ def resume_point(run: RunDir) -> Resume | None:
 
     Raises:
         CheckpointError: there are checkpoints, and none can be read.
+        RunError: the newest of them is of another run.
     """
-    candidates = [path for path in (run.last, run.last.with_name("previous.ckpt")) if path.exists()]
-    for path in candidates:
+    faults: list[str] = []
+    for path in (run.last, run.last.with_name("previous.ckpt")):
+        if not path.exists():
+            continue
         try:
             checkpoint = read_checkpoint(path)
             if "optimizer_states" not in checkpoint:
                 raise CheckpointError(f"{path} holds weights alone, from which no run can go on")
         except CheckpointError as error:
-            _say(f"warning: {error}; trying the one before")
-        else:
-            return Resume(path, checkpoint, epoch=checkpoint["epoch"], step=checkpoint["global_step"])
-    if candidates:
-        raise CheckpointError(
-            f"none of {', '.join(map(str, candidates))} can be gone on from; remove them to start anew"
-        )
+            faults.append(str(error))
+            continue
+        refuse_foreign(run, checkpoint, path=path)
+        for fault in faults:
+            _say(f"warning: {fault}; the one before is taken")
+        return Resume(path, checkpoint, epoch=checkpoint["epoch"], step=checkpoint["global_step"])
+    if faults:
+        raise CheckpointError(f"no checkpoint can be gone on from; remove them to start anew: {'; '.join(faults)}")
     return None
 
 
@@ -115,9 +123,10 @@ def _is_done(trainer: Trainer, *, run: RunDir, resume: Resume | None) -> str | N
 def _train(cli: Made, *, run: RunDir, resume: Resume | None) -> int:
     trainer, step = cli.trainer, resume.step if resume else 0
     for logger in trainer.loggers:
-        if isinstance(logger, MetricsLog):
-            logger.rewind(step)
-    _write_state(run, trainer, state="running", step=step)
+        if isinstance(logger, MetricsLog) and (damage := logger.rewind(step)):
+            _say(f"warning: {damage}")
+    run_id = resume.checkpoint.get(RUN_KEY) if resume else None
+    _write_state(run, trainer, state="running", step=step, run_id=run_id)
     adapters.keep_signal_handlers(trainer)
     if resume:
         load_weights(cli.model, resume.checkpoint, path=resume.path)

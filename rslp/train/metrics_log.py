@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from rslp.files import write_atomic
 from rslp.files.locks import no_links
+from rslp.run import RunDir
 
 _HEADER = ("step", "epoch", "name", "value")
 
@@ -66,24 +67,27 @@ class MetricsLog(Logger):
             writer.writerows(rows)
 
     @rank_zero_only
-    def rewind(self, step: int) -> None:
-        """Drop the rows of steps that will be trained again.
+    def rewind(self, step: int) -> str:
+        """Drop the rows of steps that will be trained again; a damaged file is set aside, and its sound rows are kept.
 
         Args:
             step: optimiser steps of the checkpoint that the run goes on from.
+
+        Returns:
+            what was damaged, in a line; empty if nothing was.
         """
+        run, notes = RunDir(self._path.parent), list[str]()
+        rows, state = run.logged(notes), run.read_state()
         if not self._path.exists():
-            return
-        with self._path.open(newline="", encoding="utf-8", errors="replace") as handle:
-            rows = [row for row in csv.DictReader(handle) if _is_before(row, step)]
+            return "".join(notes)
+        if state:
+            # After a kill right below, what it says of the log would be wrong.
+            run.write_state(**state | {"log_bytes": None, "log_crc32": None})
+        aside = self._path.with_name(f"{self._path.name}.damaged")
+        if notes:
+            self._path.replace(aside)
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, _HEADER)
-        writer.writeheader()
-        writer.writerows(rows)
+        csv.writer(text).writerows([_HEADER, *(row for row in rows if int(row[0]) < step)])
         # At once: a kill in the middle of it would lose what the run has logged so far.
         write_atomic(self._path, text.getvalue())
-
-
-def _is_before(row: Mapping[str, str | None], step: int) -> bool:
-    """Whether a row is of an earlier step, and whole: a kill may have cut the last one short."""
-    return None not in row.values() and (row["step"] or "").isdigit() and int(row["step"] or 0) < step
+        return f"{notes[0]}; they stay, and the file as it was is {aside.name}" if notes else ""

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
-import struct
 import sys
-import zipfile
 from typing import Any
 
 import torch
 from rslearn.train.lightning_module import RestoreConfig
 
 from rslp.errors import ConfigError, Problem
+from rslp.files import UNREADABLE, archive_damage
 from rslp.train import collectives
 
 KEY = "model.init_args.restore_config"
-# What torch raises at a file that is no checkpoint, or is torn: its reader trusts what it reads.
-UNREADABLE = (
-    *(RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError, AttributeError, AssertionError),
-    *(OverflowError, MemoryError, zipfile.BadZipFile, pickle.UnpicklingError, struct.error),
-)
 
 
 def weights_of(restore: RestoreConfig, model: torch.nn.Module) -> dict[str, Any]:
@@ -30,11 +23,15 @@ def weights_of(restore: RestoreConfig, model: torch.nn.Module) -> dict[str, Any]
         model: what they are for; it is not changed.
 
     Raises:
-        ConfigError: the file is missing or can't be read, or nothing in it has a name of the model.
+        ConfigError: the file is missing, damaged or can't be read, or nothing in it has a name of the model.
     """
     if not restore.restore_path.exists():
         raise ConfigError(Problem(f"{restore.restore_path} does not exist", key=f"{KEY}.restore_path"))
     try:
+        with restore.restore_path.open("rb") as stream:
+            damage = archive_damage(stream, older=True)
+        if damage:
+            raise ConfigError(Problem(f"{restore.restore_path} can't be read as weights: {damage}", key=KEY))
         weights: dict[str, Any] = dict(restore.get_state_dict())
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:200]

@@ -58,18 +58,26 @@ def test_the_shipped_base_config_is_named_as_in_a_checkout(sound: Copy) -> None:
     assert problem.key == "model.init_args.optimizer.class_path"
 
 
-@pytest.mark.parametrize("provenance", ["none", "broken", "of files that are gone"])
-def test_without_provenance_the_run_config_is_the_source(sound: Copy, tmp_path: Path, provenance: str) -> None:
+BROKEN = ("{", "", "[]", '{"trainer": 3}', '{"trainer": [4]}', '{"trainer": [{"file": 5}]}', "\udcff")
+
+
+@pytest.mark.parametrize("provenance", ["none", "of files that are gone", *BROKEN])
+def test_without_provenance_the_run_config_is_the_source(
+    sound: Copy, tmp_path: Path, provenance: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copy(sound.path / RUN_CONFIG, tmp_path)
     beside = RUN_CONFIG.replace(".yaml", ".provenance.json")
-    if provenance == "broken":
-        (tmp_path / beside).write_text("{")
+    if provenance in BROKEN:
+        (tmp_path / beside).write_bytes(provenance.encode(errors="surrogateescape"))
     elif provenance != "none":
         shutil.copy(sound.path / beside, tmp_path)
     copy = Copy(tmp_path)
     problem = Places([read_yaml(tmp_path / RUN_CONFIG)]).problem(Finding("wrong", (*CROP, "batch_size")))
     assert (problem.file, problem.key) == (str(tmp_path / RUN_CONFIG), ".".join(CROP) + ".batch_size")
     assert problem.line == copy.line(RUN_CONFIG, "batch_size: 16")
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {tmp_path / beside} is damaged") == (provenance in BROKEN)
+    assert said.count("\n") == (provenance in BROKEN)
 
 
 def test_of_several_run_configs_the_last_that_says_it_is_named(sound: Copy, tmp_path: Path) -> None:

@@ -68,3 +68,13 @@ def test_rows_of_schema_1_are_read() -> None:
 def test_a_schema_to_come_is_refused() -> None:
     with pytest.raises(RunError, match="schema 3; this version knows 1 and 2"):
         Evaluation.parse(FORMER.replace('"schema": 1', '"schema": 3'))
+    for torn in (
+        "",
+        "[1]",
+        "null",
+        FORMER[:200],
+        FORMER.replace('"rows"', '"rovs"'),
+        FORMER.replace('"step"', '"stop"'),
+    ):
+        with pytest.raises(RunError, match="no evaluation rows, or damaged ones"):
+            Evaluation.parse(torn)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from rslp.errors import RunError
-from rslp.files import dump_yaml, write_atomic
+from rslp.files import dump_yaml, read_json, write_atomic
 from rslp.helios import check_gate
 from rslp.helios.check_gate import ensure_checked, fingerprint
 from rslp.run import RunDir
@@ -176,4 +176,5 @@ def test_a_change_of_what_the_config_names_is_seen(place: Place, change: Callabl
 
 def test_the_record_is_plain_json(place: Place) -> None:
     place.ensure()
-    assert json.loads(place.run.check.read_text()) == {"passed": fingerprint(place.config)}
+    assert json.loads(place.run.check.read_text())["passed"] == fingerprint(place.config)
+    assert read_json(place.run.check) == {"passed": fingerprint(place.config)}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import pickle
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import torch
 from torch import nn
 
 from rslp.errors import CheckpointError
-from rslp.helios.checkpoint import load_encoder, open_checkpoint
+from rslp.helios.checkpoint import distributed, load_encoder, open_checkpoint
 from rslp.helios.model import Helios
 from tests.helios import tiny_helios as tiny
 
@@ -267,6 +269,48 @@ def test_options_of_the_old_days(tmp_path: Path) -> None:
     loaded = encoder_of(bundle)
     assert same_weights(loaded, reference())
     assert not loaded.use_flash_attn
+
+
+@pytest.mark.parametrize("kind", ["bundle", "distributed"])
+def test_flipped_bits_of_weights_and_of_their_index_are_noticed_or_mean_the_same(tmp_path: Path, kind: str) -> None:
+    folder = (tiny.write_bundle if kind == "bundle" else tiny.write_distributed)(tmp_path / "step1")
+    sound, rng = encoder_of(folder).state_dict(), random.Random(0)
+    noticed = 0
+    for file in sorted(file for file in folder.rglob("*") if file.is_file() and file.name != "config.json"):
+        raw = file.read_bytes()
+        for _ in range(12):
+            damaged = bytearray(raw)
+            damaged[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+            file.write_bytes(damaged)
+            try:
+                assert same_weights(encoder_of(folder), sound, prefix="")
+            except CheckpointError as error:
+                assert str(folder) in str(error) and "\n" not in str(error)
+                noticed += 1
+        file.write_bytes(raw)
+    assert noticed >= 6
+
+
+def test_an_index_that_leaves_a_part_of_a_tensor_out(tmp_path: Path) -> None:
+    folder = tiny.write_distributed(tmp_path / "step1")
+    path = folder / "model_and_optim/.metadata"
+    for spoil in (leave_out_chunk, lead_to_another):
+        index = distributed._IndexUnpickler(io.BytesIO(path.read_bytes())).load()
+        spoil(index)
+        spoilt = tmp_path / spoil.__name__
+        shutil.copytree(folder, spoilt)
+        (spoilt / "model_and_optim/.metadata").write_bytes(pickle.dumps(index))
+        with pytest.raises(CheckpointError, match="damaged or incomplete"):
+            encoder_of(spoilt)
+
+
+def leave_out_chunk(index: Any) -> None:
+    next(entry for name, entry in index.state_dict_metadata.items() if name.startswith("model.encoder.")).chunks.clear()
+
+
+def lead_to_another(index: Any) -> None:
+    one, other = [key for key in index.storage_data if key.fqn.startswith("model.encoder.")][:2]
+    index.storage_data[one] = index.storage_data[other]
 
 
 def test_a_truncated_shard(tmp_path: Path) -> None:

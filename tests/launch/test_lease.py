@@ -57,6 +57,18 @@ def test_a_dead_holder_is_waited_for_and_replaced(s3: Store) -> None:
         assert b"elsewhere" not in (s3.read(NAME) or b"")
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b'{"token": 3}', b'{"token": "other"}'])
+def test_a_torn_one_is_waited_for_and_replaced(s3: Store, content: bytes) -> None:
+    s3.write(NAME, content)
+    begun = time.monotonic()
+    with leased(s3, QUICK) as held:
+        assert time.monotonic() - begun >= QUICK.stale
+        assert json.loads(s3.read(NAME) or b"")["token"] == held.token
+        s3.write(NAME, content)
+        time.sleep(3 * QUICK.beat)
+        assert not held.lost.is_set() or b"other" in content
+
+
 @pytest.mark.parametrize("known", [{"job": "job-7"}, {"host": "here", "process": 2**22 + 1}])
 def test_an_earlier_start_of_the_job_and_a_dead_process_need_no_waiting(
     s3: Store, known: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -217,7 +217,7 @@ def test_a_resume_reads_its_checkpoint_once(
     load = torch.load
     monkeypatch.setattr(torch, "load", lambda *a, **k: read.append(a[0]) or load(*a, **k))
     run, _ = start(tmp_path, data, max_epochs=2)
-    assert read == [run.last]
+    assert [stream.name for stream in read] == [str(run.last)]
     assert read_checkpoint(run.last)["epoch"] == 2
 
 

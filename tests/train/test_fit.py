@@ -171,12 +171,12 @@ def test_a_checkpoint_is_read_and_hashed_as_one_file(tmp_path: Path, reference: 
     """A training may replace it between the two."""
     path = tmp_path / "best.ckpt"
     shutil.copyfile(reference.last, path)
-    content, digest = read_with_digest(path)
+    content, digest = read_with_digest(RunDir(tmp_path), path)
     assert digest == sha256(path)
     assert same(content["state_dict"], weights(reference.last))
     for broken in (tmp_path / "missing.ckpt", tmp_path):
         with pytest.raises(CheckpointError):
-            read_with_digest(broken)
+            read_with_digest(RunDir(tmp_path), broken)
 
 
 def test_each_kind_of_task_has_its_primary_metric_and_floor(tmp_path: Path, data: dict[str, tuple[str, str]]) -> None:
@@ -292,7 +292,7 @@ def test_without_a_readable_checkpoint_nothing_is_trained_anew(tmp_path: Path, c
     run = start(tmp_path, config, die_at=5)
     for path in run.checkpoints.glob("*.ckpt"):
         path.write_bytes(b"no checkpoint")
-    with pytest.raises(CheckpointError, match=r"last\.ckpt.*can be gone on from; remove them"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint can be gone on from; remove them .*last\.ckpt"):
         fit(run)
 
 

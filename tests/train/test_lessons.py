@@ -557,7 +557,7 @@ class Overwriting(MetricsLog):
 
 
 def history_kept(made: type[MetricsLog], folder: Path) -> None:
-    path = folder / made.__name__
+    path = folder / made.__name__ / "metrics.csv"
     for first, steps in ((0, range(4)), (2, range(2, 5))):
         log = made(str(path))
         log.rewind(first)

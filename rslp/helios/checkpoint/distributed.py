@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ from torch.distributed.checkpoint import metadata
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+from torch.futures import Future
 
 from rslp.errors import CheckpointError
+from rslp.files import UNREADABLE, archive_damage
 
 # Everything that the index of a tensor checkpoint is made of; whatever else a pickle names is refused, not imported.
 _METADATA = "torch.distributed.checkpoint.metadata"
@@ -39,8 +43,6 @@ _ALLOWED = {(module, name) for module, names in _NAMES.items() for name in names
 # The writer's own names for torch's classes of the same shape.
 _ALIASES = {"olmo_core.distributed.checkpoint.filesystem": "torch.distributed.checkpoint.filesystem"}
 
-_READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError)
-
 
 class _IndexUnpickler(pickle.Unpickler):
     """Unpickles the index of a checkpoint and nothing else."""
@@ -64,6 +66,18 @@ class _Reader(FileSystemReader):
         storage.load_id = self.load_id
         return index
 
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Read the parts that are wanted, each an archive of torch.save, if all of them are as they were written."""
+        places = [self.storage_data[item.storage_index] for item in plan.items]
+        if len({(place.relative_path, place.offset) for place in places}) < len(places):
+            raise ValueError("the index leads to one part of a file from two tensors")
+        for place in places:
+            with (Path(self.path) / place.relative_path).open("rb") as file:
+                file.seek(place.offset)
+                if damage := archive_damage(io.BytesIO(file.read(place.length)), older=True):
+                    raise ValueError(f"{place.relative_path}, byte {place.offset}: {damage}")
+        return super().read_data(plan, planner)
+
 
 def read_weights(directory: Path, prefix: str) -> dict[str, torch.Tensor]:
     """Read the tensors of a distributed checkpoint whose names begin with a prefix.
@@ -83,21 +97,29 @@ def read_weights(directory: Path, prefix: str) -> dict[str, torch.Tensor]:
     reader = _Reader(directory)
     try:
         index = reader.read_metadata()
-    except (*_READ_ERRORS, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"{directory}/.metadata: cannot be read: {error}") from error
-    wanted: dict[str, Any] = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in index.state_dict_metadata.items()
-        if name.startswith(prefix) and isinstance(entry, metadata.TensorStorageMetadata)
-    }
     planner = DefaultLoadPlanner()
     try:
+        wanted: dict[str, Any] = {
+            name: _unread(entry)
+            for name, entry in index.state_dict_metadata.items()
+            if name.startswith(prefix) and isinstance(entry, metadata.TensorStorageMetadata)
+        }
         planner.set_up_planner(wanted, index, is_coordinator=True)
         reader.set_up_storage_reader(index, is_coordinator=True)
         plan = reader.prepare_local_plan(planner.create_local_plan())
         plan = reader.prepare_global_plan(planner.create_global_plan([plan]))[0]
         reader.read_data(planner.finish_plan(plan), planner).wait()
-    except (*_READ_ERRORS, pickle.UnpicklingError, CheckpointException) as error:
+    except (*UNREADABLE, CheckpointException) as error:
         detail = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{directory}: damaged or incomplete: {detail}") from error
+    if unread := [name for name, tensor in wanted.items() if tensor.is_floating_point() and tensor.isnan().any()]:
+        raise CheckpointError(f"{directory}: damaged or incomplete: {unread[0]} is not there as a whole, or holds NaN")
     return {name.removeprefix(prefix): tensor for name, tensor in wanted.items()}
+
+
+def _unread(entry: metadata.TensorStorageMetadata) -> torch.Tensor:
+    """A tensor to read into: NaN shows what an index that is damaged leaves out."""
+    empty = torch.empty(entry.size, dtype=entry.properties.dtype)
+    return empty.fill_(torch.nan) if empty.is_floating_point() else empty

@@ -11,20 +11,9 @@ from typing import Any
 import torch
 
 from rslp.errors import CheckpointError
+from rslp.files import UNREADABLE, archive_damage
 
 _STATE = "state_dict"
-# What a damaged file, or one that is something else, makes of torch.load.
-_READ_ERRORS = (
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    zipfile.BadZipFile,
-)
 
 
 class _Inert(dict[Any, Any]):
@@ -47,14 +36,16 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         The tensors by name, on the CPU, mapped from the file.
 
     Raises:
-        CheckpointError: not readable, or it holds no named tensors.
+        CheckpointError: not readable, damaged, or it holds no named tensors.
     """
     try:
+        if damage := archive_damage(path, older=True):
+            raise CheckpointError(f"{path}: cannot be read as a file of torch.save: {damage}")
         content = _load(path)
-    except _READ_ERRORS as error:
-        raise CheckpointError(f"{path}: cannot be read as a file of torch.save: {_first_line(error)}") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: holds more than tensors: {_first_line(error)}") from error
+    except UNREADABLE as error:
+        raise CheckpointError(f"{path}: cannot be read as a file of torch.save: {_first_line(error)}") from error
     if isinstance(content, dict) and isinstance(content.get(_STATE), dict):
         content = content[_STATE]
     if not isinstance(content, dict):
