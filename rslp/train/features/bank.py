@@ -19,7 +19,7 @@ from rslp.train.samples import SampleSource
 from rslp.train.store.columns import Array
 from rslp.train.store.place import locked
 from rslp.train.store.segments import SegmentReader, SegmentWriter
-from rslp.train.store.shelf import Entry, append_entries
+from rslp.train.store.shelf import ENTRY, Entry, append_entries
 
 FOLDER = "features"
 _IN_USE = "in-use"
@@ -71,14 +71,14 @@ class FeatureBank:
 
     def look(self, views: set[int]) -> None:
         """Find what is kept now, of some views and of all that were looked for before."""
-        catalogues = [self._reader.entries(path) for path in sorted(self.folder.glob("*.cat"))]
+        # What was made anew lies in a later catalogue than what it stands for.
+        catalogues = sorted(self.folder.glob("*.cat"), key=lambda path: path.stat().st_mtime_ns)
+        entries = np.concatenate([np.empty(0, ENTRY), *map(self._reader.entries, catalogues)])
         for view in sorted(views | set(self._places)):
             wanted = _of_view(self._prints, view)
             places = np.zeros(len(wanted), _PLACE)
-            for entries in catalogues:
-                found = self._reader.find(entries, wanted)
-                there = found >= 0
-                places[there] = entries[list(_PLACE.names or ())][found[there]]
+            found = self._reader.find(entries, wanted)
+            places[found >= 0] = entries[list(_PLACE.names or ())][found[found >= 0]]
             self._places[view] = places
 
     def full(self, views: int) -> bool:

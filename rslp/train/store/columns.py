@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,12 +64,8 @@ def mapped(path: Path) -> mmap.mmap:
         OSError: it can't be read, or is no file.
         ValueError: it is empty.
     """
-    # Without the flag, a pipe in the file's place would be waited for.
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        return mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
-    finally:
-        os.close(handle)
+    with path.open("rb") as handle:
+        return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def read_columns(path: Path) -> Columns:

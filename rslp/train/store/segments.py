@@ -14,6 +14,7 @@ import os
 import secrets
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,14 +102,14 @@ class SegmentReader:
         self.dataset = dataset
         self._segments: dict[int, _Segment] = {}
         self._touched = 0
-        # Segment and offset of records that are damaged, and segments that a message was about.
+        # Segment and offset of records that are damaged, and files that a message was about.
         self._bad: set[tuple[int, int]] = set()
-        self._named: set[int] = set()
+        self._named: set[Path] = set()
         self._list = f"{secrets.token_hex(4)}.bad"
 
     def __reduce__(self) -> tuple[object, ...]:
         """Another process opens the files itself."""
-        return _reopened, (self.folder, self.dataset)
+        return partial(SegmentReader, dataset=self.dataset), (self.folder,)
 
     def read(self, place: Place) -> tuple[memoryview, bytes] | None:
         """Payload and head of a record; the payload is a view of the file's map.
@@ -124,7 +125,8 @@ class SegmentReader:
                 segment = self._segments[number] = _Segment(segment_path(self.folder, number))
             view = segment.view(middle + head)
         except (OSError, ValueError) as error:
-            self._say(number, f"can't be read, so its part of the dataset is read without it ({error})")
+            reason = getattr(error, "strerror", None) or error
+            self._say(segment_path(self.folder, number), f"can't be read; its part of the dataset can ({reason})")
             return None
         # One bit for each place where a record may begin.
         if not segment.checked[offset >> 9] >> (offset >> 6 & 7) & 1:
@@ -144,13 +146,13 @@ class SegmentReader:
         try:
             good, bad = sound_entries(catalogue)
         except OSError as error:
-            log.warning("dataset %r: %s can't be read, so it is made anew: %s", self.dataset, catalogue, error)
+            self._say(catalogue, f"can't be read, so what it lists is made anew ({error.strerror})")
             return np.empty(0, ENTRY)
         if bad:
             # Whoever appends to it meanwhile adds to the file of before: that is lost, and made again later.
             with suppress(OSError):
                 write_atomic(catalogue, good.tobytes())
-            log.warning("dataset %r: %d entries of %s are damaged and made anew", self.dataset, bad, catalogue)
+            self._say(catalogue, f"is damaged: {bad} of its entries are made anew")
         return good
 
     def find(self, entries: Array, prints: Array) -> Array:
@@ -190,7 +192,7 @@ class SegmentReader:
             stop = entries["offset"] + entries["payload"] + entries["head"]
             there &= (numbers[at] == entries["segment"]) & (stop <= ends[at])
         for number in np.unique(entries["segment"][~there]).tolist():
-            self._say(number, "is missing or shorter than it was; what it held is made anew")
+            self._say(segment_path(self.folder, number), "is missing or shorter than it was; what it held is made anew")
         if bad := self._listed() | self._bad:
             struck = np.array(sorted(bad), np.uint64)
             # A mixture of both words: two places that share it would merely be made anew.
@@ -209,17 +211,14 @@ class SegmentReader:
             return
         # Another process of the run may have met it before.
         if at not in self._listed():
-            self._say(place[0], "is damaged: what differs from its checksum is not used any more, and made anew")
+            path = segment_path(self.folder, place[0])
+            self._say(path, "is damaged: what differs from its checksum is not used any more, and made anew")
         self.strike([Entry((0, 0), *place)])
 
-    def _say(self, number: int, what: str) -> None:
-        if number not in self._named:
-            self._named.add(number)
-            log.warning("dataset %r: %s %s", self.dataset, segment_path(self.folder, number), what)
-
-
-def _reopened(folder: Path, dataset: str) -> SegmentReader:
-    return SegmentReader(folder, dataset=dataset)
+    def _say(self, path: Path, what: str) -> None:
+        if path not in self._named:
+            self._named.add(path)
+            log.warning("dataset %r: %s %s", self.dataset, path, what)
 
 
 def _mixed(segment: Array, offset: Array) -> Array:
@@ -228,10 +227,10 @@ def _mixed(segment: Array, offset: Array) -> Array:
 
 
 def _sizes(folder: Path) -> dict[int, int]:
-    """Bytes of each segment that can be read."""
+    """Bytes of each segment."""
     with suppress(OSError):
         files = [entry for entry in os.scandir(folder) if entry.name.endswith(".seg") and entry.is_file()]
-        return {int(e.name.removesuffix(".seg"), 16): e.stat().st_size for e in files if os.access(e, os.R_OK)}
+        return {int(entry.name.removesuffix(".seg"), 16): entry.stat().st_size for entry in files}
     return {}
 
 
