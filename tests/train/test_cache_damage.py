@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from rslp.train.checkpoints import read_checkpoint
+from rslp.train.data import MultiDatasetDataModule
 from rslp.train.fit import fit
 from rslp.train.store import segments
 from tests.tiny import write_run
@@ -112,6 +113,26 @@ def damaged_segments(truth: Truth) -> int:
             raw[1] ^= 1
             (truth.caches / file).write_bytes(raw)
     return 1
+
+
+def test_checking_reads_both_caches(truth: Truth) -> None:
+    truth.put_back()
+    assert checked(truth)[1] == 0
+    damaged_segments(truth)
+    records, bad = checked(truth)
+    # Images and labels of six windows, and the features of five.
+    assert records >= 2 * 5 + 5
+    for kind in ("sample cache, .seg", "feature cache, .seg"):
+        assert bad >= len(files(truth, kind))
+    for _ in range(2):
+        start(truth)
+    assert checked(truth)[1] == 0
+
+
+def checked(truth: Truth) -> tuple[int, int]:
+    store = MultiDatasetDataModule(truth.modules, num_workers=0).store("classify")
+    assert store is not None
+    return store.check()
 
 
 def things_in_the_way(truth: Truth) -> int:

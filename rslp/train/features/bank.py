@@ -19,7 +19,7 @@ from rslp.train.samples import SampleSource
 from rslp.train.store.columns import Array
 from rslp.train.store.place import locked
 from rslp.train.store.segments import SegmentReader, SegmentWriter
-from rslp.train.store.shelf import ENTRY, Entry, append_entries
+from rslp.train.store.shelf import Entry, append_entries
 
 FOLDER = "features"
 _IN_USE = "in-use"
@@ -71,9 +71,7 @@ class FeatureBank:
 
     def look(self, views: set[int]) -> None:
         """Find what is kept now, of some views and of all that were looked for before."""
-        # What was made anew lies in a later catalogue than what it stands for.
-        catalogues = sorted(self.folder.glob("*.cat"), key=lambda path: path.stat().st_mtime_ns)
-        entries = np.concatenate([np.empty(0, ENTRY), *map(self._reader.entries, catalogues)])
+        entries = self._reader.entries("*.cat")
         for view in sorted(views | set(self._places)):
             wanted = _of_view(self._prints, view)
             places = np.zeros(len(wanted), _PLACE)

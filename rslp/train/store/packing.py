@@ -200,7 +200,7 @@ class Verifier(Packer):
         self._reader = SegmentReader(work.store, dataset=work.name)
         self._shelves = {}
         for key in work.inputs:
-            entries = self._reader.entries(shelf.catalogue(work.store, key))
+            entries = self._reader.entries(shelf.catalogue(work.store, key).name)
             self._shelves[key] = Shelf(entries, self._reader.find(entries, work.prints[key]))
 
     def pack(self, tasks: Sequence[Task]) -> Packed:

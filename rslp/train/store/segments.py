@@ -141,8 +141,14 @@ class SegmentReader:
                 one.let_go()
         return view[offset:middle], bytes(view[middle : middle + head])
 
-    def entries(self, catalogue: Path) -> Array:
-        """The entries of a catalogue; those that are damaged are taken out of it, with a message."""
+    def entries(self, names: str) -> Array:
+        """The entries of the catalogues whose names match a pattern; of two for one record, the later one is behind."""
+        paths = sorted(self.folder.glob(names), key=lambda path: path.stat().st_mtime_ns)
+        found = [self._entries_of(path) for path in paths]
+        return found[0] if len(found) == 1 else np.concatenate([np.empty(0, ENTRY), *found])
+
+    def _entries_of(self, catalogue: Path) -> Array:
+        """Those that are damaged are taken out of the file, with a message."""
         try:
             good, bad = sound_entries(catalogue)
         except OSError as error:
@@ -170,16 +176,13 @@ class SegmentReader:
         with suppress(OSError):
             append_entries(self.folder / f"{os.getpid()}-{self._list}", listed)
 
-    def check(self) -> tuple[int, int]:
-        """Compare the checksums of all records of the cache; the numbers of records and of damaged ones."""
-        records = damaged = 0
-        for path in sorted(self.folder.glob("*.cat")):
-            entries = self.entries(path)
-            latest = np.unique(shelf.find(entries, entries["print"]))
-            places = entries[latest][self._sound(entries[latest])][["segment", "offset", "payload", "head", "checksum"]]
-            records += len(latest)
-            damaged += len(latest) - len(places) + sum(self.read(place) is None for place in np.sort(places).tolist())
-        return records, damaged
+    def check(self, names: str) -> tuple[int, int]:
+        """Compare the checksums of all records in some catalogues; the numbers of records and of damaged ones."""
+        entries = self.entries(names)
+        latest = entries[np.unique(shelf.find(entries, entries["print"]))]
+        places = np.sort(latest[self._sound(latest)][["segment", "offset", "payload", "head", "checksum"]])
+        bad = len(latest) - len(places) + sum(self.read(place) is None for place in places.tolist())
+        return len(latest), bad
 
     def _sound(self, entries: Array) -> Array:
         """Which of some entries have a record that lies in its file and is in no list of damaged ones."""

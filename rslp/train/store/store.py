@@ -139,9 +139,9 @@ class SampleStore:
             The numbers of records and of damaged ones, which are made anew when they are needed.
         """
         banks = [path for path in sorted(self.folder.glob("features/*")) if path.is_dir()]
-        readers = [self._reader, *(SegmentReader(path, dataset=self.name) for path in banks)]
-        records, damaged = zip(*(reader.check() for reader in readers), strict=True)
-        return sum(records), sum(damaged)
+        found = [self._reader.check(path.name) for path in sorted(self.folder.glob("records-*.cat"))]
+        found += [SegmentReader(path, dataset=self.name).check("*.cat") for path in banks]
+        return sum(records for records, _ in found), sum(damaged for _, damaged in found)
 
     def _pack(self, tasks: list[Task], inputs: Mapping[str, DataInput], what: str) -> int:
         return self._work(tasks, inputs, f"packing {self.name} {what}")
@@ -237,7 +237,7 @@ class SampleStore:
         return [(row, tuple(keys)) for row, keys in missing.items() if keys]
 
     def _shelf(self, data_input: DataInput, rows: Array) -> Shelf:
-        entries = self._reader.entries(catalogue(self.folder, self._key(data_input)))
+        entries = self._reader.entries(catalogue(self.folder, self._key(data_input)).name)
         numbers = self._reader.find(entries, self._prints(data_input)[rows])
         return Shelf(entries, numbers.astype(np.int32))
 

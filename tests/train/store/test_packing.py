@@ -173,6 +173,15 @@ def test_the_command_packs_and_verifies_the_datasets_of_a_run_config(
     assert "0 records made, 0 of 8 were damaged, 0 records differed from the dataset\n" in capsys.readouterr().out
     assert main([*command, "--verify", "checksums"]) == 0
     assert "0 records made, 0 of 8 were damaged\n" in capsys.readouterr().out
+    segment = min(Path(data).glob(".rslp-store/data/*.seg"))
+    segment.write_bytes(b"\xff" + segment.read_bytes()[1:])
+    assert main([*command, "--verify", "checksums"]) == 0
+    told = capsys.readouterr()
+    assert "1 records made, 1 of 8 were damaged\n" in told.out
+    assert main([*command, "--verify", "checksums"]) == 0
+    assert "0 records made, 0 of 8 were damaged\n" in capsys.readouterr().out
+    assert main([*command, "--verify", "often"]) == 2
+    assert "--verify must be true or false or checksums; got often" in capsys.readouterr().err
     assert main([*command, "--splits+=valid"]) == 2
     assert "there is no split 'valid'" in capsys.readouterr().err
     config.write_text(yaml.safe_dump(run_config({"classify": (data, "classify")}, store="off")))
