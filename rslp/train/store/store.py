@@ -150,7 +150,7 @@ class SampleStore:
         """Work through tasks and publish the entries; returns how many there were."""
         by_key = {self._key(data_input): data_input for data_input in inputs.values()}
         prints = {key: self._prints(data_input) for key, data_input in by_key.items()}
-        work = Work(self._dataset.path, self.folder, self.index, by_key, prints, verify, self.name)
+        work = Work(self._dataset.path, self.folder, self.index, by_key, prints, verify, name=self.name)
         workers = self._settings.workers if self._settings.workers is not None else default_workers()
         portions = pack_all(work, tasks, workers=workers if len(tasks) >= _WORTH_A_PROCESS else 0)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
