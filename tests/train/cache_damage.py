@@ -1,4 +1,4 @@
-"""Damage to all files that a real run leaves in its caches: ``python -m tests.train.cache_damage FOLDER --cases 400``.
+"""Damage to all files that a real run leaves in its caches: ``python -m tests.train.cache_damage FOLDER --cases 300``.
 
 A real run of a frozen encoder fills the sample cache and the feature cache of a dataset. Each case puts them back as
 they were, damages one file and starts three times: each start reads all samples, the floors and all kept features, and
@@ -362,7 +362,7 @@ def record(found: Iterable[tuple[Path, str, str]], *, seed: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--cases", type=int, default=400)
+    parser.add_argument("--cases", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--record", type=Path, help="the page to write")
     given = parser.parse_args()

@@ -29,7 +29,7 @@ _MIX = np.uint64(0xBF58476D1CE4E5B9)
 _PORTION = 64 << 20
 
 # Where a sample's record lies; a head of no bytes: nowhere.
-_PLACE = np.dtype([("segment", "<u8"), ("offset", "<u8"), ("payload", "<u8"), ("head", "<u4"), ("checksum", "<u8")])
+_PLACE = np.dtype([(name, "<u8") for name in ("segment", "offset", "payload", "head", "checksum")])
 
 
 class FeatureBank:

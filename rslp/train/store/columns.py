@@ -16,8 +16,6 @@ from rslp.files import write_atomic
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _MAGIC = b"rslpcol2"
-# The checksum, and the length of the head.
-_NUMBERS = 16
 _ALIGN = 64
 
 
@@ -52,9 +50,13 @@ def write_columns(path: Path, arrays: Mapping[str, Array], *, meta: Mapping[str,
         parts += [raw, bytes(padding)]
         at += len(raw) + padding
     head = json.dumps({"meta": meta, "arrays": places}).encode()
-    head += b" " * (-(len(_MAGIC) + _NUMBERS + len(head)) % _ALIGN)
-    body = b"".join([len(head).to_bytes(8, "little"), head, *parts])
-    write_atomic(path, b"".join([_MAGIC, xxhash.xxh3_64_intdigest(body).to_bytes(8, "little"), body]))
+    # Before it, the checksum and its length.
+    head += b" " * (-(len(_MAGIC) + 16 + len(head)) % _ALIGN)
+    parts = [len(head).to_bytes(8, "little"), head, *parts]
+    checksum = xxhash.xxh3_64()
+    for part in parts:
+        checksum.update(part)
+    write_atomic(path, b"".join([_MAGIC, checksum.intdigest().to_bytes(8, "little"), *parts]))
 
 
 def mapped(path: Path) -> mmap.mmap:
@@ -81,8 +83,10 @@ def read_columns(path: Path) -> Columns:
     middle = len(_MAGIC) + 8
     if raw[len(_MAGIC) : middle] != xxhash.xxh3_64_intdigest(memoryview(raw)[middle:]).to_bytes(8, "little"):
         raise ValueError("it is damaged")
-    start = len(_MAGIC) + _NUMBERS + int.from_bytes(raw[middle : middle + 8], "little")
-    head = json.loads(raw[len(_MAGIC) + _NUMBERS : start])
+    # What was compared stays in the machine's cache of files, not in this process.
+    raw.madvise(mmap.MADV_DONTNEED)
+    start = middle + 8 + int.from_bytes(raw[middle : middle + 8], "little")
+    head = json.loads(raw[middle + 8 : start])
     arrays: dict[str, Array] = {}
     for name, (dtype, shape, at) in head["arrays"].items():
         count = int(np.prod(shape, dtype=np.int64))

@@ -23,7 +23,7 @@ import xxhash
 from rslp.files import write_atomic
 from rslp.train.store import shelf
 from rslp.train.store.columns import Array, mapped
-from rslp.train.store.shelf import ENTRY, GOOD, Entry, Place, append_entries, read_entries, sound_entries
+from rslp.train.store.shelf import ENTRY, GOOD, Entry, Place, append_entries, sound_entries
 
 _ALIGN = 64
 _SEGMENT_BYTES = 1 << 32
@@ -187,13 +187,11 @@ class SegmentReader:
     def _sound(self, entries: Array) -> Array:
         """Which of some entries have a record that lies in its file and is in no list of damaged ones."""
         sizes = _sizes(self.folder / "data")
-        numbers, ends = np.array(sorted(sizes), np.uint64), np.array([sizes[n] for n in sorted(sizes)], np.uint64)
-        at = np.searchsorted(numbers, entries["segment"])
-        there = at < len(numbers)
-        at = np.where(there, at, 0)
-        if len(numbers):
-            stop = entries["offset"] + entries["payload"] + entries["head"]
-            there &= (numbers[at] == entries["segment"]) & (stop <= ends[at])
+        numbers, ends = np.array([*sorted(sizes.items()), (0, 0)], np.uint64).T
+        # The last one stands for those that are not there.
+        at = np.searchsorted(numbers[:-1], entries["segment"])
+        stop = entries["offset"] + entries["payload"] + entries["head"]
+        there: Array = (numbers[at] == entries["segment"]) & (stop <= ends[at])
         for number in np.unique(entries["segment"][~there]).tolist():
             self._say(segment_path(self.folder, number), "is missing or shorter than it was; what it held is made anew")
         if bad := self._listed() | self._bad:
@@ -203,10 +201,7 @@ class SegmentReader:
         return there
 
     def _listed(self) -> set[tuple[int, int]]:
-        with suppress(OSError):
-            lists = [read_entries(path) for path in sorted(self.folder.glob("*.bad"))]
-            return {(int(e["segment"]), int(e["offset"])) for entries in lists for e in entries}
-        return set()
+        return set(self.entries("*.bad")[["segment", "offset"]].tolist())
 
     def _found_bad(self, place: Place) -> None:
         at = place[:2]
