@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import Literal
 
 from rslp import class_paths
 from rslp.compose import merge_configs, refuse_unrunnable
@@ -15,7 +16,7 @@ from rslp.files import read_yaml, resolve_paths
 def pack(
     config_paths: list[str],
     splits: list[str] | None = None,
-    verify: bool = False,
+    verify: bool | Literal["checksums"] = False,
     helios_checkpoint_path: str | None = None,
     encoder_embedding_size: int | None = None,
     patch_size: int | None = None,
@@ -28,7 +29,8 @@ def pack(
     Args:
         config_paths: the run config that make_multidataset_config wrote; several are merged, later ones win.
         splits: the splits to pack; train, val and test when left out.
-        verify: also compare every record with the dataset, byte by byte, and pack anew what differs.
+        verify: "checksums": also compare the checksums of everything in the stores, kept features included; true:
+            besides, compare every record with the dataset, byte by byte. What differs is packed anew.
         helios_checkpoint_path: fills {CHECKPOINT_PATH} in a config that make_multidataset_config has not made.
         encoder_embedding_size: fills {ENCODER_EMBEDDING_SIZE}, likewise.
         patch_size: fills {PATCH_SIZE}, likewise.
@@ -59,6 +61,7 @@ def pack(
     for done in pack_datasets(config, splits=splits or known, verify=verify, name=last.name):
         if done.store is None:
             raise DataError(f"{done.dataset}: there is no store for it: `store` is off, or the reason stands above")
-        told = f", {done.differing} records differed from the dataset" if verify else ""
+        told = f", {done.damaged} of {done.checked} were damaged" if verify else ""
+        told += f", {done.differing} records differed from the dataset" if verify is True else ""
         sys.stdout.write(f"{done.dataset}: {done.windows} windows in {done.store}, {done.made} records made{told}\n")
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,9 +18,9 @@ from rslearn.train.tasks.segmentation import SegmentationTask
 from rslearn.train.tasks.task import Task
 
 from rslp.errors import DataError
-from rslp.files import write_atomic
 from rslp.train.counts import precise
 from rslp.train.samples import SampleSource
+from rslp.train.store.columns import read_columns, write_columns
 
 # Dataset -> task -> majority class, or mean label (in the units of the loss); plain numbers that a checkpoint can hold.
 Constants = dict[str, dict[str, float]]
@@ -29,6 +29,8 @@ Constants = dict[str, dict[str, float]]
 MAX_SAMPLES = 2000
 # What is noted in stores was learnt by this code; another number when the code learns something else.
 _FORMAT = 2
+
+log = logging.getLogger(__name__)
 
 
 def tasks_by_name(task: Task, dataset: str) -> dict[str, Task]:
@@ -53,7 +55,7 @@ def _learn(source: SampleSource, *, skip: bool) -> dict[str, float]:
     """The constants of one dataset, from its store if they were learnt from these very labels before."""
     indices = range(0, len(source), max(1, len(source) // MAX_SAMPLES))
     note = source.note(f"floors {_FORMAT} {skip}", indices)
-    if note is not None and (known := _noted(note)) is not None:
+    if note is not None and (known := _noted(note, source.name)) is not None:
         return known
     targets = list(_targets(source, indices, skip=skip))
     constants = {
@@ -64,15 +66,18 @@ def _learn(source: SampleSource, *, skip: bool) -> dict[str, float]:
     if note is not None:
         # The store's disk may be full, or not ours.
         with suppress(OSError):
-            write_atomic(note, json.dumps(constants))
+            write_columns(note, {}, meta=constants)
     return constants
 
 
-def _noted(note: Path) -> dict[str, float] | None:
+def _noted(note: Path, dataset: str) -> dict[str, float] | None:
     try:
-        return {str(name): float(value) for name, value in json.loads(note.read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
+        return dict(read_columns(note).meta)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        log.warning("dataset %r: %s can't be read, so the floors are learnt anew: %s", dataset, note, error)
+    return None
 
 
 def _targets(source: SampleSource, indices: Iterable[int], *, skip: bool) -> Iterator[dict[str, Any]]:

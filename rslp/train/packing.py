@@ -6,7 +6,7 @@ from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from jsonargparse import ArgumentParser
@@ -28,6 +28,8 @@ class Packing:
         windows: windows of the splits.
         made: records that were made.
         differing: records that were found to differ from the dataset.
+        checked: records and kept features of which the checksums were compared.
+        damaged: of these, those that are damaged.
     """
 
     dataset: str
@@ -35,15 +37,19 @@ class Packing:
     windows: int = 0
     made: int = 0
     differing: int = 0
+    checked: int = 0
+    damaged: int = 0
 
 
-def pack_datasets(config: Mapping[str, Any], *, splits: Sequence[str], verify: bool, name: str) -> Iterator[Packing]:
+def pack_datasets(
+    config: Mapping[str, Any], *, splits: Sequence[str], verify: bool | Literal["checksums"], name: str
+) -> Iterator[Packing]:
     """Pack the splits of every dataset.
 
     Args:
         config: a run config with usable paths.
         splits: names of splits.
-        verify: compare every record with the dataset first.
+        verify: compare checksums first; if true, also every record with the dataset.
         name: the config's file in messages.
 
     Yields:
@@ -61,14 +67,15 @@ def pack_datasets(config: Mapping[str, Any], *, splits: Sequence[str], verify: b
             yield Packing(dataset, None)
             continue
         windows = made = differing = 0
+        checked, damaged = store.check() if verify else (0, 0)
         inputs = with_labels(module.inputs, module.task)
         for split in splits:
             rows = select(store.index, inputs, module.split_configs[split])
             windows += len(rows)
-            if verify:
+            if verify is True:
                 differing += store.verify(rows, inputs, what=split)
             made += store.pack(rows, inputs, what=split, again=True)
-        yield Packing(dataset, store.folder, windows, made, differing)
+        yield Packing(dataset, store.folder, windows, made, differing, checked, damaged)
 
 
 def _parsed(config: Any, name: str) -> MultiDatasetDataModule:

@@ -259,7 +259,7 @@ class SampleSource:
             return None
         parts = (what, self.seed, self.name, [(place.bounds, place.crop) for place in places], windows, how.hex())
         digest = hashlib.sha256(repr([*parts, version("rslearn")]).encode()).hexdigest()
-        return self._windows.folder / f"note-{digest[:32]}.json"
+        return self._windows.folder / f"note-{digest[:32]}.col"
 
     def _read(
         self, index: int, *, what: str, wanted: dict[str, DataInput], rng: random.Random, draw_crop: bool

@@ -21,7 +21,8 @@ import torch
 from rslp.main import main as rslp_main
 from rslp.run import RunDir
 from rslp.train.checkpoints import read_checkpoint
-from rslp.train.store.shelf import SegmentReader, read_entries
+from rslp.train.store.segments import SegmentReader
+from rslp.train.store.shelf import read_entries
 
 SHUFFLED = "RSLP_TESTS_SHUFFLED"
 
@@ -96,12 +97,12 @@ def left_in_caches(folder: Path) -> dict[str, str]:
 
 def _records(path: Path, folder: Path) -> dict[str, str]:
     """The records that a catalogue lists, by what they depend on."""
-    reader, place = SegmentReader(path.parent), path.relative_to(folder)
+    reader, place = SegmentReader(path.parent, dataset=""), path.relative_to(folder)
     # Each process that keeps features has a catalogue of its own; of samples there is one for each kind of input.
     name = place.parent if "features" in place.parts else place
     found = {}
     for entry in read_entries(path):
-        at = tuple(int(entry[key]) for key in ("segment", "offset", "payload", "head"))
+        at = tuple(int(entry[key]) for key in ("segment", "offset", "payload", "head", "checksum"))
         found[f"{name}: {entry['print'].tolist()}"] = digest_of([bytes(part) for part in reader.read(at)])  # type: ignore[arg-type]
     return found
 

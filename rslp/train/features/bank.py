@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rslp.errors import DataError
+from rslp.errors import RunError
 from rslp.files.locks import Lock
 from rslp.train.batches import Batch, BatchKey
 from rslp.train.features.codec import Kept, KeptBatch, decode, encode
@@ -21,7 +19,8 @@ from rslp.train.model import Features
 from rslp.train.samples import SampleSource
 from rslp.train.store.columns import Array
 from rslp.train.store.place import locked
-from rslp.train.store.shelf import Entry, SegmentReader, SegmentWriter, append_entries, find, read_entries
+from rslp.train.store.segments import SegmentReader, SegmentWriter
+from rslp.train.store.shelf import Entry, append_entries
 
 FOLDER = "features"
 _IN_USE = "in-use"
@@ -31,9 +30,7 @@ _MIX = np.uint64(0xBF58476D1CE4E5B9)
 _PORTION = 64 << 20
 
 # Where a sample's record lies; a head of no bytes: nowhere.
-_PLACE = np.dtype([("segment", "<u8"), ("offset", "<u8"), ("payload", "<u8"), ("head", "<u4")])
-
-log = logging.getLogger(__name__)
+_PLACE = np.dtype([(name, "<u8") for name in ("segment", "offset", "payload", "head", "checksum")])
 
 
 class FeatureBank:
@@ -44,6 +41,10 @@ class FeatureBank:
         source: the samples of the split.
         prints: what each of them is read from, ``N 2`` words.
         depth: how many of the encoder's modules the features come from.
+
+    Raises:
+        OSError: the folder can't be written.
+        RunError: something else lies in a file's place.
     """
 
     def __init__(self, folder: Path, *, source: SampleSource, prints: Array, depth: int = 1) -> None:
@@ -51,10 +52,12 @@ class FeatureBank:
         self.depth = depth
         self.source = source
         self._prints = prints
-        self._reader = SegmentReader(folder)
+        self._reader = SegmentReader(folder, dataset=source.name)
         # For each view, by sample.
         self._places: dict[int, Array] = {}
         folder.mkdir(parents=True, exist_ok=True)
+        # Of several processes one takes the lock, later: where it can't be, each notices here.
+        (folder / "lock").open("a").close()
         self._use = Lock(folder / _IN_USE, shared=True)
         os.utime(folder / _IN_USE)
 
@@ -69,14 +72,12 @@ class FeatureBank:
 
     def look(self, views: set[int]) -> None:
         """Find what is kept now, of some views and of all that were looked for before."""
-        catalogues = [read_entries(path) for path in sorted(self.folder.glob("*.cat"))]
+        entries = self._reader.entries("*.cat")
         for view in sorted(views | set(self._places)):
             wanted = _of_view(self._prints, view)
             places = np.zeros(len(wanted), _PLACE)
-            for entries in catalogues:
-                found = find(entries, wanted)
-                there = found >= 0
-                places[there] = entries[list(_PLACE.names or ())][found[there]]
+            found = self._reader.find(entries, wanted)
+            places[found >= 0] = entries[list(_PLACE.names or ())][found[found >= 0]]
             self._places[view] = places
 
     def full(self, views: int) -> bool:
@@ -93,23 +94,19 @@ class FeatureBank:
 
         Args:
             keys: index and view of each.
-
-        Raises:
-            DataError: a record was damaged on the disk.
         """
         places = self._of(keys)
         if not places["head"].all() or not all(self.source.holds(index) for index, _ in keys):
             return None
-        try:
-            records = [self._reader.read(place) for place in places.tolist()]
-        except (OSError, ValueError):
-            # Somebody has made room meanwhile.
-            return None
-        try:
-            return decode(records)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            what = f"dataset {self.source.name!r}: kept features in {self.folder} are damaged on the disk ({error})"
-            raise DataError(f"{what}; delete the folder, and they are made anew") from error
+        records = [self._reader.read(place) for place in places.tolist()]
+        good = [record for record in records if record is not None]
+        if len(good) == len(records):
+            return decode(good)
+        for (index, view), record in zip(keys, records, strict=True):
+            if record is None:
+                # Missing from now on, so that it is encoded again.
+                self._places[view]["head"][index] = 0
+        return None
 
     def _of(self, keys: Sequence[tuple[int, int]]) -> Array:
         """The places of some samples (index and view)."""
@@ -199,11 +196,12 @@ def _of_view(prints: Array, view: int) -> Array:
 
 def dropped(folder: Path) -> bool:
     """Delete a bank that no process uses; whether it is gone."""
-    if not (folder / _IN_USE).exists():
+    if not (folder / _IN_USE).is_file():
         return not folder.exists()
     try:
         lock = Lock(folder / _IN_USE)
-    except BlockingIOError:
+    except (OSError, RunError):
+        # In use, or not ours.
         return False
     shutil.rmtree(folder, ignore_errors=True)
     lock.release()

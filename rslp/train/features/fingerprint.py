@@ -26,7 +26,7 @@ FORMAT = 1
 _PACKAGES = ("torch", "numpy", "rslearn", "olmoearth-pretrain-minimal")
 # Of a dataset's description, what has no influence on a sample.
 _IRRELEVANT = frozenset({"batch_size", "num_workers", "shuffle", "sampler", "name"})
-# Larger files are told by size and time.
+# Larger files are told by size, times and inode.
 _LARGE = 64 << 20
 _CHUNK = 1 << 24
 
@@ -125,7 +125,9 @@ def _of_file(text: str) -> str | None:
     if not path.is_file():
         return None
     status = path.stat()
-    return _digest_of(path) if status.st_size <= _LARGE else f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
+    if status.st_size <= _LARGE:
+        return _digest_of(path)
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
 
 
 def _digest_of(path: Path) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from lightning.pytorch import Trainer
 
+from rslp.errors import RunError
 from rslp.train import adapters, collectives, preemption
 from rslp.train.features import fingerprint
 from rslp.train.features.bank import FOLDER, FeatureBank, dropped, written_by_one
@@ -160,7 +161,11 @@ class FrozenStage:
         place = folder / FOLDER / self._name(name, split=split, data=data, trainer=trainer, model=model)
         if not worth and not place.exists():
             return None
-        return FeatureBank(place, source=source, prints=prints, depth=self.depth)
+        try:
+            return FeatureBank(place, source=source, prints=prints, depth=self.depth)
+        except (OSError, RunError) as error:
+            log.warning("%s %s: features of the frozen encoder are not kept: %s", name, split, error)
+            return None
 
     def _pays(
         self, split: str, source: SampleSource, *, views: int, draws: int, trainer: Trainer, model: JointModel

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,21 +45,21 @@ def list_groups(windows: Path) -> dict[str, int]:
     """Time stamps of the groups' folders."""
     if not windows.is_dir():
         return {}
-    return {e.name: e.stat().st_mtime_ns for e in sorted(os.scandir(windows), key=lambda e: e.name) if _shown(e)}
+    return {e.name: e.stat().st_ctime_ns for e in sorted(os.scandir(windows), key=lambda e: e.name) if _shown(e)}
 
 
 def _shown(entry: os.DirEntry[str]) -> bool:
     return not entry.name.startswith(".") and entry.is_dir()
 
 
-def latest(store: Path, key: str) -> WindowIndex | None:
-    """The newest index of a set of layers, if one can be read."""
-    for path in sorted(store.glob(f"windows-{key}-*.idx"), reverse=True):
-        try:
-            return open_index(path)
-        except (OSError, ValueError, KeyError) as error:
-            log.warning("%s can't be read, so the windows are listed anew: %s", path, error)
-    return None
+def latest(store: Path, key: str, *, dataset: str) -> WindowIndex | None:
+    """The newest index of a set of layers, if it can be read."""
+    path = max(store.glob(f"windows-{key}-*.idx"), default=None)
+    try:
+        return None if path is None else open_index(path)
+    except (OSError, ValueError) as error:
+        log.warning("dataset %r: %s can't be read, so the windows are listed anew: %s", dataset, path, error)
+        return None
 
 
 def trusted(index: WindowIndex, windows: Path) -> bool:
@@ -66,7 +67,9 @@ def trusted(index: WindowIndex, windows: Path) -> bool:
     return len(index) > CHECKED_AT_START and index.groups == list_groups(windows)
 
 
-def refresh(store: Path, key: str, windows: Path, *, layers: Sequence[str], workers: int) -> WindowIndex:
+def refresh(
+    store: Path, key: str, windows: Path, *, layers: Sequence[str], workers: int, old: WindowIndex | None
+) -> WindowIndex:
     """Check every window against the index, look at what changed, and write a new index if anything did.
 
     Args:
@@ -75,13 +78,13 @@ def refresh(store: Path, key: str, windows: Path, *, layers: Sequence[str], work
         windows: the folder ``windows`` of the dataset.
         layers: the layers whose files matter.
         workers: processes to look with.
+        old: the index so far.
 
     Raises:
         OSError: a folder can't be read.
         ValueError: a window's bounds are no whole pixels.
         DataError: a window's metadata is broken.
     """
-    old = latest(store, key)
     groups = list_groups(windows)
     names = {g: sorted(e.name for e in os.scandir(windows / g) if not e.name.startswith(".")) for g in groups}
     places = [(group, name) for group, found in names.items() for name in found]
@@ -152,5 +155,7 @@ def _spread(work: Callable[[Sequence[T]], R], tasks: Sequence[T], workers: int) 
 def forget_older(store: Path, key: str, current: Path) -> None:
     """Remove indices that no running process can have opened any more."""
     for path in sorted(store.glob(f"windows-{key}-*.idx")):
-        if path != current and time.time() - path.stat().st_mtime > _KEPT_SECONDS:
-            path.unlink(missing_ok=True)
+        # Another process may be at it, too.
+        with suppress(OSError):
+            if path != current and time.time() - path.stat().st_mtime > _KEPT_SECONDS:
+                path.unlink()

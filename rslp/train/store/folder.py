@@ -30,6 +30,8 @@ NEVER = bytes(DIGEST)
 MARKER = "completed"
 # For so few entries it does not pay to open the window's folder.
 _FEW = 3
+# Times of writing and of change (ns), size and inode.
+Stamp = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def look(root: str, group: str, name: str, layers: Sequence[str]) -> Seen | None
             completed.append(folder)
     stamps = dict(zip(timed, _stamps(root, timed), strict=True))
     place = place_of(group, name, metadata)
-    fresh = any(_fresh(stamp[0], now) for stamp in stamps.values())
+    fresh = any(_fresh(stamp, now) for stamp in stamps.values())
     return Seen(
         group=group,
         name=name,
@@ -162,33 +164,33 @@ def _walk(root: str, folder: str) -> Iterator[str]:
             yield f"{folder}/{entry.name}"
 
 
-def _stamps(root: str, paths: Sequence[str], *, at: int | None = None) -> list[tuple[int, int, int]]:
+def _stamps(root: str, paths: Sequence[str], *, at: int | None = None) -> list[Stamp]:
     if len(paths) <= _FEW:
         return [_stamp(f"{root}/{path}" if path else root, at) for path in paths]
     with opened(root, at=at) as handle:
         return [_stamp(path or ".", handle) for path in paths]
 
 
-def _stamp(path: str, at: int | None) -> tuple[int, int, int]:
+def _stamp(path: str, at: int | None) -> Stamp:
     state = os.stat(path, dir_fd=at)
-    return state.st_mtime_ns, state.st_size, state.st_ino
+    # The time of change can't be set: it tells of content that was exchanged with size and time of writing kept.
+    return state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_ino
 
 
-def _of_files(salt: str, paths: Sequence[str], stamps: dict[str, tuple[int, int, int]], now: int) -> bytes:
+def _of_files(salt: str, paths: Sequence[str], stamps: dict[str, Stamp], now: int) -> bytes:
     lines = [salt]
     for path in paths:
         stamp = stamps.get(path)
         # A marker counts by being there.
         lines.append(f"{path} {stamp}" if stamp else path)
-        if stamp and _fresh(stamp[0], now):
+        if stamp and _fresh(stamp, now):
             # No later look will match this one.
             lines.append(os.urandom(DIGEST).hex())
     return digest("\n".join(lines).encode())
 
 
-def _fresh(written: int, now: int) -> bool:
-    tick = TICK_NS if written % _SECOND_NS else COARSE_TICK_NS
-    return -tick < now - written < tick
+def _fresh(stamp: Stamp, now: int) -> bool:
+    return any(abs(now - at) < (TICK_NS if at % _SECOND_NS else COARSE_TICK_NS) for at in stamp[:2])
 
 
 def place_of(group: str, name: str, metadata: dict[str, Any]) -> str:

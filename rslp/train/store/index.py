@@ -21,7 +21,7 @@ from rslp.train.store.folder import DIGEST, Seen, look, shortcut
 from rslp.train.store.records import TimeRange
 from rslp.train.store.texts import Texts
 
-FORMAT = 1
+FORMAT = 2
 _TEXTS = ("group", "projection", "times", "options", "completed", "layout")
 
 
@@ -115,11 +115,11 @@ def open_index(path: Path) -> WindowIndex:
 
     Raises:
         OSError: it can't be read.
-        ValueError: it is of another format.
+        ValueError: it is of another format, or damaged.
     """
     columns = read_columns(path)
     if columns.meta.get("format") != FORMAT:
-        raise ValueError(f"{path} is of another format")
+        raise ValueError("it is of another format")
     arrays = columns.arrays
     layers = tuple(columns.meta["layers"])
     return WindowIndex(

@@ -25,8 +25,9 @@ from rslp.train.soundness import UNREADABLE
 from rslp.train.store import decoding, records, remote, shelf
 from rslp.train.store.decoding import NotingFormat, Unfit
 from rslp.train.store.index import WindowIndex
+from rslp.train.store.segments import SegmentReader, SegmentWriter
 from rslp.train.store.selection import layer_of
-from rslp.train.store.shelf import Entry, SegmentWriter
+from rslp.train.store.shelf import Entry, Place, Shelf
 
 CHUNK = 8
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -49,6 +50,7 @@ class Work:
         prints: for each of them the windows' fingerprints.
         verify: compare the records that are there with the dataset, instead of making new ones.
         read_timeout: seconds that reading an input of a window may take; None means for ever.
+        name: the dataset's key, for messages.
     """
 
     dataset: UPath
@@ -58,6 +60,7 @@ class Work:
     prints: Mapping[str, Any] = field(repr=False)
     verify: bool = False
     read_timeout: float | None = None
+    name: str = ""
 
     @property
     def is_local(self) -> bool:
@@ -70,7 +73,7 @@ class Packed:
     """What became of some windows.
 
     Attributes:
-        entries: new entries by the key of the input.
+        entries: new entries by the key of the input; of a comparison, those of the records that differ.
         windows: how many windows were looked at.
         moving: windows that changed while they were read; they are left for the next time.
     """
@@ -207,15 +210,18 @@ def _as_full(error: OSError) -> Exception:
 
 
 class Verifier(Packer):
-    """Decodes windows anew and strikes out the records that differ."""
+    """Decodes windows anew and compares them with their records."""
 
     def __init__(self, work: Work) -> None:
         super().__init__(work)
-        self._reader = shelf.SegmentReader(work.store)
-        self._shelves = {key: shelf.shelf(work.store, key, work.prints[key]) for key in work.inputs}
+        self._reader = SegmentReader(work.store, dataset=work.name)
+        self._shelves = {}
+        for key in work.inputs:
+            entries = self._reader.entries(shelf.catalogue(work.store, key).name)
+            self._shelves[key] = Shelf(entries, self._reader.find(entries, work.prints[key]))
 
     def pack(self, tasks: Sequence[Task]) -> Packed:
-        """Compare some windows; the entries strike out what is not as the dataset has it."""
+        """Compare some windows; the entries are those of what is not as the dataset has it."""
         entries: dict[str, list[Entry]] = {}
         for row, keys in tasks:
             window = self.work.index.window(row, self._dataset)
@@ -225,15 +231,12 @@ class Verifier(Packer):
                     continue
                 now = self.decode(window, self.work.inputs[key])
                 if now is not None and self._stored(place) != now:
-                    entries.setdefault(key, []).append(Entry(self.print_of(key, row), 0, 0, 0, 0, shelf.STRUCK))
+                    entries.setdefault(key, []).append(Entry(self.print_of(key, row), *place))
         return Packed(entries, len(tasks), 0)
 
-    def _stored(self, place: tuple[int, int, int, int]) -> Record | None:
-        try:
-            payload, head = self._reader.read(place)
-            return Record(bytes(payload), head, shelf.GOOD)
-        except (OSError, ValueError):
-            return None
+    def _stored(self, place: Place) -> Record | None:
+        found = self._reader.read(place)
+        return None if found is None else Record(bytes(found[0]), found[1], shelf.GOOD)
 
 
 def _worker(work: Work) -> Packer:

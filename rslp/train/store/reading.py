@@ -19,8 +19,9 @@ from rslp.train import adapters
 from rslp.train.store import records
 from rslp.train.store.columns import Array
 from rslp.train.store.index import WindowIndex
+from rslp.train.store.segments import SegmentReader
 from rslp.train.store.selection import available, layer_of
-from rslp.train.store.shelf import SegmentReader, Shelf
+from rslp.train.store.shelf import Shelf
 
 
 class StoredWindows:
@@ -174,13 +175,11 @@ class StoredWindows:
         self, i: int, name: str, data_input: DataInput, *, bounds: PixelBounds, rng: random.Random
     ) -> adapters.RawInput | None:
         place = self._shelves[name].place(i) if name in self._shelves else None
-        if place is None:
+        record = None if place is None else self._reader.read(place)
+        if record is None:
+            # The dataset itself is still there.
             return None
-        try:
-            payload, raw = self._reader.read(place)
-        except (OSError, ValueError):
-            # Another process has put the store in order meanwhile; the dataset itself is still there.
-            return None
+        payload, raw = record
         if data_input.data_type == "vector":
             group = None if data_input.load_all_layers else rng.choice(range(records.vector_groups(raw)))
             return records.decode_vector(payload, self.projection(i), group=group)

@@ -28,12 +28,13 @@ from rslp.train.store.columns import Array
 from rslp.train.store.index import WindowIndex
 from rslp.train.store.packing import DiskFull, Task, Work, default_workers, pack_all
 from rslp.train.store.reading import StoredWindows
+from rslp.train.store.segments import SegmentReader
 from rslp.train.store.selection import available, layer_of, select
 from rslp.train.store.settings import StoreSettings
-from rslp.train.store.shelf import STRUCK, UNFIT, SegmentReader, Shelf, append_entries, catalogue, shelf
+from rslp.train.store.shelf import UNFIT, Shelf, append_entries, catalogue
 from rslp.train.world import read_world
 
-FORMAT = 2
+FORMAT = 3
 # Of the disk's free room, the store takes at most this share.
 _SHARE_OF_FREE = 0.5
 _VECTOR_BYTES = 1000
@@ -71,7 +72,7 @@ class SampleStore:
         self._dataset = dataset
         self._settings = settings
         self._trusted = trusted
-        self._reader = SegmentReader(folder)
+        self._reader = SegmentReader(folder, dataset=name)
 
     def windows(self, inputs: Mapping[str, DataInput], config: SplitConfig, *, what: str = "") -> StoredWindows:
         """The windows of a split; what is not packed yet is packed first, if it fits.
@@ -119,7 +120,7 @@ class SampleStore:
     def verify(self, rows: Array, inputs: Mapping[str, DataInput], *, what: str = "") -> int:
         """Compare records with the dataset byte by byte, and strike out those that differ.
 
-        This alone finds content that was exchanged with size, time and inode kept.
+        This alone finds content that was exchanged with sizes, times and inodes kept.
 
         Args:
             rows: windows of the index.
@@ -130,10 +131,18 @@ class SampleStore:
             The number of records that differed.
         """
         keys = tuple(dict.fromkeys(self._key(data_input) for data_input in inputs.values()))
-        with place.locked(self.folder):
-            return self._work(
-                [(row, keys) for row in rows.tolist()], inputs, f"verifying {self.name} {what}", verify=True
-            )
+        return self._work([(row, keys) for row in rows.tolist()], inputs, f"verifying {self.name} {what}", verify=True)
+
+    def check(self) -> tuple[int, int]:
+        """Compare the checksums of all records that are there, and of all kept features.
+
+        Returns:
+            The numbers of records and of damaged ones, which are made anew when they are needed.
+        """
+        banks = [path for path in sorted(self.folder.glob("features/*")) if path.is_dir()]
+        found = [self._reader.check(path.name) for path in sorted(self.folder.glob("records-*.cat"))]
+        found += [SegmentReader(path, dataset=self.name).check("*.cat") for path in banks]
+        return sum(records for records, _ in found), sum(damaged for _, damaged in found)
 
     def _pack(self, tasks: list[Task], inputs: Mapping[str, DataInput], what: str) -> int:
         return self._work(tasks, inputs, f"packing {self.name} {what}")
@@ -142,7 +151,10 @@ class SampleStore:
         """Work through tasks and publish the entries; returns how many there were."""
         by_key = {self._key(data_input): data_input for data_input in inputs.values()}
         prints = {key: self._prints(data_input) for key, data_input in by_key.items()}
-        work = Work(self._dataset.path, self.folder, self.index, by_key, prints, verify, self._settings.read_timeout)
+        limit = self._settings.read_timeout
+        work = Work(
+            self._dataset.path, self.folder, self.index, by_key, prints, verify, read_timeout=limit, name=self.name
+        )
         workers = self._settings.workers if self._settings.workers is not None else default_workers()
         portions = pack_all(work, tasks, workers=workers if len(tasks) >= _WORTH_A_PROCESS else 0)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -155,7 +167,10 @@ class SampleStore:
             bar = progress.add_task(title.rstrip(), total=len(tasks))
             for portion in portions:
                 for key, entries in portion.entries.items():
-                    append_entries(catalogue(self.folder, key), entries)
+                    if verify:
+                        self._reader.strike(entries)
+                    else:
+                        append_entries(catalogue(self.folder, key), entries)
                     made += len(entries)
                 progress.advance(bar, portion.windows)
                 preemption.leave_if_asked()
@@ -218,9 +233,8 @@ class SampleStore:
             key = self._key(data_input)
             held = self._shelf(data_input, rows)
             lost = held.numbers < 0
-            if len(held.entries):
-                wanted = (STRUCK, UNFIT) if again else (STRUCK,)
-                lost |= np.isin(held.entries["state"][np.maximum(held.numbers, 0)], wanted)
+            if again and len(held.entries):
+                lost |= held.entries["state"][np.maximum(held.numbers, 0)] == UNFIT
             for row in rows[lost].tolist():
                 keys = missing.setdefault(row, [])
                 if name in present[int(completed.codes[row])] and key not in keys:
@@ -228,7 +242,9 @@ class SampleStore:
         return [(row, tuple(keys)) for row, keys in missing.items() if keys]
 
     def _shelf(self, data_input: DataInput, rows: Array) -> Shelf:
-        return shelf(self.folder, self._key(data_input), self._prints(data_input)[rows])
+        entries = self._reader.entries(catalogue(self.folder, self._key(data_input)).name)
+        numbers = self._reader.find(entries, self._prints(data_input)[rows])
+        return Shelf(entries, numbers.astype(np.int32))
 
     def _prints(self, data_input: DataInput) -> Array:
         return self.index.fingerprints([layer_of(option) for option in data_input.layers])
@@ -290,7 +306,7 @@ def open_store(
     folder = place.store_folder(dataset.path, settings.store)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        index, trusted = _open_index(dataset.path, folder, layers, check_all=settings.check_all)
+        index, trusted = _open_index(name, dataset.path, folder, layers, check_all=settings.check_all)
     except DataError as error:
         raise DataError(f"dataset {name!r}: {error}") from error
     except (OSError, ValueError) as error:
@@ -299,10 +315,12 @@ def open_store(
     return SampleStore(name, dataset=dataset, folder=folder, index=index, settings=settings, trusted=trusted)
 
 
-def _open_index(path: UPath, folder: Path, layers: list[str], *, check_all: bool) -> tuple[WindowIndex, bool]:
+def _open_index(
+    name: str, path: UPath, folder: Path, layers: list[str], *, check_all: bool
+) -> tuple[WindowIndex, bool]:
     """The index, brought up to date, or trusted to be."""
     key = hashlib.sha256("\n".join(layers).encode()).hexdigest()[:12]
-    old = checking.latest(folder, key)
+    old = checking.latest(folder, key, dataset=name)
     if not isinstance(path.fs, LocalFileSystem):
         return remote.refresh(
             folder, key, f"{path.path.rstrip('/')}/windows", layers=layers, fs=path.fs, old=old
@@ -310,4 +328,4 @@ def _open_index(path: UPath, folder: Path, layers: list[str], *, check_all: bool
     windows = Path(path.path) / "windows"
     if old is not None and not check_all and checking.trusted(old, windows):
         return old, True
-    return checking.refresh(folder, key, windows, layers=layers, workers=default_workers()), False
+    return checking.refresh(folder, key, windows, layers=layers, workers=default_workers(), old=old), False

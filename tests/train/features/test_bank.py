@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rslearn.models.component import FeatureVector
 
-from rslp.errors import DataError
 from rslp.train.features.bank import FeatureBank, dropped, make_room
 from rslp.train.features.codec import Kept
 from rslp.train.samples import SampleSource
@@ -90,19 +89,37 @@ def test_what_a_kill_leaves_half_written_is_not_found(source: SampleSource, tmp_
     # Opened anew: a file that is mapped already is never made shorter.
     again = opened(tmp_path / "name", source)
     again.look({0})
-    assert again.missing([(0, 0), (1, 0)]) == [(1, 0)]
-    assert again.read([(0, 0)]) is None
+    assert_holds(again, set(), of={(0, 0), (1, 0)})
+    add(again, [(0, 0)])
+    again.look({0})
+    assert_holds(again, {(0, 0)}, of={(0, 0), (1, 0)})
 
 
-def test_a_damaged_record_is_told_with_its_folder(source: SampleSource, tmp_path: Path) -> None:
+def test_a_damaged_record_is_named_once_and_kept_anew(
+    source: SampleSource, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     bank = opened(tmp_path / "name", source)
-    add(bank, [(0, 0)])
+    add(bank, [(0, 0), (1, 0)])
     (segment,) = bank.folder.glob("data/*.seg")
-    segment.write_bytes(segment.read_bytes().replace(b'"vector"', b'"vec\x00or"'))
+    raw = segment.read_bytes()
+    segment.write_bytes(raw[:1] + bytes([raw[1] ^ 8]) + raw[2:])
     bank.look({0})
-    with pytest.raises(DataError, match=f"{bank.folder} are damaged on the disk .*delete the folder"):
-        bank.read([(0, 0)])
-    bank.close()
+    assert bank.read([(1, 0), (0, 0)]) is None
+    for _ in range(3):
+        assert_holds(bank, {(1, 0)}, of={(0, 0), (1, 0)})
+    assert [one.message for one in caplog.records] == [
+        f"dataset 'places': {segment} is damaged: what differs from its checksum is not used any more, and made anew"
+    ]
+    # The next start knows of it before it reads anything.
+    other = opened(tmp_path / "name", source)
+    other.look({0})
+    assert other.missing([(0, 0), (1, 0)]) == [(0, 0)]
+    add(other, [(0, 0)])
+    for one in (bank, other):
+        one.look({0})
+        assert_holds(one, {(0, 0), (1, 0)}, of={(0, 0), (1, 0)})
+        one.close()
+    assert len(caplog.records) == 1
 
 
 def test_a_bank_is_full_when_each_sample_is_kept_in_each_view(source: SampleSource, tmp_path: Path) -> None:

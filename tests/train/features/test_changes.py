@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +122,15 @@ def test_blocks_hold_what_is_wanted_and_are_always_the_same(samples: int, size: 
 @given(samples=st.integers(1, 100), views=st.integers(1, 5), epochs=st.integers(1, 20))
 def test_keeping_pays_when_a_view_comes_again(samples: int, views: int, epochs: int) -> None:
     assert pays(samples=samples, views=views, draws=samples * epochs) == (epochs > views)
+
+
+def test_a_large_file_is_told_by_its_time_of_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rslp.train.features.fingerprint._LARGE", 0)
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"one")
+    before, state = named_by(str(file)), file.stat()
+    # The clock of a file system has ticks.
+    time.sleep(0.05)
+    file.write_bytes(b"two")
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert named_by(str(file)) != before

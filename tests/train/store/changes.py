@@ -86,6 +86,28 @@ def _(path: Path, settings: Settings) -> None:
     other.replace(file)
 
 
+@change("other bytes in place, size and time put back", 1)
+def _(path: Path, settings: Settings) -> None:
+    file = window(path) / "layers" / "label" / "data.geojson"
+    state = file.stat()
+    with file.open("r+") as handle:
+        text = handle.read().replace('"low"', '"lox"')
+        handle.seek(0)
+        handle.write(text)
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+# Of what changes the time of change, content can't be told from the rest.
+@change("permissions changed", 1)
+def _(path: Path, settings: Settings) -> None:
+    tif(path).chmod(0o600)
+
+
+@change("a second name for a raster", 1)
+def _(path: Path, settings: Settings) -> None:
+    os.link(tif(path), path / "backup.tif")
+
+
 @change("a raster touched", 1)
 def _(path: Path, settings: Settings) -> None:
     tif(path).touch()

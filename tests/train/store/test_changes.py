@@ -121,6 +121,17 @@ def test_in_a_large_dataset_a_changed_window_is_noticed_when_it_is_read(
     assert_fresh(packed, {})
 
 
+def test_in_a_large_dataset_a_window_is_seen_that_came_with_the_time_of_its_group_put_back(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "CHECKED_AT_START", 1)
+    index, group = opened(packed).index, window(packed).parent
+    state = group.stat()
+    shutil.copytree(window(packed), group / "more")
+    os.utime(group, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert not checking.trusted(index, packed / "windows")
+
+
 def test_in_a_large_dataset_a_changed_label_is_noticed_by_the_floors(
     packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

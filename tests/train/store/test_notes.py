@@ -67,7 +67,7 @@ def test_a_note_that_is_damaged_is_made_again(tmp_path: Path) -> None:
     path = write_places(tmp_path / "places")
     known = learn_constants({"places": stored(path, data_module=united(path))})
     assert known["places"]
-    (note,) = (path / ".rslp-store").glob("note-*.json")
+    (note,) = (path / ".rslp-store").glob("note-*.col")
     for text in ("", "[]", '{"places": "x"}'):
         note.write_text(text)
         assert learn_constants({"places": stored(path, data_module=united(path))}) == known

@@ -201,7 +201,18 @@ def test_the_command_packs_and_verifies_the_datasets_of_a_run_config(
     assert main(command) == 0
     assert f"classify: 4 windows in {data}/.rslp-store, 8 records made\n" in capsys.readouterr().out
     assert main([*command, "--verify", "true"]) == 0
-    assert "0 records made, 0 records differed from the dataset\n" in capsys.readouterr().out
+    assert "0 records made, 0 of 8 were damaged, 0 records differed from the dataset\n" in capsys.readouterr().out
+    assert main([*command, "--verify", "checksums"]) == 0
+    assert "0 records made, 0 of 8 were damaged\n" in capsys.readouterr().out
+    segment = min(Path(data).glob(".rslp-store/data/*.seg"))
+    segment.write_bytes(b"\xff" + segment.read_bytes()[1:])
+    assert main([*command, "--verify", "checksums"]) == 0
+    told = capsys.readouterr()
+    assert "1 records made, 1 of 8 were damaged\n" in told.out
+    assert main([*command, "--verify", "checksums"]) == 0
+    assert "0 records made, 0 of 8 were damaged\n" in capsys.readouterr().out
+    assert main([*command, "--verify", "often"]) == 2
+    assert "--verify must be true or false or checksums; got often" in capsys.readouterr().err
     assert main([*command, "--splits+=valid"]) == 2
     assert "there is no split 'valid'" in capsys.readouterr().err
     config.write_text(yaml.safe_dump(run_config({"classify": (data, "classify")}, store="off")))
@@ -210,7 +221,7 @@ def test_the_command_packs_and_verifies_the_datasets_of_a_run_config(
 
 
 def test_torn_entries_are_passed_over_and_cut_off(tmp_path: Path) -> None:
-    made = [Entry((n, n + 1), 5, 64 * n, 10, 3) for n in range(4)]
+    made = [Entry((n, n + 1), 5, 64 * n, 10, 3, 99) for n in range(4)]
     file = tmp_path / "records-x.cat"
     shelf.append_entries(file, made[:2])
     with file.open("r+b") as handle:
@@ -220,8 +231,8 @@ def test_torn_entries_are_passed_over_and_cut_off(tmp_path: Path) -> None:
     assert shelf.read_entries(file)["print"].tolist() == [[0, 1], [2, 3], [3, 4]]
 
 
-def test_only_verifying_finds_content_that_was_exchanged_behind_the_file_system(path: Path) -> None:
-    source = stored(path)
+def exchange_in_place(path: Path) -> None:
+    """Other content, with the size, the time of writing and the inode that there were."""
     file = path / "windows" / "even" / "w000" / "layers" / "label" / "data.geojson"
     state = file.stat()
     with file.open("r+") as handle:
@@ -229,6 +240,30 @@ def test_only_verifying_finds_content_that_was_exchanged_behind_the_file_system(
         handle.seek(0)
         handle.write(text.replace('"low"', '"LOW"'))
     os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns, file.stat().st_ino) == (
+        state.st_size,
+        state.st_mtime_ns,
+        state.st_ino,
+    )
+
+
+def test_content_that_was_exchanged_with_size_time_and_inode_kept_is_noticed(path: Path) -> None:
+    stored(path)
+    before = entries(path)
+    exchange_in_place(path)
+    assert_equal_sources(stored(path), direct(path))
+    assert len(entries(path)) == len(before) + 1
+
+
+def test_verifying_finds_what_nothing_on_the_disk_tells_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_change(path: str, at: int | None) -> tuple[int, int, int, int]:
+        state = os.stat(path, dir_fd=at)
+        return state.st_mtime_ns, 1, state.st_size, state.st_ino
+
+    # A file system that keeps no time of change.
+    monkeypatch.setattr("rslp.train.store.folder._stamp", without_change)
+    source = stored(path)
+    exchange_in_place(path)
     data_module = module(path)
     store = opened(path, data_module)
     rows = source._windows._rows  # type: ignore[attr-defined]
@@ -237,5 +272,5 @@ def test_only_verifying_finds_content_that_was_exchanged_behind_the_file_system(
     assert store.verify(rows, data_module.inputs) == 1
     assert store.pack(rows, data_module.inputs) == 1
     assert store.verify(rows, data_module.inputs) == 0
-    assert len(entries(path)) == len(before) + 2
+    assert len(entries(path)) == len(before) + 1
     assert_equal_sources(stored(path), direct(path))

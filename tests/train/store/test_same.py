@@ -14,7 +14,7 @@ from rslearn.config import DType
 from rslearn.train.dataset import DataInput
 from rslearn.utils.geometry import ResolutionFactor
 
-from rslp.train.store import packing, records, shelf
+from rslp.train.store import packing, records, segments, shelf
 from rslp.train.store.decoding import ItemGroup
 from rslp.train.store.store import SampleStore
 from tests.train.store.places import (
@@ -83,7 +83,7 @@ def test_another_resolution_is_given_back_whole_and_crops_are_read_directly(path
 
 
 def test_pages_of_the_map_are_let_go(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelf, "_HELD_BYTES", 1000)
+    monkeypatch.setattr(segments, "_HELD_BYTES", 1000)
     assert_equal_sources(stored(path), direct(path))
 
 
