@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 
 from rslearn.dataset import Dataset
@@ -17,6 +16,7 @@ from rslp.example.datasets import KINDS
 from rslp.example.fields import UNLABELLED
 from rslp.example.layout import sites
 from rslp.example.scene import Site
+from rslp.runtime.children import SPAWNED
 
 # Windows that one task of a worker process writes.
 _CHUNK = 16
@@ -58,7 +58,7 @@ def write(root: Path, portions: Sequence[tuple[Site, ...]], *, seed: int, worker
             yield write_portion(root, seed, portion)
         return
     # Not forked: the progress bar runs a thread, and GDAL has its own.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, mp_context=SPAWNED)
     try:
         yield from pool.map(partial(write_portion, root, seed), portions)
     finally:

@@ -17,7 +17,7 @@ from typing import Literal
 from rslp.errors import RunError
 from rslp.launch.job import Job
 from rslp.launch.outcome import checked_code, steps_done
-from rslp.launch.ranks import INTERRUPTED, PREEMPTED, exit_code, free_port
+from rslp.launch.ranks import INTERRUPTED, PREEMPTED, exit_code, forwarded, free_port
 from rslp.launch.record import note_failure, note_standstill, read_record
 from rslp.launch.slurm_client import address_of, describe, first_node, slurm
 
@@ -141,7 +141,7 @@ def _meeting_point(environment: Mapping[str, str]) -> dict[str, str]:
 @contextmanager
 def _deaf() -> Iterator[None]:
     """Outlive the signals that are meant for the training: SLURM sends them to its processes, too."""
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    numbers = forwarded()
     former = [signal.signal(number, lambda *_: None) for number in numbers]
     try:
         yield

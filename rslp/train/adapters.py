@@ -544,7 +544,7 @@ def _on_cpu(value: Any) -> Any:
     return [entry.cpu() for entry in value] if isinstance(value, list) else value.cpu()
 
 
-def worker_death(error: RuntimeError | OSError | EOFError) -> str | None:
+def worker_death(error: Exception) -> str | None:
     """How a worker of torch's loader died, if that is what the error says; torch has no type for it.
 
     The kernel's notice of the death may come first, or the failure to fetch a tensor that the dead worker shared.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import warnings
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, Callback, Checkpoint
 
 from rslp.errors import CheckpointError, ConfigError, Problem, RunError
-from rslp.files import replacing, same_file
+from rslp.files import full_disk, replacing, same_file
 from rslp.run import RunDir
 from rslp.train import adapters, collectives, preemption
 from rslp.train.freezing import stages_of
@@ -185,17 +186,34 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
         path: where.
 
     Raises:
-        RunError: the disk is full, or the folder can't be written to.
+        DiskError: the disk is full, or fails; the old file is there still.
+        RunError: the folder can't be written to.
     """
     try:
-        with replacing(path) as stream:
+        with replacing(path, needed=lambda: size_of(checkpoint)) as stream:
             torch.save(dict(checkpoint), stream)
             stream.flush()
             os.fsync(stream.fileno())
             if path.name == "last.ckpt" and path.exists():
                 path.replace(path.with_name("previous.ckpt"))
     except OSError as error:
-        raise RunError(f"{path} can't be written: {error.strerror or error}") from error
+        raise full_disk(error, path) or RunError(f"{path} can't be written: {error.strerror or error}") from error
+
+
+class _Counter(io.RawIOBase):
+    size = 0
+
+    def write(self, data: Any) -> int:
+        count = memoryview(data).nbytes
+        self.size += count
+        return count
+
+
+def size_of(checkpoint: Mapping[str, Any]) -> int:
+    """Bytes of a checkpoint's file."""
+    counter = _Counter()
+    torch.save(dict(checkpoint), counter)  # type: ignore[arg-type]
+    return counter.size
 
 
 def read_with_digest(path: Path) -> tuple[dict[str, Any], str]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rslp.errors import DataError, TrainingError
+from rslp.errors import DataError, MachineError
+from rslp.runtime import memory
 from rslp.train import adapters
 from rslp.train.faults import Fault
 from rslp.train.samples import Sample, SampleKey, SampleSource, seed_of
 
 # So many others are tried; where all of them are broken, the dataset is.
 _TRIES = 20
+_LESS_MEMORY = "set data.init_args.num_workers lower, or make batches smaller"
 
 
 def read(source: SampleSource, key: SampleKey, *, replace: bool) -> tuple[Sample | None, tuple[Fault, ...]]:
@@ -43,18 +46,35 @@ def read(source: SampleSource, key: SampleKey, *, replace: bool) -> tuple[Sample
 
 @contextmanager
 def workers_watched() -> Iterator[None]:
-    """Say in one line that a worker process died, and what helps.
+    """Say in one line how a worker process died, and what helps.
 
     Raises:
-        TrainingError: a worker that read samples was killed.
+        MachineError: a worker that read samples was killed, or memory ran out in one.
     """
+    kills = memory.kernel_kills()
     try:
         yield
-    except (RuntimeError, OSError, EOFError) as error:
-        if (death := adapters.worker_death(error)) is None:
+    except (RuntimeError, OSError, EOFError, MemoryError) as error:
+        if (death := adapters.worker_death(error)) is not None:
+            what = f"a process that reads samples {_cause_of(death, counted=memory.kernel_kills() > kills)}"
+        elif memory.ran_out(error):
+            what = f"memory ran out (limit: {memory.limits()}): {_LESS_MEMORY}"
+        else:
             raise
-        raise TrainingError(
-            f"a process that reads samples died ({death}), as happens when memory runs out: set data.init_args."
-            "num_workers lower, or make batches smaller; the same command goes on from its last checkpoint, if there is"
-            " one"
-        ) from error
+        raise MachineError(f"{what}; the same command goes on from its last checkpoint, if there is one") from error
+
+
+def _cause_of(death: str, *, counted: bool) -> str:
+    """Why a worker died, and what helps.
+
+    Args:
+        death: how it died.
+        counted: whether the kernel says that it has killed a process for memory.
+    """
+    if "Bus error" in death:
+        shared = shutil.disk_usage("/dev/shm").total / 2**20
+        return f"died: {death}, as happens when shared memory is full (/dev/shm has {shared:.0f} MiB): {_LESS_MEMORY}"
+    if "Killed" in death or counted:
+        by = "by the kernel, since memory ran out" if counted else "(SIGKILL), as the kernel does when memory runs out"
+        return f"was killed {by} (limit: {memory.limits()}): {_LESS_MEMORY}"
+    return f"was ended from outside: {death}" if "Terminated" in death else f"died: {death}"

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
+from rslp.runtime.children import FORKED
 from rslp.train.store import folder
 from rslp.train.store.columns import Array
 from rslp.train.store.folder import Seen
@@ -146,7 +146,7 @@ def _spread(work: Callable[[Sequence[T]], R], tasks: Sequence[T], workers: int) 
         yield work(tasks)
         return
     size = -(-len(tasks) // (4 * workers))
-    with ProcessPoolExecutor(workers, get_context("fork")) as pool:
+    with ProcessPoolExecutor(workers, FORKED) as pool:
         yield from pool.map(work, [tasks[at : at + size] for at in range(0, len(tasks), size)])
 
 

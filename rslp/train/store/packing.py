@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from rslearn.dataset import Dataset, Window
 from rslearn.train.dataset import DataInput
 from upath import UPath
 
+from rslp.runtime.children import FORKED, SPAWNED
 from rslp.train import adapters
 from rslp.train.soundness import UNREADABLE
 from rslp.train.store import decoding, records, remote, shelf
@@ -247,7 +247,7 @@ def pack_all(work: Work, tasks: Iterable[Task], *, workers: int) -> Iterator[Pac
         return
     # Forked, as the loader's workers are: a fresh interpreter would import torch for seconds before it packs anything.
     # But connections to object stores do not live on in a forked process.
-    pool = ProcessPoolExecutor(workers, get_context("fork" if work.is_local else "spawn"), _begin, (work,))
+    pool = ProcessPoolExecutor(workers, FORKED if work.is_local else SPAWNED, _begin, (work,))
     try:
         running: set[Future[Packed]] = {pool.submit(_pack, one) for one in islice(portions, 3 * workers)}
         while running:

@@ -1,0 +1,46 @@
+"""Child processes that leave signals to their parent.
+
+systemd, SLURM and a terminal send a signal to every process of a group. The parent alone acts on it: a child that ended
+of itself would look like one that the kernel has killed.
+"""
+
+from __future__ import annotations
+
+import signal
+from multiprocessing.context import ForkContext, ForkProcess, SpawnContext, SpawnProcess
+from multiprocessing.process import BaseProcess
+
+_LEFT_TO_THE_PARENT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+class _Child(BaseProcess):
+    def start(self) -> None:
+        """Start with the signals blocked: torch and Python set handlers in a child, which are then never called."""
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_PARENT)
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+    def terminate(self) -> None:
+        """End it, though it does not listen to SIGTERM: also one that hangs in a read."""
+        self.kill()
+
+
+class _Forked(_Child, ForkProcess):
+    pass
+
+
+class _Spawned(_Child, SpawnProcess):
+    pass
+
+
+class _ForkContext(ForkContext):
+    Process = _Forked
+
+
+class _SpawnContext(SpawnContext):
+    Process = _Spawned
+
+
+FORKED, SPAWNED = _ForkContext(), _SpawnContext()
