@@ -49,6 +49,7 @@ def predict(run: RunDir, *, checkpoint: str | None = None) -> int:
         DataError: a dataset can't be used, or a sample can't be read and the config's ``on_fault`` is stop.
     """
     path = checkpoint_of(run, checkpoint)
+    adapters.write_whole_files()
     with run.locked("predict"):
         content, digest = read_with_digest(path)
         cli = build(run, training=False, predicting=True)

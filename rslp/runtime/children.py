@@ -7,6 +7,7 @@ of itself would look like one that the kernel has killed.
 from __future__ import annotations
 
 import signal
+from multiprocessing import resource_tracker
 from multiprocessing.context import ForkContext, ForkProcess, SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
 
@@ -32,7 +33,10 @@ class _Forked(_Child, ForkProcess):
 
 
 class _Spawned(_Child, SpawnProcess):
-    pass
+    def start(self) -> None:
+        # What it starts at first use unblocks signals.
+        resource_tracker.ensure_running()
+        super().start()
 
 
 class _ForkContext(ForkContext):

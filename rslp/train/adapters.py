@@ -8,6 +8,7 @@ What we need of both is here, so that an upgrade has one file to look at.
 from __future__ import annotations
 
 import hashlib
+import io
 import random
 import re
 import sys
@@ -23,10 +24,11 @@ from typing import Any, cast
 
 import torch
 import yaml
+from fsspec.implementations.local import LocalFileSystem
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
-from rasterio.io import DatasetReader
+from rasterio.io import DatasetReader, DatasetWriter, MemoryFile
 from rslearn.config import LayerType
 from rslearn.dataset import Dataset, Window
 from rslearn.dataset.storage.file import FileWindowStorage, load_window
@@ -42,7 +44,7 @@ from rslearn.train.tasks.multi_task import MultiTask
 from rslearn.train.tasks.regression import RegressionAccuracy
 from rslearn.train.tasks.segmentation import MeanIoUMetric
 from rslearn.train.tasks.task import Task
-from rslearn.utils import raster_format
+from rslearn.utils import raster_format, vector_format
 from rslearn.utils.feature import Feature
 from rslearn.utils.fsspec import iter_nonhidden, iter_nonhidden_subdirs
 from rslearn.utils.geometry import PixelBounds
@@ -54,6 +56,7 @@ from torchmetrics import R2Score as StockR2
 from upath import UPath
 
 from rslp.errors import CheckpointError, DataError
+from rslp.files import write_atomic
 from rslp.train.metric_types import WithinFactor
 from rslp.train.nodata import NodataFormat
 from rslp.train.vectors import plain_geojson
@@ -84,6 +87,34 @@ def wrap_raster_formats(dataset: Dataset, wrap: Callable[[RasterFormat], RasterF
         for band_set in layer.band_sets:
             band_set._raster_format = wrap(band_set.instantiate_raster_format())
     return dataset
+
+
+def write_whole_files() -> None:
+    """Have rslearn write rasters and vectors as ``write_atomic`` does.
+
+    On a full disk, GDAL says nothing when it closes a file, and rslearn leaves what it had begun to write.
+    """
+    raster_format.open_rasterio_upath_writer = _whole_raster  # type: ignore[attr-defined]
+    vector_format.open_atomic = _whole_text  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _whole_raster(path: UPath, **profile: Any) -> Iterator[DatasetWriter]:
+    with MemoryFile() as memory:
+        with memory.open(**profile) as raster:
+            yield raster
+        write_atomic(_plain(path), memory.read())
+
+
+@contextmanager
+def _whole_text(path: UPath, mode: str) -> Iterator[io.StringIO]:
+    del mode
+    yield (text := io.StringIO())
+    write_atomic(_plain(path), text.getvalue())
+
+
+def _plain(path: UPath) -> str:
+    return str(path.path) if isinstance(path.fs, LocalFileSystem) else str(path)
 
 
 def honouring_nodata(dataset: Dataset, data_input: DataInput) -> Dataset:
