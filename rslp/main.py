@@ -24,7 +24,7 @@ from rslp.runtime import memory, streams
 Workflow = Callable[..., Any]
 INTERRUPTED = 130
 # What these print is their result; of the others, it is what they write.
-_PRINTING = {"jobs", "logs", "launch_finetune"}
+_PRINTING = {"--help", "jobs", "logs", "launch_finetune"}
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
-import resource
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,25 +30,27 @@ class Forks:
             text=True,
         )
 
-    def start(self, *words: str, output: Path, largest_file: int = 0, variables: Mapping[str, str] | None = None) -> int:
+    def start(
+        self, *words: str, output: Path, first: Sequence[Any] = (), variables: Mapping[str, str] | None = None
+    ) -> int:
         """Start a command line; its process id.
 
         Args:
             words: of the command line, after ``helios``.
             output: the file that takes what it says.
-            largest_file: no file may become larger than this, bytes; 0 is no limit.
+            first: ``module:function`` and its arguments: what the process calls before.
             variables: of its environment.
         """
-        order = {"words": ["helios", *words], "output": str(output), "largest_file": largest_file}
+        order = {"words": ["helios", *words], "output": str(output), "first": list(first)}
         return self._ask({**order, "variables": dict(variables or {})})
 
     def wait(self, pid: int) -> int:
         """Wait for the end of a process that was started; its exit code, as a shell gives it."""
         return self._ask({"wait": pid})
 
-    def run(self, *words: str, output: Path, largest_file: int = 0) -> int:
+    def run(self, *words: str, output: Path, first: Sequence[Any] = ()) -> int:
         """Start a command line and wait for its end."""
-        return self.wait(self.start(*words, output=output, largest_file=largest_file))
+        return self.wait(self.start(*words, output=output, first=first))
 
     def _ask(self, order: Mapping[str, Any]) -> int:
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -113,18 +115,16 @@ def _be(order: Mapping[str, Any]) -> None:
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.environ.update(order["variables"])
-        if ignored := order["variables"].get("TESTS_IGNORED"):
-            signal.signal(int(ignored), signal.SIG_IGN)
-        if order["largest_file"]:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"],) * 2)
+        if order["first"]:
+            name, *arguments = order["first"]
+            module, _, function = name.partition(":")
+            getattr(importlib.import_module(module), function)(*arguments)
         code = main(order["words"])
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        if code == 1:
-            import traceback
-
-            traceback.print_exc()
         os._exit(code)
 
 

@@ -22,10 +22,8 @@ class _Child(BaseProcess):
             super().start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
-
-    def terminate(self) -> None:
-        """End it, though it does not listen to SIGTERM: also one that hangs in a read."""
-        self.kill()
+        # Whoever ends it (torch, an executor, Python at its own end) would send SIGTERM, and then wait for ever.
+        self._popen.terminate = self._popen.kill  # type: ignore[attr-defined]
 
 
 class _Forked(_Child, ForkProcess):

@@ -20,7 +20,10 @@ _SAID = re.compile(
 
 def ran_out(error: BaseException | None) -> bool:
     """Whether an exception, or what it was raised from, says that memory ran out."""
-    while error is not None:
+    seen: set[int] = set()
+    # What an exception was raised from may lead back to itself.
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
             return True
         if isinstance(error, ImportError | OSError | RuntimeError) and _SAID.search(str(error)):

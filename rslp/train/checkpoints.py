@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from rslp.train import adapters, collectives, preemption
 from rslp.train.freezing import stages_of
 from rslp.train.module import JointModule
 from rslp.train.restoring import UNREADABLE
+from rslp.train.room import lack_of_room
 from rslp.train.selection import Selection
 
 _TRAINABLE_KEY = "rslp_trainable"
@@ -73,12 +75,14 @@ class RunCheckpoints(Checkpoint):
         """Take up which parameters train."""
         self._trainable = frozenset(checkpoint[_TRAINABLE_KEY])
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freeze and thaw as the checkpoint says, after callbacks froze for a run's beginning."""
         preemption.notice.training = True
         if collectives.any_of(preemption.notice.received is not None, device=pl_module.device):
             _leave()
         self.selection.begin(_joint(pl_module))
+        if trainer.is_global_zero and (lack := lack_of_room(self._run, _joint(pl_module), trainer.optimizers)):
+            sys.stderr.write(f"warning: {lack}\n")
         if self._trainable is not None:
             for name, parameter in pl_module.named_parameters():
                 parameter.requires_grad = name in self._trainable

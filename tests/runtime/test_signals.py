@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,6 @@ from tests.forks import ROOT, Forks, group_is_gone
 from tests.hold import holding, until
 from tests.tiny import run_config, write_dataset, write_run
 from tests.train.starts import left_by_run
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as forks:
-        yield forks
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +111,8 @@ def _below(pid: int) -> list[int]:
 
 def test_under_nohup_a_run_goes_on(tmp_path: Path, forks: Forks, data: dict[str, tuple[str, str]]) -> None:
     run, said = write_run(tmp_path, holding(config_of(data, 2), tmp_path / "hold")), tmp_path / "said"
-    signals = {"TESTS_IGNORED": str(int(signal.SIGHUP))}
-    pid = forks.start("run", "--run_dir", str(run.path), output=said, variables=signals)
+    nohup = ("signal:signal", int(signal.SIGHUP), int(signal.SIG_IGN))
+    pid = forks.start("run", "--run_dir", str(run.path), output=said, first=nohup)
     until(lambda: reached(run, 6), lives=lambda: Path(f"/proc/{pid}").exists(), what="it ended before")
     os.killpg(pid, signal.SIGHUP)
     (tmp_path / "hold").unlink()
