@@ -86,6 +86,7 @@ def _serve() -> None:
     import rslp.evaluate.evaluation
     import rslp.evaluate.prediction
     import rslp.helios.run
+    import rslp.train.packing
     import rslp.train.fit  # noqa: F401
     import tests.hold
     import tests.tiny  # noqa: F401
@@ -120,7 +121,7 @@ def _be(order: Mapping[str, Any]) -> None:
             module, _, function = name.partition(":")
             getattr(importlib.import_module(module), function)(*arguments)
         code = main(order["words"])
-    except BaseException:
+    except BaseException:  # noqa: BLE001
         traceback.print_exc()
     finally:
         sys.stdout.flush()

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import resource
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 _GIB = 2**30
@@ -33,49 +33,27 @@ def ran_out(error: BaseException | None) -> bool:
 
 
 def limits() -> str:
-    """What limits this process's memory, in words: the group that the kernel counts it in, ``ulimit -v``, SLURM."""
+    """What limits this process's memory, in words: its control group, ``ulimit -v``, SLURM, or the machine."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    said = [f"control group {size / _GIB:.1f} GiB ({path})" for size, path in _group_limits() if size < total][:1]
-    space = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if space != resource.RLIM_INFINITY:
-        said.append(f"ulimit -v {space / _GIB:.1f} GiB")
+    sizes = {
+        "control group": min(_group_limits(), default=total),
+        "ulimit -v": resource.getrlimit(resource.RLIMIT_AS)[0],
+    }
     for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU"):
         if os.environ.get(name, "").isdecimal():
-            said.append(f"{name} {int(os.environ[name]) / 1024:.1f} GiB")
+            sizes[name] = int(os.environ[name]) << 20
+    said = [f"{name} {size / _GIB:.1f} GiB" for name, size in sizes.items() if 0 <= size < total]
     return ", ".join(said or [f"the machine's {total / _GIB:.1f} GiB"])
 
 
-def _group_limits() -> list[tuple[int, Path]]:
-    """The limits of the control groups that this process is in, the lowest first."""
+def _group_limits() -> list[int]:
+    """The limits of the control groups that this process is in, of version 2 and of version 1."""
     found = []
-    for folder in _groups():
-        for path in (folder / "memory.max", folder / "memory.limit_in_bytes"):
-            if (text := _read(path).strip()).isdecimal():
-                found.append((int(text), path))
-    return sorted(found)
-
-
-def kernel_kills() -> int:
-    """How many processes of this one's control groups the kernel has killed for memory so far."""
-    names = ("memory.events", "memory.oom_control")
-    texts = [_read(folder / name) for folder in _groups() for name in names]
-    return sum(int(count) for text in texts for count in re.findall(r"^oom_kill (\d+)$", text, re.MULTILINE))
-
-
-def _groups() -> Iterator[Path]:
-    """The folders of the control groups, inside out, of version 2 and of version 1."""
-    for line in _read(Path("/proc/self/cgroup")).splitlines():
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, group = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        root = Path("/sys/fs/cgroup") / ("memory" if controllers else "")
-        folder = root / group.lstrip("/")
-        # In a container, the path may be that of the machine outside.
-        yield from (path for path in (folder, *folder.parents) if path.is_relative_to(root))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
+        folder = Path("/sys/fs/cgroup", controllers and "memory", group.lstrip("/"))
+        for path in (folder, *folder.parents) if not controllers or "memory" in controllers.split(",") else ():
+            for name in ("memory.max", "memory.limit_in_bytes"):
+                with suppress(OSError, ValueError):
+                    found.append(int((path / name).read_text()))
+    return found

@@ -33,26 +33,24 @@ def guard() -> None:
     would go into that file. A terminal that is not UTF-8 shows question marks.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        stream = getattr(sys, name)
-        if stream is None:
+        former = getattr(sys, name)
+        if former is None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-        elif stream is not getattr(sys, f"__{name}__") or type(stream) is not io.TextIOWrapper:
+            former = io.TextIOWrapper(
+                io.FileIO(number, "r" if name == "stdin" else "w", closefd=False), encoding="utf-8"
+            )
+        elif type(former) is not io.TextIOWrapper or former is not getattr(sys, f"__{name}__"):
             # Somebody else's, such as that of a test.
             continue
-        if number == 0:
-            sys.stdin = stream or os.fdopen(0, closefd=False)
-        else:
-            setattr(sys, name, _guarded(number, stream))
+        stream = former if name == "stdin" else _guarded(former, number)
+        setattr(sys, name, stream)
 
 
-def _guarded(number: int, former: io.TextIOWrapper | None) -> io.TextIOWrapper:
-    raw = _Stream(number, "w", closefd=False)
-    if former is None:
-        return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8")
+def _guarded(former: io.TextIOWrapper, number: int) -> io.TextIOWrapper:
     former.flush()
-    buffer = raw if isinstance(former.buffer, io.FileIO) else io.BufferedWriter(raw)
+    stream = _Stream(number, "w", closefd=False)
     return io.TextIOWrapper(
-        buffer,
+        stream if isinstance(former.buffer, io.FileIO) else io.BufferedWriter(stream),
         encoding=former.encoding,
         errors="replace",
         line_buffering=former.line_buffering,

@@ -24,7 +24,6 @@ from typing import Any, cast
 
 import torch
 import yaml
-from fsspec.implementations.local import LocalFileSystem
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
@@ -103,18 +102,14 @@ def _whole_raster(path: UPath, **profile: Any) -> Iterator[DatasetWriter]:
     with MemoryFile() as memory:
         with memory.open(**profile) as raster:
             yield raster
-        write_atomic(_plain(path), memory.read())
+        write_atomic(str(path).removeprefix("file://"), memory.read())
 
 
 @contextmanager
 def _whole_text(path: UPath, mode: str) -> Iterator[io.StringIO]:
     del mode
     yield (text := io.StringIO())
-    write_atomic(_plain(path), text.getvalue())
-
-
-def _plain(path: UPath) -> str:
-    return str(path.path) if isinstance(path.fs, LocalFileSystem) else str(path)
+    write_atomic(str(path).removeprefix("file://"), text.getvalue())
 
 
 def honouring_nodata(dataset: Dataset, data_input: DataInput) -> Dataset:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import sys
 import warnings
@@ -22,7 +21,7 @@ from rslp.train import adapters, collectives, preemption
 from rslp.train.freezing import stages_of
 from rslp.train.module import JointModule
 from rslp.train.restoring import UNREADABLE
-from rslp.train.room import lack_of_room
+from rslp.train.room import bytes_of, lack_of_room
 from rslp.train.selection import Selection
 
 _TRAINABLE_KEY = "rslp_trainable"
@@ -194,7 +193,7 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
         RunError: the folder can't be written to.
     """
     try:
-        with replacing(path, needed=lambda: size_of(checkpoint)) as stream:
+        with replacing(path, needed=lambda: bytes_of(checkpoint)) as stream:
             torch.save(dict(checkpoint), stream)
             stream.flush()
             os.fsync(stream.fileno())
@@ -202,22 +201,6 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
                 path.replace(path.with_name("previous.ckpt"))
     except OSError as error:
         raise full_disk(error, path) or RunError(f"{path} can't be written: {error.strerror or error}") from error
-
-
-class _Counter(io.RawIOBase):
-    size = 0
-
-    def write(self, data: Any) -> int:
-        count = memoryview(data).nbytes
-        self.size += count
-        return count
-
-
-def size_of(checkpoint: Mapping[str, Any]) -> int:
-    """Bytes of a checkpoint's file."""
-    counter = _Counter()
-    torch.save(dict(checkpoint), counter)  # type: ignore[arg-type]
-    return counter.size
 
 
 def read_with_digest(path: Path) -> tuple[dict[str, Any], str]:

@@ -51,12 +51,11 @@ def workers_watched() -> Iterator[None]:
     Raises:
         MachineError: a worker that read samples was killed, or memory ran out in one.
     """
-    kills = memory.kernel_kills()
     try:
         yield
     except (RuntimeError, OSError, EOFError, MemoryError) as error:
         if (death := adapters.worker_death(error)) is not None:
-            what = f"a process that reads samples {_cause_of(death, counted=memory.kernel_kills() > kills)}"
+            what = f"a process that reads samples {_end_of(death)}"
         elif memory.ran_out(error):
             what = f"memory ran out (limit: {memory.limits()}): {_LESS_MEMORY}"
         else:
@@ -64,17 +63,13 @@ def workers_watched() -> Iterator[None]:
         raise MachineError(f"{what}; the same command goes on from its last checkpoint, if there is one") from error
 
 
-def _cause_of(death: str, *, counted: bool) -> str:
-    """Why a worker died, and what helps.
-
-    Args:
-        death: how it died.
-        counted: whether the kernel says that it has killed a process for memory.
-    """
-    if "Bus error" in death:
+def _end_of(death: str) -> str:
+    """How a worker ended, and what helps."""
+    if "Killed" in death:
+        why = f"was killed (SIGKILL), as the kernel does when memory runs out (limit: {memory.limits()})"
+    elif "Bus error" in death:
         shared = shutil.disk_usage("/dev/shm").total / 2**20
-        return f"died: {death}, as happens when shared memory is full (/dev/shm has {shared:.0f} MiB): {_LESS_MEMORY}"
-    if "Killed" in death or counted:
-        by = "by the kernel, since memory ran out" if counted else "(SIGKILL), as the kernel does when memory runs out"
-        return f"was killed {by} (limit: {memory.limits()}): {_LESS_MEMORY}"
-    return f"was ended from outside: {death}" if "Terminated" in death else f"died: {death}"
+        why = f"died ({death}), as happens when shared memory is full (/dev/shm: {shared:.0f} MiB)"
+    else:
+        return f"was ended from outside ({death})" if "Terminated" in death else f"died ({death})"
+    return f"{why}: {_LESS_MEMORY}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ def lack_of_room(run: RunDir, module: JointModule, optimizers: Sequence[torch.op
         module: what is saved.
         optimizers: whose state is saved with it.
     """
-    weights = sum(value.nbytes for value in module.state_dict().values() if isinstance(value, torch.Tensor))
+    weights = bytes_of(module.state_dict())
     states = [
         _states(group) * sum(p.nbytes for p in group["params"]) for one in optimizers for group in one.param_groups
     ]
@@ -39,3 +39,11 @@ def lack_of_room(run: RunDir, module: JointModule, optimizers: Sequence[torch.op
 def _states(group: dict[str, Any]) -> int:
     """How many numbers an optimiser keeps of each weight: Adam and its like two, momentum one."""
     return 2 if "betas" in group else int(bool(group.get("momentum")))
+
+
+def bytes_of(value: Any) -> int:
+    """Bytes of the tensors in a checkpoint, or in a part of it."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return sum(map(bytes_of, parts))

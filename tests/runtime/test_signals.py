@@ -1,4 +1,4 @@
-"""A signal to a whole process group, as systemd, SLURM and a terminal send it: the run saves, and nothing outlives it."""
+"""A signal to a whole process group, as systemd, SLURM and a terminal send it: the run saves, nothing outlives it."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def reached(run: RunDir, step: int) -> bool:
     ("number", "workers", "code", "state"),
     [
         (signal.SIGTERM, 2, 143, "preempted"),
-        (signal.SIGTERM, 0, 143, "preempted"),
-        (signal.SIGHUP, 2, 143, "preempted"),
-        (signal.SIGUSR1, 2, 143, "preempted"),
+        pytest.param(signal.SIGTERM, 0, 143, "preempted", marks=pytest.mark.slow),
+        (signal.SIGHUP, 0, 143, "preempted"),
+        pytest.param(signal.SIGUSR1, 2, 143, "preempted", marks=pytest.mark.slow),
         (signal.SIGINT, 2, 130, "interrupted"),
     ],
 )
@@ -109,6 +109,7 @@ def _below(pid: int) -> list[int]:
     return [one for child in children for one in (child, *_below(child))]
 
 
+@pytest.mark.slow
 def test_under_nohup_a_run_goes_on(tmp_path: Path, forks: Forks, data: dict[str, tuple[str, str]]) -> None:
     run, said = write_run(tmp_path, holding(config_of(data, 2), tmp_path / "hold")), tmp_path / "said"
     nohup = ("signal:signal", int(signal.SIGHUP), int(signal.SIG_IGN))

@@ -86,16 +86,27 @@ WORKFLOWS = {
 }
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
+_LONG = ("check", "pack", "fit", "test", "predict")
+_EVERY = tuple((way, number) for way in WAYS for number in NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoilt"),
+    [
+        ("fit", (("closed", STDOUT), ("full", STDERR))),
+        *((name, _EVERY) for name in WORKFLOWS if name not in _LONG),
+        *(pytest.param(name, _EVERY, marks=pytest.mark.slow) for name in _LONG),
+    ],
+)
 def test_each_workflow_ends_as_it_would_have_and_says_one_line_or_nothing(
-    tmp_path: Path, place: Path, forks: Forks, name: str
+    tmp_path: Path, place: Path, forks: Forks, name: str, spoilt: tuple[tuple[str, int], ...]
 ) -> None:
     given, prints = WORKFLOWS[name]
     words = [word.format(place=place) for word in given]
     variables = {"RSLP_PREFIX": str(place)}
     new = RunDir.of(place, "tests", "new")
     codes, wrong = {}, []
-    for way, number in [("", 0), *((way, number) for way in WAYS for number in NAMES)]:
+    for way, number in [("", 0), *spoilt]:
         new.done_marker.unlink(missing_ok=True)
         for path in new.checkpoints.glob("*"):
             path.unlink()
@@ -113,30 +124,36 @@ def test_each_workflow_ends_as_it_would_have_and_says_one_line_or_nothing(
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("end", [">&-", "2>&-", "> /dev/full", "2> /dev/full", "| head -1", ">&- 2>&- <&-", "<&-"])
-@pytest.mark.parametrize("words", ["--help", "helios jobs"])
-def test_a_real_shell(place: Path, end: str, words: str) -> None:
-    line = f"set -o pipefail; {sys.executable} -m rslp.main {words} {end}"
+@pytest.mark.parametrize("end", [">&-", "> /dev/full", "2> /dev/full", "| head -1", ">&- 2>&- <&-"])
+def test_a_real_shell(place: Path, end: str) -> None:
+    line = f"set -o pipefail; {sys.executable} -m rslp.main helios jobs {end}"
     variables = {"RSLP_PREFIX": str(place), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["bash", "-c", line], env={**os.environ, **variables}, capture_output=True, text=True)
     assert done.returncode == int(end == "> /dev/full"), done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("\n") <= 1
 
 
-def test_the_log_of_a_run_ends_with_its_reader(place: Path, tmp_path: Path) -> None:
-    """`logs --follow | head -1`: nobody waits for the end of the run."""
-    log = tmp_path / "log"
-    log.write_text("one\n" * 100_000)
-    code = (
-        "import sys; from pathlib import Path; from rslp.runtime import streams; streams.guard()\n"
-        "from rslp.helios import logs\n"
-        "logs.find_run = lambda *_: __import__('contextlib').nullcontext(None); logs.the_record = lambda *_: type('R', (), {'engine': 'local'})\n"
-        f"from rslp.launch.tail import tail\n"
-        f"logs.engine = lambda _: type('E', (), {{'log': lambda *_, **__: tail(Path({str(log)!r}), ended=lambda: False)}})\n"
-        "sys.exit(logs.logs('x', follow=True))"
-    )
-    words = ["bash", "-c", f'set -o pipefail; {sys.executable} -c "$0" | head -1', code]
-    done = subprocess.run(
-        words, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60
-    )
+FOLLOW = """
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from rslp.helios import logs
+from rslp.launch.tail import tail
+from rslp.runtime import streams
+streams.guard()
+logs.find_run = lambda *_: nullcontext()
+logs.the_record = lambda *_: SimpleNamespace(engine="")
+logs.engine = lambda _: SimpleNamespace(log=lambda *_, **__: tail(Path(sys.argv[1]), ended=lambda: False))
+sys.exit(logs.logs("x", follow=True))
+"""
+
+
+def test_following_a_log_ends_with_its_reader(tmp_path: Path) -> None:
+    """`logs --follow true | head -1`: it does not wait for the end of the run."""
+    (tmp_path / "log").write_text("one\n" * 100_000)
+    line = f'set -o pipefail; {sys.executable} -c "$0" "$1" | head -1'
+    words = ["bash", "-c", line, FOLLOW, str(tmp_path / "log")]
+    variables = {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, env={**os.environ, **variables}, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "one\n", "")

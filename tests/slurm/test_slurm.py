@@ -215,6 +215,21 @@ def test_preempted_it_goes_on_to_the_same_weights(user: User, config: dict[str, 
     assert_same_weights(user.run("preempted"), reference)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["TERM", "HUP"])
+def test_a_signal_to_every_process_of_a_job_saves_and_queues_it_again(
+    user: User, config: dict[str, Any], reference: RunDir, number: str
+) -> None:
+    data = {**config["data"], "init_args": {**config["data"]["init_args"], "num_workers": 2}}
+    job = user.launches("told", with_callback({**config, "data": data}, "WaitForWarning", step=8))
+    user.waits_for_step("told", 6)
+    # The batch script, srun, the training and its reading workers.
+    user.cluster.ask("scancel", "--full", f"--signal={number}", job)
+    assert int(user.cluster.wait(job, "COMPLETED")["Restarts"]) == 1
+    assert f"SIG{number}: the same command goes on" in user.log("told")
+    assert_same_weights(user.run("told"), reference)
+
+
 @SEVERAL
 @pytest.mark.slow
 def test_preempted_on_two_nodes_it_goes_on_to_the_same_weights(user: User, config: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """A disk that is full, over its quota or failing at any write of a run: ``python -m tests.train.full_disk FOLDER``.
 
 Every command of a run (pack, fit, test, predict) is given a disk with too little room: a small file system of its own
-with so many free pages, a limit on the size of files, or an error at its n-th opening, renaming, linking or syncing of a
-file. It has to end with exit code 1 and one line that names a file and the room, or to go on without what it does not
+with so many free pages, a limit on the size of files, or an error at its n-th opening, renaming, linking or syncing of
+a file. It has to end with exit code 1 and one line that names a file and the room, or to go on without what it does not
 need; nothing it leaves may be torn. Given room, the same command ends as one that never lacked any.
 """
 
@@ -18,11 +18,10 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from tests.tiny import run_config, write_dataset
 from tests.train.starts import digest_of, left_by_run
 
 PAGE = 4096
+_ENOUGH = 20
 HERE = "tests.train.full_disk"
 SAYS = re.compile(r"^error: /.* can't be written: .* bytes free in /.*\)$", re.MULTILINE)
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -140,7 +140,6 @@ class Harness:
         self._home = disk / "home"
         self.run = RunDir(self._home / "projects" / "tests" / "tiny")
         self._config = self._home / "run.yaml"
-        self._pages: dict[str, int] = {}
         self.tallies = {name: Tally() for name in self.commands()}
 
     def commands(self) -> dict[str, tuple[str, ...]]:
@@ -168,14 +167,17 @@ class Harness:
             assert code == 0, said.read_text()
             shutil.copytree(self._home, self._aside / f"after {name}")
 
-    def largest(self, name: str) -> int:
-        """The largest file that a command leaves."""
-        return max(path.stat().st_size for path in (self._aside / f"after {name}").rglob("*") if path.is_file())
-
-    def pages(self, name: str) -> int:
-        """So many pages does a command need: those of what it leaves, twice the largest file, and some."""
+    def most(self, name: str, kind: str) -> int:
+        """Beyond which number a fault of a kind is none to a command."""
         paths = [path for path in (self._aside / f"after {name}").rglob("*") if path.is_file()]
-        return sum(-(-path.stat().st_size // PAGE) for path in paths) + 2 * self.largest(name) // PAGE
+        largest = max(path.stat().st_size for path in paths)
+        pages = sum(-(-path.stat().st_size // PAGE) for path in paths) + 2 * largest // PAGE
+        return {"pages": pages, "size": largest, "call": 150}[kind]
+
+    @property
+    def own_disk(self) -> bool:
+        """Whether the run lies on a file system of its own."""
+        return self._disk.is_mount()
 
     def attempt(self, name: str, fault: Fault) -> bool:
         """Run a command on a disk with a fault, then on a sound one; whether it met the fault."""
@@ -273,27 +275,40 @@ def _fill(path: Path, *, free: int) -> None:
             os.posix_fallocate(handle.fileno(), 0, taken * PAGE)
 
 
-def sweep(
-    harness: Harness, *, kinds: Sequence[str], every: int, rng: random.Random, say: Callable[[str], None]
-) -> None:
+def sweep(harness: Harness, *, kinds: Sequence[str], every: int, rng: random.Random) -> None:
     """Try faults of some kinds at all commands: one in so many of those that there are."""
     for name in harness.commands():
         for kind in kinds:
-            begun = time.monotonic()
-            for number in _numbers(harness, name, kind, every=every, rng=rng):
-                met = harness.attempt(name, Fault(kind, number, rng.choice(ERRORS)))
-                if kind == "call" and not met and number > 200:
+            step = every * (512 if kind == "size" else 1)
+            missed = 0
+            for number in range(rng.randrange(step), harness.most(name, kind), step):
+                missed = 0 if harness.attempt(name, Fault(kind, number, rng.choice(ERRORS))) else missed + 1
+                if missed == _ENOUGH:
+                    # The command needs no more room, or makes no more calls.
                     break
-            say(
-                f"{name}, {kind}, {time.monotonic() - begun:.0f} s: {harness.tallies[name].ended} ended, {harness.tallies[name].went_on} went on, "
-                f"{len(harness.tallies[name].wrong)} wrong"
+            tally = harness.tallies[name]
+            sys.stderr.write(
+                f"{name}, {kind}: {tally.ended} ended, {tally.went_on} went on, {len(tally.wrong)} wrong\n"
             )
 
 
-def _numbers(harness: Harness, name: str, kind: str, *, every: int, rng: random.Random) -> range:
-    most = {"pages": harness.pages(name), "size": harness.largest(name), "call": 150}[kind]
-    step = every * (512 if kind == "size" else 1)
-    return range(rng.randrange(step), most, step)
+def record(tallies: Mapping[str, Tally]) -> str:
+    """A page that says what came of the faults."""
+    lines = [
+        "# Disks that were full",
+        "",
+        f"{datetime.now(UTC):%Y-%m-%d}. Written by `make test-long` (`tests/train/full_disk.py`).",
+        "",
+        "A small file system with so many free pages, a limit on the size of files, or an error (full, quota,",
+        "read-only, failing) at the n-th call that opens, renames, links or syncs a file. Each command was then run",
+        "again with room, and compared with a run that never lacked any: weights, optimiser, metrics, evaluations and",
+        "predictions.",
+        "",
+        "| command | ended with one line, exit code 1 | went on without | torn, left over, or different in the end |",
+        "|---|---|---|---|",
+    ]
+    lines += [f"| {name} | {t.ended} | {t.went_on} | {len(t.wrong)} |" for name, t in tallies.items()]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -306,17 +321,9 @@ def main() -> None:
     with small_disk(words.folder / "disk", size=16 << 20) as disk, Forks() as forks:
         harness = Harness(disk, words.folder / "aside", forks)
         harness.prepare()
-        sweep(
-            harness,
-            kinds=words.kinds,
-            every=words.every,
-            rng=random.Random(words.seed),
-            say=lambda text: print(text, flush=True),
-        )
-        for tally in harness.tallies.values():
-            for what in tally.wrong:
-                print(what)
-        print(json.dumps({name: [t.ended, t.went_on, len(t.wrong)] for name, t in harness.tallies.items()}))
+        sweep(harness, kinds=words.kinds, every=words.every, rng=random.Random(words.seed))
+    wrong = [what for tally in harness.tallies.values() for what in tally.wrong]
+    sys.stdout.write("\n".join([*wrong, record(harness.tallies)]))
 
 
 if __name__ == "__main__":
