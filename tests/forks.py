@@ -67,7 +67,8 @@ class Forks:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         self._process.stdout.close()
-        self._process.wait(20)
+        self._process.kill()
+        self._process.wait()
 
 
 def group_is_gone(pid: int, *, seconds: float = 10) -> bool:
@@ -83,11 +84,6 @@ def group_is_gone(pid: int, *, seconds: float = 10) -> bool:
 
 
 def _serve() -> None:
-    import rslp.evaluate.evaluation
-    import rslp.evaluate.prediction
-    import rslp.helios.run
-    import rslp.train.packing
-    import rslp.train.fit  # noqa: F401
     import tests.hold
     import tests.tiny  # noqa: F401
 

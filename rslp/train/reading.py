@@ -67,7 +67,7 @@ def _end_of(death: str) -> str:
     """How a worker ended, and what helps."""
     if "Killed" in death:
         why = f"was killed (SIGKILL), as the kernel does when memory runs out (limit: {memory.limits()})"
-    elif "Bus error" in death:
+    elif "signal: Bus" in death:
         shared = shutil.disk_usage("/dev/shm").total / 2**20
         why = f"died ({death}), as happens when shared memory is full (/dev/shm: {shared:.0f} MiB)"
     else:

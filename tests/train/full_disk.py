@@ -18,6 +18,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -187,13 +188,8 @@ class Harness:
         filler = self._disk / "filler"
         if fault.kind == "pages":
             _fill(filler, free=fault.number)
-        said = self._aside / "said"
-        said.unlink(missing_ok=True)
-        words = self.commands()[name]
-        variables = {"DISK": str(self._home)}
-        code = self._forks.wait(self._forks.start(*words, output=said, first=fault.first, variables=variables))
+        code, text = self._said(name, fault.first)
         filler.unlink(missing_ok=True)
-        text = said.read_text()
         if code not in (0, 1) or "Traceback" in text or (code == 1) != (len(SAYS.findall(text)) == 1):
             tally.wrong.append(f"{what}: exit code {code}: {text[-600:]}")
         tally.wrong += [f"{what}: {path}" for path in torn(self._home)]
@@ -201,15 +197,28 @@ class Harness:
         self._go_on(name, what, through=code == 0)
         return code == 1 or "can't be written" in text or "No space" in text
 
+    def _said(self, name: str, first: Sequence[Any]) -> tuple[int, str]:
+        """Run a command; its exit code and what it said. Into a pipe: a limit on files would cut a file short."""
+        pipe, read = self._aside / "pipe", list[str]()
+        os.mkfifo(pipe)
+        reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+        reader.start()
+        variables = {"DISK": str(self._home)}
+        pid = self._forks.start(*self.commands()[name], output=pipe, first=first, variables=variables)
+        code = self._forks.wait(pid)
+        reader.join()
+        pipe.unlink()
+        return code, read[0]
+
     def _put_back(self, name: str) -> None:
         shutil.rmtree(self._home, ignore_errors=True)
         shutil.copytree(self._aside / f"before {name}", self._home)
 
     def _go_on(self, name: str, what: str, *, through: bool) -> None:
-        said, tally = self._aside / "said again", self.tallies[name]
-        said.unlink(missing_ok=True)
-        if not through and (code := self._forks.run(*self.commands()[name], output=said)):
-            tally.wrong.append(f"{what}: again: exit code {code}: {said.read_text()[-600:]}")
+        tally = self.tallies[name]
+        code, text = (0, "") if through else self._said(name, ())
+        if code:
+            tally.wrong.append(f"{what}: again: exit code {code}: {text[-600:]}")
             return
         after = RunDir(self._aside / f"after {name}" / self.run.path.relative_to(self._home))
         if left(self.run) != left(after):
