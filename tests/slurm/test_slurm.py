@@ -226,7 +226,7 @@ def test_a_signal_to_every_process_of_a_job_saves_and_queues_it_again(
     # The batch script, srun, the training and its reading workers.
     user.cluster.ask("scancel", "--full", f"--signal={number}", job)
     assert int(user.cluster.wait(job, "COMPLETED")["Restarts"]) == 1
-    assert f"SIG{number}: the same command goes on" in user.log("told")
+    assert "taken away before its end: it is queued again" in user.log("told")
     assert_same_weights(user.run("told"), reference)
 
 

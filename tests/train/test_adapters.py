@@ -289,12 +289,12 @@ def test_rslearn_writes_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         Projection(CRS.from_epsg(32631), 10, -10),
     )
     made: dict[str, list[bytes]] = {"a.tif": [], "b.geojson": []}
+    ours = adapters.write_atomic
     written: list[str] = []
     try:
         for way in ("stock", "ours"):
             if way == "ours":
                 adapters.write_whole_files()
-                ours = adapters.write_atomic
                 monkeypatch.setattr(adapters, "write_atomic", lambda p, c: (written.append(str(p)), ours(p, c)))
             folder = UPath(tmp_path / way)
             raster_format.GeotiffRasterFormat().encode_raster(folder, projection, (0, 0, 8, 8), raster, fname="a.tif")
