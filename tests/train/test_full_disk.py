@@ -45,8 +45,8 @@ def harness(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Iterator[
 @pytest.mark.parametrize(
     ("command", "kind", "number"),
     [
-        ("pack", "size", 1000),
-        ("fit", "size", 20_000),
+        pytest.param("pack", "size", 1000, marks=pytest.mark.slow),
+        ("fit", "size", 10_000),
         ("fit", "pages", 20),
         pytest.param("fit", "call", 20, marks=pytest.mark.slow),
         ("test", "size", 100),
