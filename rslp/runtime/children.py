@@ -7,6 +7,7 @@ of itself would look like one that the kernel has killed.
 from __future__ import annotations
 
 import signal
+from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.context import ForkContext, ForkProcess, SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
@@ -23,7 +24,14 @@ class _Child(BaseProcess):
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
         # Whoever ends it (torch, an executor, Python at its own end) would send SIGTERM, and then wait for ever.
-        self._popen.terminate = self._popen.kill  # type: ignore[attr-defined]
+        self._popen.terminate = self._end  # type: ignore[attr-defined]
+
+    def _end(self) -> None:
+        # torch raises when one of its workers is killed, also in the middle of this.
+        for _ in range(2):
+            with suppress(RuntimeError):
+                self._popen.kill()  # type: ignore[attr-defined]
+                self._popen.wait(5)  # type: ignore[attr-defined]
 
 
 class _Forked(_Child, ForkProcess):

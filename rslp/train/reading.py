@@ -65,11 +65,13 @@ def workers_watched() -> Iterator[None]:
 
 def _end_of(death: str) -> str:
     """How a worker ended, and what helps."""
+    if "Terminated" in death:
+        return f"was ended from outside ({death})"
     if "Killed" in death:
         why = f"was killed (SIGKILL), as the kernel does when memory runs out (limit: {memory.limits()})"
     elif "signal: Bus" in death:
         shared = shutil.disk_usage("/dev/shm").total / 2**20
         why = f"died ({death}), as happens when shared memory is full (/dev/shm: {shared:.0f} MiB)"
     else:
-        return f"was ended from outside ({death})" if "Terminated" in death else f"died ({death})"
+        why = f"died ({death}), as happens when memory runs out (limit: {memory.limits()})"
     return f"{why}: {_LESS_MEMORY}"

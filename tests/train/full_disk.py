@@ -301,7 +301,7 @@ def sweep(harness: Harness, *, kinds: Sequence[str], every: int, rng: random.Ran
             )
 
 
-def record(tallies: Mapping[str, Tally]) -> str:
+def record(tallies: Mapping[str, Tally], *, every: int) -> str:
     """A page that says what came of the faults."""
     lines = [
         "# Disks that were full",
@@ -311,7 +311,7 @@ def record(tallies: Mapping[str, Tally]) -> str:
         "A small file system with so many free pages, a limit on the size of files, or an error (full, quota,",
         "read-only, failing) at the n-th call that opens, renames, links or syncs a file. Each command was then run",
         "again with room, and compared with a run that never lacked any: weights, optimiser, metrics, evaluations and",
-        "predictions.",
+        f"predictions. One in {every} of the faults that there are.",
         "",
         "| command | ended with one line, exit code 1 | went on without | torn, left over, or different in the end |",
         "|---|---|---|---|",
@@ -332,7 +332,7 @@ def main() -> None:
         harness.prepare()
         sweep(harness, kinds=words.kinds, every=words.every, rng=random.Random(words.seed))
     wrong = [what for tally in harness.tallies.values() for what in tally.wrong]
-    sys.stdout.write("\n".join([*wrong, record(harness.tallies)]))
+    sys.stdout.write("\n".join([*wrong, record(harness.tallies, every=words.every)]))
 
 
 if __name__ == "__main__":

@@ -256,7 +256,7 @@ def test_a_killed_worker_is_one_line_and_the_run_goes_on(tmp_path: Path, clean: 
     write_run(tmp_path, config)
     with pytest.raises(
         MachineError,
-        match=r"reads samples was killed \(SIGKILL\).*limit: .* GiB.* set data\.init_args\.num_workers lower",
+        match=r"reads samples (was killed|died) \(.*limit: .* GiB.* set data\.init_args\.num_workers lower",
     ) as caught:
         fit(run)
     assert "\n" not in str(caught.value)

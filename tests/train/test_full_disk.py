@@ -66,7 +66,7 @@ def test_each_command_ends_in_one_line_and_goes_on(harness: Harness, command: st
 def test_a_fault_at_every_write(harness: Harness) -> None:
     kinds = ("pages", "size", "call") if harness.own_disk else ("size", "call")
     sweep(harness, kinds=kinds, every=3, rng=random.Random(0))
-    RECORD.write_text(record(harness.tallies))
+    RECORD.write_text(record(harness.tallies, every=3))
     assert [tally.wrong for tally in harness.tallies.values()] == [[]] * 4
     assert sum(tally.ended for tally in harness.tallies.values()) > 50
 
