@@ -32,7 +32,21 @@ class RunError(UserError):
 
 
 class TrainingError(UserError):
-    """Training that can't go on: a loss that is not a number, a worker process that was killed."""
+    """Training that can't go on: a loss that is not a number."""
+
+
+class MachineError(UserError):
+    """What a machine lacks, or took away: memory, a process that it killed. Trying again may help."""
+
+    exit_code = 1
+
+
+class DiskError(MachineError, OSError):
+    """A file that can't be written: the disk is full, a quota is used up, the disk has failed."""
+
+    def __str__(self) -> str:
+        """The message alone, without the system's number of the error."""
+        return str(self.strerror)
 
 
 class StoreError(UserError):

@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
-import io
-import os
 import pkgutil
 import re
 import sys
@@ -20,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import rslp
-from rslp.errors import UsageError, UserError
+from rslp.errors import MachineError, UsageError, UserError
 from rslp.files.terminal import guard_terminals
+from rslp.runtime import memory, streams
 from rslp.suggest import did_you_mean
 from rslp.usage import help_of
 
 Workflow = Callable[..., Any]
 INTERRUPTED = 130
+# What these print is their result; of the others, it is what they write.
+_PRINTING = {"--help", "jobs", "logs", "launch_finetune"}
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 
 
@@ -143,22 +144,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; those of the process when None.
 
     Returns:
-        the exit code: 0 done, 2 a user's mistake, 130 Ctrl-C, 143 preempted.
+        the exit code: 0 done, 1 the machine lacks memory or disk, 2 a user's mistake, 130 Ctrl-C, 143 preempted.
     """
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal that is not UTF-8 shows question marks; nothing ends for want of a letter.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    streams.guard()
     guard_terminals()
+    words = list(sys.argv[1:] if argv is None else argv)
+    code = _exit_code(words)
+    lost = streams.lost()
+    if lost is None or isinstance(lost, BrokenPipeError):
+        # Whoever read has seen enough, such as `… | head`.
+        return code
+    sys.stderr.write(f"error: standard output can't be written: {lost.strerror}\n")
+    return code or int(bool(set(words[:2]) & _PRINTING))
+
+
+def _exit_code(words: Sequence[str]) -> int:
+    """Run one command line, and say in one line what a person or the machine did wrong."""
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        return _run(words)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    except BrokenPipeError:
-        # Whoever read has seen enough, such as `… | head`; nothing may be flushed there at the end either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except (MemoryError, ImportError, OSError, RuntimeError) as error:
+        if memory.ran_out(error):
+            sys.stderr.write(f"error: memory ran out (limit: {memory.limits()})\n")
+            return MachineError.exit_code
+        # Imported here: `--help` must answer at once.
+        from rslp.files import full_disk
+
+        if not isinstance(error, OSError) or not (full := full_disk(error)):
+            raise
+        sys.stderr.write(f"error: {full}\n")
+        return full.exit_code
     except SystemExit as leaving:
         # Lightning ends the process itself after a Ctrl-C, with another code.
         if not isinstance(leaving.__context__, KeyboardInterrupt):

@@ -2,8 +2,12 @@
 
 import os
 import signal
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.forks import Forks
 
 # rslearn 0.1.19 calls what jsonargparse 4.53 has renamed.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -21,3 +25,10 @@ settings.load_profile("busy")
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every run that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Where command lines start without importing the training stack anew."""
+    with Forks() as forks:
+        yield forks

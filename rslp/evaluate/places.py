@@ -129,14 +129,17 @@ class Folder:
     def _whole(self, identity: tuple[str, str]) -> Iterator[Path]:
         shutil.rmtree(self.begun, ignore_errors=True)
         self.begun.mkdir(parents=True)
-        yield self.begun
-        target = self.path.joinpath(*identity)
-        if any("/" in part or part in ("", ".", "..") for part in identity):
-            raise DataError(f"window {'/'.join(identity)!r}: its group or name can't be that of a folder")
-        # Of a start that was killed before it could note this window.
-        shutil.rmtree(target, ignore_errors=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self.begun.rename(target)
+        try:
+            yield self.begun
+            target = self.path.joinpath(*identity)
+            if any("/" in part or part in ("", ".", "..") for part in identity):
+                raise DataError(f"window {'/'.join(identity)!r}: its group or name can't be that of a folder")
+            # Of a start that was killed before it could note this window.
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.begun.rename(target)
+        finally:
+            shutil.rmtree(self.begun, ignore_errors=True)
 
     def described(self, name: str, task: Task) -> dict[str, str]:
         """Where predictions are found, for the summary: relative to the run directory."""

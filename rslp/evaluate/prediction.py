@@ -49,6 +49,7 @@ def predict(run: RunDir, *, checkpoint: str | None = None) -> int:
         DataError: a dataset can't be used, or a sample can't be read and the config's ``on_fault`` is stop.
     """
     path = checkpoint_of(run, checkpoint)
+    adapters.write_whole_files()
     with run.locked("predict"):
         content, digest = read_with_digest(run, path)
         cli = build(run, training=False, predicting=True)
@@ -58,8 +59,7 @@ def predict(run: RunDir, *, checkpoint: str | None = None) -> int:
         data = fingerprint(cli.datamodule.sources("predict"))
         config = sha256(config_for(run, predicting=True))
         progress = Progress.begin(run, {"checkpoint_sha256": digest, "config_sha256": config, "data_fingerprint": data})
-        with progress:
-            through = _write_all(cli, targets, progress)
+        through = _write_all(cli, targets, progress)
         if not through:
             _say("interrupted: the same command goes on from the last window that was written")
             return INTERRUPTED

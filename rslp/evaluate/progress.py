@@ -6,8 +6,9 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from rslp.files import append, write_atomic
 from rslp.run import RunDir
 
 
@@ -22,14 +23,9 @@ class Progress:
 
     def __init__(self, path: Path, header: Mapping[str, Any], written: list[tuple[str, str, str]]) -> None:
         self._written = written
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         # Anew, since the last line may be torn.
-        path.with_suffix(".begun").unlink(missing_ok=True)
-        self._file: TextIO = path.with_suffix(".begun").open("x", encoding="utf-8")
-        for line in (header, *written):
-            self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        path.with_suffix(".begun").replace(path)
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in (header, *written)))
 
     @classmethod
     def begin(cls, run: RunDir, header: Mapping[str, Any]) -> Progress:
@@ -46,20 +42,11 @@ class Progress:
     def note(self, dataset: str, identity: tuple[str, str]) -> None:
         """Note a window: it is written as a whole by now."""
         self._written.append((dataset, *identity))
-        self._file.write(json.dumps(self._written[-1]) + "\n")
-        self._file.flush()
+        append(self._path, json.dumps(self._written[-1]).encode() + b"\n")
 
     def written(self, dataset: str) -> set[tuple[str, str]]:
         """Group and name of the windows of a dataset that are written."""
         return {(group, name) for of, group, name in self._written if of == dataset}
-
-    def __enter__(self) -> Progress:
-        """Itself."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Note no more."""
-        self._file.close()
 
 
 def _read(path: Path, header: Mapping[str, Any]) -> list[tuple[str, str, str]]:

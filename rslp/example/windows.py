@@ -15,7 +15,7 @@ from rslp.example.datasets import KINDS
 from rslp.example.fields import UNLABELLED
 from rslp.example.layout import sites
 from rslp.example.scene import Site
-from rslp.files.children import pool as pool_of
+from rslp.runtime.children import pool as pool_of
 
 # Windows that one task of a worker process writes.
 _CHUNK = 16

@@ -15,7 +15,7 @@ from rslp.files.paths import (
     shipped,
 )
 from rslp.files.stores import Store, is_remote
-from rslp.files.writing import replacing, same_file, write_atomic
+from rslp.files.writing import append, full_disk, replacing, same_file, write_atomic
 
 __all__ = [
     "MAX_BYTES",
@@ -28,10 +28,12 @@ __all__ = [
     "Template",
     "Unquoted",
     "anchor_paths",
+    "append",
     "archive_damage",
     "checksum",
     "dump_yaml",
     "find_file",
+    "full_disk",
     "is_portable",
     "is_remote",
     "parse_yaml",

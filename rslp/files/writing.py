@@ -1,18 +1,61 @@
-"""Write files whole or not at all."""
+"""Write files whole or not at all, and say which one could not be written for want of room."""
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from rslp.errors import DiskError
+from rslp.files.locks import no_links
+
+# Full, over a quota, over a limit on the size of files, mounted for reading alone.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def full_disk(error: OSError, path: Path | None = None, *, needed: int = 0) -> DiskError | None:
+    """What to say of a file that could not be written; None if the disk is not the reason.
+
+    Args:
+        error: what was raised.
+        path: the file, where a write has failed; otherwise the one that the error names.
+        needed: how many bytes were to be written; 0 where that is not known.
+    """
+    if isinstance(error, DiskError):
+        return error
+    # Also a read may fail like this.
+    if error.errno not in (*_FULL, errno.EIO) or (error.errno == errno.EIO and path is None):
+        return None
+    place = path or (Path(os.fsdecode(error.filename)) if error.filename else None)
+    what = f"{place or 'a file'} can't be written: {error.strerror}"
+    if place is not None:
+        folder = next(folder for folder in place.absolute().parents if folder.is_dir())
+        room = f"{needed:,} bytes needed, " if needed else ""
+        what += f" ({room}{shutil.disk_usage(folder).free:,} bytes free in {folder})"
+    return DiskError(error.errno, what)
+
+
+class _Noting(io.FileIO):
+    """A new file that keeps why it could not be written: torch raises an error of its own instead."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = error
+            raise
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[BinaryIO]:
+def replacing(target: Path, *, needed: Callable[[], int] = lambda: 0) -> Iterator[BinaryIO]:
     """A stream into a new file that takes the target's place at the end of the block.
 
     A reader, or a crash, sees either the old content or the new one. The old file itself is never written to, so other
@@ -20,19 +63,59 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
 
     Args:
         target: where the file will be; missing folders are made.
+        needed: gives the bytes of the new file, for the message where there is no room for them.
+
+    Raises:
+        DiskError: the disk is full, or fails; nothing has changed.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     # In the target's own folder: a rename is atomic within one file system only.
-    temporary = _temporary(target)
+    temporary, failure = _temporary(target), None
     try:
-        with temporary.open("xb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        raw = _Noting(temporary, "xb")
+        try:
+            with io.BufferedWriter(raw) as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+        finally:
+            failure = raw.failure
         temporary.replace(target)
+        _sync_folder(target.parent)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        cause = failure or error
+        if isinstance(cause, OSError) and (full := full_disk(cause, target, needed=needed())):
+            raise full from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(target.parent)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Append to a file; what can't be appended as a whole is not appended.
+
+    Args:
+        path: the file; it is made where it is missing, its folder too.
+        content: what comes behind what is there.
+
+    Raises:
+        DiskError: the disk is full, or fails; nothing has changed.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab", buffering=0, opener=no_links) as stream:
+            before, rest = stream.tell(), memoryview(content)
+            try:
+                while rest:
+                    rest = rest[stream.write(rest) :]
+            except OSError:
+                stream.truncate(before)
+                raise
+    except OSError as error:
+        if full := full_disk(error, path, needed=len(content)):
+            raise full from error
+        raise
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
@@ -52,7 +135,7 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
             stream.write(raw)
         return
     target = Path(path)
-    with replacing(target) as stream:
+    with replacing(target, needed=lambda: len(raw)) as stream:
         stream.write(raw)
         if target.exists():
             os.fchmod(stream.fileno(), target.stat().st_mode & 0o777)
@@ -69,7 +152,7 @@ def same_file(source: Path, target: Path) -> None:
     try:
         os.link(source, temporary)
     except OSError:
-        with replacing(target) as stream, source.open("rb") as content:
+        with replacing(target, needed=lambda: source.stat().st_size) as stream, source.open("rb") as content:
             shutil.copyfileobj(content, stream)
         return
     try:

@@ -16,8 +16,8 @@ from typing import Any
 from rslp.compose import pick
 from rslp.errors import RunError
 from rslp.files import dump_yaml, is_remote, paths_in, read_json, resolve_paths, with_checksum, write_json
-from rslp.files.children import die_with_parent
 from rslp.run import RunDir
+from rslp.runtime.children import die_with_parent
 
 _STACK = ("torch", "lightning", "rslearn")
 _VERSIONED = ("rslp", "rslearn", "torch", "lightning", "jsonargparse")

@@ -8,6 +8,7 @@ from rslp.launch.engines import engine
 from rslp.launch.job import Mode
 from rslp.launch.prefix import find_run
 from rslp.launch.record import the_record
+from rslp.runtime import streams
 
 
 def logs(
@@ -30,8 +31,10 @@ def logs(
         silent = True
         for piece in where.log(run, record, follow=follow):
             sys.stdout.write(piece)
-            sys.stdout.flush()
             silent = False
+            if streams.lost():
+                # Nobody reads any more.
+                return 0
         if not follow and not silent:
             return 0
         state = where.state(run, record)

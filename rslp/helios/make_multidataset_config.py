@@ -26,6 +26,7 @@ from rslp.files import (
     Document,
     dump_yaml,
     find_file,
+    full_disk,
     read_yaml,
     relativise_paths,
     shipped,
@@ -127,7 +128,8 @@ def _write(run: RunConfig, *, output: Path, documents: Sequence[Document], names
         except OSError as error:
             what = f"cannot write {near(str(path))}: {error.strerror}"
             maker = documents[0]
-            raise ConfigError(Problem(what, maker.name, maker.line(("output_path",)), "output_path")) from None
+            problem = Problem(what, maker.name, maker.line(("output_path",)), "output_path")
+            raise full_disk(error, path) or ConfigError(problem) from None
 
 
 def _output_path(recipe: Recipe) -> Path:

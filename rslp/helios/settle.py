@@ -11,7 +11,7 @@ from typing import Any
 from rslp.class_paths import refuse_untrusted
 from rslp.compose import merge_configs, refuse_unrunnable
 from rslp.errors import RunError, UsageError
-from rslp.files import dump_yaml, read_yaml, relativise_paths, with_checksum, write_atomic
+from rslp.files import dump_yaml, full_disk, read_yaml, relativise_paths, with_checksum, write_atomic
 from rslp.launch.job import Mode
 from rslp.run import RunDir
 
@@ -75,7 +75,7 @@ def _write(run: RunDir, config: Mapping[str, Any], *, mode: Mode, stack: ExitSta
         write_atomic(target, with_checksum(dump_yaml(config)))
     except OSError as error:
         what = f"{run.path} can't be written: {error.strerror}; RSLP_PREFIX says where runs lie"
-        raise RunError(what) from error
+        raise full_disk(error, target) or RunError(what) from error
     return former
 
 

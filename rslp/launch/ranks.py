@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from rslp.files.children import die_with_parent
 from rslp.files.locks import no_links
+from rslp.runtime.children import die_with_parent
 
 INTERRUPTED, PREEMPTED = 130, 143
 _LEAVING = (INTERRUPTED, PREEMPTED)
-_FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+_MEANT_FOR_ALL = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 _TAIL = 20
 _PORTS = (15000, 32000)
 
@@ -63,10 +63,15 @@ class Group:
 def exit_code(returned: int) -> int:
     """An exit code as a shell would give it, from what ``subprocess`` returned.
 
-    A process that SIGUSR1 kills had not come to taking note of it: it is as preempted as one that had.
+    A process that SIGUSR1 or SIGHUP kills had not come to taking note of it: it is as preempted as one that had.
     """
     code = returned if returned >= 0 else 128 - returned
-    return PREEMPTED if code == 128 + signal.SIGUSR1 else code
+    return PREEMPTED if code in (128 + signal.SIGUSR1, 128 + signal.SIGHUP) else code
+
+
+def forwarded() -> list[signal.Signals]:
+    """The signals that a starter passes on; what it was started to ignore (``nohup``), its processes ignore too."""
+    return [number for number in _MEANT_FOR_ALL if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def free_port() -> int:
@@ -122,7 +127,7 @@ def run_group(
     """
     watch = _Watch(patience or Patience())
     with ExitStack() as stack:
-        for number in _FORWARDED:
+        for number in forwarded():
             stack.callback(signal.signal, number, signal.signal(number, watch.forward))
         for local_rank in range(group.per_node):
             own = group.variables(local_rank)

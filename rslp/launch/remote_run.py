@@ -19,13 +19,12 @@ from types import FrameType
 
 from rslp.errors import RunError, StoreError
 from rslp.files import Store
-from rslp.files.children import die_with_parent
 from rslp.launch.lease import Lease, Pace, await_holder, leased
-from rslp.launch.ranks import PREEMPTED, exit_code
+from rslp.launch.ranks import PREEMPTED, exit_code, forwarded
 from rslp.launch.transfer import Pusher, pull
+from rslp.runtime.children import die_with_parent
 
 SCRATCH_VARIABLE = "RSLP_SCRATCH"
-_FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 _NORMAL = Pace()
 
 
@@ -135,7 +134,7 @@ class _Child:
     @contextmanager
     def forwarding(self) -> Iterator[None]:
         """Pass signals on to the command."""
-        former = {number: signal.signal(number, self._forward) for number in _FORWARDED}
+        former = {number: signal.signal(number, self._forward) for number in forwarded()}
         try:
             yield
         finally:

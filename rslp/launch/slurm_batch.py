@@ -17,7 +17,7 @@ from typing import Literal
 from rslp.errors import RunError
 from rslp.launch.job import Job
 from rslp.launch.outcome import checked_code, steps_done
-from rslp.launch.ranks import INTERRUPTED, PREEMPTED, exit_code, free_port
+from rslp.launch.ranks import INTERRUPTED, PREEMPTED, exit_code, forwarded, free_port
 from rslp.launch.record import note_failure, note_standstill, read_record
 from rslp.launch.slurm_client import address_of, describe, first_node, slurm
 
@@ -107,8 +107,10 @@ def after(code: int, *, wanted: bool, requeue: bool, retries: int, failures: int
 def _step(job: Job) -> int:
     """Run the processes of the training on all nodes, and wait for them; their exit code."""
     environment = {**os.environ, **_meeting_point(os.environ)}
-    with _deaf():
-        return exit_code(subprocess.run(srun_command(job, os.environ), env=environment, check=False).returncode)
+    with _deaf() as received:
+        code = exit_code(subprocess.run(srun_command(job, os.environ), env=environment, check=False).returncode)
+    # An srun that is told to end kills what has not saved within SLURM's KillWait.
+    return PREEMPTED if received and code == 128 + signal.SIGKILL else code
 
 
 def srun_command(job: Job, environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -139,12 +141,12 @@ def _meeting_point(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
-    """Outlive the signals that are meant for the training: SLURM sends them to its processes, too."""
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
-    former = [signal.signal(number, lambda *_: None) for number in numbers]
+def _deaf() -> Iterator[list[int]]:
+    """Outlive the signals that are meant for the training, and note them: SLURM sends them to its processes, too."""
+    numbers, received = forwarded(), list[int]()
+    former = [signal.signal(number, lambda number, _: received.append(number)) for number in numbers]
     try:
-        yield
+        yield received
     finally:
         for number, handler in zip(numbers, former, strict=True):
             signal.signal(number, handler)

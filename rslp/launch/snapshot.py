@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rslp.errors import LaunchError
-from rslp.files import Store, is_remote, write_atomic
+from rslp.files import Store, full_disk, is_remote, write_atomic
 from rslp.launch.secrets import find_secret
 from rslp.launch.software import code_record
 from rslp.launch.tree import Tree, code_tree, known_secrets
@@ -110,7 +110,7 @@ def send(snapshot: Snapshot, run_location: str, *, patience: float = 600) -> str
         if not target.is_file() or target.read_bytes() != snapshot.content:
             write_atomic(target, snapshot.content)
     except OSError as error:
-        raise LaunchError(f"{target} can't be written: {error.strerror}") from error
+        raise full_disk(error, target) or LaunchError(f"{target} can't be written: {error.strerror}") from error
     return str(target)
 
 

@@ -8,6 +8,7 @@ What we need of both is here, so that an upgrade has one file to look at.
 from __future__ import annotations
 
 import hashlib
+import io
 import random
 import re
 import sys
@@ -27,7 +28,7 @@ from jsonargparse import _common, _typehints, _util
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
-from rasterio.io import DatasetReader
+from rasterio.io import DatasetReader, DatasetWriter, MemoryFile
 from rslearn.config import LayerType
 from rslearn.dataset import Dataset, Window
 from rslearn.dataset.storage.file import FileWindowStorage, load_window
@@ -43,7 +44,7 @@ from rslearn.train.tasks.multi_task import MultiTask
 from rslearn.train.tasks.regression import RegressionAccuracy
 from rslearn.train.tasks.segmentation import MeanIoUMetric
 from rslearn.train.tasks.task import Task
-from rslearn.utils import raster_format
+from rslearn.utils import raster_format, vector_format
 from rslearn.utils.feature import Feature
 from rslearn.utils.fsspec import iter_nonhidden, iter_nonhidden_subdirs
 from rslearn.utils.geometry import PixelBounds
@@ -57,6 +58,7 @@ from upath import UPath
 
 from rslp import class_paths
 from rslp.errors import CheckpointError, DataError
+from rslp.files import write_atomic
 from rslp.train.metric_types import WithinFactor
 from rslp.train.nodata import NodataFormat
 from rslp.train.slow_reads import refuse_pipes
@@ -123,6 +125,30 @@ def wrap_raster_formats(dataset: Dataset, wrap: Callable[[RasterFormat], RasterF
         for band_set in layer.band_sets:
             band_set._raster_format = wrap(band_set.instantiate_raster_format())
     return dataset
+
+
+def write_whole_files() -> None:
+    """Have rslearn write rasters and vectors as ``write_atomic`` does.
+
+    On a full disk, GDAL says nothing when it closes a file, and rslearn leaves what it had begun to write.
+    """
+    raster_format.open_rasterio_upath_writer = _whole_raster  # type: ignore[attr-defined]
+    vector_format.open_atomic = _whole_text  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _whole_raster(path: UPath, **profile: Any) -> Iterator[DatasetWriter]:
+    with MemoryFile() as memory:
+        with memory.open(**profile) as raster:
+            yield raster
+        write_atomic(str(path).removeprefix("file://"), memory.read())
+
+
+@contextmanager
+def _whole_text(path: UPath, mode: str) -> Iterator[io.StringIO]:
+    del mode
+    yield (text := io.StringIO())
+    write_atomic(str(path).removeprefix("file://"), text.getvalue())
 
 
 def honouring_nodata(dataset: Dataset, data_input: DataInput) -> Dataset:
@@ -584,7 +610,7 @@ def _on_cpu(value: Any) -> Any:
     return [entry.cpu() for entry in value] if isinstance(value, list) else value.cpu()
 
 
-def worker_death(error: RuntimeError | OSError | EOFError) -> str | None:
+def worker_death(error: Exception) -> str | None:
     """How a worker of torch's loader died, if that is what the error says; torch has no type for it.
 
     The kernel's notice of the death may come first, or the failure to fetch a tensor that the dead worker shared.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -15,11 +16,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, Callback, Checkpoint
 
 from rslp.errors import CheckpointError, ConfigError, Problem, RunError
-from rslp.files import UNREADABLE, archive_damage, replacing, same_file
+from rslp.files import UNREADABLE, archive_damage, full_disk, replacing, same_file
 from rslp.run import RunDir
 from rslp.train import adapters, collectives, preemption
 from rslp.train.freezing import stages_of
 from rslp.train.module import JointModule
+from rslp.train.room import bytes_of, lack_of_room
 from rslp.train.selection import Selection
 
 _TRAINABLE_KEY = "rslp_trainable"
@@ -74,13 +76,15 @@ class RunCheckpoints(Checkpoint):
         """Take up which parameters train."""
         self._trainable = frozenset(checkpoint[_TRAINABLE_KEY])
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freeze and thaw as the checkpoint says, after callbacks froze for a run's beginning."""
         preemption.notice.training = True
         self._run_id = self._run.read_state().get("run_id")
         if collectives.any_of(preemption.notice.received is not None, device=pl_module.device):
             _leave()
         self.selection.begin(_joint(pl_module))
+        if trainer.is_global_zero and (lack := lack_of_room(self._run, _joint(pl_module), trainer.optimizers)):
+            sys.stderr.write(f"warning: {lack}\n")
         if self._trainable is not None:
             for name, parameter in pl_module.named_parameters():
                 parameter.requires_grad = name in self._trainable
@@ -189,17 +193,18 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
         path: where.
 
     Raises:
-        RunError: the disk is full, or the folder can't be written to.
+        DiskError: the disk is full, or fails; the old file is there still.
+        RunError: the folder can't be written to.
     """
     try:
-        with replacing(path) as stream:
+        with replacing(path, needed=lambda: bytes_of(checkpoint)) as stream:
             torch.save(dict(checkpoint), stream)
             stream.flush()
             os.fsync(stream.fileno())
             if path.name == "last.ckpt" and path.exists():
                 path.replace(path.with_name("previous.ckpt"))
     except OSError as error:
-        raise RunError(f"{path} can't be written: {error.strerror or error}") from error
+        raise full_disk(error, path) or RunError(f"{path} can't be written: {error.strerror or error}") from error
 
 
 def read_with_digest(run: RunDir, path: Path) -> tuple[dict[str, Any], str]:

@@ -15,7 +15,7 @@ from rslearn.train.tasks.multi_task import MultiTask
 from torch.utils.data import DataLoader
 
 from rslp.errors import ConfigError, DataError, Problem
-from rslp.files.children import worker_dies_with_parent
+from rslp.runtime.children import FORKED
 from rslp.train import adapters, mixture
 from rslp.train.batches import Batch, BatchKey, JointDataset, Stage, StagedLoader, StepSampler
 from rslp.train.dataset_arguments import refuse_datasets
@@ -336,11 +336,11 @@ class MultiDatasetDataModule(L.LightningDataModule):
             JointDataset(self.sources(split), replace=split == "train" and self.faults.policy.skips, kept=kept),
             batch_sampler=sampler,
             num_workers=workers,
+            multiprocessing_context=FORKED if workers else None,
             persistent_workers=workers > 0,
             # Batches of different datasets take unlike times to read and to train on; a deeper queue evens that out.
             prefetch_factor=4 if workers > 0 else None,
             collate_fn=list,
-            worker_init_fn=worker_dies_with_parent,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 

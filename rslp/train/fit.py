@@ -134,7 +134,7 @@ def _train(cli: Made, *, run: RunDir, resume: Resume | None) -> int:
         adapters.hand_checkpoint(trainer, resume.checkpoint, path=resume.path)
     path = resume.path if resume else None
     try:
-        with workers_watched(), preemption.notice.interrupts():
+        with workers_watched(), preemption.notice.interrupts(alone=read_world(os.environ).size == 1):
             trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
     except preemption.Preempted:
         return _left(trainer, run=run, resume=resume)

@@ -12,8 +12,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from rslp.files import write_atomic
-from rslp.files.locks import no_links
+from rslp.files import append, write_atomic
 from rslp.run import RunDir
 
 _HEADER = ("step", "epoch", "name", "value")
@@ -58,13 +57,12 @@ class MetricsLog(Logger):
         """
         self._epoch = metrics.get("epoch", self._epoch)
         rows = [(step, int(self._epoch), name, value) for name, value in metrics.items() if name != "epoch"]
-        new = not self._path.exists()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._path, "a", newline="", encoding="utf-8", opener=no_links) as handle:
-            writer = csv.writer(handle)
-            if new:
-                writer.writerow(_HEADER)
-            writer.writerows(rows)
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        if not self._path.exists() or not self._path.stat().st_size:
+            writer.writerow(_HEADER)
+        writer.writerows(rows)
+        append(self._path, text.getvalue().encode())
 
     @rank_zero_only
     def rewind(self, step: int) -> str:

@@ -1,12 +1,13 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C: somebody wants the machine, so save and leave, to be started again.
+"""SIGTERM, SIGUSR1, SIGHUP and Ctrl-C: somebody wants the machine, so save and leave, to be started again.
 
 The handlers of a scheduler's signals only take a note, and are installed before the training stack is imported: a
-signal during those seconds would otherwise kill the process. Reading workers inherit them, and so outlive a signal that
-a scheduler sends to every process of a job. Lightning's own handler is left out (``adapters.keep_signal_handlers``): it
-would end the process with exit code 0, as if it were done, and among several processes it talks to the others and
-hangs.
+signal during those seconds would otherwise kill the process. Child processes leave signals to this one
+(``rslp.runtime.children``). Lightning's own handler is left out (``adapters.keep_signal_handlers``): it would end the
+process with exit code 0, as if it were done, and among several processes it talks to the others and hangs.
 
-Ctrl-C is noted while a training is at work, and ends the process at once before, or when it comes a second time.
+Ctrl-C is noted while a training is at work, and ends the process at once before, or when it comes a second time. One of
+several processes never ends at once: its starter passes on what the terminal or systemd has sent to all of them, and
+kills them when a person insists.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
 EXIT_CODE = 143
 INTERRUPTED = 130
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _NOTED = b"\ninterrupted: the run saves after this step and leaves; Ctrl-C again ends it at once\n"
 
 
@@ -45,22 +46,28 @@ class Notice:
         self.received = signal.Signals(number)
 
     def install(self) -> None:
-        """Take notes of the signals from now on."""
+        """Take notes of the signals from now on; under ``nohup``, SIGHUP stays ignored."""
         for number in SIGNALS:
-            signal.signal(number, self.note)
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self.note)
 
     @contextmanager
-    def interrupts(self) -> Iterator[None]:
-        """Take a note of Ctrl-C in this block, too; processes that were started to ignore it go on doing so."""
-        former, process = signal.getsignal(signal.SIGINT), os.getpid()
+    def interrupts(self, *, alone: bool = True) -> Iterator[None]:
+        """Take a note of Ctrl-C in this block, too; processes that were started to ignore it go on doing so.
+
+        Args:
+            alone: whether this is the only process of the job.
+        """
+        former = signal.getsignal(signal.SIGINT)
 
         def interrupted(number: int, frame: FrameType | None) -> None:
-            if not self.training or self.received is not None:
+            if not self.training or (alone and self.received is not None):
                 signal.default_int_handler(number, frame)
-            self.received = signal.SIGINT
-            # Reading workers inherit the handler; the terminal sends the signal to all of them.
-            if os.getpid() == process:
-                os.write(2, _NOTED)
+            if self.received is None:
+                self.received = signal.SIGINT
+                # A terminal that is gone takes no notice.
+                with suppress(OSError):
+                    os.write(2, _NOTED)
 
         if former is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, interrupted)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rslp.errors import DataError, TrainingError
+from rslp.errors import DataError, MachineError
+from rslp.runtime import memory
 from rslp.train import adapters
 from rslp.train.faults import Fault
 from rslp.train.samples import Sample, SampleKey, SampleSource, seed_of
 
 # So many others are tried; where all of them are broken, the dataset is.
 _TRIES = 20
+_LESS_MEMORY = "set data.init_args.num_workers lower, or make batches smaller"
 
 
 def read(source: SampleSource, key: SampleKey, *, replace: bool) -> tuple[Sample | None, tuple[Fault, ...]]:
@@ -43,18 +46,32 @@ def read(source: SampleSource, key: SampleKey, *, replace: bool) -> tuple[Sample
 
 @contextmanager
 def workers_watched() -> Iterator[None]:
-    """Say in one line that a worker process died, and what helps.
+    """Say in one line how a worker process died, and what helps.
 
     Raises:
-        TrainingError: a worker that read samples was killed.
+        MachineError: a worker that read samples was killed, or memory ran out in one.
     """
     try:
         yield
-    except (RuntimeError, OSError, EOFError) as error:
-        if (death := adapters.worker_death(error)) is None:
+    except (RuntimeError, OSError, EOFError, MemoryError) as error:
+        if (death := adapters.worker_death(error)) is not None:
+            what = f"a process that reads samples {_end_of(death)}"
+        elif memory.ran_out(error):
+            what = f"memory ran out (limit: {memory.limits()}): {_LESS_MEMORY}"
+        else:
             raise
-        raise TrainingError(
-            f"a process that reads samples died ({death}), as happens when memory runs out: set data.init_args."
-            "num_workers lower, or make batches smaller; the same command goes on from its last checkpoint, if there is"
-            " one"
-        ) from error
+        raise MachineError(f"{what}; the same command goes on from its last checkpoint, if there is one") from error
+
+
+def _end_of(death: str) -> str:
+    """How a worker ended, and what helps."""
+    if "Terminated" in death:
+        return f"was ended from outside ({death})"
+    if "Killed" in death:
+        why = f"was killed (SIGKILL), as the kernel does when memory runs out (limit: {memory.limits()})"
+    elif "signal: Bus" in death:
+        shared = shutil.disk_usage("/dev/shm").total / 2**20
+        why = f"died ({death}), as happens when shared memory is full (/dev/shm: {shared:.0f} MiB)"
+    else:
+        why = f"died ({death}), as happens when memory runs out (limit: {memory.limits()})"
+    return f"{why}: {_LESS_MEMORY}"

@@ -24,15 +24,13 @@ PARTS = NAMES | {
 }
 MODULES = {"subprocess", "os", "multiprocessing", "mp", "asyncio", "fcntl", "data", "locks", "children", "process"}
 DIES = "preexec_fn=die_with_parent()"
-WORKER = "worker_init_fn=worker_dies_with_parent"
+WORKER = "multiprocessing_context=FORKED"
 POOL = "pool_of"
 READS = "asks something and ends by itself: its output is read"
 # File, function, what is called -> how it ends with its parent, or why it need not.
 COVERED = {
     ("evaluate/evaluation.py", "git_commit", "subprocess.run"): READS,
     ("example/windows.py", "write", "pool_of"): POOL,
-    ("files/children.py", "pool", "multiprocessing.get_context"): "of the pool itself",
-    ("files/children.py", "pool", "ProcessPoolExecutor"): "the pool itself: worker_dies_with_parent in each process",
     ("files/locks.py", "", "os.register_at_fork"): "the locks themselves",
     ("files/locks.py", "Lock.__init__", "fcntl.flock"): "the locks themselves",
     ("files/locks.py", "Lock.release", "fcntl.flock"): "the locks themselves",
@@ -48,10 +46,16 @@ COVERED = {
     ("launch/submit_local.py", "submit", "os.execve"): "becomes the program, and starts none",
     ("launch/submit_local.py", "submit", "subprocess.Popen"): "--detach: is to outlive the terminal",
     ("launch/tree.py", "_git", "subprocess.run"): READS,
+    ("runtime/children.py", "pool", "ProcessPoolExecutor"): "the pool itself: its processes are of a context of ours",
     ("train/data.py", "MultiDatasetDataModule._stage_loader", "DataLoader"): WORKER,
     ("train/features/bank.py", "FeatureBank.__init__", "Lock"): "a lock of files/locks.py",
     ("train/features/bank.py", "dropped", "Lock"): "a lock of files/locks.py",
     ("train/features/encoding.py", "Encoding._read", "DataLoader"): WORKER,
+    (
+        "train/slow_reads.py",
+        "Watch.__init__",
+        "os.register_at_fork",
+    ): "no child: forked processes begin its thread anew",
     ("train/store/checking.py", "_spread", "pool_of"): POOL,
     ("train/store/packing.py", "pack_all", "pool_of"): POOL,
 }
@@ -100,7 +104,7 @@ def test_a_new_child_is_noticed(tmp_path: Path) -> None:
 PARENT = """
 import os, subprocess, sys, time
 from pathlib import Path
-from rslp.files.children import die_with_parent, pool, worker_dies_with_parent
+from rslp.runtime.children import FORKED, die_with_parent, pool
 from rslp.files.locks import Lock
 
 def say(path): Path(path, str(os.getpid())).touch(); time.sleep(60)
@@ -116,7 +120,7 @@ if __name__ == "__main__":
         class Slow(torch.utils.data.Dataset):
             def __len__(self): return 2
             def __getitem__(self, index): say(folder)
-        list(torch.utils.data.DataLoader(Slow(), num_workers=2, worker_init_fn=worker_dies_with_parent))
+        list(torch.utils.data.DataLoader(Slow(), num_workers=2, multiprocessing_context=FORKED))
     else:
         list(pool(2, kind).map(say, [folder] * 2))
 """

@@ -215,6 +215,24 @@ def test_preempted_it_goes_on_to_the_same_weights(user: User, config: dict[str, 
     assert_same_weights(user.run("preempted"), reference)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("--signal=TERM",), ("--signal=HUP",), ("--full", "--signal=TERM")])
+def test_a_signal_to_every_process_of_a_job_saves_and_queues_it_again(
+    user: User, config: dict[str, Any], reference: RunDir, words: tuple[str, ...]
+) -> None:
+    data = {**config["data"], "init_args": {**config["data"]["init_args"], "num_workers": 2}}
+    job = user.launches("told", with_callback({**config, "data": data}, "WaitForWarning", step=8))
+    user.waits_for_step("told", 6)
+    # The training and its reading workers; all of the job's, the batch script and srun, too.
+    user.cluster.ask("scancel", *words, job)
+    assert int(user.cluster.wait(job, "COMPLETED")["Restarts"]) == 1
+    log = user.log("told")
+    assert "taken away before its end: it is queued again" in log
+    # An srun that is told to end kills the training before it has saved.
+    assert "--full" in words or f"{words[0].replace('--signal=', 'SIG')}: the same command goes on" in log
+    assert_same_weights(user.run("told"), reference)
+
+
 @SEVERAL
 @pytest.mark.slow
 def test_preempted_on_two_nodes_it_goes_on_to_the_same_weights(user: User, config: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import shapely
 import torch
@@ -32,8 +33,10 @@ from rslearn.train.tasks.multi_task import MultiTask
 from rslearn.train.tasks.per_pixel_regression import PerPixelRegressionTask
 from rslearn.train.tasks.regression import RegressionAccuracy, RegressionTask
 from rslearn.train.tasks.segmentation import SegmentationTask
+from rslearn.utils import raster_format, vector_format
 from rslearn.utils.feature import Feature
 from rslearn.utils.geometry import Projection, STGeometry
+from rslearn.utils.raster_array import RasterArray
 from torch.optim.swa_utils import AveragedModel
 from upath import UPath
 
@@ -300,3 +303,28 @@ def test_an_average_of_weights_leaves_whole_numbers(callback: WeightAveraging) -
         average.update_parameters(module)
     assert torch.equal(average.module.index, torch.arange(20))
     assert 0 < float(average.module.mean) < 1
+
+
+def test_rslearn_writes_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stock = raster_format.open_rasterio_upath_writer, vector_format.open_atomic
+    raster, projection = (
+        RasterArray(chw_array=np.arange(64, dtype=np.uint8).reshape(1, 8, 8)),
+        Projection(CRS.from_epsg(32631), 10, -10),
+    )
+    made: dict[str, list[bytes]] = {"a.tif": [], "b.geojson": []}
+    ours = adapters.write_atomic
+    written: list[str] = []
+    try:
+        for way in ("stock", "ours"):
+            if way == "ours":
+                adapters.write_whole_files()
+                monkeypatch.setattr(adapters, "write_atomic", lambda p, c: (written.append(str(p)), ours(p, c)))
+            folder = UPath(tmp_path / way)
+            raster_format.GeotiffRasterFormat().encode_raster(folder, projection, (0, 0, 8, 8), raster, fname="a.tif")
+            vector_format.GeojsonVectorFormat().encode_to_file(folder / "b.geojson", [])
+            for name, contents in made.items():
+                contents.append((folder / name).read_bytes())
+    finally:
+        raster_format.open_rasterio_upath_writer, vector_format.open_atomic = stock  # type: ignore[attr-defined]
+    assert all(first == second for first, second in made.values())
+    assert written == [str(tmp_path / "ours" / name) for name in made]

@@ -23,7 +23,7 @@ from rslearn.train.tasks.regression import RegressionTask
 from rslearn.train.tasks.segmentation import SegmentationTask
 from rslearn.train.tasks.task import Task
 
-from rslp.errors import ConfigError, DataError, TrainingError
+from rslp.errors import ConfigError, DataError, MachineError
 from rslp.evaluate.evaluation import evaluate
 from rslp.helios.norm import HeliosNormalize
 from rslp.run import RunDir
@@ -278,7 +278,8 @@ def test_a_killed_worker_is_one_line_and_the_run_goes_on(tmp_path: Path, clean: 
     config["trainer"]["callbacks"] = [{"class_path": "tests.train.test_faults.KillWorker", "init_args": {"step": 5}}]
     write_run(tmp_path, config)
     with pytest.raises(
-        TrainingError, match=r"reads samples died \(.*\).* set data\.init_args\.num_workers lower"
+        MachineError,
+        match=r"reads samples (was killed|died) \(.*limit: .* GiB.* set data\.init_args\.num_workers lower",
     ) as caught:
         fit(run)
     assert "\n" not in str(caught.value)

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from rslearn.train.model_context import ModelContext, RasterImage
 from torch.utils.data import DataLoader
 
-from rslp.files.children import worker_dies_with_parent
+from rslp.runtime.children import FORKED
 from rslp.train import adapters, preemption
 from rslp.train.batches import Batch, BatchKey, JointDataset
 from rslp.train.features.bank import BankWriter, FeatureBank, make_room
@@ -110,9 +110,9 @@ class Encoding:
             JointDataset(self._sources, replace=False),
             batch_sampler=keys,
             num_workers=min(workers, len(keys)),
+            multiprocessing_context=FORKED if workers and keys else None,
             prefetch_factor=4 if workers and keys else None,
             collate_fn=list,
-            worker_init_fn=worker_dies_with_parent,
             # A generator of its own: the loader would draw from the run's.
             generator=torch.Generator(),
         )

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from rslp.files.children import pool as pool_of
+from rslp.runtime.children import pool as pool_of
 from rslp.train.store import folder
 from rslp.train.store.columns import Array
 from rslp.train.store.folder import Seen

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -18,7 +17,8 @@ from rslearn.train.dataset import DataInput
 from upath import UPath
 
 from rslp.errors import DataError, TrainingError
-from rslp.files.children import pool as pool_of
+from rslp.files import full_disk
+from rslp.runtime.children import pool as pool_of
 from rslp.train import adapters, preemption
 from rslp.train.slow_reads import read_within
 from rslp.train.soundness import UNREADABLE
@@ -30,12 +30,7 @@ from rslp.train.store.selection import layer_of
 from rslp.train.store.shelf import Entry, Place, Shelf
 
 CHUNK = 8
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNREADABLE = (Unfit, *UNREADABLE, NotImplementedError, RuntimeError)
-
-
-class DiskFull(Exception):
-    """The store's disk has no room left."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +114,7 @@ class Packer:
             tasks: rows of the index, each with the keys of the inputs that are missing.
 
         Raises:
-            DiskFull: there is no room.
+            DiskError: there is no room.
         """
         entries: dict[str, list[Entry]] = {}
         moving = 0
@@ -133,7 +128,7 @@ class Packer:
             for key, record in decoded.items():
                 assert record is not None
                 entries.setdefault(key, []).append(self._write(self.print_of(key, row), record))
-        self._flush()
+        self._writer.flush()
         return Packed(entries, len(tasks), moving)
 
     def close(self) -> None:
@@ -196,17 +191,8 @@ class Packer:
         try:
             return self._writer.add(print_, record.payload, record.head, state=record.state)
         except OSError as error:
-            raise _as_full(error) from error
-
-    def _flush(self) -> None:
-        try:
-            self._writer.flush()
-        except OSError as error:
-            raise _as_full(error) from error
-
-
-def _as_full(error: OSError) -> Exception:
-    return DiskFull(str(error)) if error.errno in _FULL else error
+            size = len(record.payload) + len(record.head)
+            raise full_disk(error, self.work.store / "data", needed=size) or error from error
 
 
 class Verifier(Packer):
@@ -255,7 +241,7 @@ def pack_all(work: Work, tasks: Iterable[Task], *, workers: int) -> Iterator[Pac
         What became of each portion, as it is done.
 
     Raises:
-        DiskFull: there is no room.
+        DiskError: there is no room.
     """
     portions = _portions(iter(tasks))
     if workers < 2:

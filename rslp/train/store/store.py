@@ -20,13 +20,14 @@ from rslearn.dataset.storage.file import FileWindowStorage
 from rslearn.train.dataset import DataInput, SplitConfig
 from upath import UPath
 
-from rslp.errors import DataError
+from rslp.errors import DataError, DiskError
+from rslp.files import full_disk
 from rslp.train import preemption
 from rslp.train.nodata import LabelInput
 from rslp.train.store import checking, place, remote
 from rslp.train.store.columns import Array
 from rslp.train.store.index import WindowIndex
-from rslp.train.store.packing import DiskFull, Task, Work, default_workers, pack_all
+from rslp.train.store.packing import Task, Work, default_workers, pack_all
 from rslp.train.store.reading import StoredWindows
 from rslp.train.store.segments import SegmentReader
 from rslp.train.store.selection import available, layer_of, select
@@ -108,7 +109,9 @@ class SampleStore:
                 # Another process may have packed while this one waited.
                 tasks = self._missing(rows, inputs, again=again)
                 return self._pack(tasks, inputs, what) if self._fits(tasks, inputs, what) else 0
-        except (DiskFull, OSError) as error:
+        except OSError as error:
+            if again:
+                raise full_disk(error, self.folder / "data") or error from error
             log.warning(
                 "%s: the store %s can't take all windows (%s); the others are read from the dataset itself",
                 self.name,
@@ -310,6 +313,8 @@ def open_store(
     except DataError as error:
         raise DataError(f"dataset {name!r}: {error}") from error
     except (OSError, ValueError) as error:
+        if settings.check_all and isinstance(error, DiskError):
+            raise
         log.warning("%s: no store in %s, the dataset is read without one: %s", name, folder, error)
         return None
     return SampleStore(name, dataset=dataset, folder=folder, index=index, settings=settings, trusted=trusted)

@@ -1,0 +1,59 @@
+"""When memory runs out: how to recognise it, and which limit it was."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+from contextlib import suppress
+from pathlib import Path
+
+_GIB = 2**30
+# What torch, numpy, GDAL and the dynamic linker say; they have no common type for it.
+_SAID = re.compile(
+    r"out of memory|(can ?not|can't|unable to|failed to) allocate|failed to map segment|not enough memory"
+    r"|can't start new thread|std::bad_alloc",
+    re.IGNORECASE,
+)
+
+
+def ran_out(error: BaseException | None) -> bool:
+    """Whether an exception, or what it was raised from, says that memory ran out."""
+    seen: set[int] = set()
+    # What an exception was raised from may lead back to itself.
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            return True
+        if isinstance(error, ImportError | OSError | RuntimeError) and _SAID.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def limits() -> str:
+    """What limits this process's memory, in words: its control group, ``ulimit -v``, SLURM, or the machine."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    sizes = {
+        "control group": min(_group_limits(), default=total),
+        "ulimit -v": resource.getrlimit(resource.RLIMIT_AS)[0],
+    }
+    for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU"):
+        if os.environ.get(name, "").isdecimal():
+            sizes[name] = int(os.environ[name]) << 20
+    said = [f"{name} {size / _GIB:.1f} GiB" for name, size in sizes.items() if 0 <= size < total]
+    return ", ".join(said or [f"the machine's {total / _GIB:.1f} GiB"])
+
+
+def _group_limits() -> list[int]:
+    """The limits of the control groups that this process is in, of version 2 and of version 1."""
+    found = []
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, group = line.split(":", 2)
+        folder = Path("/sys/fs/cgroup", controllers and "memory", group.lstrip("/"))
+        for path in (folder, *folder.parents) if not controllers or "memory" in controllers.split(",") else ():
+            for name in ("memory.max", "memory.limit_in_bytes"):
+                with suppress(OSError, ValueError):
+                    found.append(int((path / name).read_text()))
+    return found
