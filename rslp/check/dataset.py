@@ -104,13 +104,14 @@ def report(listing: Listing, read: Sequence[tuple[str, Reading]]) -> Report:
 
 
 def _unreadable(view: View, read: Sequence[tuple[str, Reading]]) -> list[Finding]:
-    faults = [(reading.id, f"{reading.window}: {reading.fault}") for _, reading in read if reading.fault]
-    by_id = {one: [what for other, what in faults if other == one] for one, _ in faults}
-    who, at = f"dataset {view.name!r}:", (*view.at, "path")
-    return [
-        Finding(f"{who} {len(own)} of {len(read)} windows can't be read, e.g. {own[0]}", at, id=one)
-        for one, own in by_id.items()
-    ]
+    who, at, found = f"dataset {view.name!r}:", (*view.at, "path"), []
+    for of_nodata in (False, True):
+        faults = [one for _, one in read if one.fault and one.of_nodata == of_nodata]
+        if faults:
+            what = f"{who} {len(faults)} of {len(read)} windows can't be read, e.g. "
+            what += f"{faults[0].window}: {faults[0].fault}"
+            found.append(Finding(what, at, id="label-declared") if of_nodata else Finding(what, at, id="unreadable"))
+    return found
 
 
 def _labels(

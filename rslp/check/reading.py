@@ -65,7 +65,7 @@ class Reading:
         outside: features of vector labels that do not touch the window, by input.
         declared: the nodata value of the files of label rasters in which some pixels are, by input.
         fault: why it could not be read; empty if it could.
-        id: of the finding that the fault is, see ``rslp.check.findings``.
+        of_nodata: whether the fault is a nodata value of the label that can mean two things.
     """
 
     window: str
@@ -74,7 +74,7 @@ class Reading:
     outside: Mapping[str, int] = field(default_factory=dict)
     declared: Mapping[str, float | None] = field(default_factory=dict)
     fault: str = ""
-    id: str = "unreadable"
+    of_nodata: bool = False
 
 
 def read_window(view: View, window: Window, *, images: bool, read_timeout: float | None = None) -> Reading:
@@ -100,7 +100,7 @@ def read_window(view: View, window: Window, *, images: bool, read_timeout: float
             if (count := _count_features(view.dataset, window, wanted[key])) is not None
         }
     except UnusableLabel as error:
-        return Reading(name, fault=str(error), id="label-declared")
+        return Reading(name, fault=str(error), of_nodata=True)
     except DataError as error:
         return Reading(name, fault=str(error))
     except _UNREADABLE as error:

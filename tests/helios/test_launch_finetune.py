@@ -168,7 +168,8 @@ def test_a_refused_submission_gives_the_former_config_back(place: Path, capsys: 
 
 def test_what_is_at_work_is_not_submitted_twice(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = a_run(place)
-    with subprocess.Popen(["sleep", "60"]) as process:
+    words = ("-m", "rslp.main", "helios", "run", "--run_dir", str(run.path))
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", *words]) as process:
         started = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
         identity = f"{process.pid}@{os.uname().nodename}@{started}"
         write_record(run, Record.of(Job(run=run), engine="local", id=identity, plan=""))

@@ -132,7 +132,7 @@ def test_a_record_of_something_else_is_one_line_and_nothing_is_written(
     before = sorted(tmp_path.rglob("*"))
     assert main(["helios", "cancel", "--experiment_id", "x"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"error: {run.job()} is no record of a submission: ")
+    assert said.startswith(f"error: {run.job()} is no record of a submission")
     assert len(said.splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == before
 
