@@ -76,13 +76,18 @@ class RunCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the config as it is; Lightning would also look at the process's command line, which is not ours."""
-        numbers = {key: value for key, value in (args.get("trainer") or {}).items() if type(value) is int}
+        self._numbers = {key: value for key, value in (args.get("trainer") or {}).items() if type(value) is int}
         self.config = parser.parse_object(args)
-        for key, value in numbers.items():
-            # Of a union, the parser takes the first kind of number, which depends on what was imported before: 1 batch
-            # would become 1.0, all batches.
-            if type(self.config.get(f"trainer.{key}")) is float:
-                self.config[f"trainer.{key}"] = value
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the trainer; a whole number in its config stays one.
+
+        Of a union, the parser takes the first kind of number, which depends on what was imported before: 1 batch would
+        become 1.0, all batches.
+        """
+        parsed = self.config_init["trainer"]
+        whole = {key: value for key, value in self._numbers.items() if type(parsed.get(key)) is float}
+        return super().instantiate_trainer(**whole, **kwargs)
 
     def _dump_config(self) -> None:
         """Lightning would write the parsed config out again as hyperparameters; the run directory holds it already."""

@@ -77,6 +77,7 @@ def test_an_evaluation_is_made_as_the_parser_makes_it(tmp_path: Path) -> None:
 _FLOAT_FIRST = """
 import sys, typing
 typing.Optional[typing.Union[float, int]]  # from here on, Optional[Union[int, float]] has this order, too
+import rslp.check.check  # and what this imports turns others round
 from pathlib import Path
 from tests.tiny import run_config, write_run
 from tests.train.directly import both
