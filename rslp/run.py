@@ -241,8 +241,9 @@ class RunDir:
         Raises:
             RunError: there is one.
         """
-        named = [path for path in (*self.path.glob("*"), *self.checkpoints.glob("*")) if path.suffix in _FILES]
-        if folder := next((path for path in (self.lock, *sorted(named)) if path.is_dir()), None):
+        listed = (path for where in (self.path, self.checkpoints) for path in sorted(where.glob("*")))
+        named = (path for path in listed if path.suffix in _FILES)
+        if folder := next((path for path in (self.lock, *named) if path.is_dir()), None):
             raise RunError(f"{folder} is a folder, where a run has a file: move it away")
 
     def sweep(self) -> None:

@@ -143,7 +143,7 @@ def holder(path: Path) -> str:
 def _holding(path: Path) -> list[str]:
     """The processes that hold a lock, as far as this machine's kernel shows them to this user."""
     found = []
-    for info in Path("/proc").glob("[0-9]*/fdinfo/*"):
+    for info in sorted(Path("/proc").glob("[0-9]*/fdinfo/*")):
         with suppress(OSError):
             if (info.parents[1] / "fd" / info.name).samefile(path) and "FLOCK" in info.read_text():
                 found.append(info.parts[2])

@@ -115,7 +115,7 @@ def refuse_pipes(path: UPath) -> None:
     if isinstance(path.fs, LocalFileSystem):
         refuse_pipe(path.path)
         with suppress(FileNotFoundError, NotADirectoryError):
-            for name in os.listdir(path.path):  # noqa: PTH208 path objects cost more than the calls
+            for name in sorted(os.listdir(path.path)):  # noqa: PTH208 path objects cost more than the calls
                 refuse_pipe(f"{path.path}/{name}")
 
 

@@ -227,7 +227,11 @@ def _mixed(segment: Array, offset: Array) -> Array:
 def _sizes(folder: Path) -> dict[int, int]:
     """Bytes of each segment."""
     with suppress(OSError):
-        files = [entry for entry in os.scandir(folder) if entry.name.endswith(".seg") and entry.is_file()]
+        files = [
+            entry
+            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name)
+            if entry.name.endswith(".seg") and entry.is_file()
+        ]
         return {int(entry.name.removesuffix(".seg"), 16): entry.stat().st_size for entry in files}
     return {}
 
