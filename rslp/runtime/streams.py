@@ -40,7 +40,9 @@ def guard() -> None:
                 io.FileIO(number, "r" if name == "stdin" else "w", closefd=False), encoding="utf-8"
             )
         elif type(former) is not io.TextIOWrapper or former is not getattr(sys, f"__{name}__"):
-            # Somebody else's, such as that of a test.
+            # Somebody else's, such as that of a program that calls this one.
+            if name != "stdin" and isinstance(former, io.TextIOWrapper):
+                former.reconfigure(errors="replace")
             continue
         stream = former if name == "stdin" else _guarded(former, number)
         setattr(sys, name, stream)
