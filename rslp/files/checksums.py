@@ -42,7 +42,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """
     try:
         content = json.loads(path.read_bytes().decode())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged, or can't be read: {error}") from error

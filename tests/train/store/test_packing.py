@@ -112,7 +112,7 @@ def test_a_training_that_is_asked_to_leave_stops_packing(path: Path, monkeypatch
 def test_a_packing_process_that_is_killed_is_one_line(path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool) -> None:
     monkeypatch.setattr("rslp.train.store.store._WORTH_A_PROCESS", 1)
     monkeypatch.setattr(packing, "CHUNK", 1)
-    monkeypatch.setattr(packing.Packer, "pack", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(packing.Packer, "pack", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     # As a training does; the pool's processes must not inherit it, or they could not be ended.
     former = signal.signal(signal.SIGTERM, lambda *_: None)
     if asked:
