@@ -79,7 +79,7 @@ def test_the_other_machines_wait_for_the_first_and_send_nothing(store: Store) ->
     store.write(NAME, json.dumps({"token": "t", "job": "", "host": "h", "process": 1, "beats": 3}).encode())
     with pytest.MonkeyPatch.context() as patch:
         # Signals can only be taken by a main thread, which the other machine has and this thread is not.
-        patch.setattr("rslp.launch.remote_run._FORWARDED", ())
+        patch.setattr("rslp.launch.remote_run.forwarded", list)
         other = threading.Thread(target=lambda: codes.append(run(store, write, writes=False)))
         other.start()
         time.sleep(1)
