@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import time
 from typing import Any
 
 
@@ -18,12 +19,21 @@ class _Stream(io.FileIO):
     lost: OSError | None = None
 
     def write(self, data: Any) -> int:
-        if self.lost is None:
+        """Write all: what is left of a short write tells at the next one why it was short."""
+        rest = memoryview(data).cast("B")
+        size = rest.nbytes
+        while rest and self.lost is None:
             try:
-                return super().write(data)
+                written = super().write(rest)
             except OSError as error:
                 self.lost = error
-        return memoryview(data).nbytes
+                continue
+            if written is None:
+                # A stream that does not block, and whose reader is slow.
+                time.sleep(0.01)
+            else:
+                rest = rest[written:]
+        return size
 
 
 def guard() -> None:
