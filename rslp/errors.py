@@ -1,4 +1,4 @@
-"""What can go wrong by a user's hand: one small tree of exceptions, each worth one clear message and exit code 2.
+"""What can go wrong by a user's hand (exit code 2), or for want of memory or disk (1): each is worth one clear message.
 
 Anything else that is raised is a defect of the program and keeps its traceback.
 """

@@ -57,11 +57,8 @@ def write(root: Path, portions: Sequence[tuple[Site, ...]], *, seed: int, worker
             yield write_portion(root, seed, portion)
         return
     # Not forked: the progress bar runs a thread, and GDAL has its own.
-    pool = pool_of(workers, "spawn")
-    try:
+    with pool_of(workers, "spawn", what="makes the example") as pool:
         yield from pool.map(partial(write_portion, root, seed), portions)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def write_portion(root: Path, seed: int, portion: tuple[Site, ...]) -> list[oracle.Entry]:

@@ -11,14 +11,18 @@ import ctypes
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.context import ForkContext, ForkProcess, SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal
+
+from rslp.errors import MachineError
+from rslp.runtime import memory
 
 _LEFT_TO_THE_PARENT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _SET_PARENT_DEATH_SIGNAL = 1
@@ -42,12 +46,38 @@ def _die_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@contextmanager
 def pool(
-    workers: int, start: Literal["fork", "spawn"], begin: Callable[[Any], None] | None = None, argument: Any = None
-) -> ProcessPoolExecutor:
-    """A pool of such processes; each calls ``begin`` with the argument first."""
+    workers: int,
+    start: Literal["fork", "spawn"],
+    *,
+    what: str,
+    begin: Callable[[Any], None] | None = None,
+    argument: Any = None,
+) -> Iterator[ProcessPoolExecutor]:
+    """A pool of such processes, for a block; what they have not begun by its end is left undone.
+
+    Args:
+        workers: how many.
+        start: whether they are forked, or fresh interpreters.
+        what: what each does, for the message if one is killed: "lists windows".
+        begin: is called in each with the argument first.
+        argument: for ``begin``.
+
+    Raises:
+        MachineError: one of them was killed.
+    """
     context = FORKED if start == "fork" else SPAWNED
-    return ProcessPoolExecutor(workers, context, partial(begin, argument) if begin else None)
+    executor = ProcessPoolExecutor(workers, context, partial(begin, argument) if begin else None)
+    try:
+        yield executor
+    except BrokenProcessPool as error:
+        raise MachineError(
+            f"a process that {what} was killed, as happens when memory runs out (limit: {memory.limits()}); what is "
+            "done stays, and the same command goes on from there"
+        ) from error
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 class _Child(BaseProcess):

@@ -37,7 +37,8 @@ def fit(run: RunDir) -> int:
         RunError: another process trains in this directory, or another run's checkpoint or a damaged marker is in it.
         ConfigError: the config can't be run.
         DataError: a dataset can't be used, or a sample can't be read.
-        TrainingError: a loss is not a number, or a worker process was killed.
+        TrainingError: a loss is not a number.
+        MachineError: memory or the disk lacks room, or a worker process was killed.
         CheckpointError: no checkpoint of the run can be read, or weights don't fit.
     """
     first = read_world(os.environ).first

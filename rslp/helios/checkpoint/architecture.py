@@ -17,9 +17,9 @@ from rslp.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-# The encoder, which is nearly always what is selected, is built alone: a whole model is three times its size.
 # As the model's package is called, and was called.
 _PACKAGES = ("olmoearth_pretrain_minimal.", "olmoearth_pretrain.", "helios.")
+# The encoder, which is nearly always what is selected, is built alone: a whole model is three times its size.
 _ENCODER = "encoder"
 _ENCODER_CONFIG = "encoder_config"
 

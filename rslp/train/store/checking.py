@@ -148,7 +148,7 @@ def _spread(work: Callable[[Sequence[T]], R], tasks: Sequence[T], workers: int) 
         yield work(tasks)
         return
     size = -(-len(tasks) // (4 * workers))
-    with pool_of(workers, "fork") as pool:
+    with pool_of(workers, "fork", what="lists windows") as pool:
         yield from pool.map(work, [tasks[at : at + size] for at in range(0, len(tasks), size)])
 
 

@@ -9,14 +9,14 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from fsspec.implementations.local import LocalFileSystem
 from rslearn.dataset import Window
 from rslearn.train.dataset import DataInput
 from upath import UPath
 
-from rslp.errors import DataError, TrainingError
+from rslp.errors import DataError
 from rslp.files import full_disk
 from rslp.runtime.children import pool as pool_of
 from rslp.train import adapters, preemption
@@ -242,6 +242,7 @@ def pack_all(work: Work, tasks: Iterable[Task], *, workers: int) -> Iterator[Pac
 
     Raises:
         DiskError: there is no room.
+        MachineError: a process of the pool was killed.
     """
     portions = _portions(iter(tasks))
     if workers < 2:
@@ -253,24 +254,20 @@ def pack_all(work: Work, tasks: Iterable[Task], *, workers: int) -> Iterator[Pac
         return
     # Forked, as the loader's workers are: a fresh interpreter would import torch for seconds before it packs anything.
     # But connections to object stores do not live on in a forked process.
-    pool = pool_of(workers, "fork" if work.is_local else "spawn", _begin, work)
-    try:
-        running: set[Future[Packed]] = {pool.submit(_pack, one) for one in islice(portions, 3 * workers)}
-        while running:
-            # any order: records are found by their fingerprints, wherever they lie
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            running |= {pool.submit(_pack, one) for one in islice(portions, len(done))}
-            for future in done:
-                yield future.result()
-    except BrokenProcessPool as error:
-        # A signal to all processes of a job reaches the pool's, too.
-        preemption.leave_if_asked()
-        raise TrainingError(
-            f"a process that packs windows into {work.store} was killed, as happens when memory runs out; what is "
-            "packed stays, and the same command goes on from there"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    how: Literal["fork", "spawn"] = "fork" if work.is_local else "spawn"
+    with pool_of(workers, how, what=f"packs windows into {work.store}", begin=_begin, argument=work) as pool:
+        try:
+            running: set[Future[Packed]] = {pool.submit(_pack, one) for one in islice(portions, 3 * workers)}
+            while running:
+                # any order: records are found by their fingerprints, wherever they lie
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                running |= {pool.submit(_pack, one) for one in islice(portions, len(done))}
+                for future in done:
+                    yield future.result()
+        except BrokenProcessPool:
+            # Whoever asks a whole job to leave may end its processes first.
+            preemption.leave_if_asked()
+            raise
 
 
 def _portions(tasks: Iterator[Task]) -> Iterator[list[Task]]:

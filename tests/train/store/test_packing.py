@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rslp.errors import TrainingError
+from rslp.errors import MachineError
 from rslp.main import main
 from rslp.train import preemption
 from rslp.train.store import packing, place, shelf
@@ -117,7 +117,7 @@ def test_a_packing_process_that_is_killed_is_one_line(path: Path, monkeypatch: p
     former = signal.signal(signal.SIGTERM, lambda *_: None)
     if asked:
         monkeypatch.setattr(preemption.notice, "received", signal.SIGTERM)
-    error = preemption.Preempted if asked else TrainingError
+    error = preemption.Preempted if asked else MachineError
     try:
         with pytest.raises(error, match="SIGTERM" if asked else "a process that packs windows into .* was killed"):
             stored(path, workers=2)

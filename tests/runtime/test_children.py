@@ -10,8 +10,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
+
+from rslp.errors import MachineError
+from rslp.runtime.children import pool
 
 ROOT = Path(__file__).parents[2]
 # What starts a process or takes a lock: by its own name, and as a part of a module.
@@ -122,7 +126,7 @@ if __name__ == "__main__":
             def __getitem__(self, index): say(folder)
         list(torch.utils.data.DataLoader(Slow(), num_workers=2, multiprocessing_context=FORKED))
     else:
-        list(pool(2, kind).map(say, [folder] * 2))
+        with pool(2, kind, what="waits") as workers: list(workers.map(say, [folder] * 2))
 """
 
 
@@ -153,3 +157,15 @@ def lives(pid: str) -> bool:
         return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def end_by(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_a_process_of_a_pool_that_is_killed_is_one_line_and_worth_trying_again(start: Literal["fork", "spawn"]) -> None:
+    killed = pytest.raises(MachineError, match="a process that lists windows was killed")
+    with killed as caught, pool(2, start, what="lists windows") as workers:
+        list(workers.map(end_by, [signal.SIGKILL] * 4))
+    assert caught.value.exit_code == 1 and "GiB" in str(caught.value)
