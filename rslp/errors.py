@@ -5,7 +5,7 @@ Anything else that is raised is a defect of the program and keeps its traceback.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 
@@ -90,3 +90,12 @@ class ConfigError(UserError):
         """Collect the problems; the message holds one line for each."""
         self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, what it was raised from, and so on; each once, for a chain may lead back to itself."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__

@@ -9,6 +9,8 @@ import resource
 from contextlib import suppress
 from pathlib import Path
 
+from rslp.errors import chain
+
 _GIB = 2**30
 # What torch, numpy, GDAL and the dynamic linker say; they have no common type for it.
 _SAID = re.compile(
@@ -20,15 +22,11 @@ _SAID = re.compile(
 
 def ran_out(error: BaseException | None) -> bool:
     """Whether an exception, or what it was raised from, says that memory ran out."""
-    seen: set[int] = set()
-    # What an exception was raised from may lead back to itself.
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+    for one in chain(error):
+        if isinstance(one, MemoryError) or (isinstance(one, OSError) and one.errno == errno.ENOMEM):
             return True
-        if isinstance(error, ImportError | OSError | RuntimeError) and _SAID.search(str(error)):
+        if isinstance(one, ImportError | OSError | RuntimeError) and _SAID.search(str(one)):
             return True
-        error = error.__cause__ or error.__context__
     return False
 
 

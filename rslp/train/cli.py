@@ -26,7 +26,7 @@ from rslearn.train.prediction_writer import RslearnWriter
 
 import rslp
 from rslp.class_paths import refuse_untrusted
-from rslp.errors import ConfigError, Problem, UserError
+from rslp.errors import ConfigError, Problem, UserError, chain
 from rslp.files import read_yaml, resolve_paths
 from rslp.run import RunDir
 from rslp.train import adapters
@@ -271,15 +271,12 @@ def run_parser(config: dict[str, Any], cls: type[CLI]) -> CLI:
 
 def user_error(error: BaseException | None) -> UserError | None:
     """The user's mistake at the root of an exception, if it is one; the parser wraps what a constructor raises."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error
+    return next((one for one in chain(error) if isinstance(one, UserError)), None)
 
 
 def _refusal(error: BaseException) -> str | None:
     """What a library says of arguments that its constructor refuses; None where the fault may be ours."""
-    while (deeper := error.__cause__ or error.__context__) is not None:
-        error = deeper
+    *_, error = chain(error)
     frames = traceback.extract_tb(error.__traceback__)
     ours = not frames or Path(frames[-1].filename).is_relative_to(Path(rslp.__file__).parent)
     refused = isinstance(error, ValueError | TypeError | MisconfigurationException) and not ours
