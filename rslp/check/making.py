@@ -92,8 +92,9 @@ def _raised(node: Node, error: BaseException) -> list[Finding]:
     if isinstance(error, ConfigError):
         findings = []
         for problem in error.problems:
-            # `HeliosNormalize.band_names.x` names the argument within the class.
-            words = argument_of(problem.key.removeprefix(f"{name}."))
+            # `HeliosNormalize.band_names.x` names the argument within the class, `data.init_args.x` in the config.
+            key = problem.key.removeprefix(f"{name}.").removeprefix(f"{'.'.join(map(str, node.at))}.")
+            words = argument_of(key)
             known = words[:1] and (words[0] in node.arguments or words[0] in parameters(node.kind))
             findings.append(Finding(f"{name}: {problem.what}", (*node.at, *words) if known else node.at))
         return findings

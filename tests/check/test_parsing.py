@@ -28,6 +28,9 @@ TWO = {"classify": ("nowhere", "classify"), "segment": ("nowhere", "segment")}
         ({"sample_mode": "weights", "weights": {"classify": 1.0}}, {(*DATA, "weights"): "no value for segment"}),
         ({"sample_mode": "randomly"}, {(*DATA, "sample_mode"): "randomly"}),
         ({"refill_batches": True, "steps_per_epoch": 3}, {(*DATA, "steps_per_epoch"): "contradicts"}),
+        # The module names its own arguments as the config does.
+        ({"max_faults": -1}, {(*DATA, "max_faults"): "got -1; 0 or more"}),
+        ({"read_timeout": 0}, {(*DATA, "read_timeout"): "seconds, more than 0"}),
     ],
 )
 def test_faults_of_the_mixture_stand_at_the_arguments_of_the_config(
