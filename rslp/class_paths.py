@@ -36,10 +36,13 @@ def trust(names: Sequence[str]) -> dict[str, str]:
     """Trust further packages in this process and those that it starts; the variable that a job needs, if any.
 
     Raises:
-        UsageError: a name that is not that of a package at the top level.
+        UsageError: a name that is not that of a package at the top level, or that is Python's own.
     """
-    if odd := [name for name in names if not name.isidentifier()]:
-        raise UsageError(f"--trust {odd[0]!r}: name the package at the top level, such as my_package")
+    for name in names:
+        if not name.isidentifier():
+            raise UsageError(f"--trust {name!r}: name the package at the top level, such as my_package")
+        if _is_pythons(name):
+            raise UsageError(f"--trust {name!r}: belongs to Python itself, of which a config names nothing")
     if every := ",".join(dict.fromkeys([*filter(None, os.environ.get(TRUST, "").split(",")), *names])):
         os.environ[TRUST] = every
     return {TRUST: every} if every else {}
@@ -122,10 +125,10 @@ def refusal(path: str) -> str | None:
 
 @cache
 def _refusal(package: str, trusted: str) -> str | None:
+    if _is_pythons(package):
+        return f"names what belongs to Python itself ({package}); a config names classes of installed libraries"
     if package == "rslp" or package in trusted.split(","):
         return None
-    if package in sys.stdlib_module_names or package == "__main__":
-        return f"names what belongs to Python itself ({package}); a config names classes of installed libraries"
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None:
         return None  # There is nothing to import, and so nothing to run.
@@ -136,6 +139,10 @@ def _refusal(package: str, trusted: str) -> str | None:
         f"names the package {package} ({', '.join(places)}), which is not installed as a library; importing it runs "
         f"its code: if you trust that, add --trust+={package}"
     )
+
+
+def _is_pythons(package: str) -> bool:
+    return package in sys.stdlib_module_names or package == "__main__"
 
 
 def _is_installed(package: str, folder: Path) -> bool:

@@ -318,6 +318,14 @@ def test_a_config_grants_no_trust(place: Place, capsys: pytest.CaptureFixture[st
         assert_refused(place, ["check", f"--config_paths+={place.write(config)}"], capsys, named="--trust+=evil")
 
 
+@pytest.mark.parametrize("name", ["os", "subprocess", "__main__"])
+def test_nothing_of_python_itself_can_be_trusted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="belongs to Python itself"):
+        class_paths.trust([name])
+    monkeypatch.setenv(class_paths.TRUST, name)
+    assert "belongs to Python itself" in (class_paths.refusal(f"{name}.Popen") or "")
+
+
 def test_only_a_package_at_the_top_level_can_be_trusted() -> None:
     with pytest.raises(UsageError, match="top level"):
         class_paths.trust(["a.b"])
