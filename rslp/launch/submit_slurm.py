@@ -79,7 +79,7 @@ def cancel(run: RunDir, record: Record) -> None:
     """Ask a submission to save and leave; asked twice, it is ended. A ``RunError`` if it is of another project."""
     output, project = describe(record.id).get("StdOut", ""), run.path.parent
     # Values with blanks in them are cut.
-    if output and not any(output.startswith(str(at).partition(" ")[0]) for at in (project, project.resolve())):
+    if output and not any(output.startswith(f"{at}/".partition(" ")[0]) for at in (project, project.resolve())):
         raise RunError(f"SLURM's job {record.id}, which {run.job(record.mode)} names, writes to {output}: not this run")
     standing = state_of(record.id)
     note_cancelled(run, record)

@@ -102,7 +102,10 @@ def test_an_id_of_slurm_is_no_option(run: RunDir, identity: str, monkeypatch: py
     assert main(["helios", "cancel", "--experiment_id", "x"]) == 2
 
 
-@pytest.mark.parametrize(("output", "ends"), [("{}/logs/slurm-7.log", True), ("{}/../y/logs/z", True), ("/h/o", False)])
+@pytest.mark.parametrize(
+    ("output", "ends"),
+    [("{}/logs/slurm-7.log", True), ("{}/../y/logs/z", True), ("/h/o", False), ("{project}2/x/logs/z", False)],
+)
 def test_cancel_ends_no_job_of_another_project(
     run: RunDir, output: str, ends: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,7 +113,11 @@ def test_cancel_ends_no_job_of_another_project(
 
     def slurm(*words: str, **_: Any) -> str:
         asked.append(words)
-        return f"JobState=RUNNING StdOut={output.format(run.path)} WorkDir=/x\n" if words[0] == "scontrol" else ""
+        return (
+            f"JobState=RUNNING StdOut={output.format(run.path, project=run.path.parent)} WorkDir=/x\n"
+            if words[0] == "scontrol"
+            else ""
+        )
 
     monkeypatch.setattr(slurm_client, "slurm", slurm)
     monkeypatch.setattr(submit_slurm, "slurm", slurm)
