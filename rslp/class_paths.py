@@ -38,12 +38,13 @@ def trust(names: Sequence[str]) -> dict[str, str]:
     Raises:
         UsageError: a name that is not that of a package at the top level, or that is Python's own.
     """
-    for name in names:
+    given = [*filter(None, (name.strip() for name in os.environ.get(TRUST, "").split(","))), *names]
+    for name in given:
         if not name.isidentifier():
-            raise UsageError(f"--trust {name!r}: name the package at the top level, such as my_package")
+            raise UsageError(f"--trust or {TRUST}: {name!r}: name the package at the top level, such as my_package")
         if _is_pythons(name):
-            raise UsageError(f"--trust {name!r}: belongs to Python itself, of which a config names nothing")
-    if every := ",".join(dict.fromkeys([*filter(None, os.environ.get(TRUST, "").split(",")), *names])):
+            raise UsageError(f"--trust or {TRUST}: {name!r} belongs to Python itself, of which a config names nothing")
+    if every := ",".join(dict.fromkeys(given)):
         os.environ[TRUST] = every
     return {TRUST: every} if every else {}
 

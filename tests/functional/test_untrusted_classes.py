@@ -322,13 +322,20 @@ def test_a_config_grants_no_trust(place: Place, capsys: pytest.CaptureFixture[st
 def test_nothing_of_python_itself_can_be_trusted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="belongs to Python itself"):
         class_paths.trust([name])
+    assert class_paths.TRUST not in os.environ or name not in os.environ[class_paths.TRUST]
     monkeypatch.setenv(class_paths.TRUST, name)
     assert "belongs to Python itself" in (class_paths.refusal(f"{name}.Popen") or "")
 
 
-def test_only_a_package_at_the_top_level_can_be_trusted() -> None:
+def test_only_a_package_at_the_top_level_can_be_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(class_paths.TRUST)
     with pytest.raises(UsageError, match="top level"):
         class_paths.trust(["a.b"])
+    monkeypatch.setenv(class_paths.TRUST, "one, two,")
+    assert class_paths.trust(["three", "one"]) == {class_paths.TRUST: "one,two,three"}
+    monkeypatch.setenv(class_paths.TRUST, "my pkg")
+    with pytest.raises(UsageError, match="RSLP_TRUST: 'my pkg'"):
+        class_paths.trust([])
 
 
 def module(folder: Path, name: str) -> None:
