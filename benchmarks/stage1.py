@@ -137,7 +137,7 @@ def _pairs(recipe: Path) -> list[tuple[float, float]]:
 
 
 def _parse(texts: Sequence[str]) -> float:
-    """CPU seconds to parse texts once; without the garbage collector, as stage 1 works too."""
+    """CPU seconds to parse texts once, without the garbage collector."""
     gc.collect()
     gc.disable()
     before = time.process_time()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -50,11 +48,6 @@ def make_multidataset_config(
         explain: Write nothing; tell which file and line set this key, for example trainer.max_epochs.
         diff: Write nothing; list how this run config differs from what would be written.
     """
-    with _without_collector():
-        _make(cfg, keep_class_paths=keep_class_paths, key=explain, old=diff)
-
-
-def _make(cfg: str, *, keep_class_paths: bool, key: str | None, old: str | None) -> None:
     recipe = read_recipe(read_yaml(cfg))
     output = _output_path(recipe)
     sources = read_sources(recipe)
@@ -71,27 +64,15 @@ def _make(cfg: str, *, keep_class_paths: bool, key: str | None, old: str | None)
     names = _Names(output.parent)
     layers = tuple(replace(layer, tree=relativise_paths(layer.tree, output.parent)) for layer in run.layers)
     run = replace(run, tree=relativise_paths(run.tree, output.parent), layers=layers)
-    if key is not None:
-        sys.stdout.write(explain_key(run, key, names) + "\n")
+    if explain is not None:
+        sys.stdout.write(explain_key(run, explain, names) + "\n")
         return
-    if old is not None:
-        changes = differences(read_yaml(old).data, run.tree)
+    if diff is not None:
+        changes = differences(read_yaml(diff).data, run.tree)
         sys.stdout.write("\n".join(changes or ["no difference"]) + "\n")
         return
     _write(run, output=output, documents=documents, names=names)
     sys.stdout.write(f"wrote {near(str(output))} ({len(run.datasets)} datasets: {', '.join(run.datasets)})\n")
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Many objects are made here and none thrown away: looking for garbage would take half of the time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 @dataclass

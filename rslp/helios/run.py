@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import atexit
+import gc
 import os
 import sys
 from pathlib import Path
@@ -14,10 +15,6 @@ from rslp.launch.remote_run import run_in_copy
 from rslp.launch.software import record_software
 from rslp.run import RunDir
 from rslp.train import preemption
-from rslp.train.collector import collector_off
-from rslp.train.late import late_modules
-
-ENCODER = "rslp.helios.model"
 
 
 def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
@@ -44,29 +41,22 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
             record_software(directory)
         # Before the imports of the training stack, which take seconds.
         preemption.notice.install()
-        with collector_off(keep=True), late_modules():
-            from rslp.train.fit import fit
+    # The imports make a million objects that stay: the garbage collector does not search them, now or later.
+    gc.disable()
+    from rslp.evaluate.evaluation import evaluate
+    from rslp.evaluate.prediction import predict
+    from rslp.train.fit import fit
 
-            _import_encoder(config)
+    gc.freeze()
+    gc.enable()
+    # At exit, native modules would report what is still frozen as leaked.
+    atexit.register(gc.unfreeze)
+    if mode == "fit":
         return fit(directory)
     if mode == "predict":
-        with collector_off(keep=True), late_modules():
-            from rslp.evaluate.prediction import predict
-
-            _import_encoder(config)
         return predict(directory, checkpoint=checkpoint)
-    with collector_off(keep=True), late_modules():
-        from rslp.evaluate.evaluation import evaluate
-
-        _import_encoder(config)
     evaluate(directory, splits=("val", "test") if mode == "test" else ("val",), checkpoint=checkpoint)
     return 0
-
-
-def _import_encoder(config: Path) -> None:
-    """Import the encoder that a config names: its package, too, imports modules in passing."""
-    if ENCODER.encode() in config.read_bytes():
-        importlib.import_module(ENCODER)
 
 
 def _is_first() -> bool:

@@ -31,7 +31,6 @@ from rslp.files import read_yaml, resolve_paths
 from rslp.run import RunDir
 from rslp.train import adapters
 from rslp.train.checkpoints import RunCheckpoints
-from rslp.train.collector import collector_off
 from rslp.train.data import MultiDatasetDataModule
 from rslp.train.direct import Made, make_directly
 from rslp.train.freezing import Freeze
@@ -133,7 +132,7 @@ def build(run: RunDir, *, training: bool, predicting: bool = False) -> Made:
     adapters.prepare_parser()
     described = deepcopy(config)  # the parser writes into what it is given
     # Weights that are drawn, not loaded, belong to the run's randomness too.
-    with collector_off(), seeded(weights := seed_of(config.get("seed", 0), "weights")):
+    with seeded(weights := seed_of(config.get("seed", 0), "weights")):
         whole = _for_run(config, run=run, training=training, predicting=predicting)
         made = make_directly(whole, trainer_defaults=TRAINER_DEFAULTS, own_keys=OWN_KEYS)
     if made is None:
