@@ -45,6 +45,9 @@ def harness(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Iterator[
 @pytest.mark.parametrize(
     ("command", "kind", "number"),
     [
+        ("compose", "size", 1000),
+        ("launch", "size", 1000),
+        ("detach", "call", 6),
         pytest.param("pack", "size", 1000, marks=pytest.mark.slow),
         ("fit", "size", 10_000),
         ("fit", "pages", 20),
@@ -67,7 +70,7 @@ def test_a_fault_at_every_write(harness: Harness) -> None:
     kinds = ("pages", "size", "call") if harness.own_disk else ("size", "call")
     sweep(harness, kinds=kinds, every=3, rng=random.Random(0))
     RECORD.write_text(record(harness.tallies, every=3))
-    assert [tally.wrong for tally in harness.tallies.values()] == [[]] * 4
+    assert [tally.wrong for tally in harness.tallies.values()] == [[]] * 7
     assert sum(tally.ended for tally in harness.tallies.values()) > 50
 
 
