@@ -226,7 +226,7 @@ class Harness:
         self._put_back(name)
         filler = self._disk / "filler"
         if fault.kind == "pages":
-            _fill(filler, free=fault.number)
+            fill(filler, free=fault.number)
         code, text = self._said(name, fault)
         filler.unlink(missing_ok=True)
         if self._at_work() != (code == 0 and name in ("launch", "detach")):
@@ -237,6 +237,12 @@ class Harness:
         tally.ended, tally.went_on = tally.ended + (code == 1), tally.went_on + (code == 0)
         self._go_on(name, what, through=code == 0)
         return code == 1 or "can't be written" in text or "No space" in text
+
+    def train_into(self, log: Path) -> None:
+        """Train with an output that is a file, which may be on a full disk: it must not matter."""
+        self._put_back("fit")
+        assert self._forks.run(*self.commands()["fit"], output=log) == 0
+        assert left(self._home) == left(self._aside / "after fit")
 
     def _at_work(self) -> bool:
         """Whether a job was left to a scheduler, or in the background; it is ended."""
@@ -338,7 +344,7 @@ def _torn(path: Path) -> bool:
     return False
 
 
-def _fill(path: Path, *, free: int) -> None:
+def fill(path: Path, *, free: int) -> None:
     """Take all pages of a file system but so many."""
     status = os.statvfs(path.parent)
     taken = status.f_bavail * status.f_frsize // PAGE - free
@@ -373,8 +379,10 @@ def record(tallies: Mapping[str, Tally], *, every: int) -> str:
         "",
         "A small file system with so many free pages, a limit on the size of files, or an error (full, quota,",
         "read-only, failing) at the n-th call that opens, renames, links or syncs a file. Each command was then run",
-        "again with room, and compared with a run that never lacked any: weights, optimiser, metrics, evaluations and",
-        f"predictions. One in {every} of the faults that there are.",
+        "again with room, and compared with a run that never lacked any: configs, records of jobs, weights, optimiser,",
+        f"metrics, evaluations and predictions. One in {every} of the faults that there are. `compose` is stage 1;",
+        "`launch` submits to a scheduler, `detach` starts a run in the background: a job that could not be noted must",
+        "not be at work.",
         "",
         "| command | ended with one line, exit code 1 | went on without | torn, left over, or different in the end |",
         "|---|---|---|---|",

@@ -23,7 +23,7 @@ from rslp.train.fit import fit
 from rslp.train.room import _states, bytes_of
 from tests.forks import Forks
 from tests.tiny import run_config, write_dataset, write_run
-from tests.train.full_disk import Fault, Harness, record, small_disk, sweep
+from tests.train.full_disk import PAGE, Fault, Harness, fill, record, small_disk, sweep
 from tests.train.ranks import ROOT
 
 RECORD = ROOT / "docs" / "records" / "full-disk.md"
@@ -46,7 +46,7 @@ def harness(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Iterator[
     ("command", "kind", "number"),
     [
         ("compose", "size", 1000),
-        ("launch", "size", 1000),
+        pytest.param("launch", "size", 1000, marks=pytest.mark.slow),
         ("detach", "call", 6),
         pytest.param("pack", "size", 1000, marks=pytest.mark.slow),
         ("fit", "size", 10_000),
@@ -62,6 +62,18 @@ def test_each_command_ends_in_one_line_and_goes_on(harness: Harness, command: st
         pytest.skip("no file system can be mounted here")
     assert harness.attempt(command, Fault(kind, number, errno.ENOSPC))
     assert harness.tallies[command].wrong == []
+
+
+@pytest.mark.slow
+def test_a_log_that_takes_no_more_ends_no_run(harness: Harness, tmp_path: Path) -> None:
+    if not harness.own_disk:
+        pytest.skip("no file system can be mounted here")
+    with small_disk(tmp_path / "logs", size=1 << 20) as disk:
+        log = disk / "fit.log"
+        log.write_text("x")
+        fill(disk / "filler", free=0)
+        harness.train_into(log)
+        assert log.stat().st_size <= PAGE
 
 
 @pytest.mark.slow
