@@ -50,15 +50,7 @@ class RunDir:
         """
         path = Path(prefix) / "projects" / project / experiment
         for what, name in (("project", project), ("experiment", experiment)):
-            folder = (
-                name.isprintable() and name[:1] not in ("", ".", "-") and "/" not in name and len(name.encode()) < 256
-            )
-            if not _PLAIN.fullmatch(name) and not (folder and path.is_dir()):
-                shown = repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…")
-                raise RunError(
-                    f"{what} name {shown} can't be used: it takes 1 to 100 letters (A to Z), digits, '-', '_' and '.', "
-                    "the first of them none of '-' and '.'"
-                )
+            refuse_odd_name(what, name, path)
         return cls(path)
 
     @property
@@ -272,6 +264,17 @@ class RunDir:
 
         with locks.locked(path, busy=refuse):
             yield
+
+
+def refuse_odd_name(what: str, name: str, path: Path) -> None:
+    """Raise ``RunError`` if a name of a project or an experiment is long or odd, and its folder is not there yet."""
+    folder = name.isprintable() and name[:1] not in ("", ".", "-") and "/" not in name and len(name.encode()) < 256
+    if not _PLAIN.fullmatch(name) and not (folder and path.is_dir()):
+        shown = repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…")
+        raise RunError(
+            f"{what} name {shown} can't be used: it takes 1 to 100 letters (A to Z), digits, '-', '_' and '.', "
+            "the first of them none of '-' and '.'"
+        )
 
 
 def _row_of(line: str) -> list[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rslp.errors import RunError
 from rslp.files import append, write_atomic
 from rslp.run import RunDir
 
@@ -32,11 +34,14 @@ class Progress:
         """Go on from what an interrupted prediction has written, if it was the same; else begin anew.
 
         What a former prediction has left in ``predictions/`` is removed then: windows of two would lie side by side.
+        Where it can't be removed, that is a ``RunError``.
         """
         written = [] if run.prediction_marker.exists() else _read(run.prediction_progress, header)
         run.prediction_marker.unlink(missing_ok=True)
         if not written:
             shutil.rmtree(run.predictions, ignore_errors=True)
+            if os.path.lexists(run.predictions):
+                raise RunError(f"{run.predictions} can't be removed (a link, or no permission): move it away")
         return cls(run.prediction_progress, header, written)
 
     def note(self, dataset: str, identity: tuple[str, str]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from rslp.errors import ConfigError, Problem
 from rslp.files.nodes import Unquoted, plain_scalar
+from rslp.files.stores import MOUNT_WEKA, WEKA
 
 KeyPath = tuple[str | int, ...]
 Line = Callable[[KeyPath], int | None]
@@ -144,7 +145,7 @@ def resolve_paths(tree: Any, base_dir: str | Path, *, name: str = "", line: Line
         number. The id of a published model stays.
 
     Raises:
-        ConfigError: environment variables that are not set, all of them.
+        ConfigError: environment variables that are not set, and paths that nothing can read, all of them.
     """
     problems: list[Problem] = []
 
@@ -160,6 +161,7 @@ def resolve_paths(tree: Any, base_dir: str | Path, *, name: str = "", line: Line
         full = expand(path, at)
         if not _is_path(at):
             return full
+        problems.extend(_unreadable(full, name, None if line is None else line(at), _dotted(at)))
         if full.startswith("~"):
             return str(Path(full).expanduser())
         if full.startswith("/") or _REMOTE.match(full):
@@ -235,6 +237,10 @@ def _is_model_id(path: str, at: KeyPath, folders: Sequence[str]) -> bool:
     # `models/encodr` beside a folder `models` is a misspelt path, not a model of an owner called `models`.
     owner = path.split("/")[0]
     return "/" not in path or not any((Path(folder) / owner).is_dir() for folder in folders)
+
+
+def _unreadable(path: str, *place: Any) -> list[Problem]:
+    return [Problem(f"{path!r} can't be read: {MOUNT_WEKA}", *place)] if path.startswith(WEKA) else []
 
 
 def _dotted(at: KeyPath) -> str:

@@ -29,6 +29,11 @@ _FAULTS = {
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
 _DENIED = ("403", "401", "Forbidden", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
+WEKA = "weka://"
+MOUNT_WEKA = (
+    "Weka is a file system: mount the bucket (on Beaker: --mounts+=weka://BUCKET:/weka/BUCKET), "
+    "and give the path that it is mounted at (/weka/BUCKET/…)"
+)
 # After so long a person should hear what is waited for, s.
 _SLOW = 5.0
 
@@ -62,7 +67,8 @@ class Store:
             # A listing that is kept would hide what other machines write.
             system, path = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
         except (ImportError, ValueError) as error:
-            raise StoreError(f"{self.root}: {str(error).strip()}") from error
+            why = MOUNT_WEKA if self.root.startswith(WEKA) else str(error).strip()
+            raise StoreError(f"{self.root}: {why}") from error
         return system, path.rstrip("/")
 
     def url(self, name: str) -> str:

@@ -11,6 +11,7 @@ from rslp.files.terminal import printable
 from rslp.launch.glimpse import glimpse_all
 from rslp.launch.overview import Row, overview
 from rslp.launch.prefix import prefix
+from rslp.run import refuse_odd_name
 
 _HEADS = ("project", "experiment", "engine", "job", "state", "epoch", "best", "age")
 
@@ -22,6 +23,8 @@ def jobs(rslp_project: str | None = None) -> int:
         rslp_project: only the runs of this project.
     """
     place = prefix(remote=False)
+    if rslp_project is not None:
+        refuse_odd_name("project", rslp_project, Path(place, "projects", rslp_project))
     with glimpse_all(place, rslp_project or "") if is_remote(place) else nullcontext(Path(place)) as folder:
         rows = overview(folder, rslp_project)
     sys.stderr.writelines(f"warning: {note}\n" for row in rows for note in row.notes)

@@ -7,6 +7,7 @@ whether it still changes, so that clocks of different machines need not agree.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -24,6 +25,8 @@ from rslp.files import Store
 
 NAME = "lease.json"
 JOB_VARIABLE = "RSLP_JOB"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,19 +91,20 @@ class Lease:
 
 
 @contextmanager
-def leased(store: Store, pace: Pace) -> Iterator[Lease]:
+def leased(store: Store, pace: Pace, *, asked: Sequence[int] = ()) -> Iterator[Lease]:
     """Hold the lease on a run directory.
 
     Args:
         store: the run directory.
         pace: how often things happen.
+        asked: signals that this process has received; with one, it waits no longer, and does not have the lease.
 
     Raises:
         RunError: another job trains in this run.
         StoreError: the store can't be reached.
     """
     lease = Lease(store)
-    while not _take(store, lease, pace):
+    while not asked and not _take(store, lease, pace, asked):
         continue
     quick = Lease(Store(store.root, patience=pace.beat), token=lease.token, lost=lease.lost, _ended=lease._ended)
     thread = threading.Thread(target=quick.keep, args=(pace,), daemon=True)
@@ -126,6 +130,7 @@ def await_holder(location: str, pace: Pace, *, asked: Sequence[int] = ()) -> Non
         RunError: it does not come.
     """
     store, end, before = Store(location), time.monotonic() + 20 * pace.stale, None
+    log.warning("%s: waiting up to %.0f min for the first machine of the job", location, 20 * pace.stale / 60)
     while time.monotonic() < end:
         if asked:
             return
@@ -139,7 +144,7 @@ def await_holder(location: str, pace: Pace, *, asked: Sequence[int] = ()) -> Non
     raise RunError(f"{location}: the first machine of the job has not started")
 
 
-def _take(store: Store, lease: Lease, pace: Pace) -> bool:
+def _take(store: Store, lease: Lease, pace: Pace, asked: Sequence[int]) -> bool:
     """Try to get the lease; whether it is held now.
 
     Raises:
@@ -150,7 +155,9 @@ def _take(store: Store, lease: Lease, pace: Pace) -> bool:
         if holder is None:
             return False
         if not _dead(holder):
-            _wait_for_the_end_of(holder, store, pace)
+            _wait_for_the_end_of(holder, store, pace, asked)
+        if asked:
+            return False
         store.write(NAME, lease.content())
     # Two may have seen the same stale lease, and a store without conditional puts creates it for both: the last wins.
     time.sleep(pace.settle)
@@ -158,21 +165,27 @@ def _take(store: Store, lease: Lease, pace: Pace) -> bool:
     return holder is not None and holder["token"] == lease.token
 
 
-def _wait_for_the_end_of(holder: Mapping[str, Any], store: Store, pace: Pace) -> None:
-    """Watch a lease until it is stale, given back, or shows life.
+def _wait_for_the_end_of(holder: Mapping[str, Any], store: Store, pace: Pace, asked: Sequence[int]) -> None:
+    """Watch a lease until it is stale, given back, or shows life, or this process is asked to leave.
 
     Raises:
         RunError: its holder lives.
     """
-    end = time.monotonic() + pace.stale
-    while time.monotonic() < end:
+    end, text = time.monotonic() + pace.stale, "%s: %s holds the lease: waiting up to %.0f s for a sign that it lives"
+    log.warning(text, store.root, _who(holder), pace.stale)
+    while time.monotonic() < end and not asked:
         time.sleep(min(pace.beat / 3, pace.stale))
         now = _read(store)
         if now is None:
             return
         if now != holder:
-            where = f"process {now['process']} on {now['host']}" + (f" (job {now['job']})" if now["job"] else "")
-            raise RunError(f"{store.root}: {where} is already training in this run directory")
+            raise RunError(f"{store.root}: {_who(now)} is already training in this run directory")
+
+
+def _who(holder: Mapping[str, Any]) -> str:
+    """The holder of a lease for people; a damaged lease does not tell."""
+    job = f" (job {holder['job']})" if holder["job"] else ""
+    return f"process {holder['process']} on {holder['host']}{job}" if holder["host"] else "another process"
 
 
 def _dead(holder: Mapping[str, Any]) -> bool:

@@ -60,7 +60,8 @@ def run_in_copy(
     child = _Child()
     with ExitStack() as stack:
         stack.enter_context(child.forwarding())
-        lease = stack.enter_context(leased(Store(location), pace) if trains and writes else nullcontext())
+        held = leased(Store(location), pace, asked=child.received) if trains and writes else nullcontext()
+        lease = stack.enter_context(held)
         if trains and not writes:
             await_holder(location, pace, asked=child.received)
         if child.received:

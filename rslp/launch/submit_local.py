@@ -50,7 +50,13 @@ def submit(plan: LocalPlan) -> Record:
             stderr=subprocess.STDOUT,
         )
     record = _record(plan, process.pid)
-    write_record(plan.job.run, record)
+    try:
+        write_record(plan.job.run, record)
+    except OSError:
+        # Nobody could follow or cancel it.
+        process.kill()
+        process.wait()
+        raise
     return record
 
 

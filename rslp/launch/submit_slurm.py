@@ -52,7 +52,11 @@ def submit(plan: SlurmPlan) -> tuple[Record, ...]:
         name = log_name(array=array).replace("%j", number).replace("%A", number).replace("%a", str(index))
         identity = f"{number}_{index}" if array else number
         record = Record.of(job, engine="slurm", id=identity, plan=plan.script, log=str(job.run.logs / name))
-        write_record(job.run, record)
+        try:
+            write_record(job.run, record)
+        except OSError:
+            slurm("scancel", number)
+            raise
         records.append(record)
     return tuple(records)
 

@@ -344,6 +344,18 @@ def test_another_checkpoint_does_not_go_on_from_what_the_first_has_written(place
     assert not stale.exists() and summary(run)["checkpoint"] == str(place / "other.ckpt")
 
 
+def test_predictions_of_a_former_checkpoint_that_cannot_be_removed_are_not_added_to(place: Path) -> None:
+    run = run_at(place)
+    assert predict(run) == 0
+    run.predictions.rename(place / "elsewhere")
+    run.predictions.symlink_to(place / "elsewhere")
+    with pytest.raises(RunError, match=r"/predictions can't be removed \(a link, or"):
+        predict(run)
+    run.predictions.unlink()
+    assert predict(run) == 0
+    assert (place / "elsewhere" / "classify").is_dir()
+
+
 def test_a_window_with_a_faulty_crop_is_left_out_as_a_whole(place: Path) -> None:
     run = run_at(place)
     change(run, on_fault="skip")

@@ -123,6 +123,11 @@ g: {h: ${WORD}}
 READ = {"a": 3, "b": "3", "c": [3, "3", 13], "d": 1e-3, "e": "x3/word", "f": True, "g": {"h": "word"}}
 
 
+def test_a_path_on_weka_is_to_be_mounted(tmp_path):
+    with pytest.raises(ConfigError, match=r"^run.yaml:7: data.init_args.path: 'weka://b/x' can't be read: .* mount"):
+        resolve_paths(data_path("weka://b/x"), tmp_path, name="run.yaml", line=lambda _: 7)
+
+
 def test_variables_are_expanded_in_any_value_and_typed_as_they_stand(tmp_path, monkeypatch):
     for name, value in {"NUMBER": "3", "WORD": "word", "SWITCH": "true"}.items():
         monkeypatch.setenv(name, value)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from rslp.errors import DiskError
 from rslp.launch import submit_local
 from rslp.launch.job import Job
 from rslp.launch.plan_local import LocalPlan
@@ -201,6 +202,39 @@ def test_the_profiler_goes_into_the_config_and_an_array_merges_its_files(
         assert record is not None
         assert (record.engine, record.id) == ("slurm", f"42_{seed}")
         assert record.log == str(run.logs / f"slurm-42_{seed}.log")
+
+
+@pytest.mark.parametrize("engine", ["slurm", "background"])
+def test_a_job_that_cannot_be_noted_is_ended(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], engine: str
+) -> None:
+    """Nobody could follow it or cancel it, and the same command would start a second one beside it."""
+    programs = {
+        "sbatch": f'[ "$1" = --parsable ] && touch {place}/bin/job-42 && echo 42',
+        "scancel": f"rm {place}/bin/job-$1",
+        "python": f"echo $$ > {place}/bin/pid; exec sleep 60",
+    }
+    (place / "bin").mkdir()
+    for name, text in programs.items():
+        (place / "bin" / name).write_text(f"#!/bin/sh\n{text}\nexit 0\n")
+        (place / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr("sys.executable", str(place / "bin" / "python"))
+    started = []
+
+    def full(run: RunDir, record: Record) -> None:
+        started.append(record.id)
+        raise DiskError(28, f"{run.job()} can't be written: No space left on device")
+
+    monkeypatch.setattr(f"rslp.launch.submit_{'slurm' if engine == 'slurm' else 'local'}.write_record", full)
+    words = ("--engine", "slurm") if engine == "slurm" else ("--local", "true", "--detach", "true")
+    assert launch(*words) == 1
+    assert capsys.readouterr().err.endswith("/job.json can't be written: No space left on device\n")
+    if engine == "slurm":
+        assert started == ["42"] and not (place / "bin" / "job-42").exists()
+    else:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(started[0].partition("@")[0]), 0)
 
 
 def test_a_secret_is_nowhere_to_be_read(

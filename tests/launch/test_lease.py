@@ -49,10 +49,12 @@ class _seen_from_elsewhere:
         self._patch.undo()
 
 
-def test_a_dead_holder_is_waited_for_and_replaced(s3: Store) -> None:
-    plant(s3)
+def test_a_dead_holder_is_waited_for_and_replaced(s3: Store, caplog: pytest.LogCaptureFixture) -> None:
+    plant(s3, job="job-6")
     begun = time.monotonic()
     with leased(s3, QUICK):
+        who = "process 1 on elsewhere (job job-6)"
+        assert caplog.messages == [f"{s3.root}: {who} holds the lease: waiting up to 2 s for a sign that it lives"]
         assert time.monotonic() - begun >= QUICK.stale
         assert b"elsewhere" not in (s3.read(NAME) or b"")
 
@@ -115,7 +117,19 @@ def test_of_many_at_once_one_gets_it(s3: Store, monkeypatch: pytest.MonkeyPatch)
     assert len([held for held in holders if not held.lost.is_set()]) == 1
 
 
-def test_a_further_machine_that_is_asked_to_leave_waits_no_longer(s3: Store) -> None:
+def test_who_is_asked_to_leave_waits_no_longer_and_takes_nothing(s3: Store) -> None:
+    plant(s3)
+    asked: list[int] = []
+    timer = threading.Timer(0.5, asked.append, [15])
+    timer.start()
+    begun = time.monotonic()
+    with leased(s3, Pace(beat=0.3, stale=100, settle=0.1), asked=asked):
+        assert time.monotonic() - begun < 60
+    timer.join()
+    assert b"elsewhere" in (s3.read(NAME) or b"")
+
+
+def test_a_further_machine_that_is_asked_to_leave_waits_no_longer(s3: Store, caplog: pytest.LogCaptureFixture) -> None:
     asked: list[int] = []
     timer = threading.Timer(0.5, asked.append, [15])
     timer.start()
@@ -124,3 +138,4 @@ def test_a_further_machine_that_is_asked_to_leave_waits_no_longer(s3: Store) -> 
     timer.join()
     assert asked
     assert time.monotonic() - begun < 60
+    assert caplog.messages == [f"{s3.root}: waiting up to 33 min for the first machine of the job"]

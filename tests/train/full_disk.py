@@ -1,9 +1,10 @@
 """A disk that is full, over its quota or failing at any write of a run: ``python -m tests.train.full_disk FOLDER``.
 
-Every command of a run (pack, fit, test, predict) is given a disk with too little room: a small file system of its own
-with so many free pages, a limit on the size of files, or an error at its n-th opening, renaming, linking or syncing of
-a file. It has to end with exit code 1 and one line that names a file and the room, or to go on without what it does not
-need; nothing it leaves may be torn. Given room, the same command ends as one that never lacked any.
+Every command of a run (stage 1, launches into a queue and into the background, pack, fit, test, predict) is given a
+disk with too little room: a small file system of its own with so many free pages, a limit on the size of files, or an
+error at its n-th opening, renaming, linking or syncing of a file. It has to end with exit code 1 and one line that
+names a file and the room, or to go on without what it does not need; nothing it leaves may be torn, and no job may be
+at work that it says it could not start. Given room, the same command ends as one that never lacked any.
 """
 
 from __future__ import annotations
@@ -16,18 +17,21 @@ import random
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from rslp.files import read_json
 from rslp.run import RunDir
 from rslp.train.checkpoints import read_checkpoint
 from tests.forks import Forks
@@ -57,12 +61,22 @@ class Fault:
     number: int
     error: int = 0
 
-    @property
-    def first(self) -> list[Any]:
-        """What the process calls first."""
-        if self.kind == "size":
-            return [f"{HERE}:limit_files", self.number]
-        return [f"{HERE}:fail_at", self.number, self.error] if self.kind == "call" else []
+
+# A scheduler that takes every job, and a Python that does nothing for a while: folders say what was asked of them.
+PROGRAMS = {
+    "sbatch": '[ "$1" = --parsable ] && mkdir "$ASIDE/jobs/submitted" && echo 42',
+    "scancel": 'rmdir "$ASIDE/jobs/submitted"',
+    "python": 'mkdir "$ASIDE/jobs/$$"; exec sleep 60',
+}
+
+
+def begin(fault: Mapping[str, Any], python: str | None) -> None:
+    """What a command calls first: from now on the disk has a fault, and jobs in the background are another program."""
+    sys.executable = python or sys.executable
+    if fault["kind"] == "size":
+        limit_files(fault["number"])
+    if fault["kind"] == "call":
+        fail_at(fault["number"], fault["error"])
 
 
 def limit_files(size: int) -> None:
@@ -140,14 +154,21 @@ class Harness:
         self._disk, self._aside, self._forks = disk, aside, forks
         self._home = disk / "home"
         self.run = RunDir(self._home / "projects" / "tests" / "tiny")
-        self._config = self._home / "run.yaml"
+        self._programs, self._jobs = aside / "programs", aside / "jobs"
         self.tallies = {name: Tally() for name in self.commands()}
 
     def commands(self) -> dict[str, tuple[str, ...]]:
         """The commands of a run, in their order."""
         job = ("run", "--run_dir", str(self.run.path), "--mode")
-        pack = ("pack", f"--config_paths+={self.run.config}")
-        return {"pack": pack, "fit": (*job, "fit"), "test": (*job, "test"), "predict": (*job, "predict")}
+        config = f"--config_paths+={self.run.config}"
+        launch = ("launch_finetune", "--rslp_project", "tests", config, "--check", "false", "--experiment_id")
+        return {
+            "compose": ("make_multidataset_config", "--cfg", str(self._home / "multi.yaml")),
+            "launch": (*launch, "queued", "--engine", "slurm"),
+            "detach": (*launch, "away", "--local", "true", "--detach", "true"),
+            "pack": ("pack", config),
+            **{mode: (*job, mode) for mode in ("fit", "test", "predict")},
+        }
 
     def prepare(self) -> None:
         """Make a run directory, and what each command leaves if nothing is wrong."""
@@ -161,12 +182,30 @@ class Harness:
         made["data"]["init_args"]["store"] = str(self._home / "stores")
         self.run.path.mkdir(parents=True)
         self.run.config.write_text(yaml.safe_dump(made, sort_keys=False))
-        for name, words in self.commands().items():
+        self._make_stage_1(data)
+        self._programs.mkdir()
+        self._jobs.mkdir()
+        for name, text in PROGRAMS.items():
+            (self._programs / name).write_text(f"#!/bin/sh\n{text}\nexit 0\n")
+            (self._programs / name).chmod(0o755)
+        for name in self.commands():
             shutil.copytree(self._home, self._aside / f"before {name}")
-            said = self._aside / f"said {name}"
-            code = self._forks.run(*words, output=said)
-            assert code == 0, said.read_text()
+            code, text = self._said(name, None)
+            assert code == 0, text
+            assert self._at_work() or name not in ("launch", "detach")
             shutil.copytree(self._home, self._aside / f"after {name}")
+
+    def _make_stage_1(self, data: Mapping[str, tuple[str, str]]) -> None:
+        """The configs that stage 1 would make such a run of."""
+        base = run_config({})
+        del base["model"]["init_args"]["task"]
+        multi = {"base_cfg": "base.yaml", "output_path": "OUT.yaml", "dataset_cfgs": [f"{name}.yaml" for name in data]}
+        configs = {"base": base, "multi": multi}
+        for name, place in data.items():
+            one = run_config({name: place})
+            configs[name] = {"model": one["model"], "data": one["data"]["init_args"]["data_modules"][name]}
+        for name, config in configs.items():
+            (self._home / f"{name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
     def most(self, name: str, kind: str) -> int:
         """Beyond which number a fault of a kind is none to a command."""
@@ -187,9 +226,11 @@ class Harness:
         self._put_back(name)
         filler = self._disk / "filler"
         if fault.kind == "pages":
-            _fill(filler, free=fault.number)
-        code, text = self._said(name, fault.first)
+            fill(filler, free=fault.number)
+        code, text = self._said(name, fault)
         filler.unlink(missing_ok=True)
+        if self._at_work() != (code == 0 and name in ("launch", "detach")):
+            tally.wrong.append(f"{what}: exit code {code}, and the job is {'' if code else 'not '}at work")
         if code not in (0, 1) or "Traceback" in text or (code == 1) != (len(SAYS.findall(text)) == 1):
             tally.wrong.append(f"{what}: exit code {code}: {text[-600:]}")
         tally.wrong += [f"{what}: {path}" for path in torn(self._home)]
@@ -197,13 +238,35 @@ class Harness:
         self._go_on(name, what, through=code == 0)
         return code == 1 or "can't be written" in text or "No space" in text
 
-    def _said(self, name: str, first: Sequence[Any]) -> tuple[int, str]:
+    def train_into(self, log: Path) -> None:
+        """Train with an output that is a file, which may be on a full disk: it must not matter."""
+        self._put_back("fit")
+        assert self._forks.run(*self.commands()["fit"], output=log) == 0
+        assert left(self._home) == left(self._aside / "after fit")
+
+    def _at_work(self) -> bool:
+        """Whether a job was left to a scheduler, or in the background; it is ended."""
+        # A program that was told to end does so a moment later.
+        time.sleep(0.3 * any(self._jobs.iterdir()))
+        lives = False
+        for job in self._jobs.iterdir():
+            job.rmdir()
+            with suppress(ProcessLookupError):
+                if job.name.isdigit():
+                    os.kill(int(job.name), signal.SIGKILL)
+                lives = True
+        return lives
+
+    def _said(self, name: str, fault: Fault | None) -> tuple[int, str]:
         """Run a command; its exit code and what it said. Into a pipe: a limit on files would cut a file short."""
         pipe, read = self._aside / "pipe", list[str]()
         os.mkfifo(pipe)
         reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
         reader.start()
-        variables = {"DISK": str(self._home)}
+        path = f"{self._programs}:{os.environ['PATH']}"
+        variables = {"DISK": str(self._home), "ASIDE": str(self._aside), "PATH": path, "RSLP_PREFIX": str(self._home)}
+        python = str(self._programs / "python") if name == "detach" else None
+        first = [f"{HERE}:begin", asdict(fault or Fault("none", 0)), python]
         pid = self._forks.start(*self.commands()[name], output=pipe, first=first, variables=variables)
         code = self._forks.wait(pid)
         reader.join()
@@ -216,12 +279,12 @@ class Harness:
 
     def _go_on(self, name: str, what: str, *, through: bool) -> None:
         tally = self.tallies[name]
-        code, text = (0, "") if through else self._said(name, ())
+        code, text = (0, "") if through else self._said(name, None)
         if code:
             tally.wrong.append(f"{what}: again: exit code {code}: {text[-600:]}")
             return
-        after = RunDir(self._aside / f"after {name}" / self.run.path.relative_to(self._home))
-        if left(self.run) != left(after):
+        self._at_work()
+        if left(self._home) != left(self._aside / f"after {name}"):
             tally.wrong.append(f"{what}: it ended otherwise than a run that lacked nothing")
 
 
@@ -237,9 +300,15 @@ def often(run: RunDir) -> dict[str, Any]:
     }
 
 
-def left(run: RunDir) -> dict[str, str]:
-    """What a run has left, as far as it has come."""
+def left(home: Path) -> dict[str, str]:
+    """What the commands have left, as far as they have come."""
+    run = RunDir(home / "projects" / "tests" / "tiny")
     found = left_by_run(run) if run.metrics.exists() else {}
+    found |= {path.name: digest_of(path.read_bytes()) for path in home.glob("OUT.*")}
+    for other in sorted(run.path.parent.glob("[!t]*")):
+        config, job = other / "config.yaml", read_json(other / "job.json") or {}
+        found[f"{other.name}/config"] = digest_of(config.read_bytes()) if config.exists() else ""
+        found[f"{other.name}/job"] = f"{job.get('engine')} {job.get('plan')}"
     return found | {
         str(path.relative_to(run.path)): digest_of(path.read_bytes()) for path in run.predictions.rglob("*.*")
     }
@@ -275,7 +344,7 @@ def _torn(path: Path) -> bool:
     return False
 
 
-def _fill(path: Path, *, free: int) -> None:
+def fill(path: Path, *, free: int) -> None:
     """Take all pages of a file system but so many."""
     status = os.statvfs(path.parent)
     taken = status.f_bavail * status.f_frsize // PAGE - free
@@ -310,8 +379,10 @@ def record(tallies: Mapping[str, Tally], *, every: int) -> str:
         "",
         "A small file system with so many free pages, a limit on the size of files, or an error (full, quota,",
         "read-only, failing) at the n-th call that opens, renames, links or syncs a file. Each command was then run",
-        "again with room, and compared with a run that never lacked any: weights, optimiser, metrics, evaluations and",
-        f"predictions. One in {every} of the faults that there are.",
+        "again with room, and compared with a run that never lacked any: configs, records of jobs, weights, optimiser,",
+        f"metrics, evaluations and predictions. One in {every} of the faults that there are. `compose` is stage 1;",
+        "`launch` submits to a scheduler, `detach` starts a run in the background: a job that could not be noted must",
+        "not be at work.",
         "",
         "| command | ended with one line, exit code 1 | went on without | torn, left over, or different in the end |",
         "|---|---|---|---|",

@@ -23,7 +23,7 @@ from rslp.train.fit import fit
 from rslp.train.room import _states, bytes_of
 from tests.forks import Forks
 from tests.tiny import run_config, write_dataset, write_run
-from tests.train.full_disk import Fault, Harness, record, small_disk, sweep
+from tests.train.full_disk import PAGE, Fault, Harness, fill, record, small_disk, sweep
 from tests.train.ranks import ROOT
 
 RECORD = ROOT / "docs" / "records" / "full-disk.md"
@@ -45,6 +45,9 @@ def harness(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Iterator[
 @pytest.mark.parametrize(
     ("command", "kind", "number"),
     [
+        ("compose", "size", 1000),
+        pytest.param("launch", "size", 1000, marks=pytest.mark.slow),
+        ("detach", "call", 6),
         pytest.param("pack", "size", 1000, marks=pytest.mark.slow),
         ("fit", "size", 10_000),
         ("fit", "pages", 20),
@@ -62,12 +65,24 @@ def test_each_command_ends_in_one_line_and_goes_on(harness: Harness, command: st
 
 
 @pytest.mark.slow
+def test_a_log_that_takes_no_more_ends_no_run(harness: Harness, tmp_path: Path) -> None:
+    if not harness.own_disk:
+        pytest.skip("no file system can be mounted here")
+    with small_disk(tmp_path / "logs", size=1 << 20) as disk:
+        log = disk / "fit.log"
+        log.write_text("x")
+        fill(disk / "filler", free=0)
+        harness.train_into(log)
+        assert log.stat().st_size <= PAGE
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(2 * 3600)
 def test_a_fault_at_every_write(harness: Harness) -> None:
     kinds = ("pages", "size", "call") if harness.own_disk else ("size", "call")
     sweep(harness, kinds=kinds, every=3, rng=random.Random(0))
     RECORD.write_text(record(harness.tallies, every=3))
-    assert [tally.wrong for tally in harness.tallies.values()] == [[]] * 4
+    assert [tally.wrong for tally in harness.tallies.values()] == [[]] * 7
     assert sum(tally.ended for tally in harness.tallies.values()) > 50
 
 

@@ -20,7 +20,7 @@ from rslearn.dataset.storage.file import FileWindowStorage
 from rslearn.train.dataset import DataInput, SplitConfig
 from upath import UPath
 
-from rslp.errors import DataError, DiskError
+from rslp.errors import DataError, DiskError, MachineError
 from rslp.files import full_disk
 from rslp.train import preemption
 from rslp.train.nodata import LabelInput
@@ -97,7 +97,7 @@ class SampleStore:
             rows: windows of the index.
             inputs: what a sample reads.
             what: names the split in messages.
-            again: also try windows that could not be packed before.
+            again: also try windows that could not be packed before; no room for them is then a ``MachineError``.
 
         Returns:
             The number of records that were made.
@@ -108,7 +108,12 @@ class SampleStore:
             with place.locked(self.folder):
                 # Another process may have packed while this one waited.
                 tasks = self._missing(rows, inputs, again=again)
-                return self._pack(tasks, inputs, what) if self._fits(tasks, inputs, what) else 0
+                if lack := self._lack_of_room(tasks, inputs, what):
+                    if again:
+                        raise MachineError(lack)
+                    log.warning("%s; the dataset is read without it", lack)
+                    return 0
+                return self._work(tasks, inputs, f"packing {self.name} {what}")
         except OSError as error:
             if again:
                 raise full_disk(error, self.folder / "data") or error from error
@@ -147,9 +152,6 @@ class SampleStore:
         found += [SegmentReader(path, dataset=self.name).check("*.cat") for path in banks]
         return sum(records for records, _ in found), sum(damaged for _, damaged in found)
 
-    def _pack(self, tasks: list[Task], inputs: Mapping[str, DataInput], what: str) -> int:
-        return self._work(tasks, inputs, f"packing {self.name} {what}")
-
     def _work(self, tasks: list[Task], inputs: Mapping[str, DataInput], title: str, *, verify: bool = False) -> int:
         """Work through tasks and publish the entries; returns how many there were."""
         by_key = {self._key(data_input): data_input for data_input in inputs.values()}
@@ -179,24 +181,19 @@ class SampleStore:
                 preemption.leave_if_asked()
         return made
 
-    def _fits(self, tasks: list[Task], inputs: Mapping[str, DataInput], what: str) -> bool:
-        needed = self._estimate(tasks, inputs)
-        room = int(place.free_bytes(self.folder) * _SHARE_OF_FREE)
+    def _lack_of_room(self, tasks: list[Task], inputs: Mapping[str, DataInput], what: str) -> str:
+        """What to say if the records will not fit; empty if they will."""
+        needed, free = self._estimate(tasks, inputs), place.free_bytes(self.folder)
+        room, why = int(free * _SHARE_OF_FREE), "half of them may be taken"
         if self._settings.limit is not None:
-            taken = sum(path.stat().st_size for path in self.folder.glob("data/*.seg"))
-            room = min(room, self._settings.limit - taken)
+            left = self._settings.limit - sum(path.stat().st_size for path in self.folder.glob("data/*.seg"))
+            room, why = min((room, why), (left, f"`store_limit_gb` leaves {max(left, 0):,}"))
         if needed <= room:
-            return True
-        log.warning(
-            "%s %s: its store would take %.1f GB more, and %.1f GB are allowed in %s; it is read without one. "
-            "`store: FOLDER` of the data module names another place",
-            self.name,
-            what,
-            needed / 1e9,
-            max(room, 0) / 1e9,
-            self.folder,
+            return ""
+        return (
+            f"{self.name} {what}: the sample cache {self.folder} would take {needed:,} bytes more, {free:,} are free, "
+            f"and {why}; `store: FOLDER` of the data module names another place"
         )
-        return False
 
     def _estimate(self, tasks: list[Task], inputs: Mapping[str, DataInput]) -> int:
         """Bytes that the records will take."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 import signal
@@ -147,8 +148,25 @@ def test_a_full_disk_stops_the_packing_and_not_the_training(
 
 def test_a_store_that_would_be_too_large_is_not_begun(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert_equal_sources(stored(path, limit=1000), direct(path))
-    assert "GB are allowed" in caplog.text
+    assert re.search(r"would take [\d,]+ bytes more, [\d,]+ are free, and `store_limit_gb` leaves 1,000;", caplog.text)
     assert not entries(path)
+
+
+@pytest.mark.parametrize("limit", [None, 1e-6])
+def test_the_command_says_that_nothing_fits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, limit: float | None
+) -> None:
+    data = str(write_dataset(tmp_path / "data", "classify", train=2, val=1, test=1))
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(run_config({"classify": (data, "classify")}, store_limit_gb=limit)))
+    if limit is None:
+        monkeypatch.setattr(place, "free_bytes", lambda _: 4000)
+    assert main(["helios", "pack", f"--config_paths+={config}"]) == 1
+    out, err = capsys.readouterr()
+    why = "4,000 are free, and half of them may be taken" if limit is None else r"`store_limit_gb` leaves 1,000;"
+    line = rf"error: classify train: the sample cache {data}/.rslp-store would take [\d,]+ bytes more, .*{why}.*"
+    assert re.fullmatch(line, err.splitlines()[-1])
+    assert not out and not entries(Path(data))
 
 
 def test_a_folder_that_cannot_be_written(path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
