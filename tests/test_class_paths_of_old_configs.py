@@ -1,4 +1,4 @@
-"""Class paths of run configs stay: a config written for an earlier commit names what is still there, or an alias of it."""
+"""Class paths of run configs stay: what an earlier commit's configs name is still there, or has an alias."""
 
 from __future__ import annotations
 

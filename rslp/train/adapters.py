@@ -641,7 +641,7 @@ def completed_epochs(trainer: Trainer) -> int:
 def let_schedulers_step(trainer: Trainer) -> None:
     """Let a plateau scheduler step at the end of this epoch, also where the run has gone on inside it.
 
-    Lightning leaves that step out, since its checkpoints hold no metrics; ours come from the validation in this process.
+    Lightning leaves that step out, since its checkpoints hold no metrics; ours come from this process.
     """
     trainer.fit_loop._restarting = False
 
