@@ -17,6 +17,7 @@ import pytest
 
 from rslp.evaluate.rows import Evaluation
 from rslp.run import RunDir
+from rslp.train.checkpoints import read_checkpoint
 from tests import children
 from tests.old_run.make import EPOCHS, FOLDER, KEPT, RUN
 
@@ -121,7 +122,9 @@ def test_it_goes_on_where_it_stopped_and_ends_as_it_would_have(
     # The earlier commit itself, without an interruption; where gradients are nothing but rounding, so are cosines.
     whole = {key: value for key, value in logged(place / "whole.csv").items() if key[1] != "train/gradient_cosine"}
     assert {key for key in now if key[1] != "train/gradient_cosine"} >= whole.keys()
-    losses = {key: value for key, value in whole.items() if "loss" in key[1] or key[1].startswith("lr-")}
-    assert {key: now[key] for key in losses} == pytest.approx(losses, rel=1e-3, abs=1e-4)
+    losses = {key: value for key, value in whole.items() if re.match(r"lr-|(.*[_/](loss|cls)$)", key[1])}
+    assert {key: now[key] for key in losses} == pytest.approx(losses, rel=5e-3, abs=5e-4)
+    (scheduler,) = read_checkpoint(run.last)["lr_schedulers"]
+    assert scheduler["last_epoch"] == EPOCHS
     listed, _ = rslp(place, "jobs", "--rslp_project", "old")
     assert re.search(r"joint +local +\S+ .*succeeded", listed), listed
