@@ -638,6 +638,14 @@ def completed_epochs(trainer: Trainer) -> int:
     return int(progress.processed)
 
 
+def let_schedulers_step(trainer: Trainer) -> None:
+    """Let a plateau scheduler step at the end of this epoch, also where the run has gone on inside it.
+
+    Lightning leaves that step out, since its checkpoints hold no metrics; ours come from this process.
+    """
+    trainer.fit_loop._restarting = False
+
+
 def has_trained(trainer: Trainer) -> bool:
     """Whether a training epoch has begun: a validation is then part of the training."""
     progress: Any = trainer.fit_loop.epoch_progress.total

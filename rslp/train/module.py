@@ -208,6 +208,7 @@ class JointModule(RslearnLightningModule):
         """Log the mean losses of the epoch."""
         self.meters["train"].settle()
         self.log_dict(self._from_first(self.meters["train"].values("train")))
+        adapters.let_schedulers_step(self.trainer)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Nothing: Lightning would clear what the first batches of a step have given; it is done before them."""

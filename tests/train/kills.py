@@ -47,10 +47,11 @@ FREEZE = {
 
 @dataclass(frozen=True)
 class SetUp:
-    """What is trained: how the run config is made from a folder of data, and in how many processes."""
+    """What is trained: how the run config is made from a folder of data, in how many processes, how it anneals."""
 
     config: Callable[[Path], dict[str, Any]]
     world: int = 1
+    scheduler: tuple[str, dict[str, Any]] = ("PlateauScheduler", {"patience": 0})
 
 
 @dataclass
@@ -112,7 +113,7 @@ def of_two_sensors(data: Path) -> dict[str, Any]:
 
 SET_UPS = {
     "two sensors": SetUp(of_two_sensors),
-    "one sensor": SetUp(of_one_sensor),
+    "one sensor": SetUp(of_one_sensor, scheduler=("CosineAnnealingScheduler", {"T_max": 3})),
     "two sensors, two ranks": SetUp(of_two_sensors, world=2),
 }
 
@@ -121,9 +122,10 @@ def prepared(folder: Path, data: Path, set_up: SetUp) -> RunDir:
     """A run directory, ready to be started; a checkpoint at each step."""
     made = set_up.config(data)
     run = RunDir(folder / "projects" / "tests" / "killed")
+    name, arguments = set_up.scheduler
     made["model"]["init_args"]["scheduler"] = {
-        "class_path": "rslearn.train.scheduler.CosineAnnealingScheduler",
-        "init_args": {"T_max": 3},
+        "class_path": f"rslearn.train.scheduler.{name}",
+        "init_args": arguments,
     }
     # Each run has features of its own to compute: they go with the thaw.
     checkpoints = {"run_dir": str(run.path), "every_n_steps": 1}

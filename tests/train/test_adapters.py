@@ -328,3 +328,11 @@ def test_rslearn_writes_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raster_format.open_rasterio_upath_writer, vector_format.open_atomic = stock  # type: ignore[attr-defined]
     assert all(first == second for first, second in made.values())
     assert written == [str(tmp_path / "ours" / name) for name in made]
+
+
+def test_an_epoch_that_was_gone_on_with_lets_its_schedulers_step() -> None:
+    trainer = Trainer(accelerator="cpu", max_steps=3, logger=False, enable_checkpointing=False)
+    trainer.fit_loop.restarting = True
+    assert trainer.fit_loop.restarting
+    adapters.let_schedulers_step(trainer)
+    assert not trainer.fit_loop.restarting

@@ -22,20 +22,25 @@ from rslp.train.plateau import forgive_ties
 from tests.tiny import run_config, write_dataset, write_run
 from tests.train.test_fit import Killed, same, weights
 
-EPOCHS = 8
+EPOCHS = {"max_epochs": 8}
+STEPS = {"max_steps": 8 * 6}
 PLATEAU = {"factor": 0.5, "patience": 0}
 
 
 class Watch(Callback):
     """Writes down what each epoch began with and what its validation found."""
 
-    def __init__(self, path: str, die_in: int | None = None) -> None:
-        self.path, self.die_in = Path(path), die_in
+    def __init__(self, path: str, die_in: int | None = None, die_after: int | None = None) -> None:
+        self.path, self.die_in, self.die_after = Path(path), die_in, die_after
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch == self.die_in:
             raise Killed
         self._write(lr=trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.die_after:
+            raise Killed
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         scores = {name: pl_module.score("val", name) for name in (None, *pl_module.datasets())}  # type: ignore[operator]
@@ -48,18 +53,36 @@ class Watch(Callback):
             handle.write(json.dumps(what) + "\n")
 
 
-def trained(folder: Path, data: dict[str, tuple[str, str]], *, die_in: int | None = None) -> RunDir:
-    config = run_config(data, epochs=EPOCHS, dropout=0.2)
+def trained(
+    folder: Path,
+    data: dict[str, tuple[str, str]],
+    *,
+    die: dict[str, int] | None = None,
+    limits: dict[str, int] = EPOCHS,
+) -> RunDir:
+    """Train on classification and regression with a plateau scheduler, 6 steps an epoch.
+
+    Args:
+        folder: what the run lies in.
+        data: the datasets.
+        die: the argument of ``Watch`` that says when training is killed; a checkpoint comes each 4 steps.
+        limits: the trainer's limits.
+    """
+    config = run_config(data, dropout=0.2)
+    config["trainer"] |= {"max_epochs": None, **limits}
     module = config["model"]["init_args"]
     module["optimizer"]["init_args"]["lr"] = 0.1
     module["scheduler"] = {"class_path": "rslearn.train.scheduler.PlateauScheduler", "init_args": PLATEAU}
     run = RunDir(folder / "projects" / "tests" / "tiny")
-    watch = {"path": str(folder / "seen"), "die_in": die_in}
-    config["trainer"]["callbacks"] = [{"class_path": "tests.train.test_selection.Watch", "init_args": watch}]
+    checkpoints = {"run_dir": str(run.path), "every_n_steps": 4}
+    config["trainer"]["callbacks"] = [
+        {"class_path": "tests.train.test_selection.Watch", "init_args": {"path": str(folder / "seen"), **(die or {})}},
+        {"class_path": "rslp.train.checkpoints.RunCheckpoints", "init_args": checkpoints},
+    ]
     if not run.path.exists():
         write_run(folder, config)
     run.config.write_text(json.dumps(config))
-    if die_in is None:
+    if die is None:
         assert fit(run) == 0
     else:
         with pytest.raises(Killed):
@@ -127,12 +150,16 @@ def test_the_rate_falls_unless_score_or_at_equal_scores_the_loss_is_better(found
     assert lrs == pytest.approx(rates(found))
 
 
+@pytest.mark.parametrize("limits", [EPOCHS, STEPS], ids=["epochs", "steps"])
+@pytest.mark.parametrize("die", [{"die_in": 5}, {"die_after": 33}, {"die_after": 35}], ids=str)
 def test_a_run_that_was_killed_chooses_and_anneals_alike(
-    run: RunDir, data: dict[str, tuple[str, str]], tmp_path: Path
+    run: RunDir, data: dict[str, tuple[str, str]], tmp_path: Path, die: dict[str, int], limits: dict[str, int]
 ) -> None:
-    trained(tmp_path, data, die_in=5)
-    killed = trained(tmp_path, data)
+    trained(tmp_path, data, die=die, limits=limits)
+    killed = trained(tmp_path, data, limits=limits)
     assert seen(killed)[0] == seen(run)[0]
+    # Also where a lost step of the scheduler is of no consequence yet.
+    assert read_checkpoint(killed.last)["lr_schedulers"] == read_checkpoint(run.last)["lr_schedulers"]
     for path in (run.last, *run.checkpoints.glob("best*.ckpt")):
         assert same(weights(path), weights(killed.checkpoints / path.name))
 
