@@ -27,6 +27,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Files of one long test after the other; they come first, so that no core waits for another in the end.
+LONG = (
+    *("test_slurm.py", "test_whole_way.py", "test_planted.py", "test_whole_run.py", "test_streams.py"),
+    *("test_mistakes_at_run_time.py", "test_same_start.py", "test_kills.py", "test_prediction.py", "test_packers.py"),
+    *("test_sound.py", "test_parsing.py", "test_signals.py", "test_local.py", "test_remote_run.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of long files first."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Forks]:
     """Where command lines start without importing the training stack anew."""

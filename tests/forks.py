@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.children import Python
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -22,13 +24,8 @@ class Forks:
 
     def __init__(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.forks"],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        command = [sys.executable, "-m", "tests.forks"]
+        self._process = Python(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def start(
         self, *words: str, output: Path, first: Sequence[Any] = (), variables: Mapping[str, str] | None = None

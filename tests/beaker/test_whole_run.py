@@ -59,12 +59,7 @@ def wait_for(name: str, beaker: Loopback, *, seconds: float = 200) -> None:
 def test_it_trains_to_the_end_though_the_machine_is_taken_away(
     beaker: Loopback, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The check finds the tests' own encoder in this checkout, the job in the snapshot.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *shlex.split(COMMAND)[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert f"submitted: beaker {beaker.only.id}, {RUN}" in done.stdout
+    assert main(UNCHECKED) == 0
     run = Store(RUN, patience=10)
     wait_for("checkpoints/last.ckpt", beaker)
     assert main(["helios", "jobs"]) == 0
@@ -93,9 +88,16 @@ def test_it_trains_to_the_end_though_the_machine_is_taken_away(
     assert got.keys() == wanted.keys() and all(torch.equal(got[key], wanted[key]) for key in wanted)
     assert run.read("metrics.csv") == here.metrics.read_bytes()
 
+
+def test_predictions_are_made_there_and_come_into_the_store(beaker: Loopback, place: Path) -> None:
+    (place.parent / "hold").unlink()
+    here = tiny.write_run(place.parent / "here", yaml.safe_load(Path("OUT.yaml").read_text()))
+    assert fit(here) == 0
+    run = Store(RUN, patience=10)
+    for name in ("config.yaml", "checkpoints/best.ckpt"):
+        run.upload(here.path / name, name)
     assert main([*UNCHECKED, "--mode", "predict"]) == 0
-    (predicting,) = [each for each in beaker.experiments.values() if each is not first]
-    assert beaker.wait_for_end(predicting, seconds=600) == Status.STATUS_SUCCEEDED, predicting.output()
+    assert beaker.wait_for_end(beaker.only, seconds=600) == Status.STATUS_SUCCEEDED, beaker.only.output()
     predicted = json.loads(run.read("predictions.json") or b"")["datasets"]
     assert {name: told["windows"] for name, told in predicted.items()} == {"classify": 3, "regress": 3}
     assert "predictions/regress/default/w009/regress.geojson" in run.sizes()
@@ -112,9 +114,14 @@ def test_two_machines_train_together_and_start_again_when_one_breaks(beaker: Loo
     assert len(beaker.only.replicas) == 4 and "going on from" in beaker.only.output()
 
 
-def test_cancelled_it_leaves(beaker: Loopback, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_is_sent_and_cancelled_it_leaves(beaker: Loopback, capsys: pytest.CaptureFixture[str]) -> None:
     beaker.runs_tasks = False
-    assert main(UNCHECKED) == 0
+    # The check finds the tests' own encoder in this checkout, the job in the snapshot.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *shlex.split(COMMAND)[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert f"submitted: beaker {beaker.only.id}, {RUN}" in done.stdout
     beaker.only.task["arguments"], beaker.only.task["command"] = (
         [],
         ["sh", "-c", "trap 'kill $!; exit 143' TERM; sleep 60 & wait"],

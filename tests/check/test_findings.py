@@ -18,6 +18,7 @@ from rslp.helios.check import check
 from rslp.helios.check_gate import ensure_checked
 from rslp.helios.launch_finetune import _allowing
 from rslp.main import main
+from tests import children
 from tests.check.small import Case, checked, edit_json, nothing, options, run_config_of
 from tests.check.test_meaning import CASES
 from tests.tiny import write_run
@@ -156,7 +157,8 @@ def test_an_id_that_there_is_not_is_an_error(
     assert any(message in problem.what for problem in raised.value.problems)
 
 
-def test_a_run_keeps_what_was_allowed(lacking: tuple[Path, dict[str, Any]]) -> None:
+def test_a_run_keeps_what_was_allowed(lacking: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("subprocess.run", children.run_here)
     folder, config = lacking
     run = write_run(folder, config)
     launched = _allowing(config, ["split-empty"])

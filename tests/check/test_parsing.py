@@ -11,40 +11,43 @@ from rslp.check.parsing import parse
 from tests.tiny import run_config
 
 DATA = ("data", "init_args")
+# The parser takes a second for each dataset.
 TWO = {"classify": ("nowhere", "classify"), "segment": ("nowhere", "segment")}
+ONE, OTHER = ({name: TWO[name]} for name in TWO)
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"),
+    ("datasets", "given", "wanted"),
     [
         (
+            ONE,
             {"sample_mode": "temperature", "per_dataset_patch_limit": 0},
             {
                 (*DATA, "temperature"): "mode temperature needs it",
                 (*DATA, "per_dataset_patch_limit"): "at least 1, got 0",
             },
         ),
-        ({"sample_mode": "weights", "weights": {"classify": -1.0}}, {(*DATA, "weights", "classify"): "positive"}),
-        ({"sample_mode": "weights", "weights": {"classify": 1.0}}, {(*DATA, "weights"): "no value for segment"}),
-        ({"sample_mode": "randomly"}, {(*DATA, "sample_mode"): "randomly"}),
-        ({"refill_batches": True, "steps_per_epoch": 3}, {(*DATA, "steps_per_epoch"): "contradicts"}),
+        (ONE, {"sample_mode": "weights", "weights": {"classify": -1.0}}, {(*DATA, "weights", "classify"): "positive"}),
+        (TWO, {"sample_mode": "weights", "weights": {"classify": 1.0}}, {(*DATA, "weights"): "no value for segment"}),
+        (ONE, {"sample_mode": "randomly"}, {(*DATA, "sample_mode"): "randomly"}),
+        (ONE, {"refill_batches": True, "steps_per_epoch": 3}, {(*DATA, "steps_per_epoch"): "contradicts"}),
         # The module names its own arguments as the config does.
-        ({"max_faults": -1}, {(*DATA, "max_faults"): "got -1; 0 or more"}),
-        ({"read_timeout": 0}, {(*DATA, "read_timeout"): "seconds, more than 0"}),
+        (ONE, {"max_faults": -1}, {(*DATA, "max_faults"): "got -1; 0 or more"}),
+        (ONE, {"read_timeout": 0}, {(*DATA, "read_timeout"): "seconds, more than 0"}),
     ],
 )
 def test_faults_of_the_mixture_stand_at_the_arguments_of_the_config(
-    given: dict[str, Any], wanted: dict[tuple[str, ...], str]
+    datasets: dict[str, tuple[str, str]], given: dict[str, Any], wanted: dict[tuple[str, ...], str]
 ) -> None:
-    found = {finding.at: finding.what for finding in parse(run_config(TWO, **given)).findings}
+    found = {finding.at: finding.what for finding in parse(run_config(datasets, **given)).findings}
     assert set(found) == set(wanted)
     for at, message in wanted.items():
         assert message in found[at]
 
 
 def test_a_sound_config_has_no_fault_and_a_small_head_has_one() -> None:
-    config = run_config(TWO)
-    assert parse(config).findings == ()
+    assert parse(run_config(TWO)).findings == ()
+    config = run_config(OTHER)
     config["model"]["init_args"]["task"]["init_args"]["tasks"]["segment"]["init_args"]["num_classes"] = 5
     (found,) = parse(config).findings
     assert found.at[-4:] == ("segment", 0, "init_args", "out_channels")
@@ -52,7 +55,7 @@ def test_a_sound_config_has_no_fault_and_a_small_head_has_one() -> None:
 
 
 def test_a_list_of_what_should_be_texts_is_one_finding() -> None:
-    config = run_config(TWO)
+    config = run_config(ONE)
     for task in (
         config["model"]["init_args"]["task"],
         config["data"]["init_args"]["data_modules"]["classify"]["init_args"]["task"],
@@ -64,7 +67,7 @@ def test_a_list_of_what_should_be_texts_is_one_finding() -> None:
 
 
 def test_a_class_of_another_rslp_is_told_apart() -> None:
-    config = run_config(TWO)
+    config = run_config(ONE)
     config["data"]["init_args"]["data_modules"]["classify"]["init_args"]["train_config"]["transforms"] = [
         {"class_path": "rslp.harbour.transforms.Quay"}
     ]
@@ -74,11 +77,11 @@ def test_a_class_of_another_rslp_is_told_apart() -> None:
 
 
 def test_false_is_what_yaml_makes_of_off() -> None:
-    assert parse(run_config(TWO, store=False, features=False)).findings == ()
+    assert parse(run_config(ONE, store=False, features=False)).findings == ()
 
 
 def test_class_names_of_a_run_config_are_compared() -> None:
-    config = run_config(TWO)
+    config = run_config(ONE)
     task = config["model"]["init_args"]["task"]["init_args"]["tasks"]["classify"]
     task["init_args"]["classes"] = ["dark", "dark"]
     assert [found.what for found in parse(config).findings] == ["the class 'dark' stands 2 times; keep one"]

@@ -38,6 +38,7 @@ from rslp.run import RunDir
 from rslp.train.checkpoints import load_weights, read_checkpoint
 from rslp.train.cli import build
 from rslp.train.fit import fit
+from tests.children import Python
 from tests.hold import until
 from tests.tiny import TinyEncoder, four_datasets, run_config, task_config, write_dataset, write_run
 
@@ -519,7 +520,7 @@ class WaitingEncoder(TinyEncoder):
 
 
 @contextmanager
-def waiting(place: Path, monkeypatch: pytest.MonkeyPatch, *, mode: str) -> Iterator[subprocess.Popen[str]]:
+def waiting(place: Path, monkeypatch: pytest.MonkeyPatch, *, mode: str) -> Iterator[Python]:
     """A job that has been through two batches of one sample, and waits."""
     run = run_at(place)
     change(run, batch_sizes=1, num_workers=0)
@@ -527,7 +528,7 @@ def waiting(place: Path, monkeypatch: pytest.MonkeyPatch, *, mode: str) -> Itera
     run.config_of(mode).write_text(text)
     monkeypatch.setenv("WAITING", str(place / "waits"))
     command = [sys.executable, "-m", "rslp.main", "helios", "run", "--run_dir", str(run.path), "--mode", mode]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = Python(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         until((place / "waits").exists, lives=lambda: process.poll() is None, what="it ended before")
         yield process

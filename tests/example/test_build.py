@@ -24,7 +24,10 @@ def test_two_processes_write_the_same_bytes_as_none(example: Path, tmp_path: Pat
     assert digest(tmp_path / "again") == digest(example)
 
 
-def test_another_seed_writes_other_images_labels_and_weights(example: Path, tmp_path: Path) -> None:
+def test_another_seed_writes_other_images_labels_and_weights(
+    example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rslp.example.preview.draw", lambda _: None)
     build(tmp_path / "other", size=0.02, seed=1, workers=0)
     ours, others = digest(example), digest(tmp_path / "other")
     shared = {name for name in ours if ours[name] == others.get(name) and not name.endswith("completed")}
@@ -77,7 +80,8 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_overwrite_replaces_an_example(tmp_path: Path) -> None:
+def test_overwrite_replaces_an_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rslp.example.preview.draw", lambda _: None)
     path = tmp_path / "example"
     path.mkdir()
     stale = {"seed": 7, "size": 1.0, "version": "0"}

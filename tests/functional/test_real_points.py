@@ -36,6 +36,7 @@ from rslp.errors import CheckpointError, ConfigError, DataError
 from rslp.helios.galileo import Galileo
 from rslp.train.heads import WeightedClassificationHead
 from rslp.train.samples import open_dataset
+from tests import children
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "real_points"
@@ -253,9 +254,7 @@ def fewer(source: Path, target: Path) -> Path:
 
 def python(*words: str, cwd: Path, prefix: Path) -> str:
     environment = {**os.environ, "RSLP_PREFIX": str(prefix), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True, check=False
-    )
+    done = children.run([sys.executable, *words], cwd=cwd, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from functools import reduce
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import yaml
 
 from rslp.compose import placeholder_names
 from rslp.compose.placeholders import Filler
+from rslp.example.build import build
 from rslp.files import dump_yaml, read_yaml
 from rslp.main import main
 from tests.children import rslp
@@ -343,10 +345,10 @@ SHAPES = {
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("user")
-    words = ["make_example", "--path", str(folder / "example"), "--size", "0.06"]
-    assert rslp("helios", *words, cwd=folder).returncode == 0
-    return folder / "example"
+    path = tmp_path_factory.mktemp("user") / "example"
+    with patch("rslp.example.preview.draw"):
+        build(path, size=0.02, seed=0, workers=0)
+    return path
 
 
 def test_each_form_composes_checks_and_trains_a_step_beside_the_example(example, monkeypatch):

@@ -43,7 +43,7 @@ LAUNCH = (
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder outside the checkout with a small example and its run config."""
     place = tmp_path_factory.mktemp("user")
-    rslp("make_example", "--path", "example/", "--size", "0.06", cwd=place, afresh=True)
+    rslp("make_example", "--path", "example/", "--size", "0.06", cwd=place)
     path = place / "example" / "multi_dataset.yaml"
     config = yaml.safe_load(path.read_text())
     config["global_overrides"]["trainer"] |= {"max_epochs": 3, "check_val_every_n_epoch": 1}
@@ -55,11 +55,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def start(place: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "rslp.main", "helios", *LAUNCH]
-    return subprocess.Popen(
-        command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+COMMAND = [sys.executable, "-m", "rslp.main", "helios", *LAUNCH]
 
 
 def wait_for(path: Path, process: subprocess.Popen[str], *, seconds: float = 240) -> None:
@@ -85,7 +81,9 @@ def family(session: int) -> list[str]:
 
 def test_killed_interrupted_and_started_again_it_finishes(place: Path) -> None:
     run = place / RUN
-    first = start(place)
+    first = subprocess.Popen(
+        COMMAND, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     wait_for(run / "checkpoints" / "last.ckpt", first)
     first.send_signal(signal.SIGKILL)
     first.communicate()
@@ -95,7 +93,9 @@ def test_killed_interrupted_and_started_again_it_finishes(place: Path) -> None:
     assert family(first.pid) == []  # nobody goes on training
     assert not (run / "DONE.json").exists()
 
-    second = start(place)
+    second = children.Python(
+        COMMAND, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
     wait_for(run / "lock", second)
     while "going on from" not in (line := second.stderr.readline() if second.stderr else ""):
         assert line, "the second start did not go on from the checkpoint"
@@ -104,7 +104,7 @@ def test_killed_interrupted_and_started_again_it_finishes(place: Path) -> None:
     assert second.wait(timeout=120) != 0
     assert "Traceback" not in second.communicate()[1]
 
-    done = rslp(*LAUNCH, cwd=place, afresh=True)
+    done = rslp(*LAUNCH, cwd=place)
     assert "going on from" in done.stderr
     assert json.loads((run / "DONE.json").read_text())["epoch"] == 3
     with (run / "metrics.csv").open(newline="") as handle:
@@ -115,7 +115,18 @@ def test_killed_interrupted_and_started_again_it_finishes(place: Path) -> None:
     assert "is done: 3 epochs" in again.stderr
     assert "checking" not in again.stderr
 
-    evaluated = rslp(*LAUNCH, "--do_eval", "true", cwd=place, afresh=True)
+
+@pytest.fixture(scope="module")
+def run(place: Path) -> Path:
+    """The run directory of the example's run, which is done; that was mostly the work of the test above."""
+    run = place / RUN
+    if not (run / "DONE.json").exists():
+        rslp(*LAUNCH, cwd=place)
+    return run
+
+
+def test_each_dataset_is_evaluated_on_both_splits(place: Path, run: Path) -> None:
+    evaluated = rslp(*LAUNCH, "--do_eval", "true", cwd=place)
     for name in ("crop_type", "vessel_detection", "land_cover", "fuel_moisture"):
         assert re.search(rf"{name} .*\d\.\d\d\d", evaluated.stdout), evaluated.stdout
     for split in ("val", "test"):
@@ -127,6 +138,8 @@ def test_killed_interrupted_and_started_again_it_finishes(place: Path) -> None:
             "fuel_moisture",
         }
 
+
+def test_each_window_is_predicted_and_those_of_another_config_take_their_place(place: Path, run: Path) -> None:
     predicted = rslp(*LAUNCH, "--mode", "predict", cwd=place, afresh=True)
     assert "Traceback" not in predicted.stderr and "nanobind" not in predicted.stderr
     config = (run / "config.yaml").read_bytes()

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import pytest
 import yaml
 
 from rslp.run import RunDir
+from tests import children
 from tests.hold import holding, until
 from tests.tiny import run_config, write_dataset
 
@@ -27,14 +25,15 @@ if find_spec("rslp.train.world"):
 
 
 class User:
+    """Somebody at a terminal; what runs in the background is an interpreter of its own."""
+
     def __init__(self, place: Path) -> None:
         self.place = place
         self.run = RunDir.of(place / "project_data", "helios_finetuning", "x")
 
     def says(self, workflow: str, *words: str, code: int = 0) -> str:
-        command = [sys.executable, "-m", "rslp.main", "helios", workflow, *NAME, *words]
-        environment = {**os.environ, **MISLEADING, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=self.place, env=environment, capture_output=True, text=True)
+        environment = {**MISLEADING, "PYTHONPATH": str(ROOT)}
+        done = children.rslp("helios", workflow, *NAME, *words, cwd=self.place, environment=environment)
         assert done.returncode == code, done.stderr[-2000:]
         return done.stdout + done.stderr
 
@@ -46,13 +45,8 @@ class User:
         return Path("/proc", json.loads(self.run.job().read_text())["id"].partition("@")[0]).exists()
 
     def sees(self) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "rslp.main", "helios", "jobs"],
-            cwd=self.place,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        done = children.rslp("helios", "jobs", cwd=self.place)
+        assert done.returncode == 0, done.stderr
         return done.stdout
 
 

@@ -74,6 +74,8 @@ WORKFLOWS = {
             "true",
             "--dry_run",
             "true",
+            "--check",
+            "false",
         ],
         True,
     ),
@@ -93,7 +95,7 @@ _EVERY = tuple((way, number) for way in WAYS for number in NAMES)
 @pytest.mark.parametrize(
     ("name", "spoilt"),
     [
-        ("fit", (("closed", STDOUT), ("full", STDERR))),
+        *((name, (("closed", STDOUT), ("full", STDERR))) for name in ("check", "fit")),
         *((name, _EVERY) for name in WORKFLOWS if name not in _LONG),
         *(pytest.param(name, _EVERY, marks=pytest.mark.slow) for name in _LONG),
     ],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ import yaml
 from rslp.launch.record import read_record
 from rslp.run import RunDir
 from rslp.train.checkpoints import read_checkpoint
+from tests import children
 from tests.hold import holding, until
 from tests.slurm import cluster as slurm
 from tests.slurm.cluster import Cluster
@@ -58,7 +58,7 @@ class User:
 
     def says(self, workflow: str, *words: str, code: int = 0) -> str:
         command = [sys.executable, "-m", "rslp.main", "helios", workflow, *words]
-        done = subprocess.run(command, cwd=self.place, env=self.environment, capture_output=True, text=True)
+        done = children.run(command, cwd=self.place, env=self.environment)
         assert done.returncode == code, done.stderr[-2000:]
         return done.stdout if code == 0 else done.stderr
 
@@ -92,7 +92,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory, config: dict[str, Any], 
     """The same run, on this machine and undisturbed."""
     user = User(tmp_path_factory.mktemp("reference"), cluster)
     (user.place / "run.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    user.says("launch_finetune", "--config_paths+=run.yaml", "--experiment_id", "here", "--local", "true")
+    here = ("--experiment_id", "here", "--local", "true", "--check", "false")
+    user.says("launch_finetune", "--config_paths+=run.yaml", *here)
     return user.run("here")
 
 
@@ -153,14 +154,14 @@ def test_what_the_cluster_cannot_give_is_refused_in_one_line(
 
 def test_an_array_is_a_run_for_each_file(user: User, config: dict[str, Any], reference: RunDir) -> None:
     name = "a_b.c-1"
-    for seed in range(3):
+    for seed in range(2):
         (user.place / f"seed{seed}.yaml").write_text(f"seed: {seed}\n")
-    files = [f"--array+=seed{seed}.yaml" for seed in range(3)]
+    files = [f"--array+=seed{seed}.yaml" for seed in range(2)]
     job = user.launches(name, config, *files)
-    for seed in range(3):
+    for seed in range(2):
         user.cluster.wait(f"{job}_{seed}", "COMPLETED")
     table = user.says("jobs")
-    for seed in range(3):
+    for seed in range(2):
         assert re.search(rf"{re.escape(name)}-seed{seed} +slurm +{job}_{seed} +succeeded", table)
         assert "done: 3 epochs" in user.log(f"{name}-seed{seed}")
     assert_same_weights(user.run(f"{name}-seed0"), reference)
@@ -169,10 +170,11 @@ def test_an_array_is_a_run_for_each_file(user: User, config: dict[str, Any], ref
 
 
 @SEVERAL
-def test_two_nodes_with_two_processes_each_train_as_four_processes_here(user: User, config: dict[str, Any]) -> None:
-    job = user.launches("nodes", config, "--nodes", "2", "--gpus", "2")
-    here = ("--config_paths+=nodes.yaml", "--experiment_id", "here", "--local", "true", "--gpus", "4")
-    user.says("launch_finetune", *here)
+@pytest.mark.parametrize("each", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_processes_of_two_nodes_train_as_so_many_here(user: User, config: dict[str, Any], each: int) -> None:
+    job = user.launches("nodes", config, "--nodes", "2", "--gpus", str(each))
+    here = ("--config_paths+=nodes.yaml", "--experiment_id", "here", "--local", "true", "--check", "false")
+    user.says("launch_finetune", *here, "--gpus", str(2 * each))
     user.cluster.wait(job, "COMPLETED")
     assert user.run("nodes").done()
     got, wanted = (read_checkpoint(user.run(name).last)["state_dict"] for name in ("nodes", "here"))
@@ -257,7 +259,7 @@ def test_out_of_time_it_goes_on_to_the_same_weights(user: User, config: dict[str
     assert_same_weights(user.run("limited"), reference)
 
 
-@pytest.mark.parametrize("how", ["helios cancel", "scancel"])
+@pytest.mark.parametrize("how", ["helios cancel", pytest.param("scancel", marks=pytest.mark.slow)])
 def test_cancelled_it_saves_and_does_not_come_back(user: User, config: dict[str, Any], how: str) -> None:
     job = user.launches("unwanted", holding(config, user.place / "hold"))
     user.waits_for_step("unwanted", 6)

@@ -1,9 +1,10 @@
 """Joint runs killed again and again: ``python -m tests.train.kills FOLDER --kills 100 --seed 0``.
 
 Each start is a process (or two) of its own that runs ``rslp.main helios run`` as any job does, with a
-``PYTHONHASHSEED`` drawn anew, and is ended by a real SIGKILL, at a random time or at a random write to the disk. A run
-is started again until it is done, then compared with one that was never interrupted, then a run of the next set-up
-begins, until there have been enough kills. ``FOLDER/starts.jsonl`` lists every start, so that one can be repeated.
+``PYTHONHASHSEED`` drawn anew (or one of a few, by turns), and is ended by a real SIGKILL, at a random time or at a
+random write to the disk. A run is started again until it is done, then compared with one that was never interrupted,
+then a run of the next set-up begins, until there have been enough kills. ``FOLDER/starts.jsonl`` lists every start, so
+that one can be repeated.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import platform
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -138,44 +140,74 @@ def prepared(folder: Path, data: Path, set_up: SetUp) -> RunDir:
     return run
 
 
-class Waiting:
-    """A process that has imported everything and waits for its orders, so that kills at random times hit the run."""
+class Interpreter:
+    """A process that has imported everything and forks a run when it is told to: kills at random times hit the run.
+
+    Attributes:
+        returncode: of the run that was started last, when it has ended; negative: the signal that ended it.
+    """
 
     def __init__(self, hash_seed: int) -> None:
         self.hash_seed = hash_seed
+        self.returncode: int | None = 0
+        self._pid = 0
         environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "tests.train.kills", "--wait", "true"]
-        self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        # Without buffers: a line that is there is seen by `select`.
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
 
-    def go(self, run: RunDir, kill: Kill | None, variables: Mapping[str, str]) -> None:
-        """Become the run; ``kill``: at which write it is to kill itself."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdout.readline()
+    def start(self, run: RunDir, kill: Kill | None, variables: Mapping[str, str]) -> None:
+        """Start a run; ``kill``: at which write it is to kill itself."""
         write, after = (kill.write or 0, kill.after) if kill else (0, False)
         order = {"run": str(run.path), "write": write, "after": after, "variables": dict(variables)}
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.close()
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        self._pid, self.returncode = self._said(), None
+
+    def poll(self) -> int | None:
+        """The exit code of the run, if it has ended."""
+        if self.returncode is None and select.select([self._process.stdout], [], [], 0)[0]:
+            self.returncode = self._said()
+        return self.returncode
+
+    def kill(self) -> int:
+        """Kill the run; its exit code."""
+        if self.poll() is None:
+            os.kill(self._pid, signal.SIGKILL)
+            self.returncode = self._said()
+        return self.returncode or 0
 
     def end(self) -> None:
-        """Kill it, wherever it is."""
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
+        """End it; its run, if there is one, has been killed before."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
 
+    def _said(self) -> int:
+        assert self._process.stdout is not None
+        return int(self._process.stdout.readline())
 
-def wait_for_orders() -> None:
-    """Be a process that waits; never returns."""
+
+def start_runs() -> None:
+    """Be an interpreter: for each line of orders say the run's process id, and its exit code when it has ended."""
     import rslp.helios.model
     import rslp.helios.run
     import rslp.train.fit  # noqa: F401
 
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
-    order = json.loads(sys.stdin.readline())
+    for line in sys.stdin:
+        pid = os.fork()
+        if not pid:
+            _be(json.loads(line))
+        print(pid, flush=True)  # noqa: T201
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)  # noqa: T201
+
+
+def _be(order: Mapping[str, Any]) -> None:
+    """Be a run; never returns."""
     run = RunDir(Path(order["run"]))
     os.environ.update(order["variables"])
     log = os.open(run.path.parent / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -213,12 +245,14 @@ def _die_at_write(number: int, *, after: bool) -> None:
 
 
 class Starter:
-    """Starts runs; the processes of the next start get ready while one is at work."""
+    """Starts runs; the interpreters of the next start get ready while one is at work."""
 
-    def __init__(self, folder: Path, rng: random.Random) -> None:
+    def __init__(self, folder: Path, rng: random.Random, *, hash_seeds: int | None = None) -> None:
+        """``hash_seeds``: how many there are, by turns; each process has one of its own unless given."""
         self._log = folder / "starts.jsonl"
         self._rng = rng
-        self._ready: list[Waiting] = []
+        self._hash_seeds = hash_seeds
+        self._ready: list[Interpreter] = []
 
     def attempt(self, run: RunDir, kill: Kill, world: int) -> int:
         """Start a run: 0 when it is done, -9 when it was killed.
@@ -226,18 +260,22 @@ class Starter:
         Raises:
             RuntimeError: it ended by itself, and not well.
         """
-        self._more(2 * world)
+        self._more(self._hash_seeds or 2 * world)
         ranks, self._ready = self._ready[:world], self._ready[world:]
         port = free_port()
-        for rank, waiting in enumerate(ranks):
-            variables = rank_variables(rank, world=world, port=port) if world > 1 else {}
-            waiting.go(run, kill if rank == kill.rank else None, variables)
         try:
+            for rank, interpreter in enumerate(ranks):
+                variables = rank_variables(rank, world=world, port=port) if world > 1 else {}
+                interpreter.start(run, kill if rank == kill.rank else None, variables)
             code = _ended(ranks, kill)
         finally:
-            for waiting in ranks:
-                waiting.end()
-        seeds = [waiting.hash_seed for waiting in ranks]
+            for interpreter in ranks:
+                interpreter.kill()
+                if self._hash_seeds is None:
+                    interpreter.end()
+        if self._hash_seeds is not None:
+            self._ready += ranks
+        seeds = [interpreter.hash_seed for interpreter in ranks]
         with self._log.open("a") as handle:
             handle.write(json.dumps({"run": str(run.path), "hash_seeds": seeds, **vars(kill), "code": code}) + "\n")
         if code not in (0, -signal.SIGKILL):
@@ -246,26 +284,25 @@ class Starter:
 
     def _more(self, count: int) -> None:
         while len(self._ready) < count:
-            self._ready.append(Waiting(self._rng.randrange(2**32)))
+            self._ready.append(Interpreter(self._rng.randrange(2**32)))
 
     def close(self) -> None:
         """End those that wait."""
-        for waiting in self._ready:
-            waiting.end()
+        for interpreter in self._ready:
+            interpreter.end()
 
 
-def _ended(ranks: Sequence[Waiting], kill: Kill) -> int:
+def _ended(ranks: Sequence[Interpreter], kill: Kill) -> int:
     """Wait for the end, and see to the kill: 0 when all ended well, -9 when the one to be killed was.
 
     Raises:
         TimeoutError: they hang.
     """
-    victim, start = ranks[kill.rank].process, time.monotonic()
+    victim, start = ranks[kill.rank], time.monotonic()
     while time.monotonic() - start < _PATIENCE:
         if kill.seconds is not None and time.monotonic() - start >= kill.seconds:
-            victim.kill()
-            return victim.wait()
-        codes = [waiting.process.poll() for waiting in ranks]
+            return victim.kill()
+        codes = [interpreter.poll() for interpreter in ranks]
         # Others fail when one of them dies.
         if victim.returncode == -signal.SIGKILL or None not in codes:
             return next((code for code in (victim.returncode, *codes) if code), 0)
@@ -338,14 +375,16 @@ class Torture:
         return self._references[name]
 
 
-def torture(folder: Path, *, kills: int, seed: int, set_ups: Sequence[str]) -> Iterator[dict[str, Tally]]:
+def torture(
+    folder: Path, *, kills: int, seed: int, set_ups: Sequence[str], hash_seeds: int | None = None
+) -> Iterator[dict[str, Tally]]:
     """Kill runs so many times in all; what came of it so far, by set-up, after each run.
 
     Raises:
         RuntimeError: a run ended by itself, and not well.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    starter = Starter(folder, random.Random(f"{seed} hashes"))
+    starter = Starter(folder, random.Random(f"{seed} hashes"), hash_seeds=hash_seeds)
     torture = Torture(folder, seed=seed, starter=starter)
     try:
         for name in itertools.cycle(set_ups):
@@ -407,11 +446,14 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set_ups", nargs="+", default=list(SET_UPS), choices=list(SET_UPS))
     parser.add_argument("--record", type=Path, help="the page to write")
+    parser.add_argument("--hash_seeds", type=int, help="so many, by turns; a new one for each start unless given")
     parser.add_argument("--wait", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.wait:
-        wait_for_orders()
-    for tallies in torture(given.folder, kills=given.kills, seed=given.seed, set_ups=given.set_ups):
+        start_runs()
+        sys.exit()
+    options = {"kills": given.kills, "seed": given.seed, "set_ups": given.set_ups, "hash_seeds": given.hash_seeds}
+    for tallies in torture(given.folder, **options):
         sys.stdout.write(json.dumps({name: vars(tally) for name, tally in tallies.items()}) + "\n")
         sys.stdout.flush()
         if given.record:

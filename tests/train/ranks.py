@@ -15,6 +15,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from tests.children import Python
+
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 500
 
@@ -27,23 +29,22 @@ def rank_variables(rank: int, *, world: int, port: int) -> dict[str, str]:
 
 
 def start_ranks(
-    command: Sequence[str], *, world: int, environment: Callable[[int], Mapping[str, str]] = lambda _: {}
+    command: Sequence[str], *, world: int, environment: Callable[[int], Mapping[str, str]] | None = None
 ) -> list[subprocess.Popen[str]]:
-    """Start ``python command…`` once per rank; ``environment`` gives variables of a rank's own."""
+    """Start ``python command…`` once per rank; forked from this process unless variables of a rank's own are given.
+
+    Those may be what only an interpreter of its own takes notice of.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return [
-        subprocess.Popen(
-            [sys.executable, *command],
-            env={**os.environ, **own, **environment(rank), **rank_variables(rank, world=world, port=port)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    words, pipes = [sys.executable, *command], {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    variables = [{**shared, **rank_variables(rank, world=world, port=port)} for rank in range(world)]
+    if environment is None:
+        return [Python(words, env=of_rank, **pipes) for of_rank in variables]
+    of_its_own = [{**of_rank, **environment(rank)} for rank, of_rank in enumerate(variables)]
+    return [subprocess.Popen(words, env=of_rank, text=True, **pipes) for of_rank in of_its_own]
 
 
 def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:

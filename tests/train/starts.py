@@ -15,14 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from rslp.main import main as rslp_main
 from rslp.run import RunDir
-from rslp.train.checkpoints import read_checkpoint
-from rslp.train.store.segments import SegmentReader
-from rslp.train.store.shelf import read_entries
 
 SHUFFLED = "RSLP_TESTS_SHUFFLED"
 
@@ -67,6 +61,9 @@ def shuffle_listings(seed: str) -> None:
 
 def left_by_run(run: RunDir) -> dict[str, str]:
     """A digest of everything in a run directory that training and evaluation make, by name."""
+    # Imported here, as all that takes long: a process that writes texts alone starts at once.
+    from rslp.train.checkpoints import read_checkpoint
+
     found = {
         f"{path.name}: {part}": digest_of(value)
         for path in sorted(run.checkpoints.glob("*.ckpt"))
@@ -97,6 +94,9 @@ def left_in_caches(folder: Path) -> dict[str, str]:
 
 def _records(path: Path, folder: Path) -> dict[str, str]:
     """The records that a catalogue lists, by what they depend on."""
+    from rslp.train.store.segments import SegmentReader
+    from rslp.train.store.shelf import read_entries
+
     reader, place = SegmentReader(path.parent, dataset=""), path.relative_to(folder)
     # Each process that keeps features has a catalogue of its own; of samples there is one for each kind of input.
     name = place.parent if "features" in place.parts else place
@@ -116,6 +116,9 @@ def digest_of(value: Any) -> str:
 
 
 def _parts(value: Any) -> Iterator[bytes]:
+    import numpy as np
+    import torch
+
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield repr(key).encode()

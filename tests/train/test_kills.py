@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import children
 from tests.train.kills import SET_UPS
 from tests.train.ranks import ROOT
 
@@ -18,7 +19,7 @@ RECORD = ROOT / "docs" / "records" / "kills.md"
 
 def killed(folder: Path, *words: str) -> dict[str, dict[str, Any]]:
     command = [sys.executable, "-m", "tests.train.kills", str(folder), *words]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = children.run(command)
     assert done.returncode == 0, done.stderr[-3000:]
     print(done.stdout.splitlines()[-1])  # noqa: T201
     tallies: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
@@ -27,10 +28,14 @@ def killed(folder: Path, *words: str) -> dict[str, dict[str, Any]]:
 
 
 def test_three_kills_change_nothing(tmp_path: Path) -> None:
-    tally = killed(tmp_path, "--kills", "3", "--seed", "3", "--set_ups", "two sensors")["two sensors"]
+    tally = killed(tmp_path, "--kills", "3", "--seed", "3", "--set_ups", "two sensors", "--hash_seeds", "2")[
+        "two sensors"
+    ]
     assert tally["at_times"] + tally["in_writes"] >= 3
     seeds = [json.loads(line)["hash_seeds"][0] for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
-    assert len(seeds) == len(set(seeds)) >= 5
+    # Each start goes on from what one under the other seed has left.
+    assert len(seeds) >= 5 and len(set(seeds)) == 2
+    assert all(one != other for one, other in itertools.pairwise(seeds))
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from rslp.files.locks import Lock
 from rslp.main import main
+from tests import children
 from tests.tiny import run_config, write_dataset, write_run
 from tests.train.ranks import ROOT
 
@@ -23,7 +23,7 @@ RECORD = ROOT / "docs" / "records" / "packers.md"
 
 def killed(folder: Path, *words: str) -> dict[str, int]:
     command = [sys.executable, "-m", "tests.train.packers", str(folder), *words]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = children.run(command, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     print(done.stdout)  # noqa: T201
     tally = json.loads(done.stdout.splitlines()[-1])

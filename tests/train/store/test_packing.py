@@ -21,6 +21,7 @@ from rslp.main import main
 from rslp.train import preemption
 from rslp.train.store import packing, place, shelf
 from rslp.train.store.shelf import Entry
+from tests.children import Python
 from tests.tiny import run_config, write_dataset
 from tests.train.store.places import assert_equal_sources, direct, module, opened, stored, write_places
 
@@ -48,10 +49,9 @@ def path(original: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(original, tmp_path / "places"))
 
 
-def start(path: Path, *, slow: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "ignore", "-c", PACK, str(path), str(slow)]
-    root = Path(__file__).parents[3]
-    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=root)
+def start(path: Path, *, slow: float) -> Python:
+    command = [sys.executable, "-c", PACK, str(path), str(slow)]
+    return Python(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def entries(path: Path) -> list[tuple[str, Any]]:
