@@ -45,8 +45,8 @@ golden: $(READY) ## accept today's plans of all engines as the right ones (tests
 	RSLP_ACCEPT=1 $(BIN)/python -m pytest tests/launch/test_plans.py tests/launch/test_plan_beaker.py -k accepted
 
 schema: $(READY) ## make the shipped tables anew: argument names, the JSON schema of multi-dataset configs
-	$(BIN)/python -m rslp.compose.make_vocabulary
-	$(BIN)/python -m rslp.compose.schema
+	$(BIN)/python docs/make_vocabulary.py
+	$(BIN)/python -m rslp.config.schema
 
 docs: $(READY) ## make the generated parts of the docs anew
 	$(BIN)/python docs/make_tree.py

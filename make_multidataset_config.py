@@ -7,6 +7,6 @@ from pathlib import Path
 if __name__ == "__main__":
     if importlib.util.find_spec("rslp") is None:
         sys.path.insert(0, str(Path(__file__).resolve().parent))
-    from rslp.main import main
+    from rslp.cli.main import main
 
     sys.exit(main(["helios", "make_multidataset_config", *sys.argv[1:]]))

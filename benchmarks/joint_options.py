@@ -23,9 +23,9 @@ from typing import Any
 
 import yaml
 
+from rslp.cli.make_multidataset_config import make_multidataset_config
 from rslp.evaluate.evaluation import evaluate
-from rslp.helios.make_multidataset_config import make_multidataset_config
-from rslp.run import RunDir
+from rslp.rundir import RunDir
 from rslp.train.fit import fit
 
 EPOCHS, STEPS, BATCH = 4, 24, 16

@@ -27,9 +27,9 @@ from store import KINDS, Kind, module
 from torch.utils.data import DataLoader
 from upath import UPath
 
+from rslp.data.batches import BatchKey, JointDataset, StepSampler
+from rslp.data.samples import SampleKey
 from rslp.train import MultiDatasetDataModule
-from rslp.train.batches import BatchKey, JointDataset, StepSampler
-from rslp.train.samples import SampleKey
 
 SIDES = ("ours", "rslearn")
 READ, LISTED = "12 months S2 + S1, 32x32", "one image, 8x8"

@@ -15,7 +15,7 @@ from rows import Curve, Report, report, row
 from rslearn.train.data_module import DistributedPerDatasetBatchSampler
 from rslearn.train.dataset import MultiDataset
 
-from rslp.train.mixture import Mixture, epoch
+from rslp.data.mixture.mixture import Mixture, epoch
 
 LARGE = {
     "8 datasets of 1M samples": ({f"d{i}": 1_000_000 for i in range(8)}, Mixture()),

@@ -37,10 +37,9 @@ from rslearn.utils.raster_array import RasterArray
 from rslearn.utils.raster_format import GeotiffRasterFormat
 from upath import UPath
 
-from rslp.train.samples import open_dataset
-from rslp.train.store.reading import StoredWindows
-from rslp.train.store.settings import StoreSettings
-from rslp.train.store.store import SampleStore, open_store
+from rslp.data.cache.cache import SampleCache, SampleCacheSettings, open_sample_cache
+from rslp.data.cache.read import CachedWindows
+from rslp.data.samples import open_dataset
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 PASSES = 5
@@ -143,7 +142,7 @@ def module(path: Path, kind: Kind, *, samples: int | None = None) -> RslearnData
     return RslearnDataModule(inputs=inputs, task=SegmentationTask(num_classes=2), path=str(path), default_config=config)
 
 
-def bare_maps(windows: StoredWindows, inputs: dict[str, DataInput], folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+def bare_maps(windows: CachedWindows, inputs: dict[str, DataInput], folder: Path) -> dict[str, np.ndarray[Any, Any]]:
     """The same values as one plain array a layer, mapped."""
     maps = {}
     for name, spec in inputs.items():
@@ -249,9 +248,11 @@ def _packing(made: RslearnDataModule, stock: ModelDataset, path: Path) -> list[t
     return times
 
 
-def _store(made: RslearnDataModule, *, workers: int = 0) -> SampleStore:
-    settings = StoreSettings(workers=workers)
-    store = open_store("benchmark", dataset=open_dataset("benchmark", made), inputs=made.inputs, settings=settings)
+def _store(made: RslearnDataModule, *, workers: int = 0) -> SampleCache:
+    settings = SampleCacheSettings(workers=workers)
+    store = open_sample_cache(
+        "benchmark", dataset=open_dataset("benchmark", made), inputs=made.inputs, settings=settings
+    )
     if store is None:
         raise SystemExit("no store could be opened")
     return store

@@ -27,9 +27,8 @@ from rslearn.train.dataset import ModelDataset, SplitConfig
 from store import KINDS, module, write
 from upath import UPath
 
-from rslp.train.samples import open_dataset
-from rslp.train.store.settings import StoreSettings
-from rslp.train.store.store import open_store
+from rslp.data.cache.cache import SampleCacheSettings, open_sample_cache
+from rslp.data.samples import open_dataset
 
 COUNTS = (200, 2000, 20000, 200000)
 KIND = KINDS["Landsat, 256x256"]
@@ -101,7 +100,7 @@ def _ours(path: Path) -> int:
     made = module(path, KIND)
     dataset = open_dataset("windows", made)
     with contextlib.redirect_stderr(io.StringIO()):
-        store = open_store("windows", dataset=dataset, inputs=made.inputs, settings=StoreSettings())
+        store = open_sample_cache("windows", dataset=dataset, inputs=made.inputs, settings=SampleCacheSettings())
         if store is None:
             raise SystemExit("no store could be opened")
         return len(store.windows(made.inputs, SplitConfig(tags={"split": "train"})))

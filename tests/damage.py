@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from rslp.cli.main import main
 from rslp.errors import UserError
-from rslp.files import dump_yaml, read_json, with_checksum
-from rslp.launch.record import Record, write_record
-from rslp.main import main
-from rslp.run import RunDir
+from rslp.io import dump_yaml, read_json, with_checksum
+from rslp.launch.record import SubmissionRecord, write_record
+from rslp.rundir import RunDir
 from rslp.train.checkpoints import read_checkpoint
 from tests.tiny import run_config, write_dataset
 from tests.train.starts import digest_of
@@ -102,15 +102,15 @@ def _launched(place: Place) -> int:
     passed = subprocess.CompletedProcess[bytes]((), 0)
     # The check, which is a process of its own, finds nothing; and this process does not become the job.
     with (
-        mock.patch("rslp.helios.submission.submit_local.submit", return_value=_record(place)),
-        mock.patch("rslp.helios.check_gate.subprocess.run", return_value=passed),
+        mock.patch("rslp.launch.submit.submit_local.submit", return_value=_record(place)),
+        mock.patch("rslp.launch.check_gate.subprocess.run", return_value=passed),
     ):
         return main(["helios", "launch_finetune", *words])
 
 
-def _record(place: Place) -> Record:
+def _record(place: Place) -> SubmissionRecord:
     now, log = datetime.now(UTC).isoformat(), str(place.run.logs / "fit.log")
-    return Record(engine="local", id="1@elsewhere@1", mode="fit", submitted=now, plan="", log=log)
+    return SubmissionRecord(engine="local", id="1@elsewhere@1", mode="fit", submitted=now, plan="", log=log)
 
 
 def _job(*words: str) -> Callable[[Place], int]:

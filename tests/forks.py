@@ -99,7 +99,7 @@ def _serve() -> None:
 
 def _be(order: Mapping[str, Any]) -> None:
     """Be the command line; never returns."""
-    from rslp.main import main
+    from rslp.cli.main import main
 
     code = 1
     try:

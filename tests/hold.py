@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from rslp.train import preemption
+from rslp.runtime import preemption
 
 
 class Hold(Callback):
@@ -20,7 +20,9 @@ class Hold(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         while (
-            (trainer.current_epoch, batch_idx) == (1, 1) and self._path.exists() and preemption.notice.received is None
+            (trainer.current_epoch, batch_idx) == (1, 1)
+            and self._path.exists()
+            and preemption.preemption_flag.received is None
         ):
             time.sleep(0.05)
 

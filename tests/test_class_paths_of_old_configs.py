@@ -11,9 +11,9 @@ from rslearn.train.scheduler import SchedulerFactory
 from rslearn.train.tasks.task import Task
 from torch.nn import Module
 
-from rslp import class_paths
-from rslp.run import RunDir
-from rslp.train.cli import build
+from rslp.rundir import RunDir
+from rslp.runtime import class_paths
+from rslp.train.build import build
 from tests.tiny import run_config, write_dataset, write_run
 from tests.train.directly import assert_alike, both
 
@@ -60,13 +60,13 @@ NAMED: dict[str, type] = {
     "rslp.train.surgery.MiniPCGrad": Callback,
 }
 
-# The modules that these classes lay in: a person who read the code may have named a class there.
+# The modules that these classes lie in: a person who reads the code may name a class there.
 DEEP = {
-    "rslp.train.model.JointModel": "rslp.train.JointModel",
+    "rslp.models.joint.JointModel": "rslp.train.JointModel",
     "rslp.train.module.JointModule": "rslp.train.JointModule",
-    "rslp.train.data.MultiDatasetDataModule": "rslp.train.MultiDatasetDataModule",
-    "rslp.train.freezing.Freeze": "rslp.train.Freeze",
-    "rslp.train.optimizer.LayerwiseAdamW": "rslp.train.LayerwiseAdamW",
+    "rslp.data.datamodule.MultiDatasetDataModule": "rslp.train.MultiDatasetDataModule",
+    "rslp.models.optim.Freeze": "rslp.train.Freeze",
+    "rslp.models.optim.LayerwiseAdamW": "rslp.train.LayerwiseAdamW",
 }
 
 

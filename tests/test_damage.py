@@ -17,7 +17,7 @@ from rslearn.train.lightning_module import RestoreConfig
 
 from rslp.errors import CheckpointError, ConfigError, RunError
 from rslp.helios.galileo import Galileo
-from rslp.train.restoring import weights_of
+from rslp.models.restoring import weights_of
 from tests.damage import DAMAGES, damaged, make, readers, run_command, write_twin
 from tests.train.ranks import ROOT
 

@@ -1,12 +1,14 @@
-"""The import contracts hold, and bite."""
+"""The import contracts hold, and bite; no file is too long, no folder too full, and no two files need each other."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -32,8 +34,8 @@ def test_the_contracts_hold() -> None:
 @pytest.mark.parametrize(
     ("module", "line", "contract"),
     [
-        ("rslp/files/writing.py", "import rslp.run", "Imports point downwards"),
-        ("rslp/compose/merge.py", "import rslp.train.samples", "Imports point downwards"),
+        ("rslp/io/atomic.py", "import rslp.rundir", "Imports point downwards"),
+        ("rslp/config/merge.py", "import rslp.data.samples", "Imports point downwards"),
         ("rslp/launch/job.py", "import torch", "Stage 1, plans and files answer without the training stack"),
         ("rslp/helios/__init__.py", "import rslp.train.module", "The command line and the table"),
         ("rslp/cellar.py", "", "Imports point downwards"),
@@ -46,3 +48,20 @@ def test_a_broken_contract_is_noticed(copy: Path, module: str, line: str, contra
     assert done.returncode != 0
     broken = [text for text in done.stdout.splitlines() if "BROKEN" in text]
     assert any(contract in text for text in broken) or (not line and "cellar" in done.stdout)
+
+
+def test_no_two_files_import_each_other() -> None:
+    graph = grimp.build_graph("rslp")
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    assert len(imports) > 150
+    TopologicalSorter(imports).prepare()
+    with pytest.raises(CycleError):
+        TopologicalSorter({**imports, "rslp.errors": {"rslp.main"}}).prepare()
+
+
+def test_folders_and_files_stay_small_enough_to_read() -> None:
+    folders = {path.parent for path in (ROOT / "rslp").rglob("*.py")}
+    full = {folder.name: len(list(folder.glob("*.py"))) for folder in folders if folder.name != "example"}
+    assert {name: count for name, count in full.items() if count > 15} == {}
+    lines = {path: len(path.read_text().splitlines()) for path in (ROOT / "rslp").rglob("*.py")}
+    assert {path.name: count for path, count in lines.items() if count > 600} == {}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rslp.cli.main import load_workflow, main
 from rslp.helios import workflows
-from rslp.main import load_workflow, main
 
 LAUNCH = ("helios", "launch_finetune")
 HEAVY = ("torch", "lightning", "rslearn", "rasterio", "beaker", "olmoearth_pretrain_minimal")
@@ -141,12 +141,12 @@ def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
                 raise
             sys.exit(1)
 
-    monkeypatch.setattr("rslp.main._run", interrupted)
+    monkeypatch.setattr("rslp.cli.main._run", interrupted)
     assert main(["helios", "run"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_another_exit_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rslp.main._run", lambda _: sys.exit(3))
+    monkeypatch.setattr("rslp.cli.main._run", lambda _: sys.exit(3))
     with pytest.raises(SystemExit, match="3"):
         main(["helios", "run"])

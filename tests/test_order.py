@@ -21,7 +21,7 @@ UPSTREAM = {
     "optimiser has all parameters already, in the model's order",
     "rslearn/train/callbacks/freeze_unfreeze.py: list() of a set": "sorted, for a message",
     "rslearn/main.py: imap_unordered() gives what is finished first": "its own command line",
-    "rslearn/utils/fsspec.py: a loop over a directory listing": "lists windows, which adapters.list_windows sorts",
+    "rslearn/utils/fsspec.py: a loop over a directory listing": "lists windows, which upstream.list_windows sorts",
     "rslearn/utils/mp.py: imap_unordered() gives what is finished first": "lists windows, as above",
     "rslearn/utils/geometry.py: hash() of a string is another one in each process": "__hash__",
     "rslearn/utils/grid_index.py: a comprehension over a set": "of data sources alone",

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from rslp.errors import RunError
-from rslp.launch.overview import best_score
-from rslp.run import RunDir
+from rslp.launch.runs import best_score
+from rslp.rundir import RunDir
 
 
 def test_a_run_lies_where_the_original_puts_it() -> None:

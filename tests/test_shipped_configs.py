@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
+from rslp.cli.check import check
+from rslp.cli.make_multidataset_config import make_multidataset_config
 from rslp.example import bundle
-from rslp.files import dump_yaml, read_yaml
-from rslp.helios.check import check
-from rslp.helios.make_multidataset_config import make_multidataset_config
-from rslp.run import RunDir
+from rslp.io import dump_yaml, read_yaml
+from rslp.rundir import RunDir
 from rslp.train.fit import fit
 from tests.dummy_twins import write_twin
 from tests.tiny import write_run

@@ -26,7 +26,7 @@ from rslearn.utils.raster_format import GeotiffRasterFormat
 from rslearn.utils.vector_format import GeojsonVectorFormat
 from upath import UPath
 
-from rslp.run import RunDir
+from rslp.rundir import RunDir
 
 SIZE = 8
 KINDS = ("classify", "segment", "regress", "detect")

@@ -15,20 +15,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rslearn.dataset import Window
 from rslearn.dataset.storage.file import FileWindowStorage
 
-from rslp.check.dataset import Listing, Report, list_dataset, report
-from rslp.check.findings import Finding, KeyPath, answered, unknown_ids, warning
+from rslp.check.config import DATA_MODULES, ParsedConfig, parse
+from rslp.check.dataset import DatasetReport, ListedDataset, list_dataset, report
+from rslp.check.findings import Finding, KeyPath, downgrade_allowed, unknown_ids, warning
+from rslp.check.forward import check_forward
+from rslp.check.images import patch_of
 from rslp.check.overlap import Overlap, find_overlaps, is_placeless
-from rslp.check.parsing import DATA_MODULES, Parsed, parse
 from rslp.check.reading import Reading, read_window
-from rslp.check.rehearsal import rehearse
-from rslp.check.sizes import patch_of
 from rslp.check.view import open_view
-from rslp.compose import pick
-from rslp.train.soundness import lacks_background
+from rslp.config import pick
+from rslp.data.bad_samples import lacks_background
 
 
 @dataclass(frozen=True)
-class Effort:
+class CheckOptions:
     """How much is looked at.
 
     Attributes:
@@ -52,11 +52,11 @@ class Effort:
 
 _ALLOW: KeyPath = ("data", "init_args", "check_allow")
 # What is known of one dataset in the end: listing and report, None if it can't be opened, and what is wrong.
-_Examined = tuple[Listing | None, Report | None, list[Finding]]
+_Examined = tuple[ListedDataset | None, DatasetReport | None, list[Finding]]
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckResult:
     """The outcome.
 
     Attributes:
@@ -64,11 +64,11 @@ class Checked:
         findings: everything that was found, of the config first.
     """
 
-    reports: tuple[Report, ...]
+    reports: tuple[DatasetReport, ...]
     findings: tuple[Finding, ...]
 
 
-def check(config: Mapping[str, Any], *, effort: Effort, console: Console) -> Checked:
+def check(config: Mapping[str, Any], *, effort: CheckOptions, console: Console) -> CheckResult:
     """Check a run config and its data.
 
     Args:
@@ -88,8 +88,8 @@ def check(config: Mapping[str, Any], *, effort: Effort, console: Console) -> Che
         examined = _examine_all(config, parsed, effort=effort, progress=progress) if effort.data else []
         allow = _allowed(config, parsed, effort.allow)
         examined = [_with_background(one, parsed) for one in examined]
-        examined = [(*one[:2], [_answered(finding, allow) for finding in one[2]]) for one in examined]
-        played = _rehearse_all(examined, parsed, progress=progress) if effort.forward else []
+        examined = [(*one[:2], [_downgrade_allowed(finding, allow) for finding in one[2]]) for one in examined]
+        played = _check_forward_all(examined, parsed, progress=progress) if effort.forward else []
     listings = [listing for listing, _, _ in examined if listing is not None]
     placed = {listing.view.name: listing.windows for listing in listings if not is_placeless(listing.windows)}
     found = [finding for _, _, findings in examined for finding in findings]
@@ -97,10 +97,10 @@ def check(config: Mapping[str, Any], *, effort: Effort, console: Console) -> Che
     leaks += [_placeless(listing) for listing in listings if listing.view.name not in placed]
     reports = tuple(report for _, report, _ in examined if report is not None)
     findings = [*parsed.findings, *_unknown_ids(config, effort.allow), *found, *played, *leaks]
-    return Checked(reports, _once([_answered(finding, allow) for finding in findings]))
+    return CheckResult(reports, _once([_downgrade_allowed(finding, allow) for finding in findings]))
 
 
-def _allowed(config: Mapping[str, Any], parsed: Parsed, everywhere: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def _allowed(config: Mapping[str, Any], parsed: ParsedConfig, everywhere: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """The ids that are allowed, by dataset."""
     own = pick(config, _ALLOW)
     own = own if isinstance(own, Mapping) else {}
@@ -116,14 +116,16 @@ def _unknown_ids(config: Mapping[str, Any], everywhere: Sequence[str]) -> list[F
     ]
 
 
-def _answered(finding: Finding, allow: Mapping[str, Sequence[str]]) -> Finding:
+def _downgrade_allowed(finding: Finding, allow: Mapping[str, Sequence[str]]) -> Finding:
     """A finding as its dataset's config answers it."""
     size = len(DATA_MODULES)
     name = str(finding.at[size]) if finding.at[:size] == DATA_MODULES and len(finding.at) > size else ""
-    return answered(finding, allow.get(name, ()))
+    return downgrade_allowed(finding, allow.get(name, ()))
 
 
-def _examine_all(config: Mapping[str, Any], parsed: Parsed, *, effort: Effort, progress: Progress) -> list[_Examined]:
+def _examine_all(
+    config: Mapping[str, Any], parsed: ParsedConfig, *, effort: CheckOptions, progress: Progress
+) -> list[_Examined]:
     step = progress.add_task("reading windows", total=0)
 
     def examine(name: str) -> _Examined:
@@ -155,7 +157,7 @@ def _examine_all(config: Mapping[str, Any], parsed: Parsed, *, effort: Effort, p
         return list(datasets.map(examine, parsed.modules))
 
 
-def _with_background(examined: _Examined, parsed: Parsed) -> _Examined:
+def _with_background(examined: _Examined, parsed: ParsedConfig) -> _Examined:
     """A dataset, and its tasks in which objects have the class that the detector takes for background."""
     listing, made, findings = examined
     if listing is None or made is None or parsed.module is None:
@@ -171,7 +173,7 @@ def _with_background(examined: _Examined, parsed: Parsed) -> _Examined:
     return listing, made, [*findings, *wrong]
 
 
-def _rehearse_all(examined: Sequence[_Examined], parsed: Parsed, *, progress: Progress) -> list[Finding]:
+def _check_forward_all(examined: Sequence[_Examined], parsed: ParsedConfig, *, progress: Progress) -> list[Finding]:
     """A batch of each dataset without an error, if there is a model."""
     findings: list[Finding] = []
     if parsed.module is None or any(finding.error for finding in parsed.findings):
@@ -179,12 +181,12 @@ def _rehearse_all(examined: Sequence[_Examined], parsed: Parsed, *, progress: Pr
     step = progress.add_task("a batch of each dataset", total=len(examined))
     for listing, _, found in examined:
         if listing is not None and not any(finding.error for finding in found):
-            findings += rehearse(listing.view, listing.windows["train"], parsed.module.model)
+            findings += check_forward(listing.view, listing.windows["train"], parsed.module.model)
         progress.advance(step)
     return findings
 
 
-def _leak(overlap: Overlap, listings: Sequence[Listing], allowed: float) -> Finding:
+def _leak(overlap: Overlap, listings: Sequence[ListedDataset], allowed: float) -> Finding:
     view = next(listing.view for listing in listings if listing.view.name == overlap.dataset)
     whose = (
         "its own training windows" if overlap.trained == overlap.dataset else f"training windows of {overlap.trained!r}"
@@ -197,7 +199,7 @@ def _leak(overlap: Overlap, listings: Sequence[Listing], allowed: float) -> Find
     return warning(what, at, id="overlap")
 
 
-def _placeless(listing: Listing) -> Finding:
+def _placeless(listing: ListedDataset) -> Finding:
     what = f"dataset {listing.view.name!r}: most windows have the same bounds, so it has no locations; "
     return warning(f"{what}overlaps with it can't be told", (*listing.view.at, "path"), id="no-locations")
 

@@ -5,21 +5,84 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from rslearn.dataset import Window
+from rslearn.train.tasks import Task
+from rslearn.train.tasks.detection import DetectionTask
+from rslearn.train.tasks.multi_task import MultiTask
+from rslearn.train.tasks.per_pixel_regression import PerPixelRegressionTask
+from rslearn.train.tasks.segmentation import SegmentationTask
+from rslearn.train.transforms.adaptive_pooling import AdaptivePooling
+from rslearn.train.transforms.crop import Crop
+from rslearn.train.transforms.flip import Flip
+from rslearn.train.transforms.pad import Pad
+from rslearn.train.transforms.resize import Resize
 
-from rslp.check.alignment import check_alignment
-from rslp.check.findings import Finding
-from rslp.check.images import InputSummary, check_images, remark_constant
+from rslp import upstream
+from rslp.check.findings import Finding, listed, warning
+from rslp.check.images import InputSummary, Patch, check_images, check_layers, check_sizes, image_sizes, remark_constant
 from rslp.check.labels import LabelSummary, TaskLabels, check_labels, compare_splits
-from rslp.check.layers import check_layers
 from rslp.check.reading import Reading
-from rslp.check.sizes import Patch, check_sizes, image_sizes
-from rslp.check.view import View, list_splits
-from rslp.train import adapters
+from rslp.check.view import DatasetView, list_splits
+
+# What changes where on the ground a pixel lies, and what only changes the number of pixels over the same ground.
+MOVING, SCALING = (Flip, Crop, Pad), (Resize, AdaptivePooling)
+
+
+def check_alignment(view: DatasetView, split: str) -> list[Finding]:
+    """Transforms of a split that leave labels, or a modality, where they were."""
+    findings = []
+    modalities = {name for normaliser, _ in view.normalisers(split) for name in normaliser.band_names}
+    for transform, place in view.transforms(split):
+        if not isinstance(transform, MOVING + SCALING):
+            continue
+        moved = _selected(transform)
+        images = sorted(name.removeprefix("input/") for name in moved if not name.startswith("target/"))
+        left = [item for name, (task, _, _) in view.tasks.items() for item in _left(transform, task, name, view)]
+        still = sorted(modalities - set(images)) if isinstance(transform, MOVING) and modalities & set(images) else []
+        who = f"dataset {view.name!r}: {type(transform).__name__}"
+        if images and left:
+            what = f"{who} changes {listed(images)} and not the labels {listed(left)}: they no longer fit together"
+            findings.append(warning(f"{what}; add them to its {_argument(transform, left)}", place, id="alignment"))
+        elif images and still:
+            what = f"{who} changes {listed(images)} and not {listed(still)}: they no longer fit together"
+            findings.append(warning(what, place, id="alignment"))
+        elif not images and moved and isinstance(transform, MOVING):
+            findings.append(
+                warning(f"{who} changes labels ({listed(sorted(moved))}) and no image", place, id="alignment")
+            )
+    return findings
+
+
+def _selected(transform: torch.nn.Module) -> set[str]:
+    names: set[str] = set()
+    for attribute in ("image_selectors", "box_selectors", "selectors"):
+        names.update(getattr(transform, attribute, None) or ())
+    return {name if name.startswith(("input/", "target/")) else f"input/{name}" for name in names}
+
+
+def _left(transform: torch.nn.Module, task: Task, name: str, view: DatasetView) -> Iterator[str]:
+    """The labels of a task that a transform of images should change, and does not."""
+    target = f"target/{name}" if isinstance(view.module.task, MultiTask) else "target"
+    needed: list[str] = []
+    if isinstance(task, DetectionTask):
+        # Pixels that are added to the right and below leave boxes where they are.
+        needed = [] if isinstance(transform, Pad) and transform.mode == "topleft" else [target]
+    elif isinstance(task, SegmentationTask | PerPixelRegressionTask) and isinstance(transform, MOVING):
+        values = "classes" if isinstance(task, SegmentationTask) else "values"
+        needed = [f"{target}/{values}", f"{target}/valid"]
+    moved = _selected(transform)
+    return (item for item in needed if item not in moved)
+
+
+def _argument(transform: torch.nn.Module, left: list[str]) -> str:
+    if isinstance(transform, SCALING):
+        return "selectors, or leave the size as it is: it has none for boxes"
+    return "image_selectors" if all(item.count("/") > 1 for item in left) else "box_selectors"
 
 
 @dataclass(frozen=True)
-class Listing:
+class ListedDataset:
     """A dataset before anything of its windows was read.
 
     Attributes:
@@ -29,7 +92,7 @@ class Listing:
         readable: whether it makes sense to read windows.
     """
 
-    view: View
+    view: DatasetView
     windows: Mapping[str, Sequence[Window]]
     findings: tuple[Finding, ...]
     readable: bool
@@ -43,7 +106,7 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class Report:
+class DatasetReport:
     """What a person wants to see of a dataset before a long run.
 
     Attributes:
@@ -65,7 +128,7 @@ class Report:
     findings: Sequence[Finding] = ()
 
 
-def list_dataset(view: View, *, patch: Patch | None) -> Listing:
+def list_dataset(view: DatasetView, *, patch: Patch | None) -> ListedDataset:
     """Check what can be told without reading an image: layers, bands, windows, sizes."""
     findings = check_layers(view)
     windows, lost = list_splits(view)
@@ -78,10 +141,10 @@ def list_dataset(view: View, *, patch: Patch | None) -> Listing:
         findings += check_sizes(view, windows, patch)
     # A layer or band that is not there would fail again in each window.
     missing = any(finding.at[len(view.at) :][:1] == ("inputs",) and finding.error for finding in findings)
-    return Listing(view, windows, tuple(findings), not missing)
+    return ListedDataset(view, windows, tuple(findings), not missing)
 
 
-def report(listing: Listing, read: Sequence[tuple[str, Reading]]) -> Report:
+def report(listing: ListedDataset, read: Sequence[tuple[str, Reading]]) -> DatasetReport:
     """Check what was read.
 
     Args:
@@ -100,10 +163,10 @@ def report(listing: Listing, read: Sequence[tuple[str, Reading]]) -> Report:
     labels, found = _labels(view, read)
     sizes = {split: sorted(image_sizes(view.split(split), windows)) for split, windows in listing.windows.items()}
     counts = {split: len(windows) for split, windows in listing.windows.items()}
-    return Report(view.name, counts, sizes, view.module.batch_size, inputs, labels, [*findings, *found])
+    return DatasetReport(view.name, counts, sizes, view.module.batch_size, inputs, labels, [*findings, *found])
 
 
-def _unreadable(view: View, read: Sequence[tuple[str, Reading]]) -> list[Finding]:
+def _unreadable(view: DatasetView, read: Sequence[tuple[str, Reading]]) -> list[Finding]:
     who, at, found = f"dataset {view.name!r}:", (*view.at, "path"), []
     for of_nodata in (False, True):
         faults = [one for _, one in read if one.fault and one.of_nodata == of_nodata]
@@ -115,7 +178,7 @@ def _unreadable(view: View, read: Sequence[tuple[str, Reading]]) -> list[Finding
 
 
 def _labels(
-    view: View, read: Sequence[tuple[str, Reading]]
+    view: DatasetView, read: Sequence[tuple[str, Reading]]
 ) -> tuple[dict[str, dict[str, LabelSummary]], list[Finding]]:
     summaries: dict[str, dict[str, LabelSummary]] = {}
     findings = []
@@ -126,7 +189,7 @@ def _labels(
             continue
         for split in dict.fromkeys(split for split, _ in read):
             own = [r for where, r in read if where == split and source in r.labels]
-            found = [(r.window, adapters.filtered(task, r.labels[source])) for r in own]
+            found = [(r.window, upstream.filtered(task, r.labels[source])) for r in own]
             if not found:
                 continue
             declared = {str(r.declared[source]): r.declared[source] for r in own if source in r.declared}
@@ -141,7 +204,7 @@ def _labels(
     return summaries, findings
 
 
-def _no_targets(view: View, task: str) -> Finding:
+def _no_targets(view: DatasetView, task: str) -> Finding:
     what = f"dataset {view.name!r}: task {task!r} gets no targets: input_mapping.{task} must map one of the inputs "
     names = ", ".join(name for name, spec in view.module.inputs.items() if spec.is_target) or "none is a target"
     return Finding(

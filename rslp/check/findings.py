@@ -11,7 +11,7 @@ KeyPath = tuple[str | int, ...]
 
 # The findings by their ids, which stay: configs name them, and docs/check.md lists them.
 CONFIG = "config"
-KINDS: Mapping[str, str] = {
+FINDING_IDS: Mapping[str, str] = {
     CONFIG: "the run config can't be run as it stands: keys, types, classes, optimiser, callbacks",
     "folder": "a dataset's folder or `config.json` is missing or broken, or its windows can't be listed",
     "stray": "what lies among the windows is no window, and is left out",
@@ -78,7 +78,7 @@ def warning(what: str, at: KeyPath = (), *, id: str = CONFIG) -> Finding:
     return Finding(what, at, error=False, id=id)
 
 
-def answered(finding: Finding, allow: Sequence[str]) -> Finding:
+def downgrade_allowed(finding: Finding, allow: Sequence[str]) -> Finding:
     """The finding; a warning if it is an error that is allowed."""
     if finding.error and finding.id in allow and finding.id not in UNANSWERABLE:
         return replace(finding, error=False, allowed=True)
@@ -91,8 +91,10 @@ def unknown_ids(allow: Sequence[str], at: KeyPath) -> list[Finding]:
     for one in allow:
         if one in UNANSWERABLE:
             found.append(Finding(f"{one!r} can't be allowed: nothing can be run with it", at))
-        elif one not in KINDS:
-            found.append(Finding(f"no finding has the id {one!r}{did_you_mean(one, KINDS, otherwise='known')}", at))
+        elif one not in FINDING_IDS:
+            found.append(
+                Finding(f"no finding has the id {one!r}{did_you_mean(one, FINDING_IDS, otherwise='known')}", at)
+            )
     return found
 
 

@@ -19,7 +19,7 @@ from rslearn.utils.feature import Feature
 from shapely.geometry.base import BaseMultipartGeometry
 
 from rslp.check.findings import Finding, KeyPath, listed, warning
-from rslp.train.nodata import DECLARED, MARKS, OUTSIDE, spelt
+from rslp.upstream.nodata import DECLARED, MARKS, OUTSIDE, nodata_as_yaml
 
 Label = RasterImage | list[Feature]
 # Reprojection may leave a few pixels at an edge.
@@ -276,8 +276,8 @@ def _pixels(labels: TaskLabels, nodata: float | None) -> tuple[Any, list[Finding
 def _declared(declared: float | None, nodata: float | None, share: float) -> str:
     if declared is None:
         return f"{share:.0%} of the label pixels are NaN or infinite, and are left out"
-    own = "the task has none" if nodata is None else f"the task has {spelt(nodata)}"
-    name = spelt(declared)
+    own = "the task has none" if nodata is None else f"the task has {nodata_as_yaml(nodata)}"
+    name = nodata_as_yaml(declared)
     return f"the files declare nodata {name}, {own}: {share:.0%} of the pixels are left out; set nodata_value: {name}"
 
 

@@ -1,9 +1,9 @@
-"""Read a sample of windows: ranges of the images, and the labels as they stand."""
+"""Read a sample of windows: the labels as they stand, ranges of the images, and the units that these tell of."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,14 +16,139 @@ from rslearn.train.dataset import DataInput
 from rslearn.train.model_context import RasterImage
 from rslearn.utils.geometry import PixelBounds
 
+from rslp import upstream
 from rslp.check.labels import Label
-from rslp.check.units import NODATA_BELOW, NOTHING, OPTICAL, RADAR, Range
-from rslp.check.view import View
+from rslp.check.view import DatasetView
 from rslp.errors import DataError
-from rslp.train import adapters
-from rslp.train.nodata import DECLARED, UnusableLabel, with_labels
-from rslp.train.slow_reads import read_within
-from rslp.train.vectors import AllFeatures, PlainGeojson
+from rslp.runtime.slow_reads import read_with_notice
+from rslp.upstream.nodata import DECLARED, UnusableLabel, with_labels
+from rslp.upstream.vectors import AllFeatures, PlainGeojson
+
+DIGITAL = "digital numbers"
+REFLECTANCE = "reflectance 0-1"
+EIGHT_BIT = "8-bit"
+LINEAR = "linear power"
+DECIBEL = "dB"
+AMPLITUDE = "amplitude or digital numbers"
+SCALED = "scaled integers"
+
+OPTICAL = frozenset({"sentinel2_l2a", "sentinel2", "sentinel2_l1c", "landsat", "naip", "naip_10"})
+RADAR = frozenset({"sentinel1"})
+# Nodata markers of the usual products; no value of these sensors comes near.
+NODATA_BELOW = -9999.0
+
+# Since baseline 04.00 (25 January 2022) Sentinel-2's digital numbers carry an offset of 1000.
+# Source: ESA, Sentinel-2 Products Specification Document, RADIO_ADD_OFFSET.
+OFFSET = 1000.0
+# Fewer windows than these may all be bright by chance.
+FEW = 8
+
+
+@dataclass(frozen=True)
+class Range:
+    """The measurements of some pixels.
+
+    Attributes:
+        low: the lowest, NaN if there is none.
+        high: the highest.
+        whole: whether all of them are whole numbers.
+    """
+
+    low: float
+    high: float
+    whole: bool
+
+    def joined(self, other: Range) -> Range:
+        """The range of both."""
+        low, high = float(np.fmin(self.low, other.low)), float(np.fmax(self.high, other.high))
+        return Range(low, high, self.whole and other.whole)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was measured."""
+        return bool(np.isnan(self.low))
+
+
+NO_VALUES = Range(float("nan"), float("nan"), True)
+
+
+def expected_units(modality: str, sentinel1_units: str) -> str | None:
+    """What the normalisation of a modality takes; None where nothing is known."""
+    if modality in RADAR:
+        return DECIBEL if sentinel1_units == "db" else LINEAR
+    return DIGITAL if modality in OPTICAL else None
+
+
+def units_of(modality: str, values: Range) -> str | None:
+    """Name the units that a range of values looks like.
+
+    Optical: reflectance never exceeds 3, 8-bit numbers are whole and never exceed 255. Radar: power is never negative
+    (apart from what noise removal leaves, down to -1), dB always is somewhere, and not below -120.
+
+    Args:
+        modality: the modality's name.
+        values: what was measured in an image, or in one band of many.
+
+    Returns:
+        The name, or None where there is nothing to go by.
+    """
+    if values.empty:
+        return None
+    if modality in RADAR:
+        return _radar(values)
+    if modality not in OPTICAL:
+        return None
+    if values.high <= 3:
+        return REFLECTANCE
+    return EIGHT_BIT if values.whole and values.high <= 255 else DIGITAL
+
+
+def _radar(values: Range) -> str:
+    if values.low > 3:
+        return AMPLITUDE
+    if values.low < -120:
+        return SCALED
+    return DECIBEL if values.low < -1 else LINEAR
+
+
+def offset_groups(darkest: Sequence[float]) -> tuple[int, int] | None:
+    """Tell whether some windows carry Sentinel-2's offset of 1000 and others do not.
+
+    The darkest pixel of a window (over all dates and bands) is near 0 to a few hundred, with the offset as much above
+    1000. Two groups, apart by a gap of at least 400 around 1000, whose medians differ by about 1000, are a mixture,
+    if the brighter one is as narrow as the other.
+
+    Args:
+        darkest: per window its darkest digital number; NaN where it has none.
+
+    Returns:
+        (windows with the offset, windows without), or None where there is no mixture.
+    """
+    values = np.sort(np.array([value for value in darkest if np.isfinite(value)], dtype=np.float64))
+    low, high = values[values < OFFSET], values[values >= OFFSET]
+    if min(len(low), len(high)) < max(2, 0.05 * len(values)):
+        return None
+    apart = high[0] - low[-1] >= 400 and abs(float(np.median(high) - np.median(low)) - OFFSET) < 400
+    # Without the offset the brighter windows are like the others; bright ground (sand, snow, salt) is not.
+    alike = float(np.mean(high - OFFSET <= low[-1] + 200)) >= 0.9
+    return (len(high), len(low)) if apart and alike else None
+
+
+def all_offset(darkest: Sequence[float]) -> bool:
+    """Tell whether all windows may carry Sentinel-2's offset of 1000: none is ever darker.
+
+    Water, shadow, dense green in the red, snow in the short-wave infrared are below 1000 without it; only ground that
+    is bright in every band on every date (a sand desert) is not.
+
+    Args:
+        darkest: per window its darkest digital number, over all dates and bands; NaN where it has none.
+    """
+    values = np.array([value for value in darkest if np.isfinite(value)], dtype=np.float64)
+    # Noise takes a few pixels of no reflectance a little below the offset.
+    return (
+        len(values) >= FEW and float(np.quantile(values, 0.05)) >= 0.97 * OFFSET and float(values.min()) > 0.8 * OFFSET
+    )
+
 
 # A part of this size from the middle of a window tells enough, px.
 _PART = 256
@@ -48,7 +173,7 @@ class ImageStats:
     @property
     def whole(self) -> Range:
         """The range over all bands."""
-        result = NOTHING
+        result = NO_VALUES
         for band in self.bands:
             result = result.joined(band)
         return result
@@ -61,7 +186,7 @@ class Reading:
     Attributes:
         window: ``group/name``.
         images: by input; empty where only labels were asked for.
-        labels: by input; pixels without a label are marked, see ``rslp.train.nodata``.
+        labels: by input; pixels without a label are marked, see ``rslp.upstream.nodata``.
         outside: features of vector labels that do not touch the window, by input.
         declared: the nodata value of the files of label rasters in which some pixels are, by input.
         fault: why it could not be read; empty if it could.
@@ -77,13 +202,13 @@ class Reading:
     of_nodata: bool = False
 
 
-def read_window(view: View, window: Window, *, images: bool, read_timeout: float | None = None) -> Reading:
+def read_window(view: DatasetView, window: Window, *, images: bool, read_timeout: float | None = None) -> Reading:
     """Read the labels of a window, and its images if they are asked for."""
     name = f"{window.group}/{window.name}"
     inputs = with_labels(view.module.inputs, view.module.task)
     wanted = {key: spec for key, spec in inputs.items() if spec.is_target or images}
     reading = partial(
-        adapters.read_inputs,
+        upstream.read_inputs,
         view.dataset,
         window,
         bounds=_middle(window),
@@ -92,7 +217,7 @@ def read_window(view: View, window: Window, *, images: bool, read_timeout: float
     )
     layers = ", ".join(dict.fromkeys(layer for spec in wanted.values() for layer in spec.layers))
     try:
-        raw = read_within(read_timeout, reading, what=f"{view.name}/{name}: layer {layers}")
+        raw = read_with_notice(read_timeout, reading, what=f"{view.name}/{name}: layer {layers}")
         outside = {
             key: count - len(value)
             for key, value in raw.items()
@@ -137,7 +262,7 @@ def measure(modality: str, image: NDArray[np.generic]) -> ImageStats:
 
 def _range(values: NDArray[np.float32]) -> Range:
     if values.size == 0:
-        return NOTHING
+        return NO_VALUES
     return Range(float(values.min()), float(values.max()), bool((values == np.round(values)).all()))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from rslp.check.dataset import Report
+from rslp.check.dataset import DatasetReport
 from rslp.check.images import InputSummary
 from rslp.check.labels import LabelSummary
 from rslp.check.view import SPLITS
@@ -15,7 +15,7 @@ from rslp.check.view import SPLITS
 _MOST_CLASSES = 12
 
 
-def summary_tables(reports: Sequence[Report]) -> list[Table]:
+def summary_tables(reports: Sequence[DatasetReport]) -> list[Table]:
     """What the run will see, from the windows that were read: datasets, images by input, labels by task.
 
     All of it can be read in a terminal of 80 columns: what is too wide goes on in the next line, and nothing is cut.

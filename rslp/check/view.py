@@ -14,10 +14,10 @@ from rslearn.train.dataset import DataInput, SplitConfig
 from rslearn.train.tasks import Task
 from rslearn.train.tasks.multi_task import MultiTask
 
+from rslp import upstream
 from rslp.check.findings import Finding, KeyPath, listed, warning
+from rslp.data.samples import open_dataset
 from rslp.errors import DataError
-from rslp.train import adapters
-from rslp.train.samples import open_dataset
 
 SPLITS = ("train", "val", "test")
 _BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)
@@ -31,7 +31,7 @@ class Normaliser(Protocol):
 
 
 @dataclass(frozen=True)
-class View:
+class DatasetView:
     """One dataset.
 
     Attributes:
@@ -50,7 +50,7 @@ class View:
 
     def split(self, name: str) -> SplitConfig:
         """The merged settings of a split."""
-        return adapters.split_config(self.module, name)
+        return upstream.split_config(self.module, name)
 
     @property
     def tasks(self) -> dict[str, tuple[Task, dict[str, str], KeyPath]]:
@@ -76,10 +76,10 @@ class View:
         return [(one, place) for one, place in self.transforms(split) if isinstance(one, Normaliser)]
 
 
-def open_view(name: str, *, at: KeyPath, config: Mapping[str, Any], module: RslearnDataModule) -> View | Finding:
+def open_view(name: str, *, at: KeyPath, config: Mapping[str, Any], module: RslearnDataModule) -> DatasetView | Finding:
     """Open a dataset's folder, or tell why it can't be."""
     try:
-        return View(name, at, config, module, open_dataset(name, module))
+        return DatasetView(name, at, config, module, open_dataset(name, module))
     except DataError as error:
         return Finding(" ".join(str(error).split()), (*at, "path"), id="folder")
 
@@ -95,12 +95,12 @@ class _ListedOnce:
     def load_windows(self, **selection: Sequence[str]) -> list[Window]:
         key = tuple((name, tuple(values)) for name, values in sorted(selection.items()))
         if key not in self._known:
-            self._known[key], strays = adapters.load_windows(self._dataset, **selection)
+            self._known[key], strays = upstream.load_windows(self._dataset, **selection)
             self.strays |= dict.fromkeys(strays)
         return self._known[key]
 
 
-def list_splits(view: View) -> tuple[dict[str, list[Window]], list[Finding]]:
+def list_splits(view: DatasetView) -> tuple[dict[str, list[Window]], list[Finding]]:
     """The windows of each split as the run will see them; an empty one is an error.
 
     A test split that selects what another split selects was not configured, and is left out.
@@ -114,7 +114,7 @@ def list_splits(view: View) -> tuple[dict[str, list[Window]], list[Finding]]:
         labels = not config.get_skip_targets()
         inputs = {name: spec for name, spec in view.module.inputs.items() if labels or not spec.is_target}
         try:
-            windows[split] = adapters.list_windows(dataset, inputs, config)
+            windows[split] = upstream.list_windows(dataset, inputs, config)
             findings += _lost(view, dataset, split, inputs=inputs, kept=len(windows[split]))
         except _BROKEN as error:
             what = f"dataset {view.name!r}: its windows can't be listed: {type(error).__name__}: {error}"
@@ -128,24 +128,24 @@ def list_splits(view: View) -> tuple[dict[str, list[Window]], list[Finding]]:
     return windows, findings
 
 
-def _configured(view: View) -> list[str]:
+def _configured(view: DatasetView) -> list[str]:
     own = view.config.get("test_config")
     return list(SPLITS) if isinstance(own, Mapping) and own else list(SPLITS[:2])
 
 
-def _lost(view: View, dataset: Dataset, split: str, *, inputs: dict[str, DataInput], kept: int) -> list[Finding]:
+def _lost(view: DatasetView, dataset: Dataset, split: str, *, inputs: dict[str, DataInput], kept: int) -> list[Finding]:
     """Why a split has no window, or fewer than its tags select."""
     config = view.split(split)
     bare = SplitConfig.merge_and_validate([config])
     bare.num_samples = None
-    tagged = adapters.list_windows(dataset, {}, bare)
+    tagged = upstream.list_windows(dataset, {}, bare)
     wanted = min(len(tagged), config.num_samples or len(tagged))
     place = (*view.at, _place_of(view, split))
     unlike = _unlike(view, dataset, split)
     if kept == wanted and kept:
         return unlike
     lacking = {
-        name: len(tagged) - len(adapters.list_windows(dataset, {name: spec}, bare)) for name, spec in inputs.items()
+        name: len(tagged) - len(upstream.list_windows(dataset, {name: spec}, bare)) for name, spec in inputs.items()
     }
     worst = max(lacking, key=lambda name: lacking[name], default=None)
     reason = f"dataset {view.name!r}, split {split!r}: "
@@ -172,12 +172,12 @@ def _unmarked(windows: Sequence[Window], spec: DataInput) -> str:
     return f"; {len(unmarked)} are there without the file `completed`, e.g. {unmarked[0]}" if unmarked else ""
 
 
-def _unlike(view: View, dataset: Dataset, split: str) -> list[Finding]:
+def _unlike(view: DatasetView, dataset: Dataset, split: str) -> list[Finding]:
     """Windows that a tag does not choose since their option is spelt another way."""
     found = []
     for tag, value in (view.split(split).tags or {}).items():
         have = [window.options for window in dataset.load_windows() if tag in window.options]
-        lost = [options[tag] for options in have if not adapters.has_tags(options, {tag: value})]
+        lost = [options[tag] for options in have if not upstream.has_tags(options, {tag: value})]
         if near := [one for one in lost if _spelt(one) == _spelt(value)]:
             what = f"dataset {view.name!r}, split {split!r}: tag {tag}: {value!r} does not choose {len(near)} windows "
             at = (*view.at, _place_of(view, split), "tags", tag)
@@ -189,7 +189,7 @@ def _spelt(value: Any) -> str:
     return str(value).strip().lower()
 
 
-def _place_of(view: View, split: str) -> str:
+def _place_of(view: DatasetView, split: str) -> str:
     own = view.config.get(f"{split}_config")
     return f"{split}_config" if isinstance(own, Mapping) and own else "default_config"
 
@@ -200,7 +200,7 @@ def _seen(windows: Sequence[Window], config: SplitConfig) -> str:
     if config.groups and not set(config.groups) & set(groups):
         return f"; its groups: {listed(groups)}"
     for tag, value in (config.tags or {}).items():
-        if any(adapters.has_tags(window.options, {tag: value}) for window in windows):
+        if any(upstream.has_tags(window.options, {tag: value}) for window in windows):
             continue
         values = sorted({repr(window.options[tag]) for window in windows if tag in window.options})
         return f"; windows have {tag}: {listed(values) or 'nothing'}"

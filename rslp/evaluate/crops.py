@@ -22,18 +22,18 @@ from rslearn.train.tasks.task import Task
 from rslearn.utils.feature import Feature
 from rslearn.utils.geometry import PixelBounds, STGeometry
 
+from rslp.data.batches import Batch
+from rslp.data.crops import own_area
 from rslp.errors import ConfigError, Problem
-from rslp.train.batches import Batch
-from rslp.train.crops import own_area
 
 Raster = npt.NDArray[Any]
 # What a task says of one crop, or of one window: a raster C H W, or features in pixels of the window's projection.
-Said = Raster | list[Feature]
+TaskPrediction = Raster | list[Feature]
 _BYTE = 256
 
 
 @dataclass(frozen=True)
-class Predicted:
+class PredictedWindow:
     """A window with what was predicted for all of its crops.
 
     Attributes:
@@ -42,7 +42,7 @@ class Predicted:
     """
 
     metadata: SampleMetadata
-    crops: list[tuple[PixelBounds, dict[str, Said]]]
+    crops: list[tuple[PixelBounds, dict[str, TaskPrediction]]]
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -55,7 +55,7 @@ class Predicted:
 
 
 @dataclass
-class Gathering:
+class WindowAssembler:
     """The windows of one dataset that are not whole yet.
 
     A window with a crop that can't be used is left out: half a map would pass for a whole one.
@@ -65,10 +65,10 @@ class Gathering:
     """
 
     tasks: dict[str, Task]
-    _waiting: dict[str, Predicted] = field(default_factory=dict)
+    _waiting: dict[str, PredictedWindow] = field(default_factory=dict)
     _broken: set[str] = field(default_factory=set)
 
-    def take(self, batch: Batch, outputs: Sequence[dict[str, Any]]) -> Iterator[Predicted]:
+    def take(self, batch: Batch, outputs: Sequence[dict[str, Any]]) -> Iterator[PredictedWindow]:
         """Add a batch's outputs by task; gives the windows that are whole by it."""
         for fault in batch.faults:
             window = fault.sample.rpartition("/")[0]
@@ -78,14 +78,14 @@ class Gathering:
             window = f"{batch.dataset}/{metadata.window_group}/{metadata.window_name}"
             if window in self._broken:
                 continue
-            whole = self._waiting.setdefault(window, Predicted(metadata, []))
-            said = {name: said_of(task, output[name], metadata) for name, task in self.tasks.items()}
+            whole = self._waiting.setdefault(window, PredictedWindow(metadata, []))
+            said = {name: task_prediction(task, output[name], metadata) for name, task in self.tasks.items()}
             whole.crops.append((metadata.crop_bounds, said))
             if len(whole.crops) == metadata.num_crops_in_window:
                 yield self._waiting.pop(window)
 
 
-def said_of(task: Task, output: Any, metadata: SampleMetadata) -> Said:
+def task_prediction(task: Task, output: Any, metadata: SampleMetadata) -> TaskPrediction:
     """A head's output for one crop as raster or features, as the task makes them.
 
     What a task says of a crop as a whole is a box around the crop: rslearn puts a point at its corner.
@@ -107,7 +107,7 @@ def _plain(output: Any) -> Any:
 
 
 class DetectionMerger(CropPredictionMerger):
-    """Merges the detections of crops: where crops overlap, each object counts in one of them, see ``rslp.train.crops``.
+    """Merges the detections of crops: where crops overlap, each object counts in one of them, see ``rslp.data.crops``.
 
     What lies outside the window is dropped.
 

@@ -8,17 +8,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rslp import upstream
+from rslp.data.batches import explain_worker_death
+from rslp.data.samples import SampleSource
 from rslp.errors import RunError
 from rslp.evaluate.rows import Evaluation, rows_of
 from rslp.evaluate.table import print_table
-from rslp.files import write_atomic
-from rslp.run import RunDir
-from rslp.train import adapters
+from rslp.io import write_atomic
+from rslp.rundir import RunDir
+from rslp.train.build import InstantiatedRun, build
 from rslp.train.checkpoints import load_weights, read_with_digest
-from rslp.train.cli import build
-from rslp.train.direct import Made
-from rslp.train.reading import workers_watched
-from rslp.train.samples import SampleSource
 
 
 def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = None) -> list[Evaluation]:
@@ -41,7 +40,7 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
     load_weights(cli.model, content, path=path)
     cli.model.on_load_checkpoint(content)
     # Lightning would note a SIGTERM and go on: a scheduler that asks for the machine would have to kill it.
-    adapters.keep_signal_handlers(cli.trainer)
+    upstream.keep_signal_handlers(cli.trainer)
     evaluations = []
     for split in splits:
         _run_split(cli, split)
@@ -54,7 +53,7 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
             checkpoint_sha256=digest,
             step=content["global_step"],
             commit=git_commit(),
-            data_fingerprint=fingerprint(cli.datamodule.sources(split)),
+            data_fingerprint=samples_fingerprint(cli.datamodule.sources(split)),
             score=cli.model.score(split),
             bad_samples=tuple(cli.datamodule.faults.messages(split)),
             rows=rows_of(cli.model.results[split]),
@@ -103,13 +102,13 @@ def name_in(run: RunDir, path: Path) -> str:
     return str(path.relative_to(run.path) if path.is_relative_to(run.path) else path)
 
 
-def _run_split(cli: Made, split: str) -> None:
+def _run_split(cli: InstantiatedRun, split: str) -> None:
     loop = cli.trainer.validate if split == "val" else cli.trainer.test
-    with workers_watched():
+    with explain_worker_death():
         loop(cli.model, datamodule=cli.datamodule, verbose=False)
 
 
-def fingerprint(sources: Mapping[str, SampleSource]) -> str:
+def samples_fingerprint(sources: Mapping[str, SampleSource]) -> str:
     """Hash over which samples a split holds: two evaluations are comparable if theirs are equal."""
     digest = hashlib.sha256()
     for _, source in sorted(sources.items()):

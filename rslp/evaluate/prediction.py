@@ -3,30 +3,87 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from rslearn.train.prediction_writer import RslearnWriter
 
-from rslp.evaluate.crops import Gathering
-from rslp.evaluate.evaluation import checkpoint_of, fingerprint, git_commit, name_in
-from rslp.evaluate.layers import find_layers, skipped_layer
-from rslp.evaluate.places import Folder, Target
-from rslp.evaluate.progress import Progress
+from rslp import upstream
+from rslp.data.batches import Batch, explain_worker_death
+from rslp.data.datamodule import MultiDatasetDataModule
+from rslp.errors import RunError
+from rslp.evaluate.crops import WindowAssembler
+from rslp.evaluate.destinations import PredictionDestination, RunFolder, find_layers, skipped_layer
+from rslp.evaluate.evaluation import checkpoint_of, git_commit, name_in, samples_fingerprint
 from rslp.evaluate.table import print_predictions
-from rslp.files import read_yaml, write_atomic
-from rslp.run import RunDir, sha256
-from rslp.train import adapters
-from rslp.train.batches import Batch
+from rslp.io import append, read_yaml, write_atomic
+from rslp.rundir import RunDir, sha256
+from rslp.train.baselines import tasks_by_name
+from rslp.train.build import InstantiatedRun, build, config_for
 from rslp.train.checkpoints import load_weights, read_with_digest
-from rslp.train.cli import build, config_for
-from rslp.train.data import MultiDatasetDataModule
-from rslp.train.direct import Made
-from rslp.train.floors import tasks_by_name
-from rslp.train.reading import workers_watched
+
+
+class PredictionProgress:
+    """The windows that are written, noted one by one in ``predictions/progress.jsonl``.
+
+    Args:
+        path: the file.
+        header: what the prediction is made of; another one does not go on from it.
+        written: the windows so far: dataset, group, name.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any], written: list[tuple[str, str, str]]) -> None:
+        self._written = written
+        self._path = path
+        # Anew, since the last line may be torn.
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in (header, *written)))
+
+    @classmethod
+    def begin(cls, run: RunDir, header: Mapping[str, Any]) -> PredictionProgress:
+        """Go on from what an interrupted prediction has written, if it was the same; else begin anew.
+
+        What a former prediction has left in ``predictions/`` is removed then: windows of two would lie side by side.
+        Where it can't be removed, that is a ``RunError``.
+        """
+        written = [] if run.prediction_marker.exists() else _read(run.prediction_progress, header)
+        run.prediction_marker.unlink(missing_ok=True)
+        if not written:
+            shutil.rmtree(run.predictions, ignore_errors=True)
+            if os.path.lexists(run.predictions):
+                raise RunError(f"{run.predictions} can't be removed (a link, or no permission): move it away")
+        return cls(run.prediction_progress, header, written)
+
+    def note(self, dataset: str, identity: tuple[str, str]) -> None:
+        """Note a window: it is written as a whole by now."""
+        self._written.append((dataset, *identity))
+        append(self._path, json.dumps(self._written[-1]).encode() + b"\n")
+
+    def written(self, dataset: str) -> set[tuple[str, str]]:
+        """Group and name of the windows of a dataset that are written."""
+        return {(group, name) for of, group, name in self._written if of == dataset}
+
+
+def _read(path: Path, header: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What a prediction with this header has noted; nothing of another one's."""
+    if not path.is_file():
+        return []
+    lines: list[Any] = []
+    for line in path.read_bytes().splitlines():
+        try:
+            lines.append(json.loads(line.decode()))
+        except ValueError:
+            # Torn: the process was killed while it wrote.
+            break
+    if not lines or lines[0] != header:
+        return []
+    return [tuple(line) for line in lines[1:] if isinstance(line, list) and list(map(type, line)) == [str] * 3]
+
 
 SCHEMA = 1
 INTERRUPTED = 130
@@ -49,16 +106,18 @@ def predict(run: RunDir, *, checkpoint: str | None = None) -> int:
         DataError: a dataset can't be used, or a sample can't be read and the config's ``on_fault`` is stop.
     """
     path = checkpoint_of(run, checkpoint)
-    adapters.write_whole_files()
+    upstream.write_whole_files()
     with run.locked("predict"):
         content, digest = read_with_digest(run, path)
         cli = build(run, training=False, predicting=True)
         load_weights(cli.model, content, path=path)
         splits = _choose_splits(run, cli.datamodule)
         targets = _targets(run, cli)
-        data = fingerprint(cli.datamodule.sources("predict"))
+        data = samples_fingerprint(cli.datamodule.sources("predict"))
         config = sha256(config_for(run, predicting=True))
-        progress = Progress.begin(run, {"checkpoint_sha256": digest, "config_sha256": config, "data_fingerprint": data})
+        progress = PredictionProgress.begin(
+            run, {"checkpoint_sha256": digest, "config_sha256": config, "data_fingerprint": data}
+        )
         through = _write_all(cli, targets, progress)
         if not through:
             _say("interrupted: the same command goes on from the last window that was written")
@@ -88,7 +147,7 @@ def predict(run: RunDir, *, checkpoint: str | None = None) -> int:
     return 0
 
 
-class Writer(Callback):
+class PredictionWriter(Callback):
     """Writes each window as soon as all of its crops are predicted.
 
     Args:
@@ -96,10 +155,10 @@ class Writer(Callback):
         progress: where written windows are noted.
     """
 
-    def __init__(self, targets: Mapping[str, Target], progress: Progress) -> None:
+    def __init__(self, targets: Mapping[str, PredictionDestination], progress: PredictionProgress) -> None:
         self._targets = targets
         self._progress = progress
-        self._gatherings = {name: Gathering(target.tasks) for name, target in targets.items()}
+        self._gatherings = {name: WindowAssembler(target.tasks) for name, target in targets.items()}
 
     def on_predict_batch_end(
         self,
@@ -134,7 +193,7 @@ def _choose_splits(run: RunDir, data: MultiDatasetDataModule) -> dict[str, str]:
     return splits
 
 
-def _targets(run: RunDir, cli: Made) -> dict[str, Target]:
+def _targets(run: RunDir, cli: InstantiatedRun) -> dict[str, PredictionDestination]:
     """Where the predictions of each dataset go."""
     modules, sources = cli.datamodule.data_modules, cli.datamodule.sources("predict")
     callbacks: list[Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
@@ -143,17 +202,19 @@ def _targets(run: RunDir, cli: Made) -> dict[str, Target]:
     cli.trainer.callbacks = [callback for callback in callbacks if callback not in listed]  # type: ignore[attr-defined]
     layers = find_layers(modules, listed)
     return {
-        name: Target(
+        name: PredictionDestination(
             tasks=tasks_by_name(module.task, name),
             layers=layers[name],
-            folder=Folder(run.predictions / name, begun=run.predictions / ".begun"),
+            folder=RunFolder(run.predictions / name, begun=run.predictions / ".begun"),
             overlap=sources[name].overlap,
         )
         for name, module in modules.items()
     }
 
 
-def _write_all(cli: Made, targets: Mapping[str, Target], progress: Progress) -> bool:
+def _write_all(
+    cli: InstantiatedRun, targets: Mapping[str, PredictionDestination], progress: PredictionProgress
+) -> bool:
     """Predict all windows that are not written yet; False when the user interrupted it."""
     data, done = (
         cli.datamodule,
@@ -162,10 +223,10 @@ def _write_all(cli: Made, targets: Mapping[str, Target], progress: Progress) -> 
     data.leave_out(done)
     if all(windows_of(data, name) <= set(done[name]) for name in targets):
         return True
-    cli.trainer.callbacks.append(Writer(targets, progress))  # type: ignore[attr-defined]
-    adapters.keep_signal_handlers(cli.trainer)
+    cli.trainer.callbacks.append(PredictionWriter(targets, progress))  # type: ignore[attr-defined]
+    upstream.keep_signal_handlers(cli.trainer)
     try:
-        with workers_watched():
+        with explain_worker_death():
             cli.trainer.predict(cli.model, datamodule=data, return_predictions=False)
     except SystemExit as leaving:
         # Lightning ends the process itself after a Ctrl-C.
@@ -176,7 +237,7 @@ def _write_all(cli: Made, targets: Mapping[str, Target], progress: Progress) -> 
 
 
 def _not_again(
-    data: MultiDatasetDataModule, target: Target, progress: Progress, name: str
+    data: MultiDatasetDataModule, target: PredictionDestination, progress: PredictionProgress, name: str
 ) -> Collection[tuple[str, str]]:
     """The windows of a dataset that are not predicted (again)."""
     done = {identity for identity in progress.written(name) if target.has(identity)}

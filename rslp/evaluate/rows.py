@@ -19,7 +19,7 @@ _FORMER = {"faults": "bad_samples"}
 
 
 @dataclass(frozen=True)
-class Row:
+class MetricRow:
     """One value of one metric.
 
     Attributes:
@@ -83,7 +83,7 @@ class Evaluation:
     data_fingerprint: str
     score: float | None
     bad_samples: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[MetricRow, ...]
 
     def json(self) -> str:
         """The text of ``eval/<checkpoint>/<split>.json``."""
@@ -110,25 +110,25 @@ class Evaluation:
             raise RunError(f"no evaluation rows, or damaged ones: {error!r}") from error
 
 
-def _parsed(row: dict[str, Any]) -> Row:
-    known = {field.name for field in fields(Row)}
+def _parsed(row: dict[str, Any]) -> MetricRow:
+    known = {field.name for field in fields(MetricRow)}
     content = {name: value for name, value in {**row, "class_name": row["class"]}.items() if name in known}
     classes = content.get("classes")
-    return Row(**{**content, "classes": None if classes is None else tuple(classes)})
+    return MetricRow(**{**content, "classes": None if classes is None else tuple(classes)})
 
 
-def rows_of(results: Mapping[tuple[str, str], TaskResult]) -> tuple[Row, ...]:
+def rows_of(results: Mapping[tuple[str, str], TaskResult]) -> tuple[MetricRow, ...]:
     """Rows of all tasks; each task's primary metric comes first."""
-    rows: list[Row] = []
+    rows: list[MetricRow] = []
     for (dataset, task), result in sorted(results.items()):
         names: Sequence[str] = sorted(result.values, key=lambda name: (name != result.primary, name))
         rows += [_row(dataset, task=task, metric=name, result=result) for name in names]
     return tuple(rows)
 
 
-def _row(dataset: str, *, task: str, metric: str, result: TaskResult) -> Row:
+def _row(dataset: str, *, task: str, metric: str, result: TaskResult) -> MetricRow:
     primary = metric == result.primary
-    return Row(
+    return MetricRow(
         dataset=dataset,
         task=task,
         metric=metric,

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from rslp.evaluate.rows import Evaluation, Row
+from rslp.evaluate.rows import Evaluation, MetricRow
 
 _SHOWN = 12
 
@@ -39,7 +39,7 @@ def table(evaluations: Sequence[Evaluation]) -> Table:
     return view
 
 
-def _by_task(evaluations: Sequence[Evaluation]) -> dict[tuple[str, str], list[Row | None]]:
+def _by_task(evaluations: Sequence[Evaluation]) -> dict[tuple[str, str], list[MetricRow | None]]:
     """The primary rows by dataset and task, one for each evaluation."""
     splits = [{(r.dataset, r.task): r for r in evaluation.rows if r.primary} for evaluation in evaluations]
     return {key: [rows.get(key) for rows in splits] for key in sorted({key for rows in splits for key in rows})}
@@ -49,12 +49,12 @@ def _name(key: tuple[str, str]) -> str:
     return key[0] if key[0] == key[1] else " / ".join(key)
 
 
-def _cells(row: Row | None) -> tuple[str, str]:
+def _cells(row: MetricRow | None) -> tuple[str, str]:
     value, floor = (None, None) if row is None else (row.value, row.floor)
     return "none" if value is None else f"{value:.3f}", "" if floor is None else f"{floor:.3f}"
 
 
-def _share(row: Row) -> str:
+def _share(row: MetricRow) -> str:
     """A percentage that says 100 of nothing less."""
     if row.valid_share is None:
         return ""

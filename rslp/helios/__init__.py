@@ -4,15 +4,15 @@ The table maps a workflow's name to ``module:function``; a module is imported on
 """
 
 workflows = {
-    "make_example": "rslp.helios.make_example:make_example",
-    "make_multidataset_config": "rslp.helios.make_multidataset_config:make_multidataset_config",
-    "check": "rslp.helios.check:check",
-    "launch_finetune": "rslp.helios.launch_finetune:launch_finetune",
-    "jobs": "rslp.helios.jobs:jobs",
-    "logs": "rslp.helios.logs:logs",
-    "cancel": "rslp.helios.cancel:cancel",
-    "pack": "rslp.helios.pack:pack",
-    "run": "rslp.helios.run:run",
-    "run_ranks": "rslp.helios.run_ranks:run_ranks",
-    "run_slurm": "rslp.helios.run_slurm:run_slurm",
+    "make_example": "rslp.cli.make_example:make_example",
+    "make_multidataset_config": "rslp.cli.make_multidataset_config:make_multidataset_config",
+    "check": "rslp.cli.check:check",
+    "launch_finetune": "rslp.cli.launch_finetune:launch_finetune",
+    "jobs": "rslp.cli.jobs:jobs",
+    "logs": "rslp.cli.logs:logs",
+    "cancel": "rslp.cli.cancel:cancel",
+    "pack": "rslp.cli.pack:pack",
+    "run": "rslp.cli.run:run",
+    "run_ranks": "rslp.cli.run_ranks:run_ranks",
+    "run_slurm": "rslp.cli.run_slurm:run_slurm",
 }

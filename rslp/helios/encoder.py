@@ -1,4 +1,4 @@
-"""The touch of a private part of the encoder: its attention mask (see ``adapters.fix_token_order`` for its package)."""
+"""The touch of a private part of the encoder: its attention mask (see ``upstream.fix_token_order`` for its package)."""
 
 from __future__ import annotations
 

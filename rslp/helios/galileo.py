@@ -21,8 +21,8 @@ from rslearn.train.model_context import ModelContext
 from upath import UPath
 
 from rslp.errors import CheckpointError, DataError
-from rslp.files import archive_damage, read_json
 from rslp.helios.images.dates import Timeline, align
+from rslp.io import archive_damage, read_json
 
 # Galileo's four kinds of input: which of them have dates, and how its groups of bands are called.
 _IMAGES = {"s1": "S1", "s2": "S2"}

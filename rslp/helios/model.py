@@ -17,7 +17,7 @@ from rslp.helios.checkpoint import Architecture, load_encoder, open_checkpoint
 from rslp.helios.encoder import masks_padding
 from rslp.helios.images.inputs import EncoderBatch, ModalityShape, assemble, check_normalized
 from rslp.helios.pooling import keep_tokens, pool_tokens
-from rslp.train.adapters import fix_token_order
+from rslp.upstream import fix_token_order
 
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": None, None: None}
 _EXTRA_STATE = "_extra_state"

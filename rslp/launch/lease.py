@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from rslp.errors import RunError, StoreError
-from rslp.files import Store
+from rslp.io import ObjectStore
 
-NAME = "lease.json"
+LEASE_FILE = "lease.json"
 JOB_VARIABLE = "RSLP_JOB"
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
+class LeaseTiming:
     """How often things happen, s.
 
     Attributes:
@@ -57,7 +57,7 @@ class Lease:
         lost: set once another job has taken the lease.
     """
 
-    store: Store
+    store: ObjectStore
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     beats: int = 0
     lost: threading.Event = field(default_factory=threading.Event)
@@ -68,7 +68,7 @@ class Lease:
         who = {"token": self.token, "host": socket.gethostname(), "process": os.getpid(), "job": _job()}
         return json.dumps({**who, "beats": self.beats, "written": time.time()}).encode()
 
-    def keep(self, pace: Pace) -> None:
+    def keep(self, pace: LeaseTiming) -> None:
         """Give signs of life until the end, or until the lease is lost; runs in a thread of its own."""
         while not self._ended.wait(pace.beat):
             try:
@@ -77,7 +77,7 @@ class Lease:
                     self.lost.set()
                     return
                 self.beats += 1
-                self.store.write(NAME, self.content())
+                self.store.write(LEASE_FILE, self.content())
             except StoreError:
                 # Out of reach: nobody else can take the lease over what they can't reach either, or they may.
                 continue
@@ -87,11 +87,11 @@ class Lease:
         self._ended.set()
         holder = _read(self.store)
         if holder is not None and holder["token"] == self.token:
-            self.store.delete(NAME)
+            self.store.delete(LEASE_FILE)
 
 
 @contextmanager
-def leased(store: Store, pace: Pace, *, asked: Sequence[int] = ()) -> Iterator[Lease]:
+def hold_lease(store: ObjectStore, pace: LeaseTiming, *, asked: Sequence[int] = ()) -> Iterator[Lease]:
     """Hold the lease on a run directory.
 
     Args:
@@ -106,7 +106,7 @@ def leased(store: Store, pace: Pace, *, asked: Sequence[int] = ()) -> Iterator[L
     lease = Lease(store)
     while not asked and not _take(store, lease, pace, asked):
         continue
-    quick = Lease(Store(store.root, patience=pace.beat), token=lease.token, lost=lease.lost, _ended=lease._ended)
+    quick = Lease(ObjectStore(store.root, patience=pace.beat), token=lease.token, lost=lease.lost, _ended=lease._ended)
     thread = threading.Thread(target=quick.keep, args=(pace,), daemon=True)
     thread.start()
     try:
@@ -118,7 +118,7 @@ def leased(store: Store, pace: Pace, *, asked: Sequence[int] = ()) -> Iterator[L
             lease.release()
 
 
-def await_holder(location: str, pace: Pace, *, asked: Sequence[int] = ()) -> None:
+def await_holder(location: str, pace: LeaseTiming, *, asked: Sequence[int] = ()) -> None:
     """Wait until machine 0 of this job holds the lease: what lies in the store stands still then, until all train.
 
     Args:
@@ -129,7 +129,7 @@ def await_holder(location: str, pace: Pace, *, asked: Sequence[int] = ()) -> Non
     Raises:
         RunError: it does not come.
     """
-    store, end, before = Store(location), time.monotonic() + 20 * pace.stale, None
+    store, end, before = ObjectStore(location), time.monotonic() + 20 * pace.stale, None
     log.warning("%s: waiting up to %.0f min for the first machine of the job", location, 20 * pace.stale / 60)
     while time.monotonic() < end:
         if asked:
@@ -144,13 +144,13 @@ def await_holder(location: str, pace: Pace, *, asked: Sequence[int] = ()) -> Non
     raise RunError(f"{location}: the first machine of the job has not started")
 
 
-def _take(store: Store, lease: Lease, pace: Pace, asked: Sequence[int]) -> bool:
+def _take(store: ObjectStore, lease: Lease, pace: LeaseTiming, asked: Sequence[int]) -> bool:
     """Try to get the lease; whether it is held now.
 
     Raises:
         RunError: its holder lives.
     """
-    if not store.create(NAME, lease.content()):
+    if not store.create(LEASE_FILE, lease.content()):
         holder = _read(store)
         if holder is None:
             return False
@@ -158,14 +158,16 @@ def _take(store: Store, lease: Lease, pace: Pace, asked: Sequence[int]) -> bool:
             _wait_for_the_end_of(holder, store, pace, asked)
         if asked:
             return False
-        store.write(NAME, lease.content())
+        store.write(LEASE_FILE, lease.content())
     # Two may have seen the same stale lease, and a store without conditional puts creates it for both: the last wins.
     time.sleep(pace.settle)
     holder = _read(store)
     return holder is not None and holder["token"] == lease.token
 
 
-def _wait_for_the_end_of(holder: Mapping[str, Any], store: Store, pace: Pace, asked: Sequence[int]) -> None:
+def _wait_for_the_end_of(
+    holder: Mapping[str, Any], store: ObjectStore, pace: LeaseTiming, asked: Sequence[int]
+) -> None:
     """Watch a lease until it is stale, given back, or shows life, or this process is asked to leave.
 
     Raises:
@@ -201,8 +203,8 @@ def _job() -> str:
     return os.environ.get(JOB_VARIABLE, "")
 
 
-def _read(store: Store) -> dict[str, Any] | None:
-    content = store.read(NAME)
+def _read(store: ObjectStore) -> dict[str, Any] | None:
+    content = store.read(LEASE_FILE)
     if content is None:
         return None
     # One that is torn or of another form is a holder that shows no life.

@@ -13,19 +13,19 @@ from rslp.errors import chain
 
 _GIB = 2**30
 # What torch, numpy, GDAL and the dynamic linker say; they have no common type for it.
-_SAID = re.compile(
+_OUT_OF_MEMORY_TEXT = re.compile(
     r"out of memory|(can ?not|can't|unable to|failed to) allocate|failed to map segment|not enough memory"
     r"|can't start new thread|std::bad_alloc",
     re.IGNORECASE,
 )
 
 
-def ran_out(error: BaseException | None) -> bool:
+def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an exception, or what it was raised from, says that memory ran out."""
     for one in chain(error):
         if isinstance(one, MemoryError) or (isinstance(one, OSError) and one.errno == errno.ENOMEM):
             return True
-        if isinstance(one, ImportError | OSError | RuntimeError) and _SAID.search(str(one)):
+        if isinstance(one, ImportError | OSError | RuntimeError) and _OUT_OF_MEMORY_TEXT.search(str(one)):
             return True
     return False
 

@@ -9,20 +9,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rslp.train.data import MultiDatasetDataModule
-    from rslp.train.freezing import Freeze
-    from rslp.train.model import JointModel
+    from rslp.data.datamodule import MultiDatasetDataModule
+    from rslp.models.joint import JointModel
+    from rslp.models.optim import Freeze, LayerwiseAdamW
     from rslp.train.module import JointModule
-    from rslp.train.optimizer import LayerwiseAdamW
 
 __all__ = ["Freeze", "JointModel", "JointModule", "LayerwiseAdamW", "MultiDatasetDataModule"]
 
 _HOMES = {
-    "Freeze": "freezing",
-    "JointModel": "model",
-    "JointModule": "module",
-    "LayerwiseAdamW": "optimizer",
-    "MultiDatasetDataModule": "data",
+    "Freeze": "rslp.models.optim",
+    "JointModel": "rslp.models.joint",
+    "JointModule": "rslp.train.module",
+    "LayerwiseAdamW": "rslp.models.optim",
+    "MultiDatasetDataModule": "rslp.data.datamodule",
 }
 
 
@@ -30,4 +29,4 @@ def __getattr__(name: str) -> Any:
     """Load a public name from its module."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(_HOMES[name]), name)

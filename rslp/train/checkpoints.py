@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import shutil
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,14 +18,129 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, Callback, Checkpoint
 
+from rslp import upstream
 from rslp.errors import CheckpointError, ConfigError, Problem, RunError
-from rslp.files import UNREADABLE, archive_damage, full_disk, replacing, same_file
-from rslp.run import RunDir
-from rslp.train import adapters, collectives, preemption
-from rslp.train.freezing import stages_of
+from rslp.io import LOAD_ERRORS, archive_damage, atomic_stream, full_disk, link_or_copy
+from rslp.models.optim import freeze_callbacks
+from rslp.rundir import RunDir
+from rslp.runtime import collectives, preemption
 from rslp.train.module import JointModule
-from rslp.train.room import bytes_of, lack_of_room
-from rslp.train.selection import Selection
+
+# What detectors were selected by before states named their metrics.
+_FORMER = {"average_precision": "f1_score"}
+_RUN = ""
+
+
+@dataclass
+class Selection:
+    """The best validations so far.
+
+    Attributes:
+        best: score and loss of the best validation, by dataset, of the run under an empty name. A score of -1 stands
+            for a validation that had none.
+        highest: the highest score of each ``<dataset>/<task>``.
+        metrics: by what the scores of each ``<dataset>/<task>`` were measured.
+    """
+
+    best: dict[str, tuple[float, float]] = field(default_factory=dict)
+    highest: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, str | None] | None = None
+
+    def begin(self, module: JointModule) -> None:
+        """Forget, with a note, what was measured by another metric than is now.
+
+        Args:
+            module: knows the primary metrics.
+        """
+        now = module.primary_metrics()
+        before = self.metrics
+        if before is None:
+            before = {task: _FORMER.get(name or "", name) for task, name in now.items()} if self.best else now
+        changed = sorted(task for task in now if before.get(task, now[task]) != now[task])
+        for task in changed:
+            self.highest.pop(task, None)
+        for dataset in [None, *module.datasets()]:
+            other = [task for task in changed if task in module.primary_metrics(dataset)]
+            if other and self.best.pop(dataset or _RUN, None) is not None and collectives.is_rank_zero():
+                what = f"{other[0]} was judged by {before[other[0]]} and is judged by {now[other[0]]}"
+                best = "the run" if dataset is None else f"dataset {dataset!r}"
+                sys.stderr.write(f"note: {what}: the best checkpoint of {best} is chosen anew\n")
+        self.metrics = now
+
+    def improved(self, module: JointModule) -> list[str | None]:
+        """Take up the last validation: the datasets whose best one it is, and None if it is the run's."""
+        for pair, result in module.results["val"].items():
+            if result.score is not None:
+                key = "/".join(pair)
+                self.highest[key] = max(result.score, self.highest.get(key, 0.0))
+        better: list[str | None] = []
+        for dataset in [None, *module.datasets()]:
+            score, loss = module.score("val", dataset), module.validation_loss(dataset)
+            found = (-1.0 if score is None else score, loss)
+            before = self.best.get(dataset or _RUN, (-math.inf, math.inf))
+            if (found[0], -found[1]) > (before[0], -before[1]):
+                self.best[dataset or _RUN] = found
+                better.append(dataset)
+        return better
+
+    def best_score(self) -> float | None:
+        """The run's best score; None before the first."""
+        score, _ = self.best.get(_RUN, (-1.0, 0.0))
+        return None if score < 0 else score
+
+    def unmoved(self) -> list[str]:
+        """The tasks, as ``<dataset>/<task>``, that were never better than their baseline."""
+        return sorted(task for task, score in self.highest.items() if score <= 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        best = {dataset: list(pair) for dataset, pair in self.best.items()}
+        return {"best": best, "highest": dict(self.highest), "metrics": self.metrics}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint; one of before held scores alone."""
+        pairs = {d: pair if isinstance(pair, list) else [pair, math.inf] for d, pair in state["best"].items()}
+        self.best = {dataset: (score, loss) for dataset, (score, loss) in pairs.items()}
+        self.highest = dict(state.get("highest", {}))
+        self.metrics = state.get("metrics")
+
+
+def lack_of_room(run: RunDir, module: JointModule, optimizers: Sequence[torch.optim.Optimizer]) -> str | None:
+    """What to say if the checkpoints will not fit; None if they will.
+
+    Args:
+        run: the run directory; checkpoints that are there already are replaced.
+        module: what is saved.
+        optimizers: whose state is saved with it.
+    """
+    weights = bytes_of(module.state_dict())
+    states = [
+        _states(group) * sum(p.nbytes for p in group["params"]) for one in optimizers for group in one.param_groups
+    ]
+    best = [run.best(), *map(run.best, module.datasets())]
+    there = [path for path in (run.last, run.last.with_name("previous.ckpt"), *best) if path.exists()]
+    # The last, the one before it, and one that is being written; the best are weights alone.
+    needed = 3 * (weights + sum(states)) + len(best) * weights
+    missing = needed - sum(path.stat().st_size for path in there)
+    free = shutil.disk_usage(run.path).free
+    if missing <= free:
+        return None
+    what = f"last.ckpt, previous.ckpt, {len(best)} of best weights, and one more during a write"
+    return f"{run.checkpoints} needs about {missing:,} bytes more ({what}), and {free:,} bytes are free there"
+
+
+def _states(group: dict[str, Any]) -> int:
+    """How many numbers an optimiser keeps of each weight: Adam and its like two, momentum one."""
+    return 2 if "betas" in group else int(bool(group.get("momentum")))
+
+
+def bytes_of(value: Any) -> int:
+    """Bytes of the tensors in a checkpoint, or in a part of it."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return sum(map(bytes_of, parts))
+
 
 _TRAINABLE_KEY = "rslp_trainable"
 RUN_KEY = "rslp_run"
@@ -35,7 +153,7 @@ _SHOWN = 120
 class RunCheckpoints(Checkpoint):
     """Writes ``checkpoints/{last,best,best-<dataset>}.ckpt`` of a run directory.
 
-    Best is the highest validation score, of equal ones the lowest validation loss; see ``rslp.train.selection``.
+    Best is the highest validation score, of equal ones the lowest validation loss; see ``rslp.train.checkpoints``.
     ``last.ckpt`` stands at the beginning of an epoch, or after a multiple of ``every_n_steps`` optimiser steps: never
     by the clock. Epochs that read kept features alone may take less time than a checkpoint does: of these, those end
     with one in which a multiple of ``_KEPT_STEPS`` steps lies. ``best*.ckpt`` hold the weights alone.
@@ -78,9 +196,9 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freeze and thaw as the checkpoint says, after callbacks froze for a run's beginning."""
-        preemption.notice.training = True
+        preemption.preemption_flag.training = True
         self._run_id = self._run.read_state().get("run_id")
-        if collectives.any_of(preemption.notice.received is not None, device=pl_module.device):
+        if collectives.any_rank(preemption.preemption_flag.received is not None, device=pl_module.device):
             _leave()
         self.selection.begin(_joint(pl_module))
         if trainer.is_global_zero and (lack := lack_of_room(self._run, _joint(pl_module), trainer.optimizers)):
@@ -91,14 +209,16 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the state between two epochs, before any other callback begins the next one."""
-        if trainer.current_epoch > 0 and (_may_thaw(trainer) or not self._soon_done_again(trainer, pl_module)):
+        if trainer.current_epoch > 0 and (_may_thaw(trainer) or not self._is_cheap_to_repeat(trainer, pl_module)):
             self._save_last(trainer, epoch_start=True)
 
-    def _soon_done_again(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+    def _is_cheap_to_repeat(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         steps, epoch = trainer.global_step, int(trainer.num_training_batches)
         short = steps // _KEPT_STEPS == (steps - epoch) // _KEPT_STEPS
         module = _joint(pl_module)
-        return bool(trainer.strategy.broadcast(short and module.reads_kept() and not module.asked_to_leave()))
+        return bool(
+            trainer.strategy.broadcast(short and module.reads_cached_features() and not module.stop_requested())
+        )
 
     def on_train_batch_end(
         self,
@@ -110,7 +230,7 @@ class RunCheckpoints(Checkpoint):
     ) -> None:
         """Save after an optimiser step inside an epoch, and leave if asked to."""
         ends_epoch = batch_idx + 1 >= trainer.num_training_batches
-        leave = _joint(pl_module).asked_to_leave()
+        leave = _joint(pl_module).stop_requested()
         if not ends_epoch and (leave or trainer.global_step % self._every == 0):
             self._save_last(trainer, epoch_start=False)
             if leave:
@@ -121,31 +241,35 @@ class RunCheckpoints(Checkpoint):
 
         Several processes leave together when they meet at its end.
         """
-        if adapters.has_trained(trainer) and not collectives.several() and preemption.notice.received is not None:
+        if (
+            upstream.has_trained(trainer)
+            and not collectives.is_distributed()
+            and preemption.preemption_flag.received is not None
+        ):
             _leave()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights if the score of the run or of a dataset is the best so far."""
-        if trainer.sanity_checking or not adapters.has_trained(trainer):
+        if trainer.sanity_checking or not upstream.has_trained(trainer):
             return
         module = _joint(pl_module)
         better = self.selection.improved(module)
         if better:
-            checkpoint = adapters.dump_validated(trainer)
+            checkpoint = upstream.dump_validated(trainer)
             self._write(trainer, checkpoint, *map(self._run.best, better))
         self._write_state(trainer, epoch=trainer.current_epoch + 1, score=module.score("val"))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Save the end of the run; a run with more epochs, or more steps of this one, goes on from here."""
-        self._save_last(trainer, epoch_start=not adapters.stopped_inside(trainer), ended=True)
+        self._save_last(trainer, epoch_start=not upstream.stopped_inside(trainer), ended=True)
 
     def _save_last(self, trainer: Trainer, *, epoch_start: bool, ended: bool = False) -> None:
         _joint(trainer.lightning_module).meters["train"].settle()
-        checkpoint = adapters.dump_checkpoint(trainer)
+        checkpoint = upstream.dump_checkpoint(trainer)
         if epoch_start:
-            checkpoint = adapters.as_epoch_start(checkpoint, adapters.completed_epochs(trainer))
+            checkpoint = upstream.as_epoch_start(checkpoint, upstream.completed_epochs(trainer))
         elif ended:
-            checkpoint = adapters.as_inside_epoch(checkpoint, adapters.completed_epochs(trainer) - 1)
+            checkpoint = upstream.as_inside_epoch(checkpoint, upstream.completed_epochs(trainer) - 1)
         self._write(trainer, checkpoint, self._run.last)
         self.saved = (checkpoint["epoch"], trainer.global_step)
         self._write_state(trainer, epoch=checkpoint["epoch"], score=self.selection.best_score())
@@ -162,7 +286,7 @@ class RunCheckpoints(Checkpoint):
         if trainer.is_global_zero:
             write_checkpoint({**checkpoint, RUN_KEY: self._run_id}, path)
             for other in same:
-                same_file(path, other)
+                link_or_copy(path, other)
 
 
 def _joint(module: LightningModule) -> JointModule:
@@ -174,12 +298,12 @@ def _joint(module: LightningModule) -> JointModule:
 def _may_thaw(trainer: Trainer) -> bool:
     """Whether this epoch may train what the last one did not: its steps then cost more than a checkpoint does."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    thaws = [stage.thaw_at_epoch for stage in stages_of(trainer)]
+    thaws = [stage.thaw_at_epoch for stage in freeze_callbacks(trainer)]
     return trainer.current_epoch in thaws or any(isinstance(callback, BaseFinetuning) for callback in callbacks)
 
 
 def _leave() -> None:
-    received = preemption.notice.received
+    received = preemption.preemption_flag.received
     raise preemption.Preempted(received.name if received else "another process was asked to leave")
 
 
@@ -197,7 +321,7 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
         RunError: the folder can't be written to.
     """
     try:
-        with replacing(path, needed=lambda: bytes_of(checkpoint)) as stream:
+        with atomic_stream(path, needed=lambda: bytes_of(checkpoint)) as stream:
             torch.save(dict(checkpoint), stream)
             stream.flush()
             os.fsync(stream.fileno())
@@ -246,7 +370,7 @@ def read_checkpoint(path: Path, handle: BinaryIO | None = None) -> dict[str, Any
             if damage := archive_damage(stream):
                 raise CheckpointError(f"{path} can't be read as a checkpoint: {damage}")
             checkpoint = torch.load(stream, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
+    except LOAD_ERRORS as error:
         reason = str(error).strip().partition("\n")[0]
         if reason.startswith("Weights only load failed"):
             # What torch says then is of its own history.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
 from contextlib import nullcontext
@@ -11,17 +13,79 @@ from signal import Signals
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
+from rslp import upstream
+from rslp.data.batches import explain_worker_death
 from rslp.errors import CheckpointError, RunError
-from rslp.run import RunDir
-from rslp.train import adapters, endings, preemption
+from rslp.io import read_yaml
+from rslp.rundir import RunDir
+from rslp.runtime import preemption
+from rslp.runtime.world import read_world
+from rslp.train.build import InstantiatedRun, build
+from rslp.train.callbacks import MetricsLog
 from rslp.train.checkpoints import RUN_KEY, RunCheckpoints, load_weights, read_checkpoint, refuse_foreign
-from rslp.train.cli import build
-from rslp.train.direct import Made
-from rslp.train.metrics_log import MetricsLog
-from rslp.train.reading import workers_watched
-from rslp.train.world import read_world
+
+# The arguments of the trainer that may stop a training before its limits.
+_STOPPING = ("callbacks", "max_time")
+
+
+def reached(trainer: Trainer, *, epoch: int, step: int) -> bool:
+    """Whether so many epochs and optimiser steps are all that the config wants; -1 is no limit."""
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    return (epochs is not None and 0 <= epochs <= epoch) or 0 <= steps <= step
+
+
+def ended_early(trainer: Trainer, config: Path) -> dict[str, str] | None:
+    """What stopped a training before its limits; None if nothing did.
+
+    Args:
+        trainer: the trainer, after the training.
+        config: the run's config.
+
+    Returns:
+        ``by``: in words what stopped it; ``of``: what it had before it; ``settings``: see ``stopping_settings``.
+    """
+    if not trainer.should_stop or reached(trainer, epoch=trainer.current_epoch, step=trainer.global_step):
+        return None
+    limited = trainer.max_epochs is not None and trainer.max_epochs >= 0
+    limit = f"{trainer.max_epochs} epochs" if limited else f"{trainer.max_steps} steps"
+    return {"by": _culprit(trainer), "of": limit, "settings": stopping_settings(config)}
+
+
+def _culprit(trainer: Trainer) -> str:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+            return f"EarlyStopping ({(callback.stopping_reason_message or callback.monitor).strip().rstrip('.')})"
+        if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None and left <= 0:
+            return "its time limit (max_time)"
+    own = [
+        type(one).__name__ for one in callbacks if type(one).__module__.partition(".")[0] not in ("rslp", "lightning")
+    ]
+    return f"a callback ({' or '.join(own)})" if own else "a callback"
+
+
+def stopping_settings(config: Path) -> str:
+    """A hash of what in a run config may stop a training before its limits: with another one it goes on."""
+    trainer = read_yaml(config).data.get("trainer") or {}
+    said = {key: trainer[key] for key in _STOPPING if trainer.get(key)}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def fit_to_callbacks(checkpoint: dict[str, Any], trainer: Trainer) -> None:
+    """Change the states of callbacks in a checkpoint to what the config says now.
+
+    Early stopping would restore the patience that it had, whatever the config says since. What a callback left that the
+    config has no more is dropped: Lightning would ask for the callback back, which was taken out to go on.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    states = checkpoint.get("callbacks") or {}
+    checkpoint["callbacks"] = {one.state_key: states[one.state_key] for one in callbacks if one.state_key in states}
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping) and (state := checkpoint["callbacks"].get(callback.state_key)):
+            state |= {"patience": callback.patience, "stopping_reason": EarlyStoppingReason.NOT_STOPPED.value}
 
 
 def fit(run: RunDir) -> int:
@@ -111,9 +175,9 @@ def _is_done(trainer: Trainer, *, run: RunDir, resume: Resume | None) -> str | N
     if marker is None or resume is None:
         return None
     so_far = f"{run.path} is done: {resume.epoch} epochs, {resume.step} steps"
-    if endings.reached(trainer, epoch=resume.epoch, step=resume.step):
+    if reached(trainer, epoch=resume.epoch, step=resume.step):
         return f"{so_far}. More epochs or steps in its config go on from there."
-    if (early := marker.get("ended_early")) and early["settings"] == endings.stopping_settings(run.config):
+    if (early := marker.get("ended_early")) and early["settings"] == stopping_settings(run.config):
         return (
             f"{so_far}; it ended early (of {early['of']}), by {early['by']}. "
             "With that changed or removed in its config, the same command goes on from there."
@@ -121,21 +185,24 @@ def _is_done(trainer: Trainer, *, run: RunDir, resume: Resume | None) -> str | N
     return None
 
 
-def _train(cli: Made, *, run: RunDir, resume: Resume | None) -> int:
+def _train(cli: InstantiatedRun, *, run: RunDir, resume: Resume | None) -> int:
     trainer, step = cli.trainer, resume.step if resume else 0
     for logger in trainer.loggers:
         if isinstance(logger, MetricsLog) and (damage := logger.rewind(step)):
             _say(f"warning: {damage}")
     run_id = resume.checkpoint.get(RUN_KEY) if resume else None
     _write_state(run, trainer, state="running", step=step, run_id=run_id)
-    adapters.keep_signal_handlers(trainer)
+    upstream.keep_signal_handlers(trainer)
     if resume:
         load_weights(cli.model, resume.checkpoint, path=resume.path)
-        endings.fit_to_callbacks(resume.checkpoint, trainer)
-        adapters.hand_checkpoint(trainer, resume.checkpoint, path=resume.path)
+        fit_to_callbacks(resume.checkpoint, trainer)
+        upstream.hand_checkpoint(trainer, resume.checkpoint, path=resume.path)
     path = resume.path if resume else None
     try:
-        with workers_watched(), preemption.notice.interrupts(alone=read_world(os.environ).size == 1):
+        with (
+            explain_worker_death(),
+            preemption.preemption_flag.noting_interrupts(alone=read_world(os.environ).size == 1),
+        ):
             trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
     except preemption.Preempted:
         return _left(trainer, run=run, resume=resume)
@@ -143,7 +210,7 @@ def _train(cli: Made, *, run: RunDir, resume: Resume | None) -> int:
         # Lightning ends the process itself after a Ctrl-C that was not noted.
         if not isinstance(leaving.__context__, KeyboardInterrupt):
             raise
-        preemption.notice.received = Signals.SIGINT
+        preemption.preemption_flag.received = Signals.SIGINT
         return _left(trainer, run=run, resume=resume)
     if trainer.is_global_zero and not run.last.exists():
         raise RunError(f"{run.config}: nothing was trained: its trainer allows no step (max_time, max_steps, …)")
@@ -151,14 +218,14 @@ def _train(cli: Made, *, run: RunDir, resume: Resume | None) -> int:
     return 0
 
 
-def _finish(cli: Made, *, run: RunDir) -> None:
+def _finish(cli: InstantiatedRun, *, run: RunDir) -> None:
     """Say what was done and what was left out, and mark the run as done."""
     trainer, faults = cli.trainer, cli.datamodule.faults.counts()
     left_out = [f"{count} {split} samples that can't be used" for split, count in faults.items()]
     if odd := len(cli.model.finite.skipped):
         left_out.append(f"{odd} steps that were not finite")
     without = f", without {', '.join(left_out)}" if left_out else ""
-    early = endings.early(trainer, run.config)
+    early = ended_early(trainer, run.config)
     epoch, step = _saved(trainer) or (trainer.current_epoch, trainer.global_step)
     reached = f"{epoch} epochs, {step} steps"
     reached += f" (it ended early, of {early['of']}, by {early['by']})" if early else ""
@@ -185,7 +252,7 @@ def _unmoved(trainer: Trainer) -> list[str]:
 
 def _left(trainer: Trainer, *, run: RunDir, resume: Resume | None) -> int:
     """Say why training was left, and from where the same command goes on; the exit code."""
-    signal = preemption.notice.received
+    signal = preemption.preemption_flag.received
     by_hand = signal is Signals.SIGINT
     state, code = ("interrupted", preemption.INTERRUPTED) if by_hand else ("preempted", preemption.EXIT_CODE)
     _write_state(run, trainer, state=state, step=trainer.global_step)

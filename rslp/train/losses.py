@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
-from rslp.train import collectives
-from rslp.train.counts import precise
+from rslp.models.denominators import accumulation_dtype
+from rslp.runtime import collectives
 
 # (dataset, task, loss) -> sum of the loss over what it counts, and the count.
 Sums = dict[tuple[str, str, str], torch.Tensor]
 # The same and the numbers of samples in plain values, as (names, numbers).
-State = dict[str, list[tuple[list[str], list[float]]]]
+LossState = dict[str, list[tuple[list[str], list[float]]]]
 
 
 class LossMeter:
@@ -50,7 +51,7 @@ class LossMeter:
         self.samples[dataset] = self.samples.get(dataset, 0) + samples
         for task, named in losses.items():
             for name, loss in named.items():
-                mean = loss.detach().to(precise(loss.device))
+                mean = loss.detach().to(accumulation_dtype(loss.device))
                 count = counts[task].to(mean)
                 if self._only_finite:
                     count = torch.where(torch.isfinite(mean), count, 0)
@@ -60,18 +61,18 @@ class LossMeter:
 
     def settle(self) -> None:
         """Let the first process hold what all have seen, and the others nothing; all have to call it."""
-        if collectives.several():
-            parts = collectives.gathered(self.state())
-            self.load(parts if collectives.first() else [])
+        if collectives.is_distributed():
+            parts = collectives.all_gather(self.state())
+            self.load(parts if collectives.is_rank_zero() else [])
 
-    def state(self) -> State:
+    def state(self) -> LossState:
         """Plain values that a checkpoint can hold."""
         return {
             "sums": [(list(key), value.tolist()) for key, value in self.sums.items()],
             "samples": [([dataset], [float(n)]) for dataset, n in self.samples.items()],
         }
 
-    def load(self, states: Iterable[State]) -> None:
+    def load(self, states: Iterable[LossState]) -> None:
         """Take up the sum of what ``state`` gave, here or elsewhere."""
         self.sums, self.samples = {}, {}
         for state in states:
@@ -105,3 +106,66 @@ class LossMeter:
             logged[f"{split}_loss"] = sum(loss * self.samples[d] for d, loss in by_dataset.items()) / samples
         self.load([])
         return logged
+
+
+_TINY = 1e-12
+Counts = Mapping[str, torch.Tensor]
+
+
+def all_reduce_denominators(
+    counts: Sequence[Counts], *, tasks: Sequence[str], asked: bool, device: torch.device
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Add up a step's counts over its batches and over all processes, in one small message.
+
+    Args:
+        counts: for each batch of this process its counts by task.
+        tasks: all tasks, in the same order everywhere.
+        asked: whether this process was asked to leave.
+        device: where the message is made.
+
+    Returns:
+        The counts by task, and how many processes were asked to leave.
+    """
+    place_of = {task: place for place, task in enumerate(tasks, start=1)}
+    told = torch.zeros(1 + len(place_of), dtype=accumulation_dtype(device), device=device)
+    told[0] = float(asked)
+    for own in counts:
+        for task, count in own.items():
+            told[place_of[task]] += count.to(told)
+    totals = collectives.all_reduce_sum(told)
+    return {task: totals[place] for task, place in place_of.items()}, totals[0]
+
+
+def loss_factors(
+    counts: Sequence[Counts], *, totals: Counts, tasks: Sequence[Sequence[str]]
+) -> list[dict[str, torch.Tensor]]:
+    """The factor on each batch's mean loss of each task: (m_t / m) n / N.
+
+    Args:
+        counts: for each batch of this process its counts n by task.
+        totals: the counts N of the step.
+        tasks: for each batch the tasks of its dataset: m batches, m_t of them with task t.
+    """
+    often = Counter(task for of_batch in tasks for task in of_batch)
+    return [
+        {
+            task: often[task] / len(tasks) * (count.to(totals[task]) / totals[task].clamp(min=_TINY))
+            for task, count in own.items()
+        }
+        for own in counts
+    ]
+
+
+def weighted(losses: Mapping[str, Counts], factors: Counts, *, like: torch.Tensor) -> torch.Tensor:
+    """The sum of a batch's losses, each task's times its factor.
+
+    Args:
+        losses: for each task its losses by name.
+        factors: by task.
+        like: says the device.
+    """
+    total = torch.zeros((), device=like.device)
+    for task, named in losses.items():
+        for loss in named.values():
+            total = total + loss * factors[task].to(loss)
+    return total

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,26 +13,77 @@ from rslearn.train.model_context import RasterImage
 from rslearn.train.tasks.classification import ClassificationTask
 from rslearn.train.tasks.detection import DetectionTask
 from rslearn.train.tasks.per_pixel_regression import PerPixelRegressionTask
-from rslearn.train.tasks.regression import RegressionTask
-from rslearn.train.tasks.segmentation import SegmentationTask
+from rslearn.train.tasks.regression import RegressionAccuracy, RegressionTask
+from rslearn.train.tasks.segmentation import MeanIoUMetric, SegmentationTask
 from rslearn.train.tasks.task import Task
-from torchmetrics import Metric
+from torchmetrics import MeanAbsoluteError, MeanAbsolutePercentageError, MeanSquaredError, Metric, MetricCollection
+from torchmetrics import R2Score as StockR2
 
-from rslp.train import adapters
-from rslp.train.crops import Place, joined, own_detections, own_objects
-from rslp.train.metric_types import R2, BalancedAccuracy, ClassMetric, DetectionScores, MeanIoU
-from rslp.train.tally import Tally
-from rslp.train.transfer import tensors_to
+from rslp import upstream
+from rslp.data.batches import tensors_to
+from rslp.data.crops import PIXELS, CropPlace, joined, own_detections, own_objects
+from rslp.train.metric_types import R2, BalancedAccuracy, ClassMetric, DetectionScores, MeanIoU, WithinFactor
+
+_SUMS = (MeanSquaredError, MeanAbsoluteError, MeanAbsolutePercentageError, StockR2, MeanIoUMetric)
+
+Window = tuple[str, str]
+
+
+@dataclass
+class Tally:
+    """Counts of one task of one split.
+
+    Attributes:
+        windows: group and name of all windows.
+        labelled: those with a valid label.
+        valid: number of valid labels: pixels, or samples where a label is of a whole sample.
+        total: number of labels.
+    """
+
+    windows: set[Window] = field(default_factory=set)
+    labelled: set[Window] = field(default_factory=set)
+    valid: int = 0
+    total: int = 0
+
+    @property
+    def valid_share(self) -> float | None:
+        """Share of the labels that are valid; None before the first."""
+        return self.valid / self.total if self.total else None
+
+    def new_windows(self, count: int) -> list[CropPlace]:
+        """Places of samples that are windows of their own."""
+        names = (("", str(len(self.windows) + i)) for i in range(count))
+        return [CropPlace(name, (0, 0), None, alone=True) for name in names]
+
+    def add(self, target: Mapping[str, Any], window: Window) -> None:
+        """Add a sample's target."""
+        mask = target["valid"]
+        flags = (mask if isinstance(mask, torch.Tensor) else mask.image) > 0
+        valid = int(flags.sum())
+        self.windows.add(window)
+        if valid:
+            self.labelled.add(window)
+        # Counted before transforms, which may pad or scale labels.
+        valid, total = target[PIXELS].tolist() if PIXELS in target else (valid, flags.numel())
+        self.valid += valid
+        self.total += total
+
+    def join(self, other: Tally) -> None:
+        """Add what another process has seen."""
+        self.windows |= other.windows
+        self.labelled |= other.labelled
+        self.valid += other.valid
+        self.total += other.total
+
 
 F1, F1_TUNED, THRESHOLD = "f1_score", "f1_tuned", "f1_threshold"
 Target = Mapping[str, Any]
 # Output, target and constant prediction.
 Sample = tuple[Any, Target, Any]
-Window = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Primary:
+class PrimaryMetric:
     """The metric that a kind of task is selected by.
 
     Attributes:
@@ -78,7 +129,7 @@ def normalised(value: float, *, floor: float, best: float) -> float:
     return min(1.0, max(0.0, (value - floor) / (best - floor)))
 
 
-def primary_metric(task: Task) -> tuple[Primary, Metric] | None:
+def primary_metric(task: Task) -> tuple[PrimaryMetric, Metric] | None:
     """The primary metric of a task, over what ``_pairs`` gives; None for a kind that is not known.
 
     Classification: balanced accuracy (mean recall of the classes that occur). Segmentation: mean IoU over the pixels of
@@ -86,14 +137,14 @@ def primary_metric(task: Task) -> tuple[Primary, Metric] | None:
     say, of all classes together unless these say otherwise. Regression: R2.
     """
     if isinstance(task, ClassificationTask):
-        return Primary("balanced_accuracy"), BalancedAccuracy(len(task.classes))
+        return PrimaryMetric("balanced_accuracy"), BalancedAccuracy(len(task.classes))
     if isinstance(task, SegmentationTask):
-        return Primary("miou"), MeanIoU(task.num_classes, without=task.nodata_value)
+        return PrimaryMetric("miou"), MeanIoU(task.num_classes, without=task.nodata_value)
     if isinstance(task, DetectionTask):
         rule = {k: v for k, v in task.f1_metric_kwargs.items() if k in ("cmp_mode", "cmp_threshold", "flatten_classes")}
-        return Primary("average_precision"), DetectionScores(len(task.classes), **rule)
+        return PrimaryMetric("average_precision"), DetectionScores(len(task.classes), **rule)
     if isinstance(task, RegressionTask | PerPixelRegressionTask):
-        return Primary("r2"), R2()
+        return PrimaryMetric("r2"), R2()
     return None
 
 
@@ -146,7 +197,7 @@ def _names(task: Task) -> list[str]:
 
 
 # What one process has seen: the tally, parts of windows, and the states of the metrics.
-State = tuple[Tally, dict[Window, list[Sample]], list[dict[str, Any]]]
+MetricState = tuple[Tally, dict[Window, list[Sample]], list[dict[str, Any]]]
 
 
 class TaskMetrics(torch.nn.Module):
@@ -159,20 +210,20 @@ class TaskMetrics(torch.nn.Module):
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.task = task
-        self.metrics = adapters.precise_metrics(task.get_metrics())
+        self.metrics = precise_metrics(task.get_metrics())
         chosen = primary_metric(task)
         self.primary = chosen[0] if chosen else None
         self.metric = chosen[1] if chosen else None
         self.floor_metric = copy.deepcopy(self.metric)
         self._tally = Tally()
         self._parts: dict[Window, list[Sample]] = {}
-        adapters.keep_to_itself(self)
+        upstream.disable_metric_sync(self)
 
-    def state(self) -> State:
+    def state(self) -> MetricState:
         """What this process has seen, on the CPU."""
-        return self._tally, self._parts, adapters.metric_states(self)
+        return self._tally, self._parts, upstream.metric_states(self)
 
-    def merge(self, states: Sequence[State]) -> None:
+    def merge(self, states: Sequence[MetricState]) -> None:
         """Take up what all processes have seen.
 
         Args:
@@ -183,7 +234,7 @@ class TaskMetrics(torch.nn.Module):
             self._tally.join(tally)
             for window, of_window in parts.items():
                 self._parts.setdefault(window, []).extend(of_window)
-        adapters.merge_metric_states(self, [metrics for _, _, metrics in states])
+        upstream.merge_metric_states(self, [metrics for _, _, metrics in states])
 
     def update(
         self,
@@ -191,7 +242,7 @@ class TaskMetrics(torch.nn.Module):
         *,
         targets: Sequence[Target],
         constants: Sequence[Any] | None,
-        places: Sequence[Place] | None = None,
+        places: Sequence[CropPlace] | None = None,
     ) -> None:
         """Add a batch.
 
@@ -210,7 +261,7 @@ class TaskMetrics(torch.nn.Module):
             samples = self._whole(samples, places)
         self._add(samples)
 
-    def _whole(self, samples: Sequence[Sample], places: Sequence[Place]) -> list[Sample]:
+    def _whole(self, samples: Sequence[Sample], places: Sequence[CropPlace]) -> list[Sample]:
         """The samples that are the only ones of their windows; parts of others wait until all are there.
 
         What is detected in one crop may be an object that counts in its neighbour.
@@ -265,7 +316,7 @@ class TaskMetrics(torch.nn.Module):
         tally, primary = self._tally, self.primary
         values: dict[str, float | None] = dict.fromkeys(map(str, self.metrics.keys()))
         if tally.labelled:
-            values = adapters.scalars(self.metrics)
+            values = upstream.scalars(self.metrics)
         floor, score, classes = None, None, None
         if primary is not None:
             value, floor = _value(self.metric), _value(self.floor_metric)
@@ -301,3 +352,14 @@ def _value(metric: Metric | None) -> float | None:
     if metric is None or not metric.update_called or (isinstance(metric, DetectionScores) and not metric.classes()):
         return None
     return float(metric.compute())
+
+
+def precise_metrics(metrics: MetricCollection) -> MetricCollection:
+    """A task's metrics, with sums and counts in double precision, and as states that add up over processes."""
+    for metric in metrics.modules():
+        inner = getattr(metric, "metric", None)
+        if isinstance(inner, RegressionAccuracy):
+            metric.metric = WithinFactor(inner.factor)
+        elif isinstance(inner, _SUMS):
+            inner.set_dtype(torch.float64)
+    return metrics

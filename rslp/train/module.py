@@ -18,20 +18,22 @@ from rslearn.train.tasks import Task
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from rslp import upstream
+from rslp.data.batches import Batch
+from rslp.data.crops import crop_place
+from rslp.data.datamodule import MultiDatasetDataModule
+from rslp.data.samples import seed_torch, stable_seed
 from rslp.errors import ConfigError, Problem
-from rslp.train import adapters, collectives, floors, freezing, plateau, preemption, restoring, warmup
-from rslp.train.batches import Batch
-from rslp.train.crops import place_of
-from rslp.train.data import MultiDatasetDataModule
-from rslp.train.finite import FiniteGuard, FinitePolicy, OnNonfinite
-from rslp.train.losses import LossMeter
+from rslp.models import optim, restoring
+from rslp.models.joint import JointModel, JointOutput
+from rslp.models.optim import use_foreach
+from rslp.runtime import collectives, preemption
+from rslp.train import baselines
+from rslp.train.callbacks import FiniteGuard, FinitePolicy, OnNonfinite
+from rslp.train.losses import LossMeter, all_reduce_denominators, loss_factors, weighted
 from rslp.train.metrics import TaskMetrics, TaskResult
-from rslp.train.model import JointModel, JointOutput
-from rslp.train.optimizer import together
-from rslp.train.samples import seed_of, seed_torch
-from rslp.train.shares import agreed, shares, weighted
 
-FLOORS_KEY = "rslp_floors"
+BASELINES_KEY = "rslp_floors"
 LOSSES_KEY = "rslp_train_losses"
 FINITE_KEY = "rslp_nonfinite"
 THRESHOLDS_KEY = "rslp_thresholds"
@@ -45,7 +47,7 @@ class JointModule(RslearnLightningModule):
 
         L = sum over t of (m_t / m) w_t (sum over j, r of n_tjr l_tjr) / (sum over j, r of n_tjr)
 
-    l being the head's mean over n units (see ``rslp.train.counts``) and w the task's weight in ``loss_weights``. Each
+    l being the head's mean over n units (see ``models.denominators``) and w the task's weight in ``loss_weights``. Each
     batch's part is differentiated by itself, so one graph is held at a time; the last one is left to Lightning.
 
     Logs ``{train,val,test}/<dataset>/<task>/<metric>``, the normalised score ``{val,test}/score``, and beside them
@@ -103,8 +105,8 @@ class JointModule(RslearnLightningModule):
         del self.val_metrics, self.test_metrics
         self.seed = 0
         self.finite = FiniteGuard(FinitePolicy(on_nonfinite, max_nonfinite))
-        self._resting = freezing.Resting()
-        self.constants: floors.Constants = {}
+        self._resting = optim.FrozenInEvalMode()
+        self.constants: baselines.Baselines = {}
         self.results: dict[str, Results] = {}
         # Score thresholds of detectors, chosen on the last validation: dataset -> task -> threshold.
         self.thresholds: dict[str, dict[str, float]] = {}
@@ -122,28 +124,28 @@ class JointModule(RslearnLightningModule):
         self.model.set_datasets(data.tasks())
         data.background = self.model.with_background()
         for dataset, module in data.data_modules.items():
-            for name, task in floors.tasks_by_name(module.task, dataset).items():
+            for name, task in baselines.tasks_by_name(module.task, dataset).items():
                 self._tasks[dataset, name] = task
                 self._metrics[dataset, name] = TaskMetrics(task)
         if stage == "fit" and not self.constants:
             data.setup("fit")
-            learnt: floors.Constants = {}
+            learnt: baselines.Baselines = {}
             if self.trainer.is_global_zero:
-                learnt = floors.learn_constants(data.sources("train"), skip=data.faults.policy.skips)
+                learnt = baselines.fit_baselines(data.sources("train"), skip=data.faults.policy.skips_bad_samples)
             self.constants = self.trainer.strategy.broadcast(learnt)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep floors and thresholds, which come from other splits, and the losses since the epoch began."""
-        checkpoint[FLOORS_KEY] = self.constants
+        checkpoint[BASELINES_KEY] = self.constants
         checkpoint[THRESHOLDS_KEY] = self.thresholds
         checkpoint[LOSSES_KEY] = self.meters["train"].state()
         checkpoint[FINITE_KEY] = self.finite.state_dict()
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Take the floors, thresholds and losses of the run that is gone on with."""
-        self.constants = checkpoint.get(FLOORS_KEY, {})
+        self.constants = checkpoint.get(BASELINES_KEY, {})
         self.thresholds = checkpoint.get(THRESHOLDS_KEY, {})
-        if LOSSES_KEY in checkpoint and collectives.first():
+        if LOSSES_KEY in checkpoint and collectives.is_rank_zero():
             self.meters["train"].load([checkpoint[LOSSES_KEY]])
         if FINITE_KEY in checkpoint:
             self.finite.load_state_dict(checkpoint[FINITE_KEY])
@@ -153,16 +155,16 @@ class JointModule(RslearnLightningModule):
 
         What thaws later is in the optimizer from the start, so that schedulers know its groups.
         """
-        stages = freezing.stages_of(self.trainer)
+        stages = optim.freeze_callbacks(self.trainer)
         later = [p for stage in stages if stage.thaw_at_epoch is not None for p in stage.parameters]
         never = {p for stage in stages if stage.thaw_at_epoch is None for p in stage.parameters}
         for parameter in later:
             parameter.requires_grad = parameter not in never
         optimizer = self.optimizer_factory.build(self)
-        freezing.apply(self.trainer, epoch=0)
-        freezing.split_groups(optimizer, stages)
-        warmup.attach(optimizer)
-        together(optimizer)
+        optim.set_trainable(self.trainer, epoch=0)
+        optim.split_groups(optimizer, stages)
+        optim.attach(optimizer)
+        use_foreach(optimizer)
         if self.scheduler_factory is None:
             return {"optimizer": optimizer}  # type: ignore[typeddict-item]
         scheduler = self.schedulers["scheduler"] = self.scheduler_factory.build(optimizer)
@@ -179,7 +181,7 @@ class JointModule(RslearnLightningModule):
     def lr_scheduler_step(self, scheduler: LRSchedulerTypeUnion, metric: Any | None) -> None:
         """Step a scheduler; a plateau scheduler looks at the validation loss where the score stays what it was."""
         if isinstance(scheduler, ReduceLROnPlateau):
-            plateau.forgive_ties(scheduler, float(metric or 0), loss=self.validation_loss())
+            optim.forgive_ties(scheduler, float(metric or 0), loss=self.validation_loss())
         super().lr_scheduler_step(scheduler, metric)
 
     def on_fit_start(self) -> None:
@@ -207,8 +209,8 @@ class JointModule(RslearnLightningModule):
     def on_train_epoch_end(self) -> None:
         """Log the mean losses of the epoch."""
         self.meters["train"].settle()
-        self.log_dict(self._from_first(self.meters["train"].values("train")))
-        adapters.let_schedulers_step(self.trainer)
+        self.log_dict(self._from_rank_zero(self.meters["train"].values("train")))
+        upstream.let_schedulers_step(self.trainer)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Nothing: Lightning would clear what the first batches of a step have given; it is done before them."""
@@ -220,16 +222,18 @@ class JointModule(RslearnLightningModule):
             raise TypeError("JointModule trains with one optimizer")
         optimizer.zero_grad()
         self.finite.begin()
-        counts = [self.model.loss_counts(part.dataset, part.targets) if part.inputs else {} for part in batch]
-        shares = self._shares(batch, counts)
+        counts = [self.model.loss_denominators(part.dataset, part.targets) if part.inputs else {} for part in batch]
+        shares = self._loss_factors(batch, counts)
         pending: torch.Tensor | None = None
         for place, part in enumerate(batch):
             if not part.inputs:
                 continue
             if pending is not None:
-                adapters.backward(self.trainer, pending)
+                upstream.backward(self.trainer, pending)
             # The randomness of dropout and of sampled anchors depends on the place alone: a resumed run repeats it.
-            seed_torch(seed_of(self.seed, "step", self.current_epoch, batch_idx, place, self.global_rank), self.device)
+            seed_torch(
+                stable_seed(self.seed, "step", self.current_epoch, batch_idx, place, self.global_rank), self.device
+            )
             output = self._forward(part)
             self.finite.note(part, output.loss_dict)
             self.meters["train"].add(part.dataset, losses=output.losses, counts=counts[place], samples=len(part.inputs))
@@ -239,13 +243,13 @@ class JointModule(RslearnLightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Look whether the step can be taken."""
-        scaled = adapters.scales_gradients(self.trainer)
+        scaled = upstream.scales_gradients(self.trainer)
         self.finite.check(self, optimizer, step=self.trainer.global_step, gradients=not scaled)
 
     def validation_step(self, batch: list[Batch], batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
         """Add batches to the validation metrics."""
         # All processes meet after the loop; one that has to leave hurries there.
-        if not (collectives.several() and preemption.notice.received):
+        if not (collectives.is_distributed() and preemption.preemption_flag.received):
             self._evaluation_step("val", batch)
 
     def test_step(self, batch: list[Batch], batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
@@ -263,11 +267,11 @@ class JointModule(RslearnLightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Put the metrics where the outputs will be."""
-        self._place_metrics()
+        self._move_metrics()
 
     def on_test_epoch_start(self) -> None:
         """Put the metrics where the outputs will be."""
-        self._place_metrics()
+        self._move_metrics()
 
     def on_validation_epoch_end(self) -> None:
         """Compute and log the validation metrics and the score."""
@@ -277,11 +281,11 @@ class JointModule(RslearnLightningModule):
         """Compute and log the test metrics and the score."""
         self._finish("test")
 
-    def asked_to_leave(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether a scheduler wants the machine: the answer that all processes agreed on at the step's begin."""
-        return self._asked_to_leave if collectives.several() else preemption.notice.received is not None
+        return self._asked_to_leave if collectives.is_distributed() else preemption.preemption_flag.received is not None
 
-    def reads_kept(self) -> bool:
+    def reads_cached_features(self) -> bool:
         """Whether the last training epoch and its validation read kept features alone."""
         data = self._data_module()
         read = ["train"] if self.trainer.limit_val_batches == 0 else ["train", "val"]
@@ -310,7 +314,7 @@ class JointModule(RslearnLightningModule):
             if dataset in (None, d)
         }
 
-    def _place_metrics(self) -> None:
+    def _move_metrics(self) -> None:
         for metrics in self._metrics.values():
             metrics.to(self.device)
 
@@ -323,13 +327,15 @@ class JointModule(RslearnLightningModule):
     def _any_parameter(self) -> torch.Tensor:
         return next(self.parameters())
 
-    def _shares(self, step: list[Batch], counts: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+    def _loss_factors(self, step: list[Batch], counts: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
         """The factor on each batch's mean loss of each task; whether to leave is agreed on by the same message."""
-        asked = preemption.notice.received is not None
-        totals, asked_somewhere = agreed(counts, tasks=self.model.tasks, asked=asked, device=self.device)
-        if collectives.several():
+        asked = preemption.preemption_flag.received is not None
+        totals, asked_somewhere = all_reduce_denominators(
+            counts, tasks=self.model.tasks, asked=asked, device=self.device
+        )
+        if collectives.is_distributed():
             self._asked_to_leave = bool(asked_somewhere.item())
-        return shares(counts, totals=totals, tasks=[self.model.tasks_of(batch.dataset) for batch in step])
+        return loss_factors(counts, totals=totals, tasks=[self.model.tasks_of(batch.dataset) for batch in step])
 
     def _forward(self, batch: Batch) -> JointOutput:
         context = ModelContext(inputs=batch.inputs, metadatas=batch.metadatas)
@@ -347,11 +353,11 @@ class JointModule(RslearnLightningModule):
 
     def _evaluate(self, split: str, batch: Batch) -> None:
         output = self._forward(batch)
-        counts = self.model.loss_counts(batch.dataset, batch.targets)
+        counts = self.model.loss_denominators(batch.dataset, batch.targets)
         self.meters[split].add(batch.dataset, losses=output.losses, counts=counts, samples=len(batch.inputs))
         outputs = list(output.outputs)
         overlap = self._data_module().sources(split)[batch.dataset].overlap
-        places = [place_of(metadata, overlap=overlap) for metadata in batch.metadatas]
+        places = [crop_place(metadata, overlap=overlap) for metadata in batch.metadatas]
         for task in self._tasks_of(batch.dataset):
             targets = [target[task] for target in batch.targets]
             metrics = self._metrics[batch.dataset, task]
@@ -363,37 +369,37 @@ class JointModule(RslearnLightningModule):
         if constant is None:
             return None
         kind = self._tasks[dataset, task]
-        return [floors.constant_output(kind, constant, target) for target in targets]
+        return [baselines.baseline_output(kind, constant, target) for target in targets]
 
     def _tasks_of(self, dataset: str) -> list[str]:
         return [task for d, task in self._metrics if d == dataset]
 
-    def _meet(self, split: str) -> None:
+    def _gather_metrics(self, split: str) -> None:
         """Let every process know what all have seen.
 
         Raises:
             Preempted: one of them was asked to leave during a training's validation.
         """
-        if not collectives.several():
+        if not collectives.is_distributed():
             return
-        leave = split == "val" and preemption.notice.received is not None
+        leave = split == "val" and preemption.preemption_flag.received is not None
         states = {key: metrics.state() for key, metrics in self._metrics.items()}
-        told = collectives.gathered((leave, states))
-        if any(leave for leave, _ in told) and adapters.has_trained(self.trainer):
+        told = collectives.all_gather((leave, states))
+        if any(leave for leave, _ in told) and upstream.has_trained(self.trainer):
             raise preemption.Preempted("during a validation")
         for key, metrics in self._metrics.items():
             metrics.merge([states[key] for _, states in told])
 
-    def _from_first(self, values: dict[str, float]) -> dict[str, float]:
+    def _from_rank_zero(self, values: dict[str, float]) -> dict[str, float]:
         """What the first process has, in all of them: callbacks decide by it, and have to decide alike."""
         told: dict[str, float] = self.trainer.strategy.broadcast(values)
         return told
 
     def _finish(self, split: str) -> None:
-        self._meet(split)
+        self._gather_metrics(split)
         self.meters[split].settle()
         self.results[split] = {key: self._result(split, *key) for key in self._metrics}
-        logged = self._from_first(self.meters[split].values(split))
+        logged = self._from_rank_zero(self.meters[split].values(split))
         if split == "val":
             self._val_losses = {d: logged.get(f"val/{d}/loss", math.inf) for d in self.datasets()}
             self._val_losses[None] = logged.get("val_loss", math.inf)
@@ -418,6 +424,6 @@ class JointModule(RslearnLightningModule):
             self._without_value.add((split, dataset, task))
             what = "no object" if result.n else "no valid label"
             message = f"{dataset}/{task}: {what} in the {split} split: {result.primary} has no value there"
-            if collectives.first():
+            if collectives.is_rank_zero():
                 sys.stderr.write(f"warning: {message}, and the score leaves it out\n")
         return result

@@ -13,8 +13,8 @@ import torch
 from rslearn.utils.feature import Feature
 from rslearn.utils.jsonargparse import init_jsonargparse
 
-from rslp.check.making import Node, make
-from rslp.class_paths import resolve
+from rslp.check.config_errors import Node, make
+from rslp.runtime.class_paths import resolve
 
 
 @dataclass(frozen=True)

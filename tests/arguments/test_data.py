@@ -18,10 +18,10 @@ from rslearn.utils.raster_array import RasterArray
 from rslearn.utils.raster_format import GeotiffRasterFormat
 from upath import UPath
 
-from rslp.compose import without_effect
+from rslp.config import without_effect
+from rslp.data import samples
+from rslp.data.datamodule import MultiDatasetDataModule
 from rslp.errors import ConfigError, DataError
-from rslp.train import samples
-from rslp.train.data import MultiDatasetDataModule
 from tests.arguments.effects import Effects, cases, made, outcome, pair
 from tests.tiny import SIZE, data_module_config, write_dataset
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from rslp.check.check import Effort
+from rslp.check.check import CheckOptions
 from rslp.check.check import check as check_all
-from rslp.train import floors
-from rslp.train.cli import build
-from rslp.train.samples import SampleSource
+from rslp.data.samples import SampleSource
+from rslp.train import baselines
+from rslp.train.build import build
 from tests.tiny import run_config, write_dataset, write_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -63,8 +63,8 @@ def test_samples_baselines_and_the_check_see_what_filters_let_through(kind: str,
     targets = [source.sample(i)[1][kind] for i in range(len(source))]
     assert [len(t["boxes"]) if key == "boxes" else float(t[key]) < 2 for t in targets] == [1] * len(source)
     assert all(float(t["valid"]) == 1 for t in targets)
-    assert floors.learn_constants({kind: source})[kind][kind] < 2
-    checked = check_all(config, effort=Effort(forward=False), console=_silent())
+    assert baselines.fit_baselines({kind: source})[kind][kind] < 2
+    checked = check_all(config, effort=CheckOptions(forward=False), console=_silent())
     assert [str(finding) for finding in checked.findings if finding.error] == []
     (report,) = checked.reports
     summary = report.labels[kind]["train"]
@@ -74,7 +74,7 @@ def test_samples_baselines_and_the_check_see_what_filters_let_through(kind: str,
 @pytest.mark.parametrize("kind", KINDS)
 def test_filters_that_no_feature_matches_leave_no_label(kind: str, tmp_path: Path) -> None:
     config = _config(_dataset(tmp_path, kind), kind, [["checked", "yes"], ["by", "somebody"]])
-    findings = check_all(config, effort=Effort(forward=False), console=_silent()).findings
+    findings = check_all(config, effort=CheckOptions(forward=False), console=_silent()).findings
     assert any("property 'value'" in finding.what for finding in findings if finding.error)
 
 

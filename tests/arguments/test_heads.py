@@ -11,7 +11,7 @@ from rslearn.models.component import FeatureExtractor, FeatureMaps, TokenFeature
 from rslearn.train.model_context import ModelContext, RasterImage, SampleMetadata
 
 from rslp.errors import ConfigError
-from rslp.train.model import JointModel
+from rslp.models.joint import JointModel
 from tests.arguments.effects import Effects, cases, made, outcome, pair
 
 _M, _T = "rslearn.models", "rslearn.train.tasks"

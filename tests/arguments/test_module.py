@@ -12,10 +12,10 @@ import torch
 from rslearn.train.lightning_module import RestoreConfig
 from upath import UPath
 
-from rslp.check.parsing import parse
+from rslp.check.config import parse
+from rslp.data.datamodule import MultiDatasetDataModule
 from rslp.errors import ConfigError
-from rslp.train import restoring
-from rslp.train.data import MultiDatasetDataModule
+from rslp.models import restoring
 from rslp.train.fit import fit
 from rslp.train.module import JointModule
 from tests.arguments.effects import Effects, cases, made, outcome, pair, plain

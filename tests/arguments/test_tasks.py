@@ -16,8 +16,8 @@ from rslearn.train.tasks.task import Task
 from rslearn.utils.feature import Feature
 from rslearn.utils.geometry import Projection, STGeometry
 
-from rslp.check.parsing import parse
-from rslp.train import adapters
+from rslp import upstream
+from rslp.check.config import parse
 from rslp.train.metrics import TaskMetrics
 from tests.arguments.effects import Effects, cases, made, outcome, pair
 from tests.tiny import run_config
@@ -197,7 +197,7 @@ def seen(task: Task) -> list[Any]:
         raw = {"targets": label, "label": label, "second": RasterImage(2 - label.image, None)} if isinstance(
             label, RasterImage
         ) else {"targets": label}  # fmt: skip
-        return lambda: adapters.process_inputs(task, raw, metadata=_METADATA, load_targets=True)
+        return lambda: upstream.process_inputs(task, raw, metadata=_METADATA, load_targets=True)
 
     looks = [target(label) for label in labels(task)]
     found = [outcome(look) for look in looks]

@@ -14,12 +14,12 @@ import pytest
 import torch
 import yaml
 
-from rslp.check.parsing import parse
-from rslp.compose import without_effect
+from rslp.check.config import parse
+from rslp.config import without_effect
 from rslp.errors import ConfigError, RunError, TrainingError
 from rslp.evaluate.evaluation import evaluate
 from rslp.evaluate.prediction import predict
-from rslp.run import RunDir
+from rslp.rundir import RunDir
 from rslp.train.checkpoints import read_checkpoint
 from rslp.train.fit import fit
 from tests.arguments import recorder

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from rslp.files import Store
-from rslp.main import main
+from rslp.cli.main import main
+from rslp.io import ObjectStore
 from tests.beaker.loopback import Loopback
 from tests.stores import Server
 
@@ -89,11 +89,11 @@ def test_a_run_that_is_at_work_is_not_sent_again(
     beaker.runs_tasks = False
     words = [*LAUNCH, "--cluster+=ai2/jupiter"]
     assert main(words) == 0
-    before = Store("s3://bucket/projects/tests/first", patience=5).read("config.yaml")
+    before = ObjectStore("s3://bucket/projects/tests/first", patience=5).read("config.yaml")
     capsys.readouterr()
     Path("OUT.yaml").write_text(Path("OUT.yaml").read_text() + "seed: 7\n")
     assert "is queued already (beaker 01" in refused(capsys)
-    assert Store("s3://bucket/projects/tests/first", patience=5).read("config.yaml") == before
+    assert ObjectStore("s3://bucket/projects/tests/first", patience=5).read("config.yaml") == before
     assert len(beaker.experiments) == 1
 
 
@@ -101,9 +101,9 @@ def test_a_name_that_is_taken_leaves_the_run_as_it_was(
     beaker: Loopback, store: Server, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     beaker.runs_tasks = False
-    monkeypatch.setattr("rslp.helios.launch_beaker.secrets.token_hex", lambda _: "00000000")
+    monkeypatch.setattr("rslp.launch.engines.beaker.secrets.token_hex", lambda _: "00000000")
     assert main([*LAUNCH, "--cluster+=ai2/jupiter"]) == 0
-    run = Store("s3://bucket/projects/tests/first", patience=5)
+    run = ObjectStore("s3://bucket/projects/tests/first", patience=5)
     for name in ("config.yaml", "job.json"):
         run.delete(name)
     capsys.readouterr()

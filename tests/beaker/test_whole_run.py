@@ -14,8 +14,8 @@ import pytest
 import torch
 import yaml
 
-from rslp.files import Store
-from rslp.main import main
+from rslp.cli.main import main
+from rslp.io import ObjectStore
 from rslp.train.checkpoints import read_checkpoint
 from rslp.train.fit import fit
 from tests import tiny
@@ -50,7 +50,7 @@ def settings(place: Path, beaker: Loopback, store: Server) -> None:
 
 
 def wait_for(name: str, beaker: Loopback, *, seconds: float = 200) -> None:
-    store, end = Store(RUN, patience=10), time.monotonic() + seconds
+    store, end = ObjectStore(RUN, patience=10), time.monotonic() + seconds
     while store.read(name) is None:
         assert time.monotonic() < end, beaker.only.output()
         time.sleep(0.1)
@@ -60,7 +60,7 @@ def test_it_trains_to_the_end_though_the_machine_is_taken_away(
     beaker: Loopback, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(UNCHECKED) == 0
-    run = Store(RUN, patience=10)
+    run = ObjectStore(RUN, patience=10)
     wait_for("checkpoints/last.ckpt", beaker)
     assert main(["helios", "jobs"]) == 0
     assert f"beaker  {beaker.only.id}  running" in capsys.readouterr().out
@@ -93,7 +93,7 @@ def test_predictions_are_made_there_and_come_into_the_store(beaker: Loopback, pl
     (place.parent / "hold").unlink()
     here = tiny.write_run(place.parent / "here", yaml.safe_load(Path("OUT.yaml").read_text()))
     assert fit(here) == 0
-    run = Store(RUN, patience=10)
+    run = ObjectStore(RUN, patience=10)
     for name in ("config.yaml", "checkpoints/best.ckpt"):
         run.upload(here.path / name, name)
     assert main([*UNCHECKED, "--mode", "predict"]) == 0

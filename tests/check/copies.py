@@ -13,9 +13,9 @@ import numpy as np
 import rasterio
 import yaml
 
+from rslp.cli.check import check
+from rslp.cli.make_multidataset_config import make_multidataset_config
 from rslp.errors import ConfigError
-from rslp.helios.check import check
-from rslp.helios.make_multidataset_config import make_multidataset_config
 
 RUN_CONFIG = "OUT_multi_dataset.yaml"
 

@@ -16,11 +16,11 @@ from affine import Affine
 from rich.console import Console
 from rslearn.train.data_module import RslearnDataModule
 
-from rslp.check.check import Checked, Effort
+from rslp.check.check import CheckOptions, CheckResult
 from rslp.check.check import check as check_all
+from rslp.check.config import ParsedConfig
 from rslp.check.findings import Finding
-from rslp.check.parsing import Parsed
-from rslp.train.blueprint import blueprint, construct
+from rslp.train.instantiate import construct, plan_value
 from tests.tiny import run_config, write_dataset
 
 Change = Callable[[Path, int], None]
@@ -69,13 +69,13 @@ def run_config_of(cases: Sequence[Case], folder: Path) -> dict[str, Any]:
 def modules_of(config: dict[str, Any]) -> dict[str, RslearnDataModule]:
     """The data modules, made without the parser, which takes a second for each."""
     modules = config["data"]["init_args"]["data_modules"]
-    return {name: construct(blueprint(module, RslearnDataModule)) for name, module in modules.items()}
+    return {name: construct(plan_value(module, RslearnDataModule)) for name, module in modules.items()}
 
 
-def checked(config: dict[str, Any], **effort: Any) -> Checked:
+def checked(config: dict[str, Any], **effort: Any) -> CheckResult:
     effort = {"forward": False, "max_overlap": 1, **effort}
-    with patch("rslp.check.check.parse", return_value=Parsed(modules_of(config), None, ())):
-        return check_all(config, effort=Effort(**effort), console=Console(quiet=True))
+    with patch("rslp.check.check.parse", return_value=ParsedConfig(modules_of(config), None, ())):
+        return check_all(config, effort=CheckOptions(**effort), console=Console(quiet=True))
 
 
 def said_of(case: Case, findings: Sequence[Finding]) -> list[Finding]:

@@ -32,9 +32,9 @@ from rslearn.train.transforms.transform import Transform
 from upath import UPath
 
 import rslp.helios
-from rslp.check.alignment import MOVING, SCALING, check_alignment
+from rslp.check.dataset import MOVING, SCALING, check_alignment
 from rslp.check.findings import Finding
-from rslp.check.view import View
+from rslp.check.view import DatasetView
 from rslp.helios.norm import HeliosNormalize
 from rslp.helios.pad import Pad as OwnPad
 
@@ -65,7 +65,9 @@ def test_each_transform_is_known() -> None:
     assert inspect.isclass(Transform)
 
 
-def view(tmp_path: Path, task: Task, transform: Transform, *, modalities: tuple[str, ...] = ("sentinel2_l2a",)) -> View:
+def view(
+    tmp_path: Path, task: Task, transform: Transform, *, modalities: tuple[str, ...] = ("sentinel2_l2a",)
+) -> DatasetView:
     tmp_path.joinpath("config.json").write_text('{"layers": {}}')
     inputs = {
         name: DataInput("raster", [name], bands=["B02"], passthrough=True) for name in ("sentinel2_l2a", "landsat")
@@ -77,7 +79,7 @@ def view(tmp_path: Path, task: Task, transform: Transform, *, modalities: tuple[
         task=MultiTask({"t": task}, {"t": {"label": "targets"}}),
         default_config=SplitConfig(transforms=[normalise, transform]),
     )
-    return View("d", ("data",), {}, module, Dataset(UPath(tmp_path)))
+    return DatasetView("d", ("data",), {}, module, Dataset(UPath(tmp_path)))
 
 
 TASKS: dict[str, Task] = {

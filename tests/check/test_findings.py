@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 import rslp.check
-from rslp.check.findings import CONFIG, KINDS, UNANSWERABLE, Finding, answered
+from rslp.check.findings import CONFIG, FINDING_IDS, UNANSWERABLE, Finding, downgrade_allowed
+from rslp.cli.check import check
+from rslp.cli.launch_finetune import _allowing
+from rslp.cli.main import main
 from rslp.errors import ConfigError
-from rslp.helios.check import check
-from rslp.helios.check_gate import ensure_checked
-from rslp.helios.launch_finetune import _allowing
-from rslp.main import main
+from rslp.launch.check_gate import ensure_checked
 from tests import children
 from tests.check.small import Case, checked, edit_json, nothing, options, run_config_of
 from tests.check.test_meaning import CASES
@@ -58,26 +58,26 @@ def calls() -> list[tuple[str, str | None]]:
 
 def test_each_finding_has_an_id_and_each_id_a_finding() -> None:
     assert [file for file, id_ in calls() if id_ is None and file not in OF_CONFIGS and file != "check.py"] == []
-    assert {id_ for _, id_ in calls() if id_} == set(KINDS) - {CONFIG}
+    assert {id_ for _, id_ in calls() if id_} == set(FINDING_IDS) - {CONFIG}
 
 
 def test_each_id_is_a_row_of_the_page() -> None:
     rows = re.findall(r"^\| `([\w-]+)` \| (.*) \|$", (ROOT / "docs" / "check.md").read_text(), re.MULTILINE)
-    assert {id_: what for id_, what in rows if not id_.startswith("-")} == dict(KINDS)
+    assert {id_: what for id_, what in rows if not id_.startswith("-")} == dict(FINDING_IDS)
 
 
 def test_each_id_has_data_that_have_it_and_data_that_look_like_it() -> None:
     have = {id_ for case in CASES for id_, _, _ in case.expected}
-    assert have == set(KINDS) - ELSEWHERE
+    assert have == set(FINDING_IDS) - ELSEWHERE
     assert len([case for case in CASES if not case.expected]) >= 15
 
 
-@pytest.mark.parametrize("id_", KINDS)
+@pytest.mark.parametrize("id_", FINDING_IDS)
 def test_an_allowed_error_is_a_warning(id_: str) -> None:
     finding = Finding("x", id=id_)
-    assert answered(finding, ["units-of-another"]) == finding
-    assert answered(finding, [id_]).error == (id_ in UNANSWERABLE)
-    assert answered(finding, [id_]).allowed == (id_ not in UNANSWERABLE)
+    assert downgrade_allowed(finding, ["units-of-another"]) == finding
+    assert downgrade_allowed(finding, [id_]).error == (id_ in UNANSWERABLE)
+    assert downgrade_allowed(finding, [id_]).allowed == (id_ not in UNANSWERABLE)
 
 
 def ids(config: dict[str, Any], **effort: Any) -> dict[str, bool]:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rslp.check.check import Checked
-from rslp.check.parsing import parse
+from rslp.check.check import CheckResult
+from rslp.check.config import parse
+from rslp.data.datamodule import MultiDatasetDataModule
 from rslp.errors import DataError
-from rslp.train.data import MultiDatasetDataModule
 from tests.check.small import (
     Case,
     as_sentinel2,
@@ -220,7 +220,7 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> Checked:
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> CheckResult:
     config = run_config_of(CASES, tmp_path_factory.mktemp("cases"))
     encoder = config["model"]["init_args"]["model"]["init_args"]["encoder"]
     encoder[0]["init_args"]["patch_size"] = 4
@@ -228,11 +228,11 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Checked:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_it_is_said_where_it_is_and_nowhere_else(case: Case, outcome: Checked) -> None:
+def test_it_is_said_where_it_is_and_nowhere_else(case: Case, outcome: CheckResult) -> None:
     assert_as_expected(case, outcome.findings)
 
 
-def test_what_is_left_out_is_in_no_share_of_a_class(outcome: Checked) -> None:
+def test_what_is_left_out_is_in_no_share_of_a_class(outcome: CheckResult) -> None:
     wanted = ("part_is_covered", "file_declares_255", "class_called_nodata_is_none", "class_called_nodata_is_nodata")
     seen = {
         report.name: report.labels[report.name]["train"].classes for report in outcome.reports if report.name in wanted

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from rslp.check.making import argument_of
-from rslp.check.parsing import parse
+from rslp.check.config import parse
+from rslp.check.config_errors import argument_of
 from tests.tiny import run_config
 
 DATA = ("data", "init_args")

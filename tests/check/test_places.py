@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rslp.check.findings import Finding
-from rslp.check.places import Places
-from rslp.files import read_yaml
+from rslp.check.source_map import SourceMap
+from rslp.io import read_yaml
 from tests.check.copies import RUN_CONFIG, Copy
 
 MODULES = ("data", "init_args", "data_modules")
@@ -39,7 +39,7 @@ CROP = (*MODULES, "crop_type", "init_args")
     ],
 )
 def test_a_key_is_found_where_it_was_written(sound: Copy, at: tuple[str | int, ...], file: str, marker: str) -> None:
-    problem = Places([read_yaml(sound.path / RUN_CONFIG)]).problem(Finding("wrong", at))
+    problem = SourceMap([read_yaml(sound.path / RUN_CONFIG)]).problem(Finding("wrong", at))
     assert problem.file == str(sound.path / file)
     if marker == "data.init_args":
         lines = (sound.path / file).read_text().splitlines()
@@ -53,7 +53,7 @@ def test_a_key_is_found_where_it_was_written(sound: Copy, at: tuple[str | int, .
 
 def test_the_shipped_base_config_is_named_as_in_a_checkout(sound: Copy) -> None:
     at = ("model", "init_args", "optimizer", "class_path")
-    problem = Places([read_yaml(sound.path / RUN_CONFIG)]).problem(Finding("wrong", at))
+    problem = SourceMap([read_yaml(sound.path / RUN_CONFIG)]).problem(Finding("wrong", at))
     assert problem.file == "data/helios/v3_multitask/base.yaml"
     assert problem.key == "model.init_args.optimizer.class_path"
 
@@ -72,7 +72,7 @@ def test_without_provenance_the_run_config_is_the_source(
     elif provenance != "none":
         shutil.copy(sound.path / beside, tmp_path)
     copy = Copy(tmp_path)
-    problem = Places([read_yaml(tmp_path / RUN_CONFIG)]).problem(Finding("wrong", (*CROP, "batch_size")))
+    problem = SourceMap([read_yaml(tmp_path / RUN_CONFIG)]).problem(Finding("wrong", (*CROP, "batch_size")))
     assert (problem.file, problem.key) == (str(tmp_path / RUN_CONFIG), ".".join(CROP) + ".batch_size")
     assert problem.line == copy.line(RUN_CONFIG, "batch_size: 16")
     said = capsys.readouterr().err
@@ -82,7 +82,7 @@ def test_without_provenance_the_run_config_is_the_source(
 
 def test_of_several_run_configs_the_last_that_says_it_is_named(sound: Copy, tmp_path: Path) -> None:
     (tmp_path / "local.yaml").write_text("trainer:\n  max_epochs: many\n")
-    places = Places([read_yaml(sound.path / RUN_CONFIG), read_yaml(tmp_path / "local.yaml")])
+    places = SourceMap([read_yaml(sound.path / RUN_CONFIG), read_yaml(tmp_path / "local.yaml")])
     problem = places.problem(Finding("wrong", ("trainer", "max_epochs")))
     assert (problem.file, problem.line) == (str(tmp_path / "local.yaml"), 2)
     other = places.problem(Finding("wrong", ("trainer", "gradient_clip_val")))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rslp.main import main
+from rslp.cli.main import main
 from tests.check.copies import RUN_CONFIG, Copy
 
 

@@ -6,16 +6,16 @@ import io
 
 from rich.console import Console
 
-from rslp.check.dataset import Report
+from rslp.check.dataset import DatasetReport
 from rslp.check.images import InputSummary
 from rslp.check.labels import LabelSummary
+from rslp.check.reading import Range
 from rslp.check.table import summary_tables
-from rslp.check.units import Range
 
 NAME = "cropland_of_the_northern_provinces"
 
 
-def shown(*reports: Report) -> str:
+def shown(*reports: DatasetReport) -> str:
     console = Console(file=io.StringIO(), width=80)
     console.print(*summary_tables(reports))
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
@@ -26,7 +26,7 @@ def test_nothing_is_cut_in_80_columns() -> None:
     inputs = [InputSummary("sentinel2_l2a", 12, (8, 12), "digital numbers", Range(73, 6662, True), 0.25)]
     labels = {"crop_type": {"train": LabelSummary(classes={f"kind_{i}": 10 - i for i in range(9)})}}
     sizes = {"train": [(16, 16)], "val": [(32, 32), (64, 48)]}
-    report = Report(NAME, {"train": 32000, "val": 4800, "test": 14400}, sizes, 16, inputs, labels)
+    report = DatasetReport(NAME, {"train": 32000, "val": 4800, "test": 14400}, sizes, 16, inputs, labels)
     text = shown(report)
     assert "…" not in text.replace(" … ", "")
     assert max(map(len, text.splitlines())) <= 80
@@ -37,6 +37,6 @@ def test_nothing_is_cut_in_80_columns() -> None:
 
 def test_a_name_that_is_too_long_goes_on_in_the_next_line() -> None:
     long = NAME * 3
-    text = shown(Report(long, {"train": 1}, {"train": [(8, 8)]}, 1, [], {}))
+    text = shown(DatasetReport(long, {"train": 1}, {"train": [(8, 8)]}, 1, [], {}))
     cells = [line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")]
     assert "".join(cells) == long

@@ -10,18 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rslp.check.reading import measure
-from rslp.check.units import (
+from rslp.check.reading import (
     AMPLITUDE,
     DECIBEL,
     DIGITAL,
     EIGHT_BIT,
     LINEAR,
-    NOTHING,
+    NO_VALUES,
     REFLECTANCE,
     SCALED,
     Range,
     all_offset,
+    measure,
     offset_groups,
     units_of,
 )
@@ -50,7 +50,7 @@ def test_units_are_named(modality: str, low: float, high: float, whole: bool, un
 
 
 def test_nothing_measured_has_no_units() -> None:
-    assert units_of("sentinel1", NOTHING) is None
+    assert units_of("sentinel1", NO_VALUES) is None
 
 
 ranges = st.builds(
@@ -64,7 +64,7 @@ ranges = st.builds(
 @given(ranges, ranges)
 def test_joining_ranges_is_symmetric_and_nothing_is_its_identity(one: Range, other: Range) -> None:
     assert one.joined(other) == other.joined(one)
-    assert one.joined(NOTHING) == one
+    assert one.joined(NO_VALUES) == one
     assert one.joined(other).low <= min(one.low, other.low) <= max(one.high, other.high) <= one.joined(other).high
 
 

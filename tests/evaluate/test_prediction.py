@@ -34,9 +34,9 @@ from rslp.errors import ConfigError, DataError, RunError
 from rslp.evaluate.evaluation import evaluate
 from rslp.evaluate.prediction import predict
 from rslp.evaluate.rows import Evaluation
-from rslp.run import RunDir
+from rslp.rundir import RunDir
+from rslp.train.build import build
 from rslp.train.checkpoints import load_weights, read_checkpoint
-from rslp.train.cli import build
 from rslp.train.fit import fit
 from tests.children import Python
 from tests.hold import until

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from rslp.errors import RunError
-from rslp.evaluate.rows import Evaluation, Row
+from rslp.evaluate.rows import Evaluation, MetricRow
 from rslp.evaluate.table import notes, table
 
 
@@ -18,8 +18,8 @@ def evaluation(split: str, *, share: float = 1.0, value: float | None = 0.879) -
     common |= {"n_windows": 14400 + len(split), "valid_share": share}
     kinds = {"classes": ("alder", "birch", f"seen in {split}")}
     rows = (
-        Row("shrubland", "fuel_moisture", "r2", value, **common),
-        Row("shrubland_of_the_north", "shrub", "balanced_accuracy", 0.848, **common, **kinds),
+        MetricRow("shrubland", "fuel_moisture", "r2", value, **common),
+        MetricRow("shrubland_of_the_north", "shrub", "balanced_accuracy", 0.848, **common, **kinds),
     )
     return Evaluation("demo/two", split, "checkpoints/best.ckpt", "0", 344, None, "0", 0.8635, (), rows)
 
@@ -60,7 +60,7 @@ FORMER = """{"schema": 1, "run": "p/e", "split": "val", "checkpoint": "checkpoin
 def test_rows_of_schema_1_are_read() -> None:
     found = Evaluation.parse(FORMER)
     assert found.bad_samples == ("d/g/w: broken",)
-    assert found.rows == (Row("d", "t", "r2", 0.5, 4, 0.0, True, True),)
+    assert found.rows == (MetricRow("d", "t", "r2", 0.5, 4, 0.0, True, True),)
     assert "4" in shown(found)
     assert Evaluation.parse(found.json()) == found
 

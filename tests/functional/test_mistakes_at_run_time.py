@@ -19,8 +19,8 @@ import rasterio
 import torch
 import yaml
 
-from rslp.main import main
-from rslp.run import RunDir
+from rslp.cli.main import main
+from rslp.rundir import RunDir
 from rslp.train import checkpoints
 from rslp.train.checkpoints import read_checkpoint
 from rslp.train.fit import fit

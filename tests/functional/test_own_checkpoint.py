@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rslp.run import RunDir
+from rslp.rundir import RunDir
 from rslp.train.fit import fit
 from tests.children import in_a_child
 from tests.tiny import run_config, write_dataset, write_run

@@ -32,10 +32,10 @@ from rslearn.train.tasks.regression import RegressionTask
 from rslearn.utils.vector_format import GeojsonVectorFormat
 from upath import UPath
 
+from rslp.data.samples import open_dataset
 from rslp.errors import CheckpointError, ConfigError, DataError
 from rslp.helios.galileo import Galileo
-from rslp.train.heads import WeightedClassificationHead
-from rslp.train.samples import open_dataset
+from rslp.models.heads import WeightedClassificationHead
 from tests import children
 
 ROOT = Path(__file__).parents[2]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rslp.compose.vocabulary import table
-from rslp.main import main
-from tests.compose.samples import (
+from rslp.cli.main import main
+from rslp.config.arguments import table
+from tests.config.samples import (
     BASE,
     CHECKPOINT,
     CROPS,

@@ -7,9 +7,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rslp.cli.make_multidataset_config import make_multidataset_config
 from rslp.errors import UserError
-from rslp.helios.make_multidataset_config import make_multidataset_config
-from tests.compose.samples import FILES, MULTI, replaced, write
+from tests.config.samples import FILES, MULTI, replaced, write
 
 MERGED = replaced(
     MULTI, "  - crops.yaml\n", "  - crops.yaml\n  - {name: pair, cfgs: [two.yaml], overrides: {data: {}}}\n"

@@ -12,13 +12,13 @@ from unittest.mock import patch
 import pytest
 import yaml
 
-from rslp.compose import placeholder_names
-from rslp.compose.placeholders import Filler
+from rslp.cli.main import main
+from rslp.config import placeholder_names
+from rslp.config.placeholders import Filler
 from rslp.example.build import build
-from rslp.files import dump_yaml, read_yaml
-from rslp.main import main
+from rslp.io import dump_yaml, read_yaml
 from tests.children import rslp
-from tests.compose.samples import CROPS, FIELDS, MULTI, composed, line, replaced, write
+from tests.config.samples import CROPS, FIELDS, MULTI, composed, line, replaced, write
 
 MODEL = ("model", "init_args", "model", "init_args")
 TASK = ("data", "init_args", "task")

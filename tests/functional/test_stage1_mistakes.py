@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rslp.main import main
-from tests.compose.samples import BASE, CHECKPOINT, CROPS, FIELDS, MULTI, line, replaced, write
+from rslp.cli.main import main
+from tests.config.samples import BASE, CHECKPOINT, CROPS, FIELDS, MULTI, line, replaced, write
 
 OLD_OUTPUT = "# what an earlier run left\nkeep: me\n"
 SCRIPT = Path(__file__).parents[2] / "make_multidataset_config.py"

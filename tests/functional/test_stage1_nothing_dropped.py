@@ -7,11 +7,11 @@ import re
 import pytest
 import yaml
 
-from rslp.compose.modern import ARGUMENTS, MOVES
+from rslp.cli.main import main
+from rslp.cli.make_multidataset_config import make_multidataset_config
+from rslp.config.migrate import ARGUMENTS, MOVED_ARGUMENTS
 from rslp.errors import UserError
-from rslp.helios.make_multidataset_config import make_multidataset_config
-from rslp.main import main
-from tests.compose.samples import (
+from tests.config.samples import (
     BASE,
     CROPS,
     FIELDS,
@@ -358,7 +358,7 @@ def test_one_argument_under_two_names_is_an_error(tmp_path, capsys, old, new, pl
 
 
 def old_names():
-    yield from ((f"{'.'.join(move.at)}.{move.old}", move.at, move.old) for move in MOVES)
+    yield from ((f"{'.'.join(move.at)}.{move.old}", move.at, move.old) for move in MOVED_ARGUMENTS)
 
 
 @pytest.mark.parametrize("name", [name for _, _, name in old_names()])

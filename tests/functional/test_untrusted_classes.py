@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import yaml
 
-from rslp import class_paths
+from rslp.cli.main import main
 from rslp.errors import CheckpointError, UsageError
 from rslp.helios.checkpoint.architecture import Architecture
-from rslp.main import main
+from rslp.runtime import class_paths
 from tests.tiny import run_config, write_dataset, write_run
 
 ROOT = Path(__file__).parents[2]
@@ -161,7 +161,7 @@ UNTRUSTED: dict[str, Config] = {
 # What is installed, and of another kind than any of the places asks for.
 UNFIT: dict[str, Config] = {
     "torch.os.system": {"command": f"touch {CANARY}"},
-    "rslp.main.os.system": {"command": f"touch {CANARY}"},
+    "rslp.cli.main.os.system": {"command": f"touch {CANARY}"},
     "torch.hub.load": {"repo_or_dir": ".", "source": "local", "model": "note"},
     "fsspec.implementations.cached.CachingFileSystem": {"target_protocol": "file", "cache_storage": CANARY},
     "numpy.memmap": {"filename": CANARY, "mode": "w+", "shape": [1]},
@@ -324,7 +324,7 @@ def test_nothing_of_python_itself_can_be_trusted(name: str, monkeypatch: pytest.
         class_paths.trust([name])
     assert class_paths.TRUST not in os.environ or name not in os.environ[class_paths.TRUST]
     monkeypatch.setenv(class_paths.TRUST, name)
-    assert "belongs to Python itself" in (class_paths.refusal(f"{name}.Popen") or "")
+    assert "belongs to Python itself" in (class_paths.refusal_reason(f"{name}.Popen") or "")
 
 
 def test_only_a_package_at_the_top_level_can_be_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,7 +370,7 @@ def test_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("site.getsitepackages", lambda: [str(libraries)])
     monkeypatch.chdir(here)
     names = ("library", "target", "editable", "stray", "scratch", "plain", "here", "spread", "absent")
-    refused = [name for name in names if class_paths.refusal(f"k_{name}.Class")]
+    refused = [name for name in names if class_paths.refusal_reason(f"k_{name}.Class")]
     assert refused == ["stray", "scratch", "plain", "here", "spread"]
     assert not [name for name in sys.modules if name.startswith("k_")]
 
@@ -378,7 +378,7 @@ def test_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_every_library_of_a_run_is_installed() -> None:
     """Also where there is no `site-packages`, as under other package managers."""
     for name in ("rslearn", "lightning", "torch", "torchvision", "torchmetrics", "olmoearth_pretrain_minimal"):
-        assert class_paths.refusal(f"{name}.x") is None
+        assert class_paths.refusal_reason(f"{name}.x") is None
         assert metadata.version(name.replace("_", "-"))
 
 

@@ -44,7 +44,7 @@ def dn(dates: int = 3, bands: int = 12, size: int = 4, seed: int = 0) -> torch.T
 
 
 def test_the_shipped_statistics_are_those_of_the_package() -> None:
-    for modality, bands in statistics.shipped().items():
+    for modality, bands in statistics.shipped_statistics().items():
         assert [band.name for band in bands] == list(Modality.get(modality).band_order)
         for band in bands:
             assert (band.mean, band.std) == tuple(STATS[modality][band.name][key] for key in ("mean", "std"))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rslp.files import Store
+from rslp.io import ObjectStore
 from tests.stores import Server
 
 _numbers = itertools.count()
@@ -22,6 +22,6 @@ def s3_server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Store:
+def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     """A run directory in a bucket of its own."""
-    return Store(f"{s3_server.bucket(f'bucket-{next(_numbers)}', monkeypatch)}/projects/tests/tiny", patience=5)
+    return ObjectStore(f"{s3_server.bucket(f'bucket-{next(_numbers)}', monkeypatch)}/projects/tests/tiny", patience=5)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from rslp.launch.lease import Pace
-from rslp.launch.settings import BeakerSettings
+from rslp.launch.engines.beaker_settings import BeakerSettings
+from rslp.launch.lease import LeaseTiming
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -23,7 +23,7 @@ def test_the_settings_of_the_page_are_the_defaults() -> None:
 
 def test_the_paces_of_the_page_are_the_codes() -> None:
     page = (DOCS / "object_stores.md").read_text()
-    pace = Pace()
+    pace = LeaseTiming()
     assert f"sign of life every {pace.beat:.0f} s" in page and f"not for {pace.stale:.0f} s" in page
     assert pace.push == 2 and "every two seconds" in page
 

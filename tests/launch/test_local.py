@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rslp.run import RunDir
+from rslp.rundir import RunDir
 from tests import children
 from tests.hold import holding, until
 from tests.tiny import run_config, write_dataset
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 NAME = ("--experiment_id", "x")
 # Such as a surrounding job leaves in a shell; nothing of it is for this run.
 MISLEADING = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "RSLP_RANKS": "slurm"}
-if find_spec("rslp.train.world"):
+if find_spec("rslp.runtime.world"):
     MISLEADING |= {"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NODEID": "0"}
 
 

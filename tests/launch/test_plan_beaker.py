@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 
 from rslp.errors import ConfigError, UsageError
 from rslp.launch import bootstrap
-from rslp.launch.beaker_client import spec_of
+from rslp.launch.engines.beaker import BeakerPlan, CodeRef, experiment_name, plan_beaker, spec_of
+from rslp.launch.engines.beaker_settings import BeakerSettings, beaker_settings
 from rslp.launch.job import Job, Mount
-from rslp.launch.plan_beaker import BeakerPlan, CodeRef, experiment_name, plan_beaker
-from rslp.launch.settings import BeakerSettings, beaker_settings
-from rslp.run import RunDir
+from rslp.rundir import RunDir
 
 GOLDEN = Path(__file__).parent / "golden"
 CODE = CodeRef("gs://bucket/runs/projects/p/e/code/abc.zip", "abc")

@@ -14,14 +14,14 @@ import yaml
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
+from rslp.cli.launch_finetune import launch_finetune
+from rslp.cli.main import parse
 from rslp.errors import UsageError
-from rslp.helios.launch_finetune import launch_finetune
+from rslp.launch.engines.local import plan_local
+from rslp.launch.engines.skypilot import SkyPilotOptions, plan_skypilot
+from rslp.launch.engines.slurm import SlurmOptions, _directive, defaults_from, plan_slurm
 from rslp.launch.job import Job, Mount
-from rslp.launch.plan_local import plan_local
-from rslp.launch.plan_skypilot import SkyPilotOptions, plan_skypilot
-from rslp.launch.plan_slurm import SlurmOptions, _directive, defaults_from, plan_slurm
-from rslp.main import parse
-from rslp.run import RunDir
+from rslp.rundir import RunDir
 
 GOLDEN = Path(__file__).parent / "golden"
 HERE = Path("/home/me/my code")

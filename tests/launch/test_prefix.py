@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rslp.launch.prefix import prefix
+from rslp.launch.runs import runs_prefix
 
 
 @pytest.mark.parametrize(
@@ -27,5 +27,5 @@ from rslp.launch.prefix import prefix
 def test_the_prefix(tmp_path: Path, environment: dict[str, str], file: str | None, remote: bool, expected: str) -> None:
     if file is not None:
         (tmp_path / ".env").write_text(file)
-    found = prefix(remote=remote, environment=environment, folder=tmp_path)
+    found = runs_prefix(remote=remote, environment=environment, folder=tmp_path)
     assert found == expected.replace("HERE", str(tmp_path))

@@ -7,8 +7,7 @@ from datetime import timedelta
 import pytest
 
 from rslp.errors import UsageError
-from rslp.launch.job import Mount
-from rslp.launch.quantities import parse_duration, parse_memory, parse_mounts, parse_pairs
+from rslp.launch.job import Mount, parse_duration, parse_memory, parse_mounts, parse_pairs
 
 
 @pytest.mark.parametrize(

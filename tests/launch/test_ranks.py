@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rslp.launch.ranks import Group, Patience, run_group
+from rslp.launch.processes import GracePeriods, RankGroup, run_group
 
 RANK = "import os, signal, sys, time; rank = int(os.environ['RANK'])\n"
 LEAVES = """
@@ -30,8 +30,8 @@ sys.exit(143)
 FOR_EVER = "print('up', flush=True); time.sleep(100)"
 
 
-def run(code: str, folder: Path, *, ranks: int = 2, patience: Patience | None = None) -> int:
-    group = Group(per_node=ranks, port=1234)
+def run(code: str, folder: Path, *, ranks: int = 2, patience: GracePeriods | None = None) -> int:
+    group = RankGroup(per_node=ranks, port=1234)
     return run_group([sys.executable, "-c", RANK + code], group, logs=folder, environment=os.environ, patience=patience)
 
 
@@ -66,7 +66,7 @@ def test_they_are_told_where_they_stand(tmp_path: Path) -> None:
         "MASTER_PORT",
     )
     code = f"open({str(tmp_path)!r} + f'/{{rank}}', 'w').write(' '.join(os.environ[n] for n in {names!r}))"
-    group = Group(per_node=2, nodes=2, node=1, address="10.0.0.1", port=1234)
+    group = RankGroup(per_node=2, nodes=2, node=1, address="10.0.0.1", port=1234)
     command = [sys.executable, "-c", RANK + code]
     # What a surrounding job says of ranks is overruled.
     assert run_group(command, group, logs=tmp_path, environment={**os.environ, "WORLD_SIZE": "99", "RANK": "7"}) == 0
@@ -79,7 +79,7 @@ def test_one_that_fails_alone_is_heard_and_the_waiting_are_killed(
 ) -> None:
     code = "print('a cause', file=sys.stderr) or sys.exit(5) if rank else time.sleep(100)"
     begin = time.monotonic()
-    assert run(code, tmp_path, patience=Patience(failing=0.5)) == 5
+    assert run(code, tmp_path, patience=GracePeriods(failing=0.5)) == 5
     assert time.monotonic() - begin < 20
     assert f"{tmp_path}/rank1.log ends with:\n  a cause\n" in capfd.readouterr().err
 

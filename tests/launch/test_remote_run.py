@@ -16,26 +16,26 @@ import torch
 import yaml
 
 from rslp.errors import RunError
-from rslp.files import Store
-from rslp.launch.lease import NAME, Pace
-from rslp.launch.remote_run import run_in_copy
+from rslp.io import ObjectStore
+from rslp.launch.lease import LEASE_FILE, LeaseTiming
+from rslp.launch.remote import run_in_copy
 from rslp.train.fit import fit
 from tests import tiny
 from tests.hold import holding, until
 from tests.stores import Server
 
-QUICK = Pace(beat=0.2, stale=1, settle=0.05, push=0.1)
+QUICK = LeaseTiming(beat=0.2, stale=1, settle=0.05, push=0.1)
 
 
 @pytest.fixture
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     monkeypatch.setenv("RSLP_SCRATCH", str(tmp_path / "scratch"))
-    store = Store(f"memory://{request.node.name.partition('[')[0]}/projects/p/e", patience=1)
+    store = ObjectStore(f"memory://{request.node.name.partition('[')[0]}/projects/p/e", patience=1)
     store.write("config.yaml", b"a: 1\n")
     return store
 
 
-def run(store: Store, code: str, **options: bool) -> int:
+def run(store: ObjectStore, code: str, **options: bool) -> int:
     settings = {"trains": True, **options}
     return run_in_copy(
         store.root,
@@ -49,13 +49,13 @@ HERE = "here = Path(sys.argv[sys.argv.index('--run_dir') + 1])\n"
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 130, 143])
-def test_exit_codes_pass_through_and_nothing_stays_behind(store: Store, tmp_path: Path, code: int) -> None:
+def test_exit_codes_pass_through_and_nothing_stays_behind(store: ObjectStore, tmp_path: Path, code: int) -> None:
     assert run(store, f"{HERE}assert (here / 'config.yaml').is_file(); sys.exit({code})") == code
     assert list((tmp_path / "scratch").iterdir()) == []
-    assert store.read(NAME) is None
+    assert store.read(LEASE_FILE) is None
 
 
-def test_results_arrive_while_it_runs_and_at_its_end(store: Store) -> None:
+def test_results_arrive_while_it_runs_and_at_its_end(store: ObjectStore) -> None:
     seen: list[bytes | None] = []
     watch = threading.Thread(target=lambda: seen.append(_await(store, "metrics.csv")))
     watch.start()
@@ -65,21 +65,21 @@ def test_results_arrive_while_it_runs_and_at_its_end(store: Store) -> None:
     assert seen == [b"1"] and store.read("DONE.json") == b"2"
 
 
-def _await(store: Store, name: str) -> bytes | None:
+def _await(store: ObjectStore, name: str) -> bytes | None:
     end = time.monotonic() + 10
     while (content := store.read(name)) is None and time.monotonic() < end:
         time.sleep(0.05)
     return content
 
 
-def test_the_other_machines_wait_for_the_first_and_send_nothing(store: Store) -> None:
+def test_the_other_machines_wait_for_the_first_and_send_nothing(store: ObjectStore) -> None:
     codes: list[int] = []
     write = f"{HERE}(here / 'other.csv').write_text('1')\nassert (here / 'config.yaml').read_text() == 'b: 2'"
     # An earlier start's lease stands still, and its machine 0 changed the run before it ended.
-    store.write(NAME, json.dumps({"token": "t", "job": "", "host": "h", "process": 1, "beats": 3}).encode())
+    store.write(LEASE_FILE, json.dumps({"token": "t", "job": "", "host": "h", "process": 1, "beats": 3}).encode())
     with pytest.MonkeyPatch.context() as patch:
         # Signals can only be taken by a main thread, which the other machine has and this thread is not.
-        patch.setattr("rslp.launch.remote_run.forwarded", list)
+        patch.setattr("rslp.launch.remote.forwarded", list)
         other = threading.Thread(target=lambda: codes.append(run(store, write, writes=False)))
         other.start()
         time.sleep(1)
@@ -89,12 +89,12 @@ def test_the_other_machines_wait_for_the_first_and_send_nothing(store: Store) ->
     assert codes == [0] and "other.csv" not in store.sizes()
 
 
-def test_an_evaluation_on_other_machines_waits_for_nobody(store: Store) -> None:
+def test_an_evaluation_on_other_machines_waits_for_nobody(store: ObjectStore) -> None:
     assert run(store, f"{HERE}(here / 'metrics.csv').write_text('1')", writes=False, trains=False) == 0
     assert set(store.sizes()) == {"config.yaml"}
 
 
-def test_a_signal_reaches_the_command_and_its_last_words_are_sent(store: Store) -> None:
+def test_a_signal_reaches_the_command_and_its_last_words_are_sent(store: ObjectStore) -> None:
     code = (
         f"import signal\n{HERE}"
         "def leave(*_):\n (here / 'state.json').write_text('saved'); sys.exit(143)\n"
@@ -107,28 +107,28 @@ def test_a_signal_reaches_the_command_and_its_last_words_are_sent(store: Store) 
     assert store.read("state.json") == b"saved"
 
 
-def test_whose_lease_is_taken_ends_and_sends_no_more(store: Store) -> None:
+def test_whose_lease_is_taken_ends_and_sends_no_more(store: ObjectStore) -> None:
     def take() -> None:
         _await(store, "ready")
-        store.write(NAME, b'{"token": "other", "job": "", "host": "h", "process": 1}')
+        store.write(LEASE_FILE, b'{"token": "other", "job": "", "host": "h", "process": 1}')
 
     thief = threading.Thread(target=take)
     thief.start()
     with pytest.raises(RunError, match="another job has taken this run over"):
         run(store, f"{HERE}(here / 'ready').write_text('')\ntime.sleep(60)")
     thief.join()
-    assert b"other" in (store.read(NAME) or b"")
+    assert b"other" in (store.read(LEASE_FILE) or b"")
 
 
 def test_what_cannot_be_sent_is_kept_and_is_no_success(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(self: Store, source: Path, name: str) -> None:
+    def broken(self: ObjectStore, source: Path, name: str) -> None:
         from rslp.errors import StoreError
 
         raise StoreError("the network is gone")
 
-    monkeypatch.setattr(Store, "upload", broken)
+    monkeypatch.setattr(ObjectStore, "upload", broken)
     assert run(store, f"{HERE}(here / 'DONE.json').write_text('2'); time.sleep(0.5)") == 1
     said = capsys.readouterr().err
     assert said.count("the network is gone; the run goes on") == 1
@@ -142,7 +142,7 @@ def start(location: str) -> subprocess.Popen[str]:
 
 
 def test_a_killed_run_goes_on_elsewhere_to_the_same_weights(
-    s3: Store, s3_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: ObjectStore, s3_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     datasets = {kind: (str(tiny.write_dataset(tmp_path / kind, kind)), kind) for kind in ("classify", "segment")}
     config = tiny.run_config(datasets, epochs=3, dropout=0.2)
@@ -158,7 +158,7 @@ def test_a_killed_run_goes_on_elsewhere_to_the_same_weights(
     first.kill()
     (tmp_path / "hold").unlink()
     first.communicate()
-    assert s3.read("DONE.json") is None and s3.read(NAME) is not None
+    assert s3.read("DONE.json") is None and s3.read(LEASE_FILE) is not None
 
     monkeypatch.setenv("RSLP_SCRATCH", str(tmp_path / "second machine"))
     second = start(s3.root)
@@ -168,7 +168,7 @@ def test_a_killed_run_goes_on_elsewhere_to_the_same_weights(
     s3_server.pause(3)
     said = second.communicate()[1]
     assert second.returncode == 0, said
-    assert s3.read("DONE.json") is not None and s3.read(NAME) is None
+    assert s3.read("DONE.json") is not None and s3.read(LEASE_FILE) is None
     s3.download("checkpoints/last.ckpt", tmp_path / "last.ckpt")
     s3.download("metrics.csv", tmp_path / "metrics.csv")
 
@@ -178,7 +178,7 @@ def test_a_killed_run_goes_on_elsewhere_to_the_same_weights(
 
 
 def test_predictions_come_into_the_store_and_former_ones_leave_it(
-    s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny.run_config(
         {"segment": (str(tiny.write_dataset(tmp_path / "segment", "segment")), "segment")}, epochs=1

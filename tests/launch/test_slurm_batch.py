@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 
 from rslp.errors import RunError
+from rslp.launch.engines.slurm import Next, after, slurm, srun_command, state, without_slurm
 from rslp.launch.job import Job
-from rslp.launch.record import Record, note_failure, note_standstill, read_record, write_record
-from rslp.launch.slurm_batch import Next, after, srun_command
-from rslp.launch.slurm_client import slurm, without_slurm
-from rslp.launch.submit_slurm import state
-from rslp.run import RunDir
+from rslp.launch.record import SubmissionRecord, note_failure, note_standstill, read_record, write_record
+from rslp.rundir import RunDir
 
 RUN = RunDir.of("/runs", "demo", "first")
 
@@ -80,7 +78,7 @@ def test_counts_are_kept_in_the_run_directory(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     assert note_failure(run, "fit") == 1
     assert note_standstill(run, "fit", stood=True) == 0
-    write_record(run, Record.of(Job(run=run), engine="slurm", id="1", plan=""))
+    write_record(run, SubmissionRecord.of(Job(run=run), engine="slurm", id="1", plan=""))
     assert [note_failure(run, "fit") for _ in range(3)] == [1, 2, 3]
     assert [note_standstill(run, "fit", stood=stood) for stood in (True, True, False, True)] == [1, 2, 0, 1]
     record = read_record(run)
@@ -101,7 +99,7 @@ def forgetful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_forgotten_job_has_succeeded_if_its_marker_is_there(tmp_path: Path, forgetful: None) -> None:
     run = RunDir(tmp_path)
-    record = Record.of(Job(run=run), engine="slurm", id="1", plan="")
+    record = SubmissionRecord.of(Job(run=run), engine="slurm", id="1", plan="")
     assert state(run, record) == "unknown"
     run.done_marker.write_text("{}")
     assert state(run, record) == "succeeded"
@@ -114,7 +112,7 @@ def test_an_evaluation_has_succeeded_if_its_results_are_newer_than_it(tmp_path: 
         run.evaluation(split).parent.mkdir(exist_ok=True)
         run.evaluation(split).write_text("{}")
         os.utime(run.evaluation(split), (0, 0))
-    record = Record.of(Job(run=run, mode="test"), engine="slurm", id="1", plan="")
+    record = SubmissionRecord.of(Job(run=run, mode="test"), engine="slurm", id="1", plan="")
     assert state(run, record) == "unknown"
     for split in ("val", "test"):
         other = run.evaluation(split, "last")

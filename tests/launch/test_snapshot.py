@@ -14,9 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rslp.errors import LaunchError
-from rslp.launch.secrets import find_secret, is_secret_name, redact, secret_values
-from rslp.launch.snapshot import MANIFEST, Snapshot, send, take_snapshot
-from rslp.launch.tree import Tree, code_tree
+from rslp.launch.snapshot import (
+    MANIFEST,
+    Snapshot,
+    Tree,
+    code_tree,
+    find_secret,
+    is_secret_name,
+    redact,
+    secret_values,
+    send,
+    take_snapshot,
+)
 
 # Put together here: the snapshot of this checkout must not find secrets in its own tests.
 VALUE = "".join(("s3cr3t", "-value-", "42"))
@@ -165,7 +174,7 @@ def test_it_is_sent_once_and_a_torn_one_again(tmp_path: Path) -> None:
         (".env", True), (".env.production", True), (".env.example", False), ("a/.aws/config", True),
         ("id_ed25519", True), ("id_ed25519.pub", False), ("keys.py", False), ("tls/server.pem", True),
         ("my-service-account-1.json", True),
-        ("rslp/launch/secrets.py", False), ("secrets/a.txt", True), (".github/workflows/ci.yml", False),
+        ("rslp/launch/snapshot.py", False), ("secrets/a.txt", True), (".github/workflows/ci.yml", False),
     ],
 )  # fmt: skip
 def test_names(name: str, secret: bool) -> None:

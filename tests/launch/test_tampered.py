@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from rslp.files import Store
-from rslp.launch import slurm_client, submit_local, submit_slurm
-from rslp.launch.record import Record, read_record
-from rslp.main import main
-from rslp.run import RunDir
+from rslp.cli.main import main
+from rslp.io import ObjectStore
+from rslp.launch.engines import local
+from rslp.launch.engines import slurm as slurm_engine
+from rslp.launch.record import SubmissionRecord, read_record
+from rslp.rundir import RunDir
 
 SLEEP = "import time; print('up', flush=True); time.sleep(60)"
 
@@ -119,8 +120,8 @@ def test_cancel_ends_no_job_of_another_project(
             else ""
         )
 
-    monkeypatch.setattr(slurm_client, "slurm", slurm)
-    monkeypatch.setattr(submit_slurm, "slurm", slurm)
+    monkeypatch.setattr(slurm_engine, "slurm", slurm)
+    monkeypatch.setattr(slurm_engine, "slurm", slurm)
     submitted(run, engine="slurm", id="7")
     assert main(["helios", "cancel", "--experiment_id", "x"]) == (0 if ends else 2)
     assert ("scancel", "--signal=USR1", "7") in asked or not ends
@@ -188,15 +189,15 @@ def test_keys_of_an_object_store_lead_out_of_no_folder() -> None:
             assert detail
             return {f"{path}/{key}": {"size": 1} for key in keys}
 
-    store = Store("memory://bucket/p", patience=0)
+    store = ObjectStore("memory://bucket/p", patience=0)
     store.__dict__["_place"] = (System(), "bucket/p")
     assert sorted(store.sizes()) == ["a/b", "job.json"]
 
 
 def test_a_record_keeps_what_it_says(run: RunDir) -> None:
     submitted(run, id="1@h@1", log=str(run.logs / "local-fit.log"))
-    assert read_record(run) == Record(
+    assert read_record(run) == SubmissionRecord(
         engine="local", id="1@h@1", mode="fit", submitted="2026-01-01T00:00:00+00:00", plan="p",
         log=str(run.logs / "local-fit.log"),
     )  # fmt: skip
-    assert submit_local.state(run, read_record(run)) in ("unknown", "failed")  # type: ignore[arg-type]
+    assert local.state(run, read_record(run)) in ("unknown", "failed")  # type: ignore[arg-type]

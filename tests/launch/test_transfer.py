@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from rslp.errors import StoreError
-from rslp.files import Store
-from rslp.launch.transfer import DONE, LAST, PREDICTED, PREVIOUS, Pusher, pull
+from rslp.io import ObjectStore
+from rslp.launch.remote import DONE, LAST, PREDICTED, PREVIOUS, RunUploader, download_run
 
 
 def write(folder: Path, name: str, text: str) -> None:
@@ -31,12 +31,12 @@ def train(folder: Path, step: int) -> None:
     write(folder, "state.json", f"state of {step}")
 
 
-def test_there_and_back(s3: Store, tmp_path: Path) -> None:
+def test_there_and_back(s3: ObjectStore, tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     for name in ("config.yaml", "lock", ".hidden", "checkpoints/.last.ckpt.tmp", "code/x.zip", "logs/rank1.log"):
         write(here, name, name)
-    pusher = Pusher(here)
+    pusher = RunUploader(here)
     for step in (1, 2):
         train(here, step)
         assert pusher.push(s3) > 0
@@ -45,7 +45,7 @@ def test_there_and_back(s3: Store, tmp_path: Path) -> None:
     assert pusher.push(s3) == 0
     sent = {"config.yaml", "logs/rank1.log", "metrics.csv", "checkpoints/best.ckpt", "state.json", LAST, PREVIOUS, DONE}
     assert set(s3.sizes()) == sent
-    pull(s3, there)
+    download_run(s3, there)
     assert {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()} == sent
     assert (there / LAST).read_text() == "last of 2"
     assert (there / PREVIOUS).read_text() == "last of 1"
@@ -55,11 +55,11 @@ def test_there_and_back(s3: Store, tmp_path: Path) -> None:
     assert s3.read(DONE) is None
 
 
-def test_only_a_prediction_takes_predictions_along_and_its_marker_comes_last(s3: Store, tmp_path: Path) -> None:
+def test_only_a_prediction_takes_predictions_along_and_its_marker_comes_last(s3: ObjectStore, tmp_path: Path) -> None:
     here, fit, again = (tmp_path / name for name in ("here", "fit", "again"))
     for name in ("config.yaml", "predictions/a/g/w/a.tif", "predictions/progress.jsonl"):
         write(here, name, name)
-    pusher = Pusher(here)
+    pusher = RunUploader(here)
     pusher.push(s3)
     (here / "predictions/progress.jsonl").unlink()
     write(here, PREDICTED, "all")
@@ -71,17 +71,17 @@ def test_only_a_prediction_takes_predictions_along_and_its_marker_comes_last(s3:
     assert s3.read(PREDICTED) is None and s3.read("predictions/a/g/w2/a.tif") is not None
     pusher.push(s3)
     assert set(s3.sizes()) == {"config.yaml", "predictions/a/g/w/a.tif", "predictions/a/g/w2/a.tif", PREDICTED}
-    pull(s3, fit)
+    download_run(s3, fit)
     assert not (fit / "predictions").exists()
-    training = Pusher(fit)
-    training.nothing_new()
+    training = RunUploader(fit)
+    training.mark_all_as_sent()
     training.push(s3)
     assert "predictions/a/g/w/a.tif" in s3.sizes()
-    pull(s3, again, predictions=True)
+    download_run(s3, again, predictions=True)
     assert (again / "predictions/a/g/w/a.tif").read_text() == "predictions/a/g/w/a.tif"
 
 
-class Failing(Store):
+class Failing(ObjectStore):
     """A store whose network breaks after so many changes."""
 
     left = 0
@@ -109,7 +109,7 @@ def test_cut_off_anywhere_log_and_best_are_never_older_than_the_checkpoint(
     rng, here = random.Random(cut), tmp_path / "here"
     here.mkdir()
     store = Failing(f"memory://cut-{cut}/projects/p/e")
-    pusher = Pusher(here)
+    pusher = RunUploader(here)
     for step in range(1, 6):
         train(here, step)
         if step == 5:
@@ -131,12 +131,12 @@ def test_the_checkpoint_that_is_sent_is_whole_though_a_new_one_comes_meanwhile(t
     here.mkdir()
     train(here, 1)
 
-    class Slow(Store):
+    class Slow(ObjectStore):
         def upload(self, source: Path, name: str) -> None:
             if name == "metrics.csv":
                 train(here, 2)
             super().upload(source, name)
 
     store: Any = Slow("memory://meanwhile/projects/p/e")
-    Pusher(here).push(store)
+    RunUploader(here).push(store)
     assert store.read(LAST) == b"last of 1"

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from rslp.evaluate.rows import Evaluation
-from rslp.run import RunDir
+from rslp.rundir import RunDir
 from rslp.train.checkpoints import read_checkpoint
 from tests import children
 from tests.old_run.make import EPOCHS, FOLDER, KEPT, RUN

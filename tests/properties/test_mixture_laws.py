@@ -11,10 +11,10 @@ import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from rslp.data.mixture.counts import counts
+from rslp.data.mixture.mixture import EpochBatches, Mixture, PlannedBatch, epoch, evaluation
+from rslp.data.mixture.stream import Stream
 from rslp.errors import ConfigError
-from rslp.train.mixture import Batch, Batches, Mixture, epoch, evaluation
-from rslp.train.mixture_counts import counts
-from rslp.train.mixture_stream import Stream
 
 MODES = ("random", "cycle", "random_cycle", "reptile", "proportional", "temperature", "weights")
 NAMES = ("barley", "clouds", "fields", "vessels", "wheat")
@@ -30,15 +30,15 @@ class Case:
     seed: int
     world: int
 
-    def epoch(self, number: int, *, rank: int = 0) -> Batches:
+    def epoch(self, number: int, *, rank: int = 0) -> EpochBatches:
         return epoch(
             self.sizes, self.batch_sizes, self.mixture, seed=self.seed, epoch=number, world=self.world, rank=rank
         )
 
-    def ranks(self, number: int) -> list[list[Batch]]:
+    def ranks(self, number: int) -> list[list[PlannedBatch]]:
         return [list(self.epoch(number, rank=rank)) for rank in range(self.world)]
 
-    def drawn(self, number: int) -> list[tuple[Batch, list[int]]]:
+    def drawn(self, number: int) -> list[tuple[PlannedBatch, list[int]]]:
         """Global batches: the real samples of all ranks, in rank order."""
         return [
             (parts[0], [i for part in parts for i in part.indices[: part.real]])
@@ -204,7 +204,7 @@ def test_rounds_make_longer_steps_of_the_same_batches(
         assert {(batch.step, batch.step_size) for batch in batches} == {(step, len(batches))}
 
 
-def drawn(step: Iterable[Batch]) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+def drawn(step: Iterable[PlannedBatch]) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
     return [(batch.dataset, batch.indices, batch.draws) for batch in step]
 
 

@@ -42,12 +42,12 @@ HERE = "tests.runtime.test_memory"
     ],
 )
 def test_what_says_that_memory_ran_out(error: Exception, told: bool) -> None:
-    assert memory.ran_out(error) is told
+    assert memory.is_out_of_memory(error) is told
     outer = KeyError("while handling it")
     outer.__context__ = error
     # Chains of exceptions may lead back to themselves.
     error.__cause__ = outer
-    assert memory.ran_out(outer) is told
+    assert memory.is_out_of_memory(outer) is told
 
 
 def test_limits_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,8 +137,8 @@ def test_a_worker_that_the_kernel_kills_for_memory(tmp_path: Path, forks: Forks)
 
 
 def test_a_worker_that_was_ended_from_outside_is_no_lack_of_memory() -> None:
+    from rslp.data.batches import explain_worker_death
     from rslp.errors import MachineError
-    from rslp.train.reading import workers_watched
 
     for number, says in (
         (signal.SIGTERM, "was ended from outside"),
@@ -146,5 +146,5 @@ def test_a_worker_that_was_ended_from_outside_is_no_lack_of_memory() -> None:
         (signal.SIGBUS, "/dev/shm"),
     ):
         death = f"DataLoader worker (pid 7) is killed by signal: {signal.strsignal(number)}. "
-        with pytest.raises(MachineError, match=says), workers_watched():
+        with pytest.raises(MachineError, match=says), explain_worker_death():
             raise RuntimeError(death)

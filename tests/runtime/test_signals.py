@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rslp.run import RunDir
+from rslp.rundir import RunDir
 from rslp.runtime.children import FORKED, SPAWNED
 from tests.forks import ROOT, Forks, group_is_gone
 from tests.hold import holding, until

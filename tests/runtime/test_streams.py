@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rslp.run import RunDir
+from rslp.rundir import RunDir
 from tests.forks import ROOT, Forks
 from tests.tiny import run_config, write_dataset
 
@@ -103,7 +103,7 @@ _EVERY = tuple((way, number) for way in WAYS for number in NAMES)
 def test_each_workflow_ends_as_it_would_have_and_says_one_line_or_nothing(
     tmp_path: Path, place: Path, forks: Forks, name: str, spoilt: tuple[tuple[str, int], ...]
 ) -> None:
-    given, prints = WORKFLOWS[name]
+    given, fingerprints = WORKFLOWS[name]
     words = [word.format(place=place) for word in given]
     variables = {"RSLP_PREFIX": str(place)}
     new = RunDir.of(place, "tests", "new")
@@ -116,7 +116,7 @@ def test_each_workflow_ends_as_it_would_have_and_says_one_line_or_nothing(
         first = (f"{HERE}:spoil", way, number) if way else ()
         code = codes[way, number] = forks.wait(forks.start(*words, output=said, first=first, variables=variables))
         text = said.read_text()
-        expected = codes["", 0] or int(prints and (way, number) == ("full", STDOUT))
+        expected = codes["", 0] or int(fingerprints and (way, number) == ("full", STDOUT))
         if code != expected or "Traceback" in text or "Exception" in text:
             wrong.append(f"{way} {NAMES.get(number)}: exit code {code}, {expected} expected: {text}")
         if (way, number) == ("full", STDOUT) and code == 1:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from rslp.train import preemption
+from rslp.runtime import preemption
 
 
 class WaitForWarning(Callback):
@@ -22,7 +22,7 @@ class WaitForWarning(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         end = time.monotonic() + self.patience
         while trainer.global_step == self.step and not int(os.environ.get("SLURM_RESTART_COUNT", "0")):
-            if preemption.notice.received or time.monotonic() > end:
+            if preemption.preemption_flag.received or time.monotonic() > end:
                 break
             time.sleep(0.05)
 

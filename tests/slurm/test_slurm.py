@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from rslp.launch.record import read_record
-from rslp.run import RunDir
+from rslp.rundir import RunDir
 from rslp.train.checkpoints import read_checkpoint
 from tests import children
 from tests.hold import holding, until
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(
 )
 ROOT = Path(__file__).parents[2]
 SEVERAL = pytest.mark.skipif(
-    find_spec("rslp.train.world") is None, reason="training in several processes is not there yet"
+    find_spec("rslp.runtime.world") is None, reason="training in several processes is not there yet"
 )
 SLURM = ("--engine", "slurm", "--slurm.gres", "none", "--check", "false")
 

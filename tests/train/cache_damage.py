@@ -26,19 +26,19 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from rslp import upstream
+from rslp.data.cache.segments import read_entries
+from rslp.data.datamodule import MultiDatasetDataModule
+from rslp.data.features.cache import FeatureCache
+from rslp.data.features.codec import CachedBatch, CachedSample
+from rslp.data.samples import SampleSource
 from rslp.errors import UserError
-from rslp.run import RunDir
-from rslp.train import adapters
-from rslp.train.cli import build
-from rslp.train.data import MultiDatasetDataModule
-from rslp.train.features.bank import FeatureBank
-from rslp.train.features.codec import Kept, KeptBatch
+from rslp.rundir import RunDir
+from rslp.train.baselines import fit_baselines
+from rslp.train.build import build
 from rslp.train.fit import fit
-from rslp.train.floors import learn_constants
-from rslp.train.samples import SampleSource
-from rslp.train.store.shelf import read_entries
+from tests.data.cache.places import assert_same
 from tests.tiny import run_config, write_dataset, write_run
-from tests.train.store.places import assert_same
 
 NAME = "classify"
 FREEZE = {"class_path": "rslp.train.Freeze", "init_args": {}}
@@ -142,7 +142,7 @@ class Truth:
     modules: dict[str, Any]
     samples: dict[str, list[Any]]
     floors: Any
-    features: dict[str, tuple[str, list[KeptBatch]]]
+    features: dict[str, tuple[str, list[CachedBatch]]]
     run: RunDir
 
     @property
@@ -179,7 +179,7 @@ def prepared(root: Path) -> Truth:
     modules = build(run, training=False).datamodule.data_modules
     plain = MultiDatasetDataModule(modules, num_workers=0, store="off")
     samples = {split: [one.sample(i) for i in range(len(one))] for split, one in sources(plain).items()}
-    floors = learn_constants(plain.sources("train"))
+    floors = fit_baselines(plain.sources("train"))
     truth = Truth(path, root / "pristine", config, modules, samples, floors, {}, run)
     for split, source in sources(MultiDatasetDataModule(modules, num_workers=0)).items():
         for place in sorted(truth.caches.glob("features/*")):
@@ -212,10 +212,10 @@ def sources(module: MultiDatasetDataModule) -> dict[str, SampleSource]:
     return {split: module.sources(split)[NAME] for split in ("train", "val")}
 
 
-def opened(place: Path, source: SampleSource) -> FeatureBank:
-    prints = source.prints()
-    assert prints is not None
-    return FeatureBank(place, source=source, prints=prints)
+def opened(place: Path, source: SampleSource) -> FeatureCache:
+    fingerprints = source.fingerprints()
+    assert fingerprints is not None
+    return FeatureCache(place, source=source, fingerprints=fingerprints)
 
 
 @contextmanager
@@ -239,31 +239,31 @@ def start(truth: Truth, *, direct: Callable[[], None] = lambda: None) -> list[st
         truth: what is to be read.
         direct: called when the dataset itself is read for a sample.
     """
-    read = adapters.read_inputs
+    read = upstream.read_inputs
 
     def noticed(*args: Any, **kwargs: Any) -> Any:
         direct()
         return read(*args, **kwargs)
 
-    with heard() as lines, patch.object(adapters, "read_inputs", noticed):
+    with heard() as lines, patch.object(upstream, "read_inputs", noticed):
         module = MultiDatasetDataModule(truth.modules, num_workers=0)
         module.store_settings = module.store_settings.__class__(workers=0)
         for split, source in sources(module).items():
             for index, expected in enumerate(truth.samples[split]):
                 assert_same(source.sample(index), expected)
-        assert learn_constants(module.sources("train")) == truth.floors
+        assert fit_baselines(module.sources("train")) == truth.floors
         for name, (split, expected) in truth.features.items():
             read_features(truth.caches / "features" / name, sources(module)[split], expected)
     return lines
 
 
-def read_features(place: Path, source: SampleSource, expected: list[KeptBatch]) -> None:
+def read_features(place: Path, source: SampleSource, expected: list[CachedBatch]) -> None:
     """Read kept features; encode anew, for which their true values stand in, what is not kept."""
     try:
         bank = opened(place, source)
     except OSError as error:
         # What the stage of the frozen encoder says in one line; each batch is encoded as it comes.
-        logging.getLogger("rslp.train.features").warning("dataset %r: %s", source.name, error)
+        logging.getLogger("rslp.data.features").warning("dataset %r: %s", source.name, error)
         return
     bank.look({0})
     keys = [(index, 0) for index in range(len(expected))]
@@ -277,7 +277,7 @@ def read_features(place: Path, source: SampleSource, expected: list[KeptBatch]) 
         writer = bank.writer()
         for (index, view), one in zip(keys, expected, strict=True):
             if (index, view) in bank.missing(keys):
-                writer.add(index, view, Kept(one.features, one.inputs[0], one.targets[0], one.metadatas[0]))
+                writer.add(index, view, CachedSample(one.features, one.inputs[0], one.targets[0], one.metadatas[0]))
         writer.close()
         bank.look({0})
     bank.close()

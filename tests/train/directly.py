@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from rslearn.utils.jsonargparse import init_jsonargparse
 
-from rslp.files import read_yaml, resolve_paths
-from rslp.run import RunDir
-from rslp.train import cli
-from rslp.train.direct import Made, make_directly
-from rslp.train.samples import seeded
+from rslp.data.samples import seeded
+from rslp.io import read_yaml, resolve_paths
+from rslp.rundir import RunDir
+from rslp.train import build
+from rslp.train.build import InstantiatedRun, instantiate_directly
 from tests.train.structures import differences, structure
 
-_OPTIONS = {"trainer_defaults": cli.TRAINER_DEFAULTS, "own_keys": cli.OWN_KEYS}
+_OPTIONS = {"trainer_defaults": build.TRAINER_DEFAULTS, "own_keys": build.OWN_KEYS}
 
 
-def both(run: RunDir, *, training: bool = True) -> tuple[Made | None, Made]:
+def both(run: RunDir, *, training: bool = True) -> tuple[InstantiatedRun | None, InstantiatedRun]:
     """A run's parts, made directly and by the parser."""
     document = read_yaml(run.config)
     config = resolve_paths(document.data, run.path)
     init_jsonargparse()
     with seeded(7):
-        directly = make_directly(cli._for_run(config, run=run, training=training), **_OPTIONS)
+        directly = instantiate_directly(build._for_run(config, run=run, training=training), **_OPTIONS)
     with seeded(7):
-        parsed = cli._parse(cli._for_run(config, run=run, training=training), name=run.config)
+        parsed = build._parse(build._for_run(config, run=run, training=training), name=run.config)
     return directly, parsed
 
 
-def assert_alike(directly: Made | None, parsed: Made) -> None:
+def assert_alike(directly: InstantiatedRun | None, parsed: InstantiatedRun) -> None:
     assert directly is not None
     for part in ("seed", "datamodule", "model", "trainer"):
         assert differences(structure(getattr(directly, part)), structure(getattr(parsed, part))) == []

@@ -31,8 +31,8 @@ from typing import Any
 
 import yaml
 
-from rslp.files import read_json
-from rslp.run import RunDir
+from rslp.io import read_json
+from rslp.rundir import RunDir
 from rslp.train.checkpoints import read_checkpoint
 from tests.forks import Forks
 from tests.tiny import run_config, write_dataset

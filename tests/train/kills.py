@@ -29,9 +29,9 @@ from typing import Any
 
 import yaml
 
-from rslp.launch.ranks import free_port
-from rslp.main import main as rslp_main
-from rslp.run import RunDir
+from rslp.cli.main import main as rslp_main
+from rslp.launch.processes import free_port
+from rslp.rundir import RunDir
 from rslp.train.checkpoints import read_checkpoint
 from tests.tiny import run_config, write_dataset
 from tests.train import two_sensors
@@ -194,8 +194,8 @@ class Interpreter:
 
 def start_runs() -> None:
     """Be an interpreter: for each line of orders say the run's process id, and its exit code when it has ended."""
+    import rslp.cli.run
     import rslp.helios.model
-    import rslp.helios.run
     import rslp.train.fit  # noqa: F401
 
     for line in sys.stdin:

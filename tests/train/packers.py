@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rslp.train.samples import SampleSource
-from rslp.train.store import packing
+from rslp.data.cache import pack as cache_pack
+from rslp.data.samples import SampleSource
+from tests.data.cache.places import assert_same, direct, stored, write_places
 from tests.train.kills import versions
-from tests.train.store.places import assert_same, direct, stored, write_places
 
 # Enough for a pool of processes.
 WINDOWS, WORKERS = 34, 2
@@ -101,13 +101,13 @@ class Packer:
 
 def pack(dataset: Path) -> None:
     """Pack slowly enough for kills to hit."""
-    packing.CHUNK, quick = 1, packing.Packer.pack
+    cache_pack.CHUNK, quick = 1, cache_pack.Packer.pack
 
-    def slow(self: packing.Packer, tasks: object) -> packing.Packed:
+    def slow(self: cache_pack.Packer, tasks: object) -> cache_pack.Packed:
         time.sleep(0.02)
         return quick(self, tasks)  # type: ignore[arg-type]
 
-    packing.Packer.pack = slow  # type: ignore[assignment,method-assign]
+    cache_pack.Packer.pack = slow  # type: ignore[assignment,method-assign]
     stored(dataset, workers=WORKERS)
 
 

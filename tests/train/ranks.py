@@ -98,7 +98,7 @@ class Terminate(Callback):
 
 if __name__ == "__main__":
     from rslp.evaluate.evaluation import evaluate
-    from rslp.run import RunDir
+    from rslp.rundir import RunDir
     from rslp.train.fit import fit
     from tests.train.starts import SHUFFLED, shuffle_listings
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rslp.main import main as rslp_main
-from rslp.run import RunDir
+from rslp.cli.main import main as rslp_main
+from rslp.rundir import RunDir
 
 SHUFFLED = "RSLP_TESTS_SHUFFLED"
 
@@ -94,8 +94,7 @@ def left_in_caches(folder: Path) -> dict[str, str]:
 
 def _records(path: Path, folder: Path) -> dict[str, str]:
     """The records that a catalogue lists, by what they depend on."""
-    from rslp.train.store.segments import SegmentReader
-    from rslp.train.store.shelf import read_entries
+    from rslp.data.cache.segments import SegmentReader, read_entries
 
     reader, place = SegmentReader(path.parent, dataset=""), path.relative_to(folder)
     # Each process that keeps features has a catalogue of its own; of samples there is one for each kind of input.
@@ -147,8 +146,9 @@ def unlike(starts: Mapping[str, Mapping[str, str]]) -> list[str]:
 
 def _write_tables() -> None:
     """The tables that are shipped, as ``make schema`` writes them."""
-    from rslp.compose.make_vocabulary import render, vocabulary
-    from rslp.compose.schema import json_schema
+    from make_vocabulary import render, vocabulary
+
+    from rslp.config.schema import json_schema
 
     Path("schema.json").write_text(json.dumps(json_schema(), indent=2))
     Path("vocabulary.json").write_text(render(vocabulary()))

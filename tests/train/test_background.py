@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from rslp.cli.check import check
 from rslp.errors import ConfigError, DataError
-from rslp.helios.check import check
 from rslp.train.fit import fit
 from tests.tiny import run_config, write_dataset, write_run
 

@@ -14,7 +14,7 @@ from rslearn.train.model_context import ModelContext, ModelOutput
 
 from rslp.errors import ConfigError
 from rslp.evaluate.evaluation import evaluate
-from rslp.run import RunDir
+from rslp.rundir import RunDir
 from rslp.train.checkpoints import read_checkpoint, write_checkpoint
 from rslp.train.fit import fit
 from tests.tiny import run_config, write_dataset, write_run

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
+from rslp.data.cache import segments
+from rslp.data.datamodule import MultiDatasetDataModule
 from rslp.train.checkpoints import read_checkpoint
-from rslp.train.data import MultiDatasetDataModule
 from rslp.train.fit import fit
-from rslp.train.store import segments
 from tests.tiny import write_run
 from tests.train import cache_damage
 from tests.train.cache_damage import Truth, case, cases, flip, folder, heard, kind_of, prepared, start

@@ -19,7 +19,7 @@ from rslearn.train.dataset import DataInput
 from rslearn.utils.geometry import ResolutionFactor
 from rslearn.utils.jsonargparse import init_jsonargparse
 
-from rslp.train.blueprint import Unsure, blueprint, construct
+from rslp.train.instantiate import AmbiguousValue, construct, plan_value
 from tests.tiny import KINDS, run_config, write_run
 from tests.train.directly import assert_alike, both
 from tests.train.structures import structure
@@ -222,8 +222,8 @@ def parsed_value(value: Any, hint: Any) -> Any:
 @given(name=st.sampled_from(sorted(HINTS)), value=VALUES)
 def test_a_value_is_read_as_the_parser_reads_it_or_not_at_all(name: str, value: Any) -> None:
     try:
-        made = construct(blueprint(value, HINTS[name]))
-    except Unsure:
+        made = construct(plan_value(value, HINTS[name]))
+    except AmbiguousValue:
         return
     try:
         expected = parsed_value(value, HINTS[name])
@@ -243,7 +243,7 @@ def test_a_value_is_read_as_the_parser_reads_it_or_not_at_all(name: str, value: 
     ],
 )  # fmt: skip
 def test_what_configs_say_has_one_reading(value: Any, hint: Any) -> None:
-    assert structure(construct(blueprint(value, hint))) == structure(parsed_value(value, hint))
+    assert structure(construct(plan_value(value, hint))) == structure(parsed_value(value, hint))
 
 
 @pytest.mark.parametrize(
@@ -255,5 +255,5 @@ def test_what_configs_say_has_one_reading(value: Any, hint: Any) -> None:
     ],
 )  # fmt: skip
 def test_what_is_doubtful_or_wrong_is_left_to_the_parser(value: Any, hint: Any) -> None:
-    with pytest.raises(Unsure):
-        blueprint(value, hint)
+    with pytest.raises(AmbiguousValue):
+        plan_value(value, hint)

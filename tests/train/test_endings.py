@@ -13,8 +13,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from rslp.run import RunDir
-from rslp.train import checkpoints, preemption
+from rslp.rundir import RunDir
+from rslp.runtime import preemption
+from rslp.train import checkpoints
 from rslp.train.checkpoints import read_checkpoint
 from rslp.train.fit import fit
 from tests.tiny import run_config, write_dataset, write_run
@@ -63,7 +64,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]
 
 @pytest.fixture
 def noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preemption.notice, "received", None)
+    monkeypatch.setattr(preemption.preemption_flag, "received", None)
 
 
 def start(
@@ -200,7 +201,7 @@ def test_ctrl_c_saves_and_says_from_where_the_run_goes_on(
     assert json.loads(run.state.read_text())["state"] == "interrupted"
     assert run.last.exists() == (step is not None)
     assert not list(run.path.rglob("*.tmp"))
-    preemption.notice.received = None
+    preemption.preemption_flag.received = None
     again, code = start(tmp_path / "left", data, frozen=frozen)
     assert code == 0
     said = capfd.readouterr().err

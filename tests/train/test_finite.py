@@ -12,12 +12,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rslearn.train.model_context import SampleMetadata
 
+from rslp.data.batches import Batch
 from rslp.errors import ConfigError, TrainingError
-from rslp.train.batches import Batch
-from rslp.train.finite import FiniteGuard, FinitePolicy
+from rslp.train.callbacks import FiniteGuard, FinitePolicy
 from rslp.train.fit import fit
+from tests.data.test_bad_samples import file_of, properties
 from tests.tiny import run_config, write_dataset, write_run
-from tests.train.test_faults import file_of, properties
 from tests.train.test_fit import same, start, weights
 
 

@@ -15,10 +15,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from rslp import upstream
 from rslp.errors import CheckpointError, ConfigError, DataError, RunError
 from rslp.evaluate.evaluation import evaluate
-from rslp.run import RunDir, sha256
-from rslp.train import adapters, preemption
+from rslp.rundir import RunDir, sha256
+from rslp.runtime import preemption
 from rslp.train.checkpoints import read_checkpoint, read_with_digest
 from rslp.train.fit import fit
 from tests.tiny import four_datasets, run_config, write_dataset, write_run
@@ -228,11 +229,11 @@ def test_a_preempted_run_saves_leaves_with_143_and_goes_on(
     stopped["trainer"]["callbacks"].append(callback)
     write_run(tmp_path, stopped)
     before = [signal.getsignal(number) for number in preemption.SIGNALS]
-    preemption.notice.install()
+    preemption.preemption_flag.install()
     try:
         assert fit(run) == 143
     finally:
-        preemption.notice.received = None
+        preemption.preemption_flag.received = None
         for number, handler in zip(preemption.SIGNALS, before, strict=True):
             signal.signal(number, handler)
     # Step 5 is an epoch's last: the validation after it is left, and repeated from the checkpoint before.
@@ -357,7 +358,7 @@ def test_evaluating_an_untrained_run_names_the_folder(tmp_path: Path, data: dict
 
 
 def test_training_crops_are_drawn_anew_and_repeatably(tmp_path: Path) -> None:
-    from rslp.train.cli import build
+    from rslp.train.build import build
 
     path = write_dataset(tmp_path / "data", "classify", size=16)
     config = run_config({"crops": (str(path), "classify")})
@@ -372,7 +373,7 @@ def test_training_crops_are_drawn_anew_and_repeatably(tmp_path: Path) -> None:
 
 
 def test_all_crops_of_a_window_are_samples_of_their_own(tmp_path: Path) -> None:
-    from rslp.train.cli import build
+    from rslp.train.build import build
 
     path = write_dataset(tmp_path / "data", "segment", size=20)
     config = run_config({"fields": (str(path), "segment")})
@@ -395,4 +396,4 @@ def test_adapters_read_lightning_where_we_think(reference: RunDir) -> None:
     loop = checkpoint["loops"]["fit_loop"]
     assert set(loop["epoch_progress"]["current"].values()) == {3}
     assert set(loop["epoch_loop.batch_progress"]["current"].values()) == {0}
-    assert adapters.as_epoch_start(checkpoint, 3)["epoch"] == 3
+    assert upstream.as_epoch_start(checkpoint, 3)["epoch"] == 3

@@ -16,11 +16,10 @@ import pytest
 import torch
 
 from rslp.errors import DiskError
-from rslp.files import append, write_atomic
-from rslp.run import RunDir
-from rslp.train.checkpoints import read_checkpoint
+from rslp.io import append, write_atomic
+from rslp.rundir import RunDir
+from rslp.train.checkpoints import _states, bytes_of, read_checkpoint
 from rslp.train.fit import fit
-from rslp.train.room import _states, bytes_of
 from tests.forks import Forks
 from tests.tiny import run_config, write_dataset, write_run
 from tests.train.full_disk import PAGE, Fault, Harness, fill, record, small_disk, sweep
@@ -119,7 +118,7 @@ def test_checkpoints_that_will_not_fit_are_said_before_the_first_epoch(
 ) -> None:
     config = run_config({"regress": (str(write_dataset(tmp_path / "data", "regress")), "regress")}, epochs=1)
     run = write_run(tmp_path, config)
-    monkeypatch.setattr("rslp.train.room.shutil.disk_usage", lambda _: SimpleNamespace(free=1234))
+    monkeypatch.setattr("rslp.train.checkpoints.shutil.disk_usage", lambda _: SimpleNamespace(free=1234))
     fit(run)
     said = [line for line in capsys.readouterr().err.splitlines() if "bytes are free" in line]
     last, best = (read_checkpoint(path) for path in (run.last, run.best()))
@@ -132,7 +131,7 @@ def test_checkpoints_that_will_not_fit_are_said_before_the_first_epoch(
         "and one more during a write), and 1,234 bytes are free there"
     ]
     fit(RunDir(run.path))
-    monkeypatch.setattr("rslp.train.room.shutil.disk_usage", lambda _: SimpleNamespace(free=needed))
+    monkeypatch.setattr("rslp.train.checkpoints.shutil.disk_usage", lambda _: SimpleNamespace(free=needed))
     config["trainer"]["max_epochs"] = 2
     run.config.write_text(json.dumps(config))
     capsys.readouterr()

@@ -43,19 +43,20 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 from torchmetrics.classification import MulticlassAccuracy
 
+from rslp.data.batches import StepSampler
+from rslp.data.mixture import mixture
+from rslp.data.samples import SampleSource
 from rslp.errors import CheckpointError, ConfigError, RunError
 from rslp.evaluate.evaluation import evaluate
-from rslp.files import paths
-from rslp.run import RunDir
-from rslp.train import JointModel, MultiDatasetDataModule, cli, mixture
-from rslp.train.batches import StepSampler
+from rslp.io import paths
+from rslp.models.optim import Freeze, split_groups
+from rslp.rundir import RunDir
+from rslp.train import JointModel, MultiDatasetDataModule, build
+from rslp.train.callbacks import MetricsLog
 from rslp.train.checkpoints import load_weights
-from rslp.train.freezing import Freeze, split_groups
 from rslp.train.metrics import normalised
-from rslp.train.metrics_log import MetricsLog
-from rslp.train.samples import SampleSource
+from tests.data.test_bad_samples import source
 from tests.tiny import TinyEncoder, add_window, run_config, write_dataset, write_run
-from tests.train.test_faults import source
 
 CONFIGS = Path(__file__).parents[2] / "rslp/example/configs"
 
@@ -337,7 +338,7 @@ def thawing(scheduler: Any, *, stage: Callable[[Any], Freeze] | None = None) -> 
 
 SIZES = {"a": 7, "b": 12}
 TARGETS: list[dict[str, Any]] = [{"a": {"class": torch.tensor(1), "valid": torch.tensor(1.0)}}] * 2
-Plan = Callable[..., Sequence[mixture.Batch]]
+Plan = Callable[..., Sequence[mixture.PlannedBatch]]
 
 
 def context(dataset: str) -> ModelContext:
@@ -354,12 +355,12 @@ def model(*names: str, cls: type[JointModel] = JointModel, **options: Any) -> Jo
     return cls([TinyEncoder()], decoders(names), **options)
 
 
-def training(*, epoch: int = 0, world: int = 1, rank: int = 0) -> Sequence[mixture.Batch]:
+def training(*, epoch: int = 0, world: int = 1, rank: int = 0) -> Sequence[mixture.PlannedBatch]:
     sizes = dict.fromkeys(SIZES, 4)
     return list(mixture.epoch(SIZES, sizes, mixture.Mixture(), seed=0, epoch=epoch, world=world, rank=rank))
 
 
-def evaluation(*, world: int, rank: int) -> Sequence[mixture.Batch]:
+def evaluation(*, world: int, rank: int) -> Sequence[mixture.PlannedBatch]:
     return list(mixture.evaluation(SIZES, dict.fromkeys(SIZES, 4), world=world, rank=rank))
 
 
@@ -375,7 +376,7 @@ def config(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def data(config: dict[str, Any], folder: Path, tmp_path: Path) -> MultiDatasetDataModule:
-    return cli.build(write_run(tmp_path, config), training=False).datamodule
+    return build.build(write_run(tmp_path, config), training=False).datamodule
 
 
 class Epochs(MultiDatasetDataModule):
@@ -389,7 +390,7 @@ class Epochs(MultiDatasetDataModule):
 
 def second_epoch(made: type[MultiDatasetDataModule], config: dict[str, Any]) -> None:
     init_args = config["data"]["init_args"]
-    parsed = cli.build(write_run_once(init_args["data_modules"]["a"], config), training=False).datamodule
+    parsed = build.build(write_run_once(init_args["data_modules"]["a"], config), training=False).datamodule
     again = made(parsed.data_modules, num_workers=0)
     loader = again.train_dataloader()
     first, second = len(list(loader)), len(list(loader))
@@ -407,7 +408,7 @@ def reshuffled(plan: Plan) -> None:
     assert drawn[0] != drawn[1]
 
 
-def always_the_first(*, epoch: int) -> Sequence[mixture.Batch]:
+def always_the_first(*, epoch: int) -> Sequence[mixture.PlannedBatch]:
     return training(epoch=0)
 
 
@@ -415,7 +416,7 @@ def as_many_batches(plan: Plan) -> None:
     assert len({len(plan(world=3, rank=rank)) for rank in range(3)}) == 1
 
 
-def dealt_out(*, world: int, rank: int) -> Sequence[mixture.Batch]:
+def dealt_out(*, world: int, rank: int) -> Sequence[mixture.PlannedBatch]:
     return training()[rank::world]
 
 
@@ -424,19 +425,19 @@ def every_sample_once(plan: Plan) -> None:
     assert drawn == Counter((name, i) for name, size in SIZES.items() for i in range(size))
 
 
-def without_last(*, world: int, rank: int) -> Sequence[mixture.Batch]:
+def without_last(*, world: int, rank: int) -> Sequence[mixture.PlannedBatch]:
     return evaluation(world=world, rank=rank)[:-1]
 
 
-class Wrapping(cli.RunCLI):
+class Wrapping(build.RunCLI):
     def add_arguments_to_parser(self, parser: Any) -> None:
         super().add_arguments_to_parser(parser)
         parser.set_defaults({"trainer.use_distributed_sampler": True})
 
 
-def own_sampler(made: type[cli.RunCLI], config: dict[str, Any]) -> None:
+def own_sampler(made: type[build.RunCLI], config: dict[str, Any]) -> None:
     # The parser writes into what it is given.
-    parsed = cli.run_parser(cli._for_run(copy.deepcopy(config), run=RunDir(Path("unused")), training=False), made)
+    parsed = build.run_parser(build._for_run(copy.deepcopy(config), run=RunDir(Path("unused")), training=False), made)
     assert not parsed.trainer._accelerator_connector.use_distributed_sampler
 
 
@@ -590,7 +591,7 @@ AUTHORS: dict[str, tuple[Callable[..., None], Any, Any]] = {
     "second epoch empty": (second_epoch, MultiDatasetDataModule, Epochs),
     "epoch never re-shuffled": (reshuffled, training, always_the_first),
     "unequal batch counts per rank": (as_many_batches, training, dealt_out),
-    "Lightning re-wraps the batch sampler": (own_sampler, cli.RunCLI, Wrapping),
+    "Lightning re-wraps the batch sampler": (own_sampler, build.RunCLI, Wrapping),
     "no trainer on one GPU": (without_trainer, MultiDatasetDataModule, Lonely),
     "resume freezes the encoder again": (stays_thawed, Freeze, Again),
     "two callbacks of one type collide": (side_by_side, Freeze, Stateful),

@@ -15,8 +15,8 @@ from rslearn.train.tasks.per_pixel_regression import PerPixelRegressionHead
 from rslearn.train.tasks.regression import RegressionHead
 from rslearn.train.tasks.segmentation import SegmentationHead
 
-from rslp.train.counts import loss_count
-from rslp.train.heads import WeightedClassificationHead
+from rslp.models.denominators import loss_denominator
+from rslp.models.heads import WeightedClassificationHead
 from rslp.train.losses import LossMeter
 
 SAMPLES, CLASSES, SIZE = 7, 3, 4
@@ -67,7 +67,7 @@ def test_parts_of_a_batch_weighted_by_their_counts_make_the_whole(
         return value  # type: ignore[no-any-return]
 
     parts = [slice(0, cut), slice(cut, SAMPLES)]
-    counts = [loss_count(head, labels[part]) for part in parts]
+    counts = [loss_denominator(head, labels[part]) for part in parts]
     total = sum(loss(part) * count for part, count in zip(parts, counts, strict=True)) / sum(counts)
     torch.testing.assert_close(total.float(), loss(slice(None)))
 

@@ -24,9 +24,9 @@ from rslearn.train.tasks.segmentation import SegmentationTask
 from rslearn.train.tasks.task import Task
 from sklearn.metrics import r2_score
 
+from rslp.data.crops import CropPlace
 from rslp.evaluate.rows import Evaluation, rows_of
-from rslp.train.crops import Place
-from rslp.train.floors import constant_output
+from rslp.train.baselines import baseline_output
 from rslp.train.metric_types import R2
 from rslp.train.metrics import TaskMetrics, TaskResult
 
@@ -116,8 +116,8 @@ def evaluated(kind: str, cuts: Sequence[Sequence[tuple[int, Sample]]]) -> TaskRe
             metrics.update(
                 [one.output],
                 targets=[one.target],
-                constants=[constant_output(task, 1.0, one.target)],
-                places=[Place(("group", str(number)), (0, 0), None, alone=True)],
+                constants=[baseline_output(task, 1.0, one.target)],
+                places=[CropPlace(("group", str(number)), (0, 0), None, alone=True)],
             )
     if len(ranks) == 1:
         return ranks[0].result()

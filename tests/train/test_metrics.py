@@ -19,8 +19,8 @@ from rslearn.train.tasks.segmentation import SegmentationTask
 from rslearn.train.tasks.task import Task
 from sklearn.metrics import balanced_accuracy_score, r2_score
 
-from rslp.train.crops import Place
-from rslp.train.floors import constant_output, learn_constant
+from rslp.data.crops import CropPlace
+from rslp.train.baselines import baseline_output, fit_baseline
 from rslp.train.metric_types import R2, BalancedAccuracy
 from rslp.train.metrics import TaskMetrics, normalised, primary_metric
 
@@ -119,14 +119,14 @@ TASKS: dict[str, tuple[Task, list[dict[str, Any]], float | None]] = {
 @pytest.mark.parametrize("kind", TASKS)
 def test_the_constant_is_learnt_from_valid_labels(kind: str) -> None:
     task, targets, constant = TASKS[kind]
-    assert learn_constant(task, targets) == constant
+    assert fit_baseline(task, targets) == constant
 
 
 @pytest.mark.parametrize("kind", TASKS)
 def test_the_constant_prediction_scores_the_floor_and_the_truth_the_best(kind: str) -> None:
     task, targets, constant = TASKS[kind]
     assert constant is not None
-    constants = [constant_output(task, constant, target) for target in targets]
+    constants = [baseline_output(task, constant, target) for target in targets]
     metrics = TaskMetrics(task)
     metrics.update(constants, targets=targets, constants=constants)
     worst = metrics.result()
@@ -153,7 +153,7 @@ def truth(task: Task, target: dict[str, Any]) -> Any:
 
 def test_a_task_without_valid_labels_has_no_constant() -> None:
     task = TASKS["classification"][0]
-    assert learn_constant(task, [classification(0, valid=0)]) is None
+    assert fit_baseline(task, [classification(0, valid=0)]) is None
 
 
 def test_a_kind_of_task_that_we_do_not_know_has_no_primary_metric() -> None:
@@ -181,11 +181,11 @@ def test_what_several_processes_saw_adds_up_also_if_one_saw_nothing(kind: str, c
     task = MANY.get(kind, TASKS[kind][0])
     assert constant is not None
     outputs = [truth(task, target) for target in targets]
-    outputs[0] = constant_output(task, constant, targets[0])
-    constants = [constant_output(task, constant, target) for target in targets]
+    outputs[0] = baseline_output(task, constant, targets[0])
+    constants = [baseline_output(task, constant, target) for target in targets]
     ranks = [TaskMetrics(task) for _ in range(3)]
     whole = TaskMetrics(task)
-    places = [Place(("group", str(i)), (0, 0), None, alone=True) for i in range(len(targets))]
+    places = [CropPlace(("group", str(i)), (0, 0), None, alone=True) for i in range(len(targets))]
     for metrics, part in (
         (whole, slice(None)), (ranks[0], slice(0, cut)), (ranks[2], slice(cut, None))
     ):  # fmt: skip

@@ -12,7 +12,7 @@ import rasterio
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rslp.evaluate.evaluation import evaluate
-from rslp.run import RunDir
+from rslp.rundir import RunDir
 from rslp.train.fit import fit
 from tests.evaluate.test_prediction import label
 from tests.tiny import KINDS, run_config, write_dataset, write_run

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rslp.files.locks import Lock
-from rslp.main import main
+from rslp.cli.main import main
+from rslp.io.locks import Lock
 from tests import children
 from tests.tiny import run_config, write_dataset, write_run
 from tests.train.ranks import ROOT

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from rslp.evaluate.evaluation import evaluate
-from rslp.run import RunDir
+from rslp.rundir import RunDir
 from rslp.train.checkpoints import read_checkpoint
 from rslp.train.fit import fit
 from tests.tiny import KINDS, run_config, write_dataset, write_run

@@ -12,7 +12,7 @@ import torch
 from rslp.errors import CheckpointError, RunError
 from rslp.evaluate.evaluation import evaluate
 from rslp.evaluate.prediction import predict
-from rslp.run import RunDir
+from rslp.rundir import RunDir
 from rslp.train.checkpoints import RUN_KEY, read_checkpoint
 from rslp.train.fit import fit
 from tests.tiny import run_config, write_dataset, write_run

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rslp.run import RunDir
+from rslp.rundir import RunDir
 from tests.train.ranks import ROOT, finish, start_ranks
 from tests.train.starts import digest_of, environment_of, left_by_run, left_in_caches, unlike
 from tests.train.two_sensors import ENCODERS, freezing, run_config, write_place

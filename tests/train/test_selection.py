@@ -15,10 +15,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from rslp.errors import ConfigError
-from rslp.run import RunDir
+from rslp.models.optim import forgive_ties
+from rslp.rundir import RunDir
 from rslp.train.checkpoints import RunCheckpoints, read_checkpoint
 from rslp.train.fit import fit
-from rslp.train.plateau import forgive_ties
 from tests.tiny import run_config, write_dataset, write_run
 from tests.train.test_fit import Killed, same, weights
 

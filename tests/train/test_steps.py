@@ -13,9 +13,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rslearn.train.model_context import ModelContext
 
 from rslp.errors import ConfigError
-from rslp.run import RunDir
+from rslp.rundir import RunDir
+from rslp.train.build import build
 from rslp.train.checkpoints import read_checkpoint
-from rslp.train.cli import build
 from rslp.train.fit import fit
 from tests.tiny import run_config, write_dataset, write_run
 from tests.train.test_fit import logged, same, start, weights

@@ -9,8 +9,8 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from rslp.train.callbacks import MiniPCGrad
 from rslp.train.fit import fit
-from rslp.train.surgery import MiniPCGrad
 from tests.tiny import run_config, write_dataset, write_run
 from tests.train.test_fit import logged
 

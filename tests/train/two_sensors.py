@@ -12,8 +12,8 @@ import torch
 import yaml
 from rslearn.models.galileo.single_file_galileo import Encoder
 
+from rslp.cli.main import main as rslp_main
 from rslp.example import bundle, windows
-from rslp.main import main as rslp_main
 
 DATASETS = ("crop_type", "fuel_moisture")
 ENCODERS = ("helios", "galileo")

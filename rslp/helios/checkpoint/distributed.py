@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.futures import Future
 
 from rslp.errors import CheckpointError
-from rslp.files import UNREADABLE, archive_damage
+from rslp.io import LOAD_ERRORS, archive_damage
 
 # Everything that the index of a tensor checkpoint is made of; whatever else a pickle names is refused, not imported.
 _METADATA = "torch.distributed.checkpoint.metadata"
@@ -97,7 +97,7 @@ def read_weights(directory: Path, prefix: str) -> dict[str, torch.Tensor]:
     reader = _Reader(directory)
     try:
         index = reader.read_metadata()
-    except UNREADABLE as error:
+    except LOAD_ERRORS as error:
         raise CheckpointError(f"{directory}/.metadata: cannot be read: {error}") from error
     planner = DefaultLoadPlanner()
     try:
@@ -111,7 +111,7 @@ def read_weights(directory: Path, prefix: str) -> dict[str, torch.Tensor]:
         plan = reader.prepare_local_plan(planner.create_local_plan())
         plan = reader.prepare_global_plan(planner.create_global_plan([plan]))[0]
         reader.read_data(planner.finish_plan(plan), planner).wait()
-    except (*UNREADABLE, CheckpointException) as error:
+    except (*LOAD_ERRORS, CheckpointException) as error:
         detail = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{directory}: damaged or incomplete: {detail}") from error
     if unread := [name for name, tensor in wanted.items() if tensor.is_floating_point() and tensor.isnan().any()]:

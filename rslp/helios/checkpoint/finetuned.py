@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from rslp.errors import CheckpointError
-from rslp.files import read_yaml, resolve_paths
 from rslp.helios.checkpoint.architecture import Architecture
+from rslp.io import read_yaml, resolve_paths
 
 # Where the encoder stands in a training checkpoint, ours and the original's.
 _ENCODER = "model.encoder.0."

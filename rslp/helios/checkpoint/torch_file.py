@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rslp.errors import CheckpointError
-from rslp.files import UNREADABLE, archive_damage
+from rslp.io import LOAD_ERRORS, archive_damage
 
 _STATE = "state_dict"
 
@@ -44,7 +44,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         content = _load(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: holds more than tensors: {_first_line(error)}") from error
-    except UNREADABLE as error:
+    except LOAD_ERRORS as error:
         raise CheckpointError(f"{path}: cannot be read as a file of torch.save: {_first_line(error)}") from error
     if isinstance(content, dict) and isinstance(content.get(_STATE), dict):
         content = content[_STATE]

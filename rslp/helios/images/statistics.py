@@ -34,7 +34,7 @@ Statistics = Mapping[str, tuple[Band, ...]]
 
 
 @cache
-def shipped() -> Statistics:
+def shipped_statistics() -> Statistics:
     """The statistics that come with the package, per modality, bands in the encoder's order.
 
     Source: the ``computed.json`` that Helios (OlmoEarth) was pre-trained with.
@@ -61,12 +61,12 @@ def load(config_fname: str | None) -> Statistics:
         ConfigError: the file does not exist or is not such a JSON file.
     """
     if config_fname is None:
-        return shipped()
+        return shipped_statistics()
     path = Path(config_fname)
     if not path.is_file():
         wanted = PurePosixPath(config_fname)
         if wanted.is_relative_to("/opt/helios") and wanted.name == "computed.json":
-            return shipped()
+            return shipped_statistics()
         raise _problem(f"no such file {config_fname!r}; leave config_fname out to use the shipped statistics")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -82,7 +82,7 @@ def load(config_fname: str | None) -> Statistics:
 
 
 def _in_order(modality: str, bands: Mapping[str, Any], config_fname: str) -> tuple[Band, ...]:
-    known = {band.name: band for band in shipped().get(modality, ())}
+    known = {band.name: band for band in shipped_statistics().get(modality, ())}
     read = {}
     for name, values in bands.items():
         try:

@@ -1,0 +1,117 @@
+"""Write ``vocabulary.json``: the arguments of every class that a config is likely to name.
+
+Run as ``python docs/make_vocabulary.py`` after an upgrade of rslearn or Lightning, or a change of our own
+classes. The classes are imported by name, here only: composing itself needs the table and none of those packages.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import pkgutil
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from rslp.config.merge import TABLE
+from rslp.io import write_atomic
+
+_PACKAGES = (
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.loggers",
+    "rslearn.models",
+    "rslearn.train",
+    "rslp.helios.galileo",
+    "rslp.helios.model",
+    "rslp.helios.norm",
+    "rslp.helios.pad",
+    "rslp.helios.tasks",
+    "rslp.train",
+    "rslp.train.checkpoints",
+    "rslp.train.heads",
+    "rslp.train.surgery",
+)
+_SINGLE = ("lightning.pytorch.Trainer",)
+
+
+def vocabulary() -> dict[str, list[str] | None]:
+    """Collect the argument names of each class by its class path; None for a class that takes any.
+
+    Packages that need something that is not installed are left out.
+    """
+    found: dict[str, list[str] | None] = {}
+    for name in _PACKAGES:
+        for module in _modules(name):
+            for path, cls in _classes(module, name):
+                found[path] = arguments_of(cls)
+    for path in _SINGLE:
+        module_name, _, class_name = path.rpartition(".")
+        found[path] = arguments_of(getattr(importlib.import_module(module_name), class_name))
+    return dict(sorted(found.items()))
+
+
+def arguments_of(cls: type[Any]) -> list[str] | None:
+    """Give the names that a class's constructor takes; ``**kwargs`` stand for those of the parent's."""
+    names: list[str] = []
+    for parent in cls.__mro__:
+        if "__init__" not in vars(parent):
+            continue
+        if parent is object:
+            break
+        try:
+            parameters = list(inspect.signature(vars(parent)["__init__"]).parameters.values())[1:]
+        except (TypeError, ValueError):
+            return None
+        plain = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        names += [name for name in plain if name not in names]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return names
+    return None if names == [] and "__init__" in vars(cls) else names
+
+
+def render(table: dict[str, list[str] | None]) -> str:
+    """Write the table as JSON with one line for each class."""
+    return "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in table.items()) + "\n}\n"
+
+
+def _modules(name: str) -> Iterator[ModuleType]:
+    package = _imported(name)
+    if package is None:
+        return
+    yield package
+    # Of our own packages only what they offer is meant for configs.
+    path = [] if name.startswith("rslp.") else getattr(package, "__path__", [])
+    for info in pkgutil.walk_packages(path, prefix=f"{name}."):
+        module = _imported(info.name)
+        if module is not None:
+            yield module
+
+
+def _imported(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        sys.stderr.write(f"left out {name}: {error}\n")
+        return None
+
+
+def _classes(module: ModuleType, package: str) -> Iterator[tuple[str, type[Any]]]:
+    # What a package loads only when it is asked for stands in its __all__ alone.
+    offered = getattr(module, "__all__", ()) if package.startswith("rslp.") else ()
+    names = {*vars(module), *offered, *getattr(module, "__all__", ())}
+    for name, value in ((name, getattr(module, name)) for name in sorted(names)):
+        if name.startswith("_") or not isinstance(value, type) or "[" in str(value):
+            continue
+        # A class counts where it is defined, and where its package offers it.
+        if value.__module__ == module.__name__ or name in offered or _is_inside(value, module, package):
+            yield f"{module.__name__}.{name}", value
+
+
+def _is_inside(value: type[Any], module: ModuleType, package: str) -> bool:
+    return module.__name__ == package and value.__module__.startswith(package)
+
+
+if __name__ == "__main__":
+    write_atomic(TABLE, render(vocabulary()))

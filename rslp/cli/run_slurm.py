@@ -1,0 +1,43 @@
+"""What a batch script of SLURM starts: one run, or its share of an array of runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from rslp.errors import UsageError
+from rslp.io.locks import no_links
+from rslp.launch.engines.slurm import run_step
+from rslp.launch.job import Job, Mode
+from rslp.rundir import RunDir
+
+
+def run_slurm(
+    run_dirs: list[str], mode: Mode = "fit", checkpoint: str | None = None, retries: int = 0, requeue: bool = True
+) -> int:
+    """Run one job inside a SLURM allocation; the batch script starts this.
+
+    Args:
+        run_dirs: the run directory, or those of an array, of which SLURM_ARRAY_TASK_ID picks one.
+        mode: what to do with the run, as in the workflow run.
+        checkpoint: the checkpoint to evaluate; the best one of the run when left out.
+        retries: how often a failed job is queued again; not after a user's mistake.
+        requeue: queue a job again that SLURM took away, or whose time was up.
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        raise UsageError("run_slurm is started by SLURM; launch_finetune --engine slurm submits a run")
+    index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
+    job = Job(run=RunDir(Path(run_dirs[index])), mode=mode, checkpoint=checkpoint, retries=retries)
+    if len(run_dirs) > 1:
+        _speak_into(job.run.logs / f"slurm-{os.environ['SLURM_ARRAY_JOB_ID']}_{index}.log")
+    return run_step(job, requeue=requeue)
+
+
+def _speak_into(log: Path) -> None:
+    """Send this process's output, and its children's, to a file: SLURM gives all runs of an array one folder."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab", opener=no_links) as stream:
+        for output in (sys.stdout, sys.stderr):
+            output.flush()
+            os.dup2(stream.fileno(), output.fileno())

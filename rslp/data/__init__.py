@@ -1,0 +1,1 @@
+"""From datasets on disk to batches: samples, the mixture, the sample cache, the feature cache."""

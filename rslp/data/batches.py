@@ -1,0 +1,282 @@
+"""Batches: from sample keys to collated samples, and from there to the device.
+
+Lightning's own way visits and copies every object of a batch, down to the coordinate systems in its metadata: on small
+batches it takes longer than the heads. torch's way of pinning passes over dataclasses, and raster images are some.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from rslearn.train.model_context import SampleMetadata
+from torch.utils.data import Dataset, Sampler
+
+from rslp import upstream
+from rslp.data.bad_samples import BadSample
+from rslp.data.mixture import mixture
+from rslp.data.samples import Sample, SampleKey, SampleSource, stable_seed
+from rslp.errors import DataError, MachineError
+from rslp.models.joint import Features
+from rslp.runtime import memory
+
+
+def tensors_to(value: Any, device: torch.device) -> Any:
+    """The tensors in containers and dataclasses on a device; containers are made anew, other values are shared."""
+    # On the way back to the CPU one has to wait: the values would be read before they are there.
+    return _each(value, lambda tensor: tensor.to(device, non_blocking=device.type != "cpu"))
+
+
+def tensors_pinned(value: Any) -> Any:
+    """The tensors in memory from which a device can fetch them while the processor goes on; see ``tensors_to``."""
+    return _each(value, torch.Tensor.pin_memory)
+
+
+def _each(value: Any, act: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        if value.numel() > 1 and not any(value.stride()):
+            # One value that stands for a whole image: it stays one.
+            return act(value[(0,) * value.ndim]).expand(value.shape)
+        return act(value)
+    if isinstance(value, Mapping):
+        return {key: _each(item, act) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_each(item, act) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        # Raster images and features; what they hold besides tensors (dates) is shared.
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+        return dataclasses.replace(value, **{name: _each(item, act) for name, item in fields.items()})
+    return value
+
+
+# So many others are tried; where all of them are broken, the dataset is.
+_TRIES = 20
+_LESS_MEMORY = "set data.init_args.num_workers lower, or make batches smaller"
+
+
+def read(source: SampleSource, key: SampleKey, *, replace: bool) -> tuple[Sample | None, tuple[BadSample, ...]]:
+    """Read a sample; a fault is returned, since an exception raised in a worker would arrive as pages of traceback.
+
+    The sample that takes a faulty one's place is drawn by hash(seed, dataset, window, draw, try): like every sample a
+    pure function of the key, so that a resumed run and any number of workers read the same.
+
+    Args:
+        source: the dataset.
+        key: which sample.
+        replace: whether to read another one in place of one that can't be used.
+
+    Returns:
+        the sample, None if there is none to be had, and the faults met on the way.
+    """
+    faults: list[BadSample] = []
+    index = key.index
+    for number in range(1 + (_TRIES if replace else 0)):
+        try:
+            return source.sample(index, draw=key.draw), tuple(faults)
+        except DataError as error:
+            faults.append(BadSample(source.split, source.identity(index), " ".join(str(error).split())))
+        seed = stable_seed(source.seed, "instead of", source.identity(key.index), key.draw, number)
+        index = random.Random(seed).randrange(len(source))
+    return None, tuple(faults)
+
+
+@contextmanager
+def explain_worker_death() -> Iterator[None]:
+    """Say in one line how a worker process died, and what helps.
+
+    Raises:
+        MachineError: a worker that read samples was killed, or memory ran out in one.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError, MemoryError) as error:
+        if (death := upstream.worker_death(error)) is not None:
+            what = f"a process that reads samples {_end_of(death)}"
+        elif memory.is_out_of_memory(error):
+            what = f"memory ran out (limit: {memory.limits()}): {_LESS_MEMORY}"
+        else:
+            raise
+        raise MachineError(f"{what}; the same command goes on from its last checkpoint, if there is one") from error
+
+
+def _end_of(death: str) -> str:
+    """How a worker ended, and what helps."""
+    if "Terminated" in death:
+        return f"was ended from outside ({death})"
+    if "Killed" in death:
+        why = f"was killed (SIGKILL), as the kernel does when memory runs out (limit: {memory.limits()})"
+    elif "signal: Bus" in death:
+        shared = shutil.disk_usage("/dev/shm").total / 2**20
+        why = f"died ({death}), as happens when shared memory is full (/dev/shm: {shared:.0f} MiB)"
+    else:
+        why = f"died ({death}), as happens when memory runs out (limit: {memory.limits()})"
+    return f"{why}: {_LESS_MEMORY}"
+
+
+# The datasets of which batches are kept; a stage of a run.
+Stage = Mapping[str, "CachedBatches"]
+
+
+class Batch(NamedTuple):
+    """Samples of one dataset: this process's part of a global batch.
+
+    Attributes:
+        dataset: the key of the dataset that all samples are of.
+        inputs: for each sample its inputs, rasters ``C T H W``; empty for a process without a share in the batch, and
+            if none of the batch's samples can be used.
+        targets: for each sample its targets by task.
+        metadatas: for each sample where it comes from; ``dataset_source`` is the dataset's key.
+        faults: samples that can't be used, which are not in it.
+        features: what the frozen encoder gives for the samples, if that is kept; inputs are then not read.
+    """
+
+    dataset: str
+    inputs: list[dict[str, Any]]
+    targets: list[dict[str, Any]]
+    metadatas: list[SampleMetadata]
+    faults: tuple[BadSample, ...] = ()
+    features: Features | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch with inputs, targets and features on a device."""
+        return self if device.type == "cpu" else self._through(lambda value: tensors_to(value, device))
+
+    def pin_memory(self) -> Batch:
+        """The batch with them in page-locked memory; torch's loader calls this."""
+        return self._through(tensors_pinned)
+
+    def _through(self, act: Callable[[Any], Any]) -> Batch:
+        return self._replace(inputs=act(self.inputs), targets=act(self.targets), features=act(self.features))
+
+
+@dataclass(frozen=True)
+class BatchKey:
+    """Which samples make a batch.
+
+    Attributes:
+        dataset: the key of their dataset.
+        samples: their keys; none for a process without a share in the batch.
+    """
+
+    dataset: str
+    samples: tuple[SampleKey, ...]
+
+    @classmethod
+    def of(cls, planned: mixture.PlannedBatch, *, views: Mapping[str, int | None] | None = None) -> BatchKey:
+        """The real samples of a planned batch: what a filler stands for is not even read.
+
+        Args:
+            planned: the batch.
+            views: for each dataset how many fixed views its samples have: of draw d, view d modulo their number is
+                taken.
+        """
+        count = (views or {}).get(planned.dataset)
+        drawn = zip(planned.indices[: planned.real], planned.draws[: planned.real], strict=True)
+        keys = (SampleKey(planned.dataset, index, draw if count is None else draw % count) for index, draw in drawn)
+        return cls(planned.dataset, tuple(keys))
+
+    def among(self, indices: Sequence[int]) -> BatchKey:
+        """The same places in a selection of the dataset's samples."""
+        return replace(self, samples=tuple(replace(key, index=indices[key.index]) for key in self.samples))
+
+
+class CachedBatches(Protocol):
+    """Batches of one dataset that need not be encoded any more."""
+
+    def batch(self, key: BatchKey) -> Batch | None:
+        """A batch with features; None if those of one of its samples are not kept."""
+
+
+class JointDataset(Dataset[Batch]):
+    """All datasets of a split behind one ``__getitem__`` that takes a ``BatchKey``.
+
+    Whole batches, not samples, are its items, so that an item of the loader is the list of an optimiser step's batches.
+
+    Args:
+        sources: the datasets.
+        replace: whether another sample takes the place of one that can't be used.
+        kept: for datasets whose features are kept, what gives a batch made of them, or None.
+    """
+
+    def __init__(
+        self, sources: Mapping[str, SampleSource], *, replace: bool, kept: Mapping[str, CachedBatches] | None = None
+    ) -> None:
+        self._sources = sources
+        self._replace = replace
+        self._kept = kept or {}
+
+    def __getitem__(self, key: BatchKey) -> Batch:
+        """The batch, with the faults that were met on the way to it."""
+        if key.samples and (kept := self._kept.get(key.dataset)) and (batch := kept.batch(key)) is not None:
+            return batch
+        source = self._sources[key.dataset]
+        return collate([read(source, sample, replace=self._replace) for sample in key.samples], dataset=key.dataset)
+
+
+def collate(read: Sequence[tuple[Sample | None, tuple[BadSample, ...]]], *, dataset: str) -> Batch:
+    """Put samples of a dataset side by side; nothing is stacked, since decoders stack what they need."""
+    good = [sample for sample, _ in read if sample is not None]
+    faults = tuple(fault for _, of_sample in read for fault in of_sample)
+    return Batch(dataset, [s[0] for s in good], [s[1] for s in good], [s[2] for s in good], faults)
+
+
+class StagedLoader:
+    """One loader to Lightning; inside, another one for each stage of a run.
+
+    Args:
+        length: number of steps of an epoch.
+        stage: called at each start of an iteration; what it returns tells stages apart by identity.
+        make: makes the loader of a stage.
+    """
+
+    def __init__(
+        self, length: int, *, stage: Callable[[], Stage], make: Callable[[Stage], Iterable[list[Batch]]]
+    ) -> None:
+        self._length = length
+        self._stage = stage
+        self._make = make
+        self._made: tuple[Stage, Iterable[list[Batch]]] | None = None
+
+    def __len__(self) -> int:
+        """Steps of a full epoch, also when the iteration starts inside one."""
+        return self._length
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        """Iterate over what is still to come; nothing is asked before the first item is."""
+        stage = self._stage()
+        if self._made is None or self._made[0] is not stage:
+            # The workers of the stage before end with its loader.
+            self._made = None
+            self._made = stage, self._make(stage)
+        yield from self._made[1]
+
+    def close(self) -> None:
+        """End the workers."""
+        self._made = None
+
+
+class StepSampler(Sampler[list[BatchKey]]):
+    """Yields the batches of each optimiser step, from where the run stands.
+
+    Args:
+        length: number of steps of an epoch.
+        steps: called at each start of an iteration; gives the steps that are still to come.
+    """
+
+    def __init__(self, length: int, steps: Callable[[], Iterator[list[BatchKey]]]) -> None:
+        self._length = length
+        self._steps = steps
+
+    def __len__(self) -> int:
+        """Steps of a full epoch, also when the iteration starts inside one."""
+        return self._length
+
+    def __iter__(self) -> Iterator[list[BatchKey]]:
+        """Iterate over what is still to come."""
+        return self._steps()

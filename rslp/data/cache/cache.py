@@ -1,0 +1,401 @@
+"""The sample store of one dataset: opened, brought up to date, packed, and read from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fsspec.implementations.local import LocalFileSystem
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rslearn.dataset import Dataset
+from rslearn.dataset.storage.file import FileWindowStorage
+from rslearn.train.dataset import DataInput, SplitConfig
+from upath import UPath
+
+from rslp.data.cache import refresh
+from rslp.data.cache.columns import Array
+from rslp.data.cache.index import WindowIndex, available, layer_of, select
+from rslp.data.cache.pack import PackJob, Task, default_workers, pack_all
+from rslp.data.cache.read import CachedWindows
+from rslp.data.cache.segments import UNFIT, InputRecords, SegmentReader, append_entries, catalogue
+from rslp.errors import DataError, DiskError, MachineError
+from rslp.io import full_disk, locks
+from rslp.runtime import preemption
+from rslp.runtime.world import read_world
+from rslp.upstream.nodata import LabelInput
+
+
+@dataclass(frozen=True)
+class SampleCacheSettings:
+    """What a person can choose.
+
+    Attributes:
+        store: ``auto``, ``off``, or a folder for the stores of all datasets.
+        limit: bytes that one dataset's store may take, besides half of the free disk; None means no other limit.
+        workers: processes that pack; None means one per processor.
+        check_all: check every window at the start, also of a large dataset.
+        read_timeout: seconds that a packer may read an input of a window; None means for ever.
+    """
+
+    store: str = "auto"
+    limit: int | None = None
+    workers: int | None = None
+    check_all: bool = False
+    read_timeout: float | None = None
+
+
+CACHE_FOLDER = ".rslp-store"
+CACHE_VARIABLE = "RSLP_CACHE"
+
+
+def store_folder(dataset: UPath, store: str) -> Path:
+    """The folder of a dataset's store.
+
+    Args:
+        dataset: the dataset's folder, local or remote.
+        store: ``auto``: beside the windows if they are local and the folder can be written, else in the folder of
+            ``RSLP_CACHE`` (default ``~/.cache/rslp``). Anything else is a folder that holds the stores of all datasets.
+    """
+    if store == "auto":
+        if isinstance(dataset.fs, LocalFileSystem):
+            beside = Path(dataset.path) / CACHE_FOLDER
+            if os.access(beside if beside.exists() else beside.parent, os.W_OK):
+                return beside
+        store = os.environ.get(CACHE_VARIABLE) or "~/.cache/rslp"
+    name = f"{dataset.name}-{hashlib.sha256(str(dataset).encode()).hexdigest()[:12]}"
+    return Path(store).expanduser() / "stores" / name
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes free on the disk that a folder, or its nearest parent that exists, lies on."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+@contextmanager
+def cache_lock(folder: Path) -> Iterator[None]:
+    """Hold a store, or a bank of features, for one writer; others wait, and say for whom.
+
+    Raises:
+        Preempted: this process was asked to leave while it waited.
+    """
+    wait = locks.waiting(f"is writing to {folder}", leave=preemption.raise_if_preempted)
+    with locks.locked(folder / "lock", busy=wait):
+        yield
+
+
+FORMAT = 3
+# Of the disk's free room, the store takes at most this share.
+_SHARE_OF_FREE = 0.5
+_VECTOR_BYTES = 1000
+# Fewer windows than this are packed in this process.
+_WORTH_A_PROCESS = 32
+
+log = logging.getLogger(__name__)
+
+
+class SampleCache:
+    """The store of one dataset.
+
+    Args:
+        name: the dataset's key in the run config.
+        dataset: the dataset.
+        folder: the store's folder.
+        index: the windows.
+        settings: what a person chose.
+        trusted: the index was not checked against every window.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        dataset: Dataset,
+        folder: Path,
+        index: WindowIndex,
+        settings: SampleCacheSettings,
+        trusted: bool,
+    ) -> None:
+        self.name = name
+        self.folder = folder
+        self.index = index
+        self._dataset = dataset
+        self._settings = settings
+        self._trusted = trusted
+        self._reader = SegmentReader(folder, dataset=name)
+
+    def windows(self, inputs: Mapping[str, DataInput], config: SplitConfig, *, what: str = "") -> CachedWindows:
+        """The windows of a split; what is not packed yet is packed first, if it fits.
+
+        Args:
+            inputs: what a sample reads.
+            config: the split's settings.
+            what: names the split in messages.
+        """
+        rows = select(self.index, inputs, config)
+        self.pack(rows, inputs, what=what)
+        shelves = {name: self._records_of(data_input, rows) for name, data_input in inputs.items()}
+        return CachedWindows(
+            self._dataset, index=self.index, rows=rows, shelves=shelves, reader=self._reader, trusted=self._trusted
+        )
+
+    def pack(self, rows: Array, inputs: Mapping[str, DataInput], *, what: str = "", again: bool = False) -> int:
+        """Pack what is missing.
+
+        Args:
+            rows: windows of the index.
+            inputs: what a sample reads.
+            what: names the split in messages.
+            again: also try windows that could not be packed before; no room for them is then a ``MachineError``.
+
+        Returns:
+            The number of records that were made.
+        """
+        if not self._missing(rows, inputs, again=again):
+            return 0
+        try:
+            with cache_lock(self.folder):
+                # Another process may have packed while this one waited.
+                tasks = self._missing(rows, inputs, again=again)
+                if lack := self._lack_of_room(tasks, inputs, what):
+                    if again:
+                        raise MachineError(lack)
+                    log.warning("%s; the dataset is read without it", lack)
+                    return 0
+                return self._work(tasks, inputs, f"packing {self.name} {what}")
+        except OSError as error:
+            if again:
+                raise full_disk(error, self.folder / "data") or error from error
+            log.warning(
+                "%s: the store %s can't take all windows (%s); the others are read from the dataset itself",
+                self.name,
+                self.folder,
+                error,
+            )
+            return 0
+
+    def verify(self, rows: Array, inputs: Mapping[str, DataInput], *, what: str = "") -> int:
+        """Compare records with the dataset byte by byte, and strike out those that differ.
+
+        This alone finds content that was exchanged with sizes, times and inodes kept.
+
+        Args:
+            rows: windows of the index.
+            inputs: what a sample reads.
+            what: names the split in messages.
+
+        Returns:
+            The number of records that differed.
+        """
+        keys = tuple(dict.fromkeys(self._key(data_input) for data_input in inputs.values()))
+        return self._work([(row, keys) for row in rows.tolist()], inputs, f"verifying {self.name} {what}", verify=True)
+
+    def check(self) -> tuple[int, int]:
+        """Compare the checksums of all records that are there, and of all kept features.
+
+        Returns:
+            The numbers of records and of damaged ones, which are made anew when they are needed.
+        """
+        feature_caches = [path for path in sorted(self.folder.glob("features/*")) if path.is_dir()]
+        found = [self._reader.check(path.name) for path in sorted(self.folder.glob("records-*.cat"))]
+        found += [SegmentReader(path, dataset=self.name).check("*.cat") for path in feature_caches]
+        return sum(records for records, _ in found), sum(damaged for _, damaged in found)
+
+    def _work(self, tasks: list[Task], inputs: Mapping[str, DataInput], title: str, *, verify: bool = False) -> int:
+        """Work through tasks and publish the entries; returns how many there were."""
+        by_key = {self._key(data_input): data_input for data_input in inputs.values()}
+        fingerprints = {key: self._fingerprints(data_input) for key, data_input in by_key.items()}
+        limit = self._settings.read_timeout
+        work = PackJob(
+            self._dataset.path,
+            self.folder,
+            self.index,
+            by_key,
+            fingerprints,
+            verify,
+            read_timeout=limit,
+            name=self.name,
+        )
+        workers = self._settings.workers if self._settings.workers is not None else default_workers()
+        portions = pack_all(work, tasks, workers=workers if len(tasks) >= _WORTH_A_PROCESS else 0)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        made = 0
+        # Of a job's processes, the first speaks.
+        console = Console(stderr=True, quiet=not read_world(os.environ).first)
+        if not console.is_terminal:
+            console.print(f"{title.rstrip()}: {len(tasks)} windows, {self.folder}", highlight=False, soft_wrap=True)
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            bar = progress.add_task(title.rstrip(), total=len(tasks))
+            for portion in portions:
+                for key, entries in portion.entries.items():
+                    if verify:
+                        self._reader.exclude_records(entries)
+                    else:
+                        append_entries(catalogue(self.folder, key), entries)
+                    made += len(entries)
+                progress.advance(bar, portion.windows)
+                preemption.raise_if_preempted()
+        return made
+
+    def _lack_of_room(self, tasks: list[Task], inputs: Mapping[str, DataInput], what: str) -> str:
+        """What to say if the records will not fit; empty if they will."""
+        needed, free = self._estimate(tasks, inputs), free_bytes(self.folder)
+        room, why = int(free * _SHARE_OF_FREE), "half of them may be taken"
+        if self._settings.limit is not None:
+            left = self._settings.limit - sum(path.stat().st_size for path in self.folder.glob("data/*.seg"))
+            room, why = min((room, why), (left, f"`store_limit_gb` leaves {max(left, 0):,}"))
+        if needed <= room:
+            return ""
+        return (
+            f"{self.name} {what}: the sample cache {self.folder} would take {needed:,} bytes more, {free:,} are free, "
+            f"and {why}; `store: FOLDER` of the data module names another place"
+        )
+
+    def _estimate(self, tasks: list[Task], inputs: Mapping[str, DataInput]) -> int:
+        """Bytes that the records will take."""
+        total = 0
+        sizes = {self._key(data_input): self._bytes_per_pixel(data_input) for data_input in inputs.values()}
+        for row, keys in tasks:
+            x0, y0, x1, y1 = self.index.bounds[row].tolist()
+            total += sum(_VECTOR_BYTES + sizes[key] * (x1 - x0) * (y1 - y0) for key in keys)
+        return total
+
+    def _bytes_per_pixel(self, data_input: DataInput) -> int:
+        if data_input.data_type == "vector":
+            return 0
+        total = 0
+        for option in data_input.layers:
+            layer = layer_of(option)
+            band_sets = self._dataset.layers[layer].band_sets if layer in self._dataset.layers else []
+            bands = len(data_input.bands or []) or max((len(one.bands) for one in band_sets), default=0)
+            wide = max((np.dtype(one.dtype.get_numpy_dtype()).itemsize for one in band_sets), default=4)
+            groups = self._most_groups(layer) if data_input.load_all_item_groups else 1
+            total += bands * min(wide, 4) * groups
+        return total
+
+    def _most_groups(self, layer: str) -> int:
+        completed = self.index.texts["completed"]
+        texts = [completed.distinct(code) for code in range(len(completed.ends))]
+        return max((sum(f.partition(".")[0] == layer for f in text.split("|")) for text in texts), default=1)
+
+    def _missing(self, rows: Array, inputs: Mapping[str, DataInput], *, again: bool) -> list[Task]:
+        """Rows with the keys of inputs that have no record."""
+        missing: dict[int, list[str]] = {}
+        completed = self.index.texts["completed"]
+        present: dict[int, set[str]] = {
+            int(code): set(available(completed.distinct(int(code)), inputs)) for code in completed.used(rows)
+        }
+        for name, data_input in inputs.items():
+            key = self._key(data_input)
+            held = self._records_of(data_input, rows)
+            lost = held.numbers < 0
+            if again and len(held.entries):
+                lost |= held.entries["state"][np.maximum(held.numbers, 0)] == UNFIT
+            for row in rows[lost].tolist():
+                keys = missing.setdefault(row, [])
+                if name in present[int(completed.codes[row])] and key not in keys:
+                    keys.append(key)
+        return [(row, tuple(keys)) for row, keys in missing.items() if keys]
+
+    def _records_of(self, data_input: DataInput, rows: Array) -> InputRecords:
+        entries = self._reader.entries(catalogue(self.folder, self._key(data_input)).name)
+        numbers = self._reader.find(entries, self._fingerprints(data_input)[rows])
+        return InputRecords(entries, numbers.astype(np.int32))
+
+    def _fingerprints(self, data_input: DataInput) -> Array:
+        return self.index.fingerprints([layer_of(option) for option in data_input.layers])
+
+    def _key(self, data_input: DataInput) -> str:
+        return input_key(self._dataset, data_input)
+
+
+def input_key(dataset: Dataset, data_input: DataInput) -> str:
+    """Names the records of an input: everything in configs that decides on what it reads from a window.
+
+    How inputs are called, and whether one item group or all of them make a sample, does not.
+    """
+    layers = sorted({layer_of(option) for option in data_input.layers})
+    what: dict[str, Any] = {
+        "format": FORMAT,
+        "rslearn": version("rslearn"),
+        "type": data_input.data_type,
+        "layers": list(data_input.layers),
+        "bands": data_input.bands,
+        "band_set": data_input.use_all_bands_in_order_of_band_set_idx,
+        "dtype": str(data_input.dtype.value),
+        "all_groups": data_input.load_all_item_groups,
+        "resolution": [data_input.resolution_factor.numerator, data_input.resolution_factor.denominator],
+        "labels": data_input.key() if isinstance(data_input, LabelInput) else None,
+        "storage": type(dataset.window_data_storage_factory).__qualname__,
+        "config": {
+            layer: json.loads(dataset.layers[layer].model_dump_json(exclude={"data_source"}))
+            for layer in layers
+            if layer in dataset.layers
+        },
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def open_sample_cache(
+    name: str, *, dataset: Dataset, inputs: Mapping[str, DataInput], settings: SampleCacheSettings
+) -> SampleCache | None:
+    """Open a dataset's store with an index that is up to date.
+
+    Args:
+        name: the dataset's key in the run config.
+        dataset: the dataset.
+        inputs: all that its samples may read, targets too.
+        settings: what a person chose.
+
+    Returns:
+        The store, or None where there is to be none.
+
+    Raises:
+        DataError: a window's metadata can't be used.
+    """
+    if settings.store == "off":
+        return None
+    if type(dataset.storage) is not FileWindowStorage:
+        log.warning("%s: only datasets that keep their windows in files have a store; it is read without one", name)
+        return None
+    layers = sorted({layer_of(option) for one in inputs.values() for option in one.layers})
+    folder = store_folder(dataset.path, settings.store)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        index, trusted = _open_index(name, dataset.path, folder, layers, check_all=settings.check_all)
+    except DataError as error:
+        raise DataError(f"dataset {name!r}: {error}") from error
+    except (OSError, ValueError) as error:
+        if settings.check_all and isinstance(error, DiskError):
+            raise
+        log.warning("%s: no store in %s, the dataset is read without one: %s", name, folder, error)
+        return None
+    return SampleCache(name, dataset=dataset, folder=folder, index=index, settings=settings, trusted=trusted)
+
+
+def _open_index(
+    name: str, path: UPath, folder: Path, layers: list[str], *, check_all: bool
+) -> tuple[WindowIndex, bool]:
+    """The index, brought up to date, or trusted to be."""
+    key = hashlib.sha256("\n".join(layers).encode()).hexdigest()[:12]
+    old = refresh.latest_index(folder, key, dataset=name)
+    if not isinstance(path.fs, LocalFileSystem):
+        return refresh.refresh_remote_index(
+            folder, key, f"{path.path.rstrip('/')}/windows", layers=layers, fs=path.fs, old=old
+        ), False
+    windows = Path(path.path) / "windows"
+    if old is not None and not check_all and refresh.may_trust_index(old, windows):
+        return old, True
+    return refresh.refresh_local_index(folder, key, windows, layers=layers, workers=default_workers(), old=old), False

@@ -1,0 +1,182 @@
+"""What a crop of a window counts for in an evaluation: each pixel and each object in one of the crops that hold it.
+
+It is the crop that a merged prediction of the window takes the pixel from (rslearn's ``RasterMerger``): of neighbouring
+crops that share pixels, each gives up half of them at its left and upper edge, and then the later one counts.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from rslearn.train.all_crops_dataset import get_window_crop_options
+from rslearn.train.model_context import RasterImage, SampleMetadata
+from rslearn.train.tasks.detection import DetectionTask
+from rslearn.train.tasks.multi_task import MultiTask
+from rslearn.train.tasks.per_pixel_regression import PerPixelRegressionTask
+from rslearn.train.tasks.segmentation import SegmentationTask
+from rslearn.train.tasks.task import Task
+from rslearn.utils.geometry import PixelBounds
+
+# In a target: which of its boxes are counted in this crop, and the boxes as they are in the window; how many of its
+# label pixels are valid, and of how many.
+COUNTED, WHOLE, PIXELS = "counted", "whole_boxes", "label_pixels"
+
+
+@dataclass(frozen=True)
+class CropPlace:
+    """Where a sample lies.
+
+    Attributes:
+        window: group and name of its window.
+        offset: where it begins, in pixels from the window's upper left corner (x, y).
+        own: the pixels that it counts for, from its own corner; None for a sample that counts as a whole.
+        alone: whether it is the only sample of its window.
+    """
+
+    window: tuple[str, str]
+    offset: tuple[int, int]
+    own: PixelBounds | None
+    alone: bool
+
+
+def crop_place(metadata: SampleMetadata, *, overlap: int) -> CropPlace:
+    """Where a sample lies.
+
+    Args:
+        metadata: the sample's.
+        overlap: pixels that neighbouring crops of a window share.
+    """
+    crop, window = metadata.crop_bounds, metadata.window_bounds
+    alone = metadata.num_crops_in_window == 1
+    own = own_area(crop, window, overlap=None if alone else overlap)
+    offset = (crop[0] - window[0], crop[1] - window[1])
+    identity = (metadata.window_group, metadata.window_name)
+    return CropPlace(identity, offset, None if alone and own == crop else _from_corner(own, crop), alone)
+
+
+def _from_corner(area: PixelBounds, crop: PixelBounds) -> PixelBounds:
+    return (area[0] - crop[0], area[1] - crop[1], area[2] - crop[0], area[3] - crop[1])
+
+
+def own_area(crop: PixelBounds, window: PixelBounds, *, overlap: int | None) -> PixelBounds:
+    """The pixels that a crop counts for.
+
+    Args:
+        crop: its bounds.
+        window: those of its window.
+        overlap: pixels that neighbouring crops share; None for a crop that has no neighbours.
+    """
+    inside = [max(crop[0], window[0]), max(crop[1], window[1]), min(crop[2], window[2]), min(crop[3], window[3])]
+    if overlap is not None:
+        starts = _starts((crop[2] - crop[0], crop[3] - crop[1]), overlap, window)
+        for axis in (0, 1):
+            later = [start for start in starts[axis] if start > crop[axis]]
+            if crop[axis] != window[axis]:
+                inside[axis] += overlap // 2
+            if later:
+                inside[axis + 2] = later[0] + overlap // 2
+    return (inside[0], inside[1], inside[2], inside[3])
+
+
+@lru_cache(maxsize=4096)
+def _starts(size: tuple[int, int], overlap: int, window: PixelBounds) -> tuple[list[int], list[int]]:
+    """Where the crops of a window begin, by column and by row."""
+    crops = get_window_crop_options(size, (overlap, overlap), window)
+    return sorted({crop[0] for crop in crops}), sorted({crop[1] for crop in crops})
+
+
+def unclipped(task: Task) -> Task | None:
+    """The task with boxes that reach beyond a crop, which tell where an object's centre is; None without detection."""
+    if isinstance(task, MultiTask):
+        parts = {name: unclipped(part) for name, part in task.tasks.items()}
+        found = {name: part for name, part in parts.items() if part is not None}
+        return MultiTask(found, {name: task.input_mapping[name] for name in found}) if found else None
+    if not isinstance(task, DetectionTask):
+        return None
+    whole = copy.copy(task)
+    whole.clip_boxes = False
+    return whole
+
+
+def counted_target(
+    task: Task,
+    target: Mapping[str, Any],
+    *,
+    metadata: SampleMetadata,
+    place: CropPlace,
+    whole: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """A target with what of it counts in this crop.
+
+    Args:
+        task: which kind it is.
+        target: rslearn's target of the task.
+        metadata: the sample's.
+        place: the sample's.
+        whole: of a detection the target without clipping.
+    """
+    crop = _from_corner(metadata.crop_bounds, metadata.crop_bounds)
+    if isinstance(task, SegmentationTask | PerPixelRegressionTask):
+        valid = target["valid"]
+        mask = _mask(place.own or crop, crop, like=valid.get_hw_tensor())
+        image = valid.image * mask
+        labelled = image > 0
+        if isinstance(task, SegmentationTask):
+            labelled = labelled & (target["classes"].image >= 0)
+        pixels = torch.stack([labelled.sum(), mask.sum().long()])
+        return {**target, "valid": RasterImage(image, timestamps=valid.timestamps), PIXELS: pixels}
+    if isinstance(task, DetectionTask) and place.own is not None and whole is not None:
+        low, high = torch.tensor(_from_corner(metadata.window_bounds, metadata.crop_bounds)).float().reshape(2, 2)
+        boxes = whole["boxes"]
+        seen = ((boxes[:, 2:] > low) & (boxes[:, :2] < high)).all(dim=1)
+        # What reaches into the window from outside counts where it is seen.
+        centres = ((boxes[:, :2] + boxes[:, 2:]) / 2).clamp(low, high - 0.5)
+        if task.clip_boxes:
+            boxes = boxes.clamp(low.repeat(2), high.repeat(2))
+        return {**target, COUNTED: seen & _inside(centres, place.own), WHOLE: boxes}
+    return dict(target)
+
+
+def _mask(own: PixelBounds, crop: PixelBounds, *, like: torch.Tensor) -> torch.Tensor:
+    """1 where the centre of a label's pixel lies in an area, else 0: ``H W`` of the label's own resolution."""
+    sides = []
+    for axis, count in ((1, like.shape[0]), (0, like.shape[1])):
+        centres = (torch.arange(count) + 0.5) * (crop[axis + 2] / count)
+        sides.append((centres >= own[axis]) & (centres < own[axis + 2]))
+    return (sides[0][:, None] & sides[1][None, :]).to(like.dtype)
+
+
+def _inside(points: torch.Tensor, area: PixelBounds) -> torch.Tensor:
+    """Which points ``N 2`` lie in an area."""
+    (x, y), (x0, y0, x1, y1) = points.unbind(1), area
+    return (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+
+
+def own_detections(output: Mapping[str, Any], place: CropPlace) -> dict[str, torch.Tensor]:
+    """The detections of a sample that count, by their centres, in pixels from the window's corner."""
+    boxes = output["boxes"]
+    keep = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    if place.own is not None:
+        keep = _inside((boxes[:, :2] + boxes[:, 2:]) / 2, place.own)
+    moved = boxes + boxes.new_tensor(place.offset * 2)
+    return {"boxes": moved[keep], "labels": output["labels"][keep], "scores": output["scores"][keep]}
+
+
+def own_objects(target: Mapping[str, Any], place: CropPlace) -> dict[str, torch.Tensor]:
+    """The objects of a sample's target that count, as they are in the window, in pixels from its corner."""
+    boxes = target.get(WHOLE, target["boxes"])
+    keep = target.get(COUNTED, torch.ones(len(boxes), dtype=torch.bool, device=boxes.device))
+    moved = boxes + boxes.new_tensor(place.offset * 2)
+    return {"boxes": moved[keep], "labels": target["labels"][keep], "valid": target["valid"]}
+
+
+def joined(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The detections, or the objects, of a window from those of its crops."""
+    return {
+        name: torch.cat([part[name] for part in parts]) if parts[0][name].ndim else parts[0][name] for name in parts[0]
+    }

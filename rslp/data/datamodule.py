@@ -1,0 +1,385 @@
+"""The joint data module: several rslearn datasets, one per batch, and one batch or several per optimiser step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from rslearn.train.data_module import RslearnDataModule
+from rslearn.train.tasks.multi_task import MultiTask
+from torch.utils.data import DataLoader
+
+from rslp import upstream
+from rslp.data.bad_samples import BadSamplePolicy, BadSampleRecord, OnFault
+from rslp.data.batches import Batch, BatchKey, JointDataset, Stage, StagedLoader, StepSampler
+from rslp.data.cache.cache import SampleCache, SampleCacheSettings, open_sample_cache
+from rslp.data.dataset_arguments import refuse_datasets
+from rslp.data.features.settings import FeatureSettings
+from rslp.data.features.stage import FrozenStage, Keys
+from rslp.data.mixture import mixture
+from rslp.data.samples import SampleSource, open_dataset
+from rslp.errors import ConfigError, DataError, Problem
+from rslp.runtime.children import FORKED
+from rslp.runtime.slow_reads import slow_read_watch
+from rslp.runtime.world import read_world
+
+_SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+_DATA_KEY = "data.init_args"
+Steps = Callable[[], Iterator[list[BatchKey]]]
+
+
+class MultiDatasetDataModule(L.LightningDataModule):
+    """Samples of several datasets, mixed batch by batch; an item of its loaders is the list of a step's batches.
+
+    Args:
+        data_modules: the datasets by key; of each, rslearn's own description is used (path, inputs, task, splits).
+        num_workers: processes that read samples; 0 reads in the training process. None means one per processor beyond
+            the first, 8 at most, of the processors that each training process of the machine has.
+        sample_mode: how the next dataset is chosen, see ``rslp.data.mixture.mixture``.
+        batch_sizes: samples per batch and process: one number for all, or by dataset; None means each dataset's own.
+        refill_batches: go on until the longest dataset is through, drawing shorter ones again; the same as
+            ``stop: longest``.
+        per_dataset_patch_limit: at most so many samples of each dataset per training epoch, over all processes: one
+            number for all, or by dataset for some.
+        steps_per_dataset: batches in a row of one dataset in mode ``reptile``.
+        disabled_datasets: keys that are left out.
+        weights: relative shares by dataset, for mode ``weights``.
+        temperature: T of mode ``temperature``: shares are proportional to n^(1/T).
+        steps_per_epoch: a fixed number of optimiser steps per epoch instead of the datasets' lengths.
+        datasets_per_step: how many different datasets give one batch each to an optimiser step.
+        stop: when an epoch ends: ``all`` (default): every dataset has been gone through once; ``shortest``: the first
+            one is through; ``longest``: the last one is, shorter ones being drawn again.
+        on_fault: what is done about a sample that can't be used: ``stop``, or ``skip``, which draws another one in its
+            place in training and leaves it out of an evaluation.
+        max_faults: so many different samples may be skipped in each process; one more ends the run.
+        read_timeout: seconds after which a read that has not returned makes its sample one that can't be used; null
+            waits for ever. A read that takes a minute is told of in any case.
+        store: where decoded windows are kept: ``auto`` (beside each dataset, or in the cache folder if that can't be
+            written), ``off`` (read the datasets each time), or a folder.
+        store_limit_gb: GB that one dataset's store may take; half of the free disk in any case.
+        frozen_views: while the encoder is frozen, each sample is drawn as one of so many fixed views, whose features
+            can be kept; null draws afresh each time.
+        features: whether the features of a frozen encoder are kept in the datasets' stores: ``auto``, where fewer
+            samples are encoded then, or ``off``.
+        features_dtype: in which floating point numbers they are kept.
+        features_limit_gb: GB that the features of one dataset may take; half of the free disk in any case.
+        check_allow: by dataset the ids of findings of the check that are warnings there; no effect on the training.
+
+    Raises:
+        ConfigError: no dataset, an option that names an absent one, or a dataset that can't be trained on.
+    """
+
+    def __init__(
+        self,
+        data_modules: dict[str, RslearnDataModule],
+        num_workers: int | None = None,
+        sample_mode: Literal[
+            "random", "cycle", "random_cycle", "reptile", "proportional", "temperature", "weights"
+        ] = "random_cycle",
+        batch_sizes: int | dict[str, int] | None = None,
+        refill_batches: bool = False,
+        per_dataset_patch_limit: int | dict[str, int] | None = None,
+        steps_per_dataset: int | None = None,
+        disabled_datasets: list[str] | None = None,
+        weights: dict[str, float] | None = None,
+        temperature: float | None = None,
+        steps_per_epoch: int | None = None,
+        datasets_per_step: int = 1,
+        stop: Literal["all", "shortest", "longest"] | None = None,
+        on_fault: OnFault = "stop",
+        max_faults: int = 100,
+        read_timeout: float | None = None,
+        store: str | bool = "auto",
+        store_limit_gb: float | None = None,
+        frozen_views: int | None = 1,
+        features: Literal["auto", "off"] | bool = "auto",
+        features_dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        features_limit_gb: float | None = None,
+        check_allow: dict[str, list[str]] | None = None,
+    ) -> None:
+        super().__init__()
+        disabled = set(disabled_datasets or [])
+        for option, names in (
+            ("disabled_datasets", disabled),
+            ("batch_sizes", _names(batch_sizes)),
+            ("per_dataset_patch_limit", _names(per_dataset_patch_limit)),
+            ("check_allow", set(check_allow or {})),
+        ):
+            _refuse_absent(option, names=names, known=set(data_modules))
+        self.data_modules = {name: dm for name, dm in sorted(data_modules.items()) if name not in disabled}
+        if not self.data_modules:
+            raise ConfigError(Problem("no dataset is left to train on", key=f"{_DATA_KEY}.data_modules"))
+        refuse_datasets(self.data_modules)
+        self.num_workers = _spare_processors() if num_workers is None else num_workers
+        self.batch_sizes = {
+            name: batch_sizes if isinstance(batch_sizes, int) else (batch_sizes or {}).get(name, dm.batch_size)
+            for name, dm in self.data_modules.items()
+        }
+        self.mixture = mixture.Mixture(
+            mode=sample_mode,
+            stop=_stop(stop, refill=refill_batches),
+            steps_per_epoch=steps_per_epoch,
+            temperature=temperature,
+            weights=weights,
+            limits=_without(per_dataset_patch_limit, disabled),
+            steps_per_dataset=steps_per_dataset,
+            datasets_per_step=datasets_per_step,
+        )
+        self.faults = BadSampleRecord(BadSamplePolicy(on_fault, max_faults, read_timeout))
+        self.store_settings = SampleCacheSettings(
+            store=_word(store), limit=_bytes(store_limit_gb), read_timeout=read_timeout
+        )
+        limit = _bytes(features_limit_gb)
+        self.frozen = FrozenStage(FeatureSettings(frozen_views, _word(features) == "auto", features_dtype, limit))
+        self._stores: dict[str, SampleCache | None] = {}
+        # Set from the run config's top-level `seed` before training starts.
+        self.seed = 0
+        # Set from the model: tasks in which no object can have class 0.
+        self.background: Set[str] = frozenset()
+        self._sources: dict[str, dict[str, SampleSource]] = {}
+        self._loaders: list[StagedLoader] = []
+        self._predicted: Mapping[str, Collection[tuple[str, str]]] = {}
+
+    def accumulate(self, rounds: int) -> None:
+        """Make each optimiser step of so many rounds of batches: an existing config's ``accumulate_grad_batches``.
+
+        Raises:
+            ConfigError: it is no whole number of at least 1.
+        """
+        self.mixture = replace(self.mixture, accumulate=rounds)
+
+    def tasks(self) -> dict[str, list[str]]:
+        """The names of each dataset's tasks."""
+        return {
+            name: list(dm.task.tasks) if isinstance(dm.task, MultiTask) else [name]
+            for name, dm in self.data_modules.items()
+        }
+
+    def setup(self, stage: str) -> None:
+        """List the samples of the stage's splits.
+
+        Raises:
+            DataError: a dataset is missing, broken, or has no window in a split that is needed.
+        """
+        for split in _SPLITS[stage]:
+            self.sources(split)
+
+    def sources(self, split: str) -> Mapping[str, SampleSource]:
+        """The samples of a split by dataset, listed once."""
+        if split not in self._sources:
+            self._sources[split] = {
+                name: SampleSource(
+                    name,
+                    data_module=dm,
+                    split=split,
+                    seed=self.seed,
+                    store=self._store_for(split, name),
+                    read_timeout=self.faults.policy.read_timeout,
+                )
+                for name, dm in self.data_modules.items()
+            }
+        for source in self._sources[split].values():
+            source.background = self.background
+        return self._sources[split]
+
+    def _store_for(self, split: str, name: str) -> SampleCache | None:
+        # What is predicted is read once: keeping it would cost more than it saves.
+        return None if split == "predict" else self.store(name)
+
+    def store(self, name: str) -> SampleCache | None:
+        """A dataset's store, opened once; None where there is none.
+
+        Raises:
+            DataError: the dataset is missing or broken.
+        """
+        if name not in self._stores:
+            module = self.data_modules[name]
+            dataset = open_dataset(name, module)
+            with slow_read_watch.over(f"dataset {name!r}: the list of its windows"):
+                store = open_sample_cache(name, dataset=dataset, inputs=module.inputs, settings=self.store_settings)
+            self._stores[name] = store
+        return self._stores[name]
+
+    def store_folder(self, name: str) -> Path | None:
+        """Where a dataset's store lies; None where there is none."""
+        store = self.store(name)
+        return None if store is None else store.folder
+
+    def dataset_config(self, name: str) -> bytes:
+        """What is in a dataset's ``config.json``."""
+        content: bytes = (self.data_modules[name].path / "config.json").read_bytes()
+        return content
+
+    def sizes(self, split: str) -> dict[str, int]:
+        """Number of samples by dataset."""
+        return {name: len(source) for name, source in self.sources(split).items()}
+
+    def steps(self) -> int:
+        """Optimiser steps of a training epoch."""
+        return self._epoch(0).steps
+
+    def train_dataloader(self) -> StagedLoader:
+        """Optimiser steps of the mixture; a new iterator begins where the run stands, also inside an epoch."""
+        self.setup("fit")
+        return self._loader("train", self.steps(), self._training_steps, self._training_keys)
+
+    def val_dataloader(self) -> StagedLoader:
+        """Every validation sample exactly once, over all processes."""
+        return self.evaluation_dataloader("val")
+
+    def test_dataloader(self) -> StagedLoader:
+        """Every test sample exactly once, over all processes."""
+        return self.evaluation_dataloader("test")
+
+    def predict_test_split(self, datasets: Iterable[str]) -> None:
+        """Predict the windows of the test split in datasets that do not say what is to be predicted."""
+        for name in datasets:
+            splits = self.data_modules[name].split_configs
+            splits["predict"] = splits["test"]
+
+    def leave_out(self, predicted: Mapping[str, Collection[tuple[str, str]]]) -> None:
+        """Predict no more of these windows: group and name, by dataset."""
+        self._predicted = predicted
+
+    def predict_dataloader(self) -> DataLoader[object]:
+        """Every sample of the windows that are still to be predicted once, window by window, one batch an item."""
+        left = {
+            name: [i for i in range(len(source)) if source.window(i) not in self._predicted.get(name, ())]
+            for name, source in self.sources("predict").items()
+        }
+        plan = mixture.evaluation({name: len(indices) for name, indices in left.items()}, self.batch_sizes)
+        steps = [[BatchKey.of(batch).among(left[batch.dataset])] for batch in plan]
+        return self._stage_loader("predict", StepSampler(len(steps), lambda: iter(steps)), {})
+
+    def evaluation_dataloader(self, split: str) -> StagedLoader:
+        """Every sample of a split exactly once over all processes, dataset by dataset, one batch an item."""
+        world, rank = self._ranks()
+        plan = mixture.evaluation(self.sizes(split), self.batch_sizes, world=world, rank=rank)
+        steps = [[BatchKey.of(batch)] for batch in plan]
+        keys = {name: [(index, 0) for index in range(size)] for name, size in self.sizes(split).items()}
+        return self._loader(split, len(steps), lambda: iter(steps), lambda: keys)
+
+    def teardown(self, stage: str) -> None:  # noqa: ARG002
+        """End the reading workers, and let go of kept features."""
+        self.frozen.close()
+        for loader in self._loaders:
+            loader.close()
+        self._loaders.clear()
+
+    def on_before_batch_transfer(self, batch: list[Batch], dataloader_idx: int) -> list[Batch]:  # noqa: ARG002
+        """Record the samples that can't be used, in the order of training, however far workers read ahead.
+
+        Raises:
+            DataError: the policy is to stop, or nothing could be read in a sample's place.
+        """
+        for part in batch:
+            self.faults.take(part.faults)
+            if self.trainer is not None and self.trainer.training and part.faults and not part.inputs:
+                raise DataError(f"dataset {part.dataset!r}: no sample can be read; the last: {part.faults[-1].message}")
+        return batch
+
+    def transfer_batch_to_device(
+        self,
+        batch: list[Batch],
+        device: torch.device,
+        dataloader_idx: int,  # noqa: ARG002
+    ) -> list[Batch]:
+        """Move the tensors of a step's batches."""
+        return [part.to(device) for part in batch]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on with: the samples that were skipped."""
+        return {"faults": self.faults.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the record of the run that is gone on with."""
+        self.faults.load_state_dict(state_dict["faults"])
+
+    def _epoch(self, epoch: int, *, rank: int | None = None) -> mixture.EpochBatches:
+        world, own = self._ranks()
+        rank = own if rank is None else rank
+        return mixture.epoch(
+            self.sizes("train"), self.batch_sizes, self.mixture, seed=self.seed, epoch=epoch, world=world, rank=rank
+        )
+
+    def _training_steps(self) -> Iterator[list[BatchKey]]:
+        epoch, start = upstream.training_position(self.trainer) if self.trainer else (0, 0)
+        views = self.frozen.views(self.sources("train"))
+        return ([BatchKey.of(batch, views=views) for batch in step] for step in self._epoch(epoch).steps_from(start))
+
+    def _training_keys(self) -> dict[str, list[tuple[int, int]]]:
+        """Index and view of all samples of the epoch, of all processes, as often as they are drawn."""
+        epoch, _ = upstream.training_position(self.trainer) if self.trainer else (0, 0)
+        views = self.frozen.views(self.sources("train"))
+        drawn: dict[str, list[tuple[int, int]]] = {name: [] for name in self.data_modules}
+        for rank in range(self._ranks()[0]):
+            for batch in self._epoch(epoch, rank=rank):
+                drawn[batch.dataset] += [(k.index, k.draw) for k in BatchKey.of(batch, views=views).samples]
+        return drawn
+
+    def _loader(self, split: str, length: int, steps: Steps, keys: Callable[[], Keys]) -> StagedLoader:
+        loader = StagedLoader(
+            length,
+            stage=lambda: self.frozen.feature_caches(split, data=self, trainer=self.trainer, keys=keys),
+            make=lambda kept: self._stage_loader(split, StepSampler(length, steps), kept),
+        )
+        self._loaders.append(loader)
+        return loader
+
+    def _stage_loader(self, split: str, sampler: StepSampler, kept: Stage) -> DataLoader[object]:
+        # Kept features take less time to read than to send from one process to another.
+        workers = 0 if set(kept) >= set(self.data_modules) else self.num_workers
+        return DataLoader(
+            JointDataset(
+                self.sources(split), replace=split == "train" and self.faults.policy.skips_bad_samples, kept=kept
+            ),
+            batch_sampler=sampler,
+            num_workers=workers,
+            multiprocessing_context=FORKED if workers else None,
+            persistent_workers=workers > 0,
+            # Batches of different datasets take unlike times to read and to train on; a deeper queue evens that out.
+            prefetch_factor=4 if workers > 0 else None,
+            collate_fn=list,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def _ranks(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+
+def _spare_processors() -> int:
+    return min(8, max(0, (os.cpu_count() or 1) // read_world(os.environ).local_size - 1))
+
+
+def _bytes(gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else int(gigabytes * 1e9)
+
+
+def _stop(stop: mixture.Stop | None, *, refill: bool) -> mixture.Stop:
+    if refill and stop not in (None, "longest"):
+        raise ConfigError(Problem(f"contradicts stop: {stop}; give one of the two", key=f"{_DATA_KEY}.refill_batches"))
+    return "longest" if refill else stop or "all"
+
+
+def _without(limits: int | dict[str, int] | None, disabled: set[str]) -> int | dict[str, int] | None:
+    return {k: v for k, v in limits.items() if k not in disabled} if isinstance(limits, dict) else limits
+
+
+def _names(option: int | dict[str, int] | None) -> set[str]:
+    return set(option) if isinstance(option, dict) else set()
+
+
+def _refuse_absent(option: str, *, names: set[str], known: set[str]) -> None:
+    if absent := sorted(names - known):
+        what = f"names the dataset {absent[0]!r}, which is not among {', '.join(sorted(known))}"
+        raise ConfigError(Problem(what, key=f"{_DATA_KEY}.{option}"))
+
+
+def _word(switch: str | bool) -> str:
+    """Give what was written: without quotes, YAML reads ``off`` as false."""
+    return switch if isinstance(switch, str) else "auto" if switch else "off"

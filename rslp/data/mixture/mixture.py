@@ -1,0 +1,249 @@
+"""The mixture: which samples of which dataset make batch ``i`` of epoch ``e``, on every process.
+
+A pure function of (sizes, batch sizes, mixture, seed, epoch, world size, rank): nothing is remembered between calls, so
+a run that is started again needs no more than its epoch and its position in it. Three questions, a module each:
+how many batches of each dataset (`mixture_counts`), in which order (`mixture_order`), which samples (`mixture_stream`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from rslp.data.mixture.counts import Ints, counts, dataset_shares, quotas, supply
+from rslp.data.mixture.order import order, steps
+from rslp.data.mixture.settings import Mixture, Stop, check_fit, check_place
+from rslp.data.mixture.stream import Stream, generator, shuffled
+from rslp.errors import UsageError
+
+__all__ = ["EpochBatches", "Mixture", "PlannedBatch", "Stop", "epoch", "evaluation"]
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """One process's part of a global batch.
+
+    Attributes:
+        dataset: key of the dataset that all samples come from.
+        indices: this process's samples, as positions in the dataset; never empty.
+        draws: how often each of them has been drawn before in this run.
+        global_size: real samples of the batch over all processes.
+        real: how many of ``indices``, from the front, are real. It is less than their number only for a process that
+            has no share in a small batch: it gets one filler sample, with which it must compute but which must not
+            count.
+        step: number of the optimiser step in the epoch, from 0.
+        step_size: how many batches that step accumulates.
+    """
+
+    dataset: str
+    indices: tuple[int, ...]
+    draws: tuple[int, ...]
+    global_size: int
+    real: int
+    step: int
+    step_size: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One dataset's part of an epoch.
+
+    Attributes:
+        name: key of the dataset.
+        stream: its batches.
+        start: number of the first batch in the stream that belongs to this epoch.
+    """
+
+    name: str
+    stream: Stream
+    start: int
+
+
+class EpochBatches:
+    """The batches of one epoch for one process; made when asked for, from any position on."""
+
+    def __init__(
+        self,
+        parts: Sequence[_Part],
+        *,
+        line: Ints,
+        step_sizes: npt.NDArray[np.int32] | None,
+        seed: int | None,
+        world: int,
+        rank: int,
+    ) -> None:
+        """Keep the arrangement; `epoch` and `evaluation` make it.
+
+        Args:
+            parts: the datasets, by name.
+            line: number of the dataset for each batch.
+            step_sizes: batches of each optimiser step; None if each batch is a step.
+            seed: seed of the passes; None keeps the order of the dataset.
+            world: number of processes.
+            rank: number of this process.
+        """
+        self._parts = tuple(parts)
+        self._line = line.astype(np.int32)
+        self._sizes = step_sizes
+        self._step = None if step_sizes is None else np.repeat(np.arange(len(step_sizes), dtype=np.int32), step_sizes)
+        self._nth = _occurrence(line, len(parts))
+        self._seed = seed
+        self._world, self._rank = world, rank
+        self._passes: dict[str, tuple[int, npt.NDArray[np.int64]]] = {}
+
+    def __len__(self) -> int:
+        """Give the number of batches: the same on every process, and in every epoch of a run."""
+        return len(self._line)
+
+    @property
+    def steps(self) -> int:
+        """The number of optimiser steps: the same on every process, and in every epoch of a run."""
+        return len(self) if self._sizes is None else len(self._sizes)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of batches of each dataset."""
+        found = np.bincount(self._line, minlength=len(self._parts)).tolist()
+        return {part.name: n for part, n in zip(self._parts, found, strict=True)}
+
+    def __getitem__(self, index: int) -> PlannedBatch:
+        """Give batch ``index`` of the epoch without making those before it.
+
+        Raises:
+            IndexError: there is no such batch.
+        """
+        at = range(len(self))[index]
+        part = self._parts[self._line[at]]
+        number, first, stop = part.stream.span(part.start + int(self._nth[at]))
+        size = stop - first
+        mine, end = (first + size * r // self._world for r in (self._rank, self._rank + 1))
+        indices = self._samples(part, number, mine, end) or self._samples(part, number, first, first + 1)
+        step = at if self._step is None else int(self._step[at])
+        step_size = 1 if self._sizes is None else int(self._sizes[step])
+        return PlannedBatch(part.name, indices, (number,) * len(indices), size, end - mine, step, step_size)
+
+    def __iter__(self) -> Iterator[PlannedBatch]:
+        """Give all batches in order."""
+        return self.starting_at(0)
+
+    def starting_at(self, position: int) -> Iterator[PlannedBatch]:
+        """Give the batches from a position on, which costs no more than to start at the first.
+
+        Raises:
+            UsageError: the position is not in 0 to the number of batches.
+        """
+        if not 0 <= position <= len(self):
+            raise UsageError(f"cannot start at batch {position} of an epoch that has {len(self)} batches")
+        return (self[index] for index in range(position, len(self)))
+
+    def steps_from(self, step: int) -> Iterator[list[PlannedBatch]]:
+        """Give the batches of each optimiser step, from a step on.
+
+        Raises:
+            UsageError: the step is not in 0 to the number of steps.
+        """
+        if not 0 <= step <= self.steps:
+            raise UsageError(f"cannot start at step {step} of an epoch that has {self.steps} steps")
+        sizes = np.ones(self.steps, dtype=np.int32) if self._sizes is None else self._sizes
+        edges = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])[step:]
+        return ([self[index] for index in range(first, stop)] for first, stop in pairwise(edges.tolist()))
+
+    def _samples(self, part: _Part, number: int, first: int, stop: int) -> tuple[int, ...]:
+        if self._seed is None:
+            return tuple(range(first, stop))
+        held = self._passes.get(part.name)
+        if held is None or held[0] != number:
+            held = number, shuffled(part.stream.size, seed=self._seed, dataset=part.name, number=number)
+            self._passes[part.name] = held
+        return tuple(held[1][first:stop].tolist())
+
+
+def epoch(
+    sizes: Mapping[str, int],
+    batch_sizes: Mapping[str, int],
+    mixture: Mixture,
+    *,
+    seed: int,
+    epoch: int,
+    world: int = 1,
+    rank: int = 0,
+) -> EpochBatches:
+    """Draw one epoch of training.
+
+    Every dataset is an endless stream of shuffled passes, of which each epoch takes the next piece: no sample is drawn
+    twice before all of its dataset have been drawn once, across epochs too. The order of the mappings does not matter,
+    and 1 process with batch size 2 b draws the same global batches as 2 processes with b.
+
+    Args:
+        sizes: samples in each dataset.
+        batch_sizes: largest batch per process, for each dataset.
+        mixture: how to draw.
+        seed: seed of the run.
+        epoch: number of the epoch, from 0.
+        world: number of processes.
+        rank: number of this process, from 0.
+
+    Raises:
+        DataError: a dataset is empty, or there is none.
+        ConfigError: batch sizes, weights or limits that do not fit the datasets, limits that leave too little.
+        UsageError: an epoch, world or rank that cannot be.
+    """
+    check_place(epoch=epoch, world=world, rank=rank)
+    check_fit(sizes, batch_sizes, mixture)
+    names = sorted(sizes)
+    supplies = {
+        name: supply(sizes[name], batch_sizes[name] * world, mixture.limit(name), whole=mixture.whole) for name in names
+    }
+    share = dataset_shares(supplies, mixture)
+    before, count = counts(quotas(share, supplies, mixture), epoch)
+    line = order(count, share, mixture, generator("order", seed, epoch))
+    step_sizes = None
+    if mixture.datasets_per_step > 1:
+        line, step_sizes = steps(line, count, mixture.datasets_per_step)
+    if mixture.accumulate > 1:
+        rounds = np.ones(len(line), dtype=np.int32) if step_sizes is None else step_sizes
+        step_sizes = np.add.reduceat(rounds, np.arange(0, len(rounds), mixture.accumulate), dtype=np.int32)
+    parts = [_Part(name, supplies[name].stream, start) for name, start in zip(names, before.tolist(), strict=True)]
+    return EpochBatches(parts, line=line, step_sizes=step_sizes, seed=seed, world=world, rank=rank)
+
+
+def evaluation(
+    sizes: Mapping[str, int], batch_sizes: Mapping[str, int], *, world: int = 1, rank: int = 0
+) -> EpochBatches:
+    """Go through all datasets once, one after the other by name, for validation, test and prediction.
+
+    Over all processes every sample is real exactly once; there is no limit, refill or shuffling. Every process gets the
+    same number of batches, so that none waits for another at the end: the filler of `Batch.real` makes up for it.
+
+    Args:
+        sizes: samples in each dataset; none of one is fine.
+        batch_sizes: largest batch per process, for each dataset.
+        world: number of processes.
+        rank: number of this process, from 0.
+
+    Raises:
+        DataError: there is no dataset.
+        ConfigError: batch sizes that do not fit the datasets.
+        UsageError: a world or rank that cannot be.
+    """
+    check_place(epoch=0, world=world, rank=rank)
+    check_fit(sizes, batch_sizes)
+    names = [name for name in sorted(sizes) if sizes[name]]
+    streams = [Stream(size=sizes[name], chapter=sizes[name], batch=batch_sizes[name] * world) for name in names]
+    line = np.repeat(np.arange(len(names)), np.array([each.batches for each in streams], dtype=np.int64))
+    parts = [_Part(name, each, 0) for name, each in zip(names, streams, strict=True)]
+    return EpochBatches(parts, line=line, step_sizes=None, seed=None, world=world, rank=rank)
+
+
+def _occurrence(line: Ints, datasets: int) -> npt.NDArray[np.int32]:
+    """Count, for each place in a line of datasets, how often its dataset stands before it."""
+    nth = np.empty(len(line), dtype=np.int32)
+    by_dataset = np.argsort(line, kind="stable")
+    edges = np.concatenate([[0], np.cumsum(np.bincount(line, minlength=datasets))])
+    for start, stop in pairwise(edges.tolist()):
+        nth[by_dataset[start:stop]] = np.arange(stop - start, dtype=np.int32)
+    return nth

@@ -1,0 +1,51 @@
+"""The only room that opens config files: YAML with line marks, paths, atomic writes, shipped configs."""
+
+from rslp.io.atomic import append, atomic_stream, full_disk, link_or_copy, write_atomic
+from rslp.io.checksums import LOAD_ERRORS, archive_damage, checksum, read_json, with_checksum, write_json
+from rslp.io.objectstore import ObjectStore, is_remote
+from rslp.io.paths import (
+    PATH_ARGS,
+    Anchored,
+    anchor_paths,
+    find_file,
+    is_portable,
+    paths_in,
+    relativise_paths,
+    resolve_paths,
+    shipped_config,
+)
+from rslp.io.yaml import MAX_BYTES, Braced, Document, Template, Unquoted, dump_yaml, parse_yaml, plain_scalar, read_yaml
+
+__all__ = [
+    "LOAD_ERRORS",
+    "MAX_BYTES",
+    "PATH_ARGS",
+    "Anchored",
+    "Braced",
+    "Document",
+    "ObjectStore",
+    "Template",
+    "Unquoted",
+    "anchor_paths",
+    "append",
+    "archive_damage",
+    "atomic_stream",
+    "checksum",
+    "dump_yaml",
+    "find_file",
+    "full_disk",
+    "is_portable",
+    "is_remote",
+    "link_or_copy",
+    "parse_yaml",
+    "paths_in",
+    "plain_scalar",
+    "read_json",
+    "read_yaml",
+    "relativise_paths",
+    "resolve_paths",
+    "shipped_config",
+    "with_checksum",
+    "write_atomic",
+    "write_json",
+]

@@ -1,0 +1,175 @@
+"""Write files whole or not at all, and say which one could not be written for want of room."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rslp.errors import DiskError
+from rslp.io.locks import no_links
+
+# Full, over a quota, over a limit on the size of files, mounted for reading alone.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def full_disk(error: OSError, path: Path | None = None, *, needed: int = 0) -> DiskError | None:
+    """What to say of a file that could not be written; None if the disk is not the reason.
+
+    Args:
+        error: what was raised.
+        path: the file, where a write has failed; otherwise the one that the error names.
+        needed: how many bytes were to be written; 0 where that is not known.
+    """
+    if isinstance(error, DiskError):
+        return error
+    # Also a read may fail like this.
+    if error.errno not in (*_FULL, errno.EIO) or (error.errno == errno.EIO and path is None):
+        return None
+    place = path or (Path(os.fsdecode(error.filename)) if error.filename else None)
+    what = f"{place or 'a file'} can't be written: {error.strerror}"
+    if place is not None:
+        folder = next(folder for folder in place.absolute().parents if folder.is_dir())
+        room = f"{needed:,} bytes needed, " if needed else ""
+        what += f" ({room}{shutil.disk_usage(folder).free:,} bytes free in {folder})"
+    return DiskError(error.errno, what)
+
+
+class _ErrorKeepingFile(io.FileIO):
+    """A new file that keeps why it could not be written: torch raises an error of its own instead."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+
+
+@contextmanager
+def atomic_stream(target: Path, *, needed: Callable[[], int] = lambda: 0) -> Iterator[BinaryIO]:
+    """A stream into a new file that takes the target's place at the end of the block.
+
+    A reader, or a crash, sees either the old content or the new one. The old file itself is never written to, so other
+    names of it (hard links) keep what they had. The new file has the permissions that a plain ``open`` gives it.
+
+    Args:
+        target: where the file will be; missing folders are made.
+        needed: gives the bytes of the new file, for the message where there is no room for them.
+
+    Raises:
+        DiskError: the disk is full, or fails; nothing has changed.
+    """
+    # In the target's own folder: a rename is atomic within one file system only.
+    temporary, failure = _temporary(target), None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        raw = _ErrorKeepingFile(temporary, "xb")
+        try:
+            with io.BufferedWriter(raw) as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+        finally:
+            failure = raw.failure
+        temporary.replace(target)
+        _sync_folder(target.parent)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        cause = failure or error
+        if isinstance(cause, OSError) and (full := full_disk(cause, target, needed=needed())):
+            raise full from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Append to a file; what can't be appended as a whole is not appended.
+
+    Args:
+        path: the file; it is made where it is missing, its folder too.
+        content: what comes behind what is there.
+
+    Raises:
+        DiskError: the disk is full, or fails; nothing has changed.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab", buffering=0, opener=no_links) as stream:
+            before, rest = stream.tell(), memoryview(content)
+            try:
+                while rest:
+                    rest = rest[stream.write(rest) :]
+            except OSError:
+                stream.truncate(before)
+                raise
+    except OSError as error:
+        if full := full_disk(error, path, needed=len(content)):
+            raise full from error
+        raise
+
+
+def write_atomic(path: str | Path, content: str | bytes) -> None:
+    """Write a file so that a reader, or a crash, sees either the old content or the new one.
+
+    Args:
+        path: where to write; missing folders are made. Remote paths (``gs://…``) are written in one put. A file that is
+            there keeps its permissions.
+        content: the whole content; text is written as UTF-8.
+    """
+    raw = content.encode() if isinstance(content, str) else content
+    if "://" in str(path):
+        # Imported here: nine of ten commands never leave the local disk, and need not pay for it.
+        import fsspec
+
+        with fsspec.open(str(path), "wb") as stream:
+            stream.write(raw)
+        return
+    target = Path(path)
+    with atomic_stream(target, needed=lambda: len(raw)) as stream:
+        stream.write(raw)
+        if target.exists():
+            os.fchmod(stream.fileno(), target.stat().st_mode & 0o777)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make the target another name of a file: a hard link, or a copy where the file system has no links.
+
+    Args:
+        source: the file; it is replaced by others later on, never written to.
+        target: the other name, in the same folder.
+    """
+    temporary = _temporary(target)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        with atomic_stream(target, needed=lambda: source.stat().st_size) as stream, source.open("rb") as content:
+            shutil.copyfileobj(content, stream)
+        return
+    try:
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(target.parent)
+
+
+def _temporary(target: Path) -> Path:
+    """A new name in the target's folder; ``RunDir.sweep`` removes such files after a crash."""
+    return target.with_name(f".{uuid.uuid4().hex}.tmp")
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

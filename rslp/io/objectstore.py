@@ -1,0 +1,190 @@
+"""Object stores: the few things that runs do there, each tried again while the network fails, each refusal one line."""
+
+from __future__ import annotations
+
+import logging
+import posixpath
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from threading import Timer
+from typing import Any, TypeVar
+
+from rslp.errors import StoreError
+
+Answer = TypeVar("Answer")
+
+# What the clients raise beside OSError when a store can't be reached; looked up only in what is imported already.
+_FAULTS = {
+    "botocore.exceptions": ("BotoCoreError", "ClientError"),
+    "aiohttp": ("ClientError",),
+    "gcsfs.retry": ("HttpError",),
+    "google.auth.exceptions": ("GoogleAuthError",),
+    "httpx": ("HTTPError",),
+    "httpx2": ("HTTPError",),
+}
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
+_DENIED = ("403", "401", "Forbidden", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
+WEKA = "weka://"
+MOUNT_WEKA = (
+    "Weka is a file system: mount the bucket (on Beaker: --mounts+=weka://BUCKET:/weka/BUCKET), "
+    "and give the path that it is mounted at (/weka/BUCKET/…)"
+)
+# After so long a person should hear what is waited for, s.
+_SLOW = 5.0
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path lies on an object store (``s3://…``, ``gs://…``) and not on a disk."""
+    return "://" in path
+
+
+@dataclass(frozen=True)
+class ObjectStore:
+    """A folder on an object store; whatever fsspec reaches will do.
+
+    A put is whole or not at all on S3 and Google Cloud Storage: a reader sees the old object or the new one.
+
+    Attributes:
+        root: the folder's URL.
+        patience: how long to go on trying while the store can't be reached, s.
+    """
+
+    root: str
+    patience: float = 600
+
+    @cached_property
+    def _place(self) -> tuple[Any, str]:
+        import fsspec
+
+        # What Google's client logs of its attempts, tracebacks and all, is one line of ours.
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+        try:
+            # A listing that is kept would hide what other machines write.
+            system, path = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            why = MOUNT_WEKA if self.root.startswith(WEKA) else str(error).strip()
+            raise StoreError(f"{self.root}: {why}") from error
+        return system, path.rstrip("/")
+
+    def url(self, name: str) -> str:
+        """The URL of an object, as a person would name it."""
+        return f"{self.root.rstrip('/')}/{name}"
+
+    def read(self, name: str) -> bytes | None:
+        """The whole content of an object; None when there is none of that name."""
+        # Google's client tries for a minute before it says anything.
+        slow = Timer(_SLOW, sys.stderr.write, [f"waiting for {self.url(name)}\n"])
+        slow.daemon = True
+        slow.start()
+        try:
+            content: bytes = self._do(lambda system, path: system.cat_file(path), name)
+        except FileNotFoundError:
+            return None
+        finally:
+            slow.cancel()
+        return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put an object, in place of an older one."""
+        self._do(lambda system, path: system.pipe_file(path, content), name)
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Put an object if there is none of that name.
+
+        Returns:
+            whether it was put. A store without conditional puts may say so to two writers at once.
+        """
+        if self.read(name) is not None:
+            return False
+        try:
+            self._do(lambda system, path: system.pipe_file(path, content, mode="create"), name)
+        except FileExistsError:
+            return False
+        return True
+
+    def upload(self, source: Path, name: str) -> None:
+        """Put a file as an object."""
+        self._do(lambda system, path: system.put_file(str(source), path), name)
+
+    def download(self, name: str, target: Path) -> None:
+        """Get an object as a file, which is there only once it is whole.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.part")
+        self._do(lambda system, path: system.get_file(path, str(partial)), name)
+        partial.replace(target)
+
+    def copy(self, name: str, other: str) -> None:
+        """Copy an object within the store."""
+        self._do(lambda system, path: system.cp_file(path, self._key(other)), name)
+
+    def delete(self, name: str) -> None:
+        """Remove an object, if it is there."""
+        try:
+            self._do(lambda system, path: system.rm_file(path), name)
+        except FileNotFoundError:
+            return
+
+    def sizes(self) -> dict[str, int]:
+        """The size of every object in the folder and below, bytes, by its name relative to the folder."""
+        start = len(self._place[1]) + 1
+        try:
+            found = self._do(lambda system, path: system.find(path, detail=True), "")
+        except FileNotFoundError:
+            return {}
+        # A key may be any text; as a path on this machine it must not lead out of its folder.
+        plain = [name for name in found if name.isprintable() and not {"", ".", ".."} & set(name[start:].split("/"))]
+        return {name[start:]: int(found[name]["size"]) for name in plain}
+
+    def _key(self, name: str) -> str:
+        return posixpath.join(self._place[1], name) if name else self._place[1]
+
+    def _do(self, action: Callable[[Any, str], Answer], name: str) -> Answer:
+        """Act on an object, again and again while the store can't be reached.
+
+        Raises:
+            StoreError: no access, no such bucket, or the patience is at its end.
+            FileNotFoundError: no such object.
+            FileExistsError: the object is there already, and must not be.
+        """
+        system, key, end, wait = self._place[0], self._key(name), time.monotonic() + self.patience, _FIRST_WAIT
+        while True:
+            try:
+                return action(system, key)
+            except FileExistsError:
+                raise
+            except _faults() as error:
+                self._refuse(error, name)
+                if time.monotonic() + wait > end:
+                    raise StoreError(f"{self.url(name)} can't be reached: {_first_line(error)}") from error
+            time.sleep(wait)
+            wait = min(2 * wait, _LONGEST_WAIT)
+
+    def _refuse(self, error: BaseException, name: str) -> None:
+        """Raise what waiting would not mend."""
+        said, kind = str(error), type(error).__name__
+        if "bucket" in said.lower() and "does not exist" in said:
+            raise StoreError(f"{self.url(name)}: there is no such bucket") from error
+        if isinstance(error, FileNotFoundError):
+            raise error
+        if kind in _NO_CREDENTIALS:
+            raise StoreError(f"{self.root} needs credentials, and none were found: {_first_line(error)}") from error
+        if isinstance(error, PermissionError) or any(word in said for word in _DENIED):
+            raise StoreError(f"{self.url(name)}: access denied: {_first_line(error)}") from error
+
+
+def _faults() -> tuple[type[BaseException], ...]:
+    loaded = [(sys.modules[module], names) for module, names in _FAULTS.items() if module in sys.modules]
+    return (OSError, *(getattr(module, name) for module, names in loaded for name in names))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).partition("\n")[0][:200]

@@ -1,0 +1,1 @@
+"""Engines: where a job can run. One file each: its plan as text, and how that is submitted and followed."""

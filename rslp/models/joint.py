@@ -1,0 +1,244 @@
+"""The joint model: one encoder, a decoder for each task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from rslearn.models.component import FeatureExtractor, FeatureMaps, IntermediateComponent, Predictor
+from rslearn.models.trunk import DecoderTrunk
+from rslearn.train.model_context import ModelContext, ModelOutput
+
+from rslp.errors import ConfigError, Problem
+from rslp.models.denominators import loss_denominator
+from rslp.models.heads import LabelRange
+from rslp.upstream import fix_token_order
+
+_MODEL_KEY = "model.init_args.model.init_args"
+# By name: importing it takes half a second, which runs without a detector do without.
+_DETECTOR = "rslearn.models.faster_rcnn.FasterRCNN"
+
+
+@dataclass
+class Features:
+    """What the first modules of an encoder gave for a batch.
+
+    Attributes:
+        depth: how many of the encoder's modules they come from.
+        value: ``FeatureMaps`` of ``B C H W``, ``TokenFeatureMaps`` of ``B C H W N``, or a ``FeatureVector`` of ``B C``.
+    """
+
+    depth: int
+    value: Any
+
+
+@dataclass
+class JointOutput(ModelOutput):
+    """Outputs of a batch, with its losses by task.
+
+    Attributes:
+        losses: for each task its losses by name, weights applied; ``loss_dict`` holds the same as ``<task>_<loss>``.
+    """
+
+    losses: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+
+
+class JointModel(torch.nn.Module):
+    """One encoder under a decoder per task; a batch runs through the decoders of its own dataset's tasks alone.
+
+    The attribute paths ``encoder.0.…`` and ``decoders.<task>.…`` are part of the checkpoint format and of callbacks
+    that select modules by them.
+
+    Args:
+        encoder: the first module extracts features from the inputs, the others refine them.
+        decoders: for each task its modules; the last one predicts and computes the loss.
+        lazy_decode: of old configs; without effect, since decoding only what a batch has targets for is the rule here.
+        loss_weights: factor on each task's loss, applied once; 1 where not given.
+        trunk: modules between encoder and decoders that all tasks share, with a task embedding or without.
+        decoder_to_target: for each decoder the tasks that it serves; None means one task each, of the decoder's name.
+        task_label_offsets: for each task of a shared decoder ``{outputs_key, offset, num_outputs}``, see
+            ``rslp.models.heads``.
+
+    Raises:
+        ConfigError: an empty encoder or decoder, an option that names an absent decoder or task, or a negative weight.
+    """
+
+    def __init__(
+        self,
+        encoder: list[FeatureExtractor | IntermediateComponent],
+        decoders: dict[str, list[IntermediateComponent | Predictor]],
+        lazy_decode: bool = True,  # noqa: ARG002 - kept so that existing configs parse
+        loss_weights: dict[str, float] | None = None,
+        trunk: DecoderTrunk | None = None,
+        decoder_to_target: dict[str, list[str]] | None = None,
+        task_label_offsets: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
+        super().__init__()
+        if not encoder or not decoders:
+            raise ConfigError(Problem("needs at least one encoder module and one decoder", key=_MODEL_KEY))
+        _refuse_masks(decoders)
+        self.encoder = torch.nn.ModuleList(encoder)
+        fix_token_order(self.encoder)
+        # Sorted, so that neither parameter order nor task embeddings depend on the order of a mapping.
+        self.decoders = torch.nn.ModuleDict(
+            {task: torch.nn.ModuleList(modules) for task, modules in sorted(decoders.items())}
+        )
+        served = decoder_to_target or {name: [name] for name in decoders}
+        _refuse_absent("decoder_to_target", set(served), known=set(decoders), what="decoder")
+        self._decoder_of = {task: decoder for decoder, tasks in served.items() for task in tasks}
+        for option, names in (
+            ("loss_weights", set(loss_weights or {})),
+            ("task_label_offsets", set(task_label_offsets or {})),
+        ):
+            _refuse_absent(option, names, known=set(self._decoder_of), what="task")
+        for task, weight in (loss_weights or {}).items():
+            if not 0 <= weight < float("inf"):
+                raise ConfigError(Problem(f"got {weight}; 0 or more", key=f"{_MODEL_KEY}.loss_weights.{task}"))
+        self._ranges = {
+            task: LabelRange.of(entry, place=f"{_MODEL_KEY}.task_label_offsets.{task}")
+            for task, entry in (task_label_offsets or {}).items()
+        }
+        self.loss_weights = {task: float((loss_weights or {}).get(task, 1.0)) for task in sorted(self._decoder_of)}
+        self.trunk = trunk
+        if trunk is not None:
+            trunk.register_tasks(sorted(self._decoder_of))
+        self._tasks_of: dict[str, list[str]] = {}
+
+    def set_datasets(self, tasks_of: Mapping[str, list[str]]) -> None:
+        """Say which tasks each dataset has; without it a dataset's one task bears its name.
+
+        Raises:
+            ConfigError: a task without a decoder.
+        """
+        for dataset, tasks in tasks_of.items():
+            if missing := [task for task in tasks if task not in self._decoder_of]:
+                what = f"no decoder for task {missing[0]!r} of dataset {dataset!r}; got {', '.join(self._decoder_of)}"
+                raise ConfigError(Problem(what, key=f"{_MODEL_KEY}.decoders"))
+        self._tasks_of = {dataset: list(tasks) for dataset, tasks in tasks_of.items()}
+
+    @property
+    def tasks(self) -> list[str]:
+        """All tasks, by name."""
+        return list(self.loss_weights)
+
+    def tasks_of(self, dataset: str) -> list[str]:
+        """The tasks of a dataset."""
+        return self._tasks_of.get(dataset, [dataset])
+
+    def with_background(self) -> set[str]:
+        """The tasks whose class 0 is background to their head: torchvision's detectors have it in front."""
+        return {
+            task
+            for task in self.tasks
+            if _is_detector(self._modules_of(task)[-1]) and (task not in self._ranges or self._ranges[task].offset == 0)
+        }
+
+    def loss_denominators(self, dataset: str, targets: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """For each task of a dataset over how many units its loss is a mean, see ``models.denominators``."""
+        counts = {}
+        for task in self.tasks_of(dataset):
+            head = self._modules_of(task)[-1]
+            counts[task] = loss_denominator(head, self._head_targets(task, [target[task] for target in targets]))
+        return counts
+
+    def encode(self, context: ModelContext, *, depth: int | None = None) -> Any:
+        """Features of a batch, usually ``FeatureMaps`` of ``B C H W``.
+
+        Args:
+            context: inputs and metadata of samples of one dataset.
+            depth: run only so many of the encoder's modules, at least 1; None means all.
+        """
+        return self._refine(Features(1, self.encoder[0](context)), context, depth=depth)
+
+    def _refine(self, start: Features, context: ModelContext, *, depth: int | None = None) -> Any:
+        features = start.value
+        for module in self.encoder[start.depth : depth]:
+            features = module(features, context)
+        return features
+
+    def after_encoder(self, depth: int) -> list[torch.nn.Module]:
+        """What runs after the first ``depth`` modules of the encoder."""
+        trunk = [] if self.trunk is None else [self.trunk]
+        return [*self.encoder[depth:], *trunk, *self.decoders.values()]
+
+    def forward(
+        self,
+        context: ModelContext,
+        targets: list[dict[str, Any]] | None = None,
+        *,
+        features: Features | None = None,
+    ) -> JointOutput:
+        """Predict the tasks of the batch's dataset.
+
+        Args:
+            context: inputs and metadata of samples of one dataset.
+            targets: for each sample its targets by task; None while predicting.
+            features: what the encoder's first modules give for this batch, which are then not run.
+
+        Returns:
+            for each sample the outputs by task, and the losses by task and name, weights applied.
+        """
+        return self._predict(
+            self.encode(context) if features is None else self._refine(features, context), context, targets
+        )
+
+    def _predict(self, features: Any, context: ModelContext, targets: list[dict[str, Any]] | None) -> JointOutput:
+        dataset = str(context.metadatas[0].dataset_source)
+        outputs: list[dict[str, Any]] = [{} for _ in context.inputs]
+        losses: dict[str, dict[str, torch.Tensor]] = {}
+        for task in self.tasks_of(dataset):
+            shared = self._condition(features, task=task, samples=len(outputs))
+            result = self._decode(shared, context, task=task, targets=targets)
+            # torchvision's detectors predict nothing while they train.
+            for output, entry in zip(outputs, result.outputs, strict=not self.training):
+                output[task] = entry
+            losses[task] = {name: loss * self.loss_weights[task] for name, loss in result.loss_dict.items()}
+        flat = {f"{task}_{name}": loss for task, named in losses.items() for name, loss in named.items()}
+        return JointOutput(outputs=outputs, loss_dict=flat, losses=losses)
+
+    def _condition(self, features: Any, *, task: str, samples: int) -> Any:
+        """Run the shared trunk for one task; the encoder's features stay as they are for the next."""
+        if self.trunk is None:
+            return features
+        maps = [feature_map.clone() for feature_map in features.feature_maps]
+        return FeatureMaps(self.trunk(maps, [{"dataset_source": task}] * samples)["outputs"])
+
+    def _decode(
+        self, features: Any, context: ModelContext, *, task: str, targets: list[dict[str, Any]] | None
+    ) -> ModelOutput:
+        modules = self._modules_of(task)
+        for module in modules[:-1]:
+            features = module(features, context)
+        own = None if targets is None else self._head_targets(task, [target[task] for target in targets])
+        output: ModelOutput = modules[-1](features, context, own)
+        if (labels := self._ranges.get(task)) is None:
+            return output
+        return ModelOutput([labels.own(entry) for entry in output.outputs], output.loss_dict)
+
+    def _modules_of(self, task: str) -> list[torch.nn.Module]:
+        modules: list[torch.nn.Module] = list(self.decoders[self._decoder_of[task]])  # type: ignore[call-overload]
+        return modules
+
+    def _head_targets(self, task: str, targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The task's targets in the numbering of its head."""
+        labels = self._ranges.get(task)
+        return targets if labels is None else [labels.shifted(target) for target in targets]
+
+
+def _is_detector(module: torch.nn.Module) -> bool:
+    return any(f"{kind.__module__}.{kind.__qualname__}" == _DETECTOR for kind in type(module).__mro__)
+
+
+def _refuse_masks(decoders: Mapping[str, list[Any]]) -> None:
+    for task, modules in decoders.items():
+        if any(_is_detector(module) and module.roi_heads.has_mask() for module in modules):
+            what = "instance_segmentation is not supported: it needs masks of objects, which no task gives"
+            raise ConfigError(Problem(what, key=f"{_MODEL_KEY}.decoders.{task}"))
+
+
+def _refuse_absent(option: str, names: set[str], *, known: set[str], what: str) -> None:
+    if absent := sorted(names - known):
+        message = f"names the {what} {absent[0]!r}, which there is not; got {', '.join(sorted(known))}"
+        raise ConfigError(Problem(message, key=f"{_MODEL_KEY}.{option}"))

@@ -1,0 +1,131 @@
+"""Reads that take long or never return: a dead mount, a pipe in place of a file.
+
+A read that is blocked in the kernel can't be interrupted. So a thread of each process that reads says which one it is,
+and a read with a time limit happens in a thread of its own, which is left behind when the time is over.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TypeVar
+
+from fsspec.implementations.local import LocalFileSystem
+from upath import UPath
+
+from rslp.errors import DataError
+
+# Seconds after which a read is told of, and told of again.
+FIRST, AGAIN = 60.0, 300.0
+Read = TypeVar("Read")
+
+
+class SlowReadWatch:
+    """Tells of reads in this process that take long, on stderr."""
+
+    def __init__(self) -> None:
+        self._reads: dict[object, tuple[str, float]] = {}
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        # A thread does not live on in a forked process, and Python warns of forks beside one: each starts its own.
+        os.register_at_fork(before=self._end, after_in_parent=self._begin)
+
+    @contextmanager
+    def over(self, what: str) -> Iterator[None]:
+        """Watch over what is read in this block."""
+        read = object()
+        self._reads[read] = (what, time.monotonic())
+        self._begin()
+        try:
+            yield
+        finally:
+            self._reads.pop(read, None)
+
+    def _begin(self) -> None:
+        if self._thread is None and self._reads:
+            self._ended = threading.Event()
+            self._thread = threading.Thread(target=self._look, args=(self._ended,), daemon=True)
+            self._thread.start()
+
+    def _look(self, ended: threading.Event) -> None:
+        told: dict[object, float] = {}
+        while not ended.wait(FIRST / 4):
+            now = time.monotonic()
+            for read, (what, began) in list(self._reads.items()):
+                if now >= told.get(read, began + FIRST):
+                    told[read] = now + AGAIN
+                    sys.stderr.write(f"still reading after {now - began:.0f} s: {what}\n")
+                    sys.stderr.flush()
+            told = {read: at for read, at in told.items() if read in self._reads}
+
+    def _end(self) -> None:
+        if (thread := self._thread) is not None:
+            self._ended.set()
+            thread.join()
+            self._thread = None
+
+
+slow_read_watch = SlowReadWatch()
+
+
+def read_with_notice(seconds: float | None, read: Callable[[], Read], *, what: str) -> Read:
+    """Read, and tell of it when it takes long.
+
+    Args:
+        seconds: so long it may take; None waits for ever.
+        read: reads; it may go on in the background when the time is over.
+        what: dataset, window and layer.
+
+    Raises:
+        DataError: the time is over.
+    """
+    with slow_read_watch.over(what):
+        if seconds is None:
+            return read()
+        results: list[Read] = []
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                results.append(read())
+            except BaseException as error:  # noqa: BLE001 it is raised below, in the thread that has asked
+                errors.append(error)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(seconds)
+        for error in errors:
+            raise error
+        for result in results:
+            return result
+    raise DataError(f"{what}: not read within {seconds:g} s (read_timeout)")
+
+
+def refuse_pipes(path: UPath) -> None:
+    """Refuse what would be waited for: in place of a file, or of one in a folder, a pipe, a socket or a device.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if isinstance(path.fs, LocalFileSystem):
+        refuse_pipe(path.path)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            for name in sorted(os.listdir(path.path)):  # noqa: PTH208 path objects cost more than the calls
+                refuse_pipe(f"{path.path}/{name}")
+
+
+def refuse_pipe(file: str) -> None:
+    """Refuse one that is there and neither a file nor a folder.
+
+    Raises:
+        ValueError: naming it.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        mode = os.stat(file).st_mode  # noqa: PTH116 likewise
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ValueError(f"{file} is a pipe, a socket or a device, not a file")

@@ -1,0 +1,77 @@
+"""Generated files are fresh, and the tables agree with each other and with the installed classes."""
+
+import importlib
+import json
+import re
+from importlib.resources import files
+
+import pytest
+import yaml
+from make_vocabulary import arguments_of
+
+from rslp.config.arguments import table
+from rslp.config.merge import pick
+from rslp.config.migrate import ARGUMENTS, MOVED_ARGUMENTS, RENAMED_CLASSES, REPAIRS
+from rslp.config.multi_dataset import wrong_value
+from rslp.config.schema import DOCS_FILE, KEYS, SCHEMA_FILE, documented, json_schema
+
+REMEDY = "run: python -m rslp.config.%s"
+
+
+def test_the_schema_file_is_fresh():
+    assert json.loads(SCHEMA_FILE.read_text()) == json_schema(), REMEDY % "schema"
+
+
+def test_the_tables_of_the_page_are_fresh():
+    assert DOCS_FILE.read_text() == documented(DOCS_FILE.read_text()), REMEDY % "schema"
+    assert DOCS_FILE.read_text().count("| `") > len(KEYS)
+
+
+def test_the_example_of_the_page_is_sound():
+    example, *_ = re.findall(r"```yaml\n(.*?)```", DOCS_FILE.read_text(), flags=re.DOTALL)
+    data = yaml.safe_load(example)
+    assert set(data) <= set(KEYS)
+    assert all(wrong_value(KEYS[key].kind, value) is None for key, value in data.items())
+
+
+@pytest.mark.parametrize("path", [path for path in table() if path.startswith("rslp.")] + [
+    "lightning.pytorch.Trainer",
+    "rslearn.train.dataset.SplitConfig",
+    "rslearn.train.dataset.DataInput",
+    "rslearn.train.data_module.RslearnDataModule",
+    "rslearn.models.unet.UNetDecoder",
+])  # fmt: skip
+def test_the_vocabulary_is_fresh(path):
+    pytest.importorskip("torch")
+    module, _, name = path.rpartition(".")
+    assert table()[path] == frozenset(arguments_of(getattr(importlib.import_module(module), name))), (
+        REMEDY % "make_vocabulary"
+    )
+
+
+def test_stage_1_knows_the_top_level_keys_of_a_run():
+    from rslp.config.arguments import _RUN
+    from rslp.train.build import OWN_KEYS
+
+    assert {"model", "data", "trainer", "seed_everything", *OWN_KEYS} == set(_RUN)
+
+
+def test_present_names_are_known():
+    needs_extras = {path for path in RENAMED_CLASSES.values() if "terramind" in path}
+    assert set(RENAMED_CLASSES.values()) - needs_extras - {"rslp.helios.tasks.MarineInfraTask"} <= set(table())
+    assert not set(RENAMED_CLASSES) & set(RENAMED_CLASSES.values())
+    assert all(table()[ours] == table()[old] for old, (ours, _) in REPAIRS.items())
+    for path, moves in ARGUMENTS.items():
+        assert {new for new, _ in moves.values()} <= table()[path]
+    module = table()["rslp.train.JointModule"]
+    assert {move.new[0] for move in MOVED_ARGUMENTS if move.at == ("model", "init_args")} <= module
+
+
+def test_the_page_shows_the_two_tasks_as_they_are_shipped():
+    _, _, entries = re.findall(r"```yaml\n(.*?)```", DOCS_FILE.read_text(), flags=re.DOTALL)
+    folder = files("rslp.example").joinpath("configs")
+    shipped = yaml.safe_load(folder.joinpath("two_tasks.yaml").read_text(encoding="utf-8"))
+    shown = yaml.safe_load(entries)
+    assert shown["dataset_cfgs"] == shipped["dataset_cfgs"]
+    model = ("global_overrides", "model", "init_args", "model")
+    assert pick(shown, model) == pick(shipped, model)
