@@ -93,9 +93,9 @@ def test_a_mistake_that_all_meet_is_shown_once(tmp_path: Path, capfd: pytest.Cap
 def supervisor(code: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that runs two ranks, both of which are up."""
     program = (
-        "import os, sys; from pathlib import Path; from rslp.launch.ranks import Group, run_group\n"
+        "import os, sys; from pathlib import Path; from rslp.launch.processes import RankGroup, run_group\n"
         f"command = [sys.executable, '-c', {RANK + code!r}]\n"
-        f"sys.exit(run_group(command, Group(per_node=2, port=1), logs=Path({str(folder)!r}), environment=os.environ))"
+        f"sys.exit(run_group(command, RankGroup(per_node=2, port=1), logs=Path({str(folder)!r}), environment=os.environ))"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
