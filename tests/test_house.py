@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -65,3 +66,33 @@ def test_folders_and_files_stay_small_enough_to_read() -> None:
     assert {name: count for name, count in full.items() if count > 15} == {}
     lines = {path: len(path.read_text().splitlines()) for path in (ROOT / "rslp").rglob("*.py")}
     assert {path.name: count for path, count in lines.items() if count > 600} == {}
+
+
+# In code that these tests write, or of other projects.
+INVENTED = {"rslp.yaml", "rslp.transforms", "rslp.harbour", "rslp.satlas"}
+
+
+def leads_somewhere(name: str) -> bool:
+    """Whether a dotted name begins with a module; what follows a package has to be a module of it, or named in it."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        place = ROOT.joinpath(*parts[:end])
+        if place.with_suffix(".py").exists() or (place.is_dir() and end == len(parts)):
+            return True
+        if place.is_dir():
+            return parts[end] in (place / "__init__.py").read_text()
+    return False
+
+
+def test_texts_name_only_modules_that_exist() -> None:
+    folders = (ROOT / name for name in ("rslp", "tests", "docs", "benchmarks", "examples"))
+    texts = [path for folder in folders for path in folder.rglob("*.*") if path.suffix in (".py", ".md")]
+    mentions = [
+        (str(path.relative_to(ROOT)), name)
+        for path in [*(path for path in texts if "records" not in path.parts), ROOT / "README.md"]
+        for name in re.findall(r"\brslp(?:\.[a-z][a-z_0-9]*)+\b", path.read_text())
+        if ".".join(name.split(".")[:2]) not in INVENTED
+    ]
+    assert len(mentions) > 500
+    assert sorted({mention for mention in mentions if not leads_somewhere(mention[1])}) == []
+    assert not leads_somewhere("rslp." + "train.no_such") and leads_somewhere("rslp.train.module.JointModule")
