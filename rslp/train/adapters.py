@@ -57,7 +57,7 @@ from torchmetrics import R2Score as StockR2
 from upath import UPath
 
 from rslp import class_paths
-from rslp.errors import CheckpointError, DataError
+from rslp.errors import CheckpointError, DataError, chain
 from rslp.files import write_atomic
 from rslp.train.metric_types import WithinFactor
 from rslp.train.nodata import NodataFormat
@@ -615,9 +615,11 @@ def worker_death(error: Exception) -> str | None:
 
     The kernel's notice of the death may come first, or the failure to fetch a tensor that the dead worker shared.
     """
-    found = re.search(r"DataLoader worker \(pid.*?\) (is killed by signal: \w+|exited unexpectedly)", str(error))
-    if found:
-        return found.group(1)
+    said = " ".join(map(str, chain(error)))
+    # The first is the cause of the second where it interrupts the wait for a batch, and alone names the signal.
+    for end in (r"is killed by signal: \w+", "exited unexpectedly"):
+        if found := re.search(rf"DataLoader worker \(pid.*?\) ({end})", said):
+            return found[1]
     frames = (Path(frame.filename).parts[-3:] for frame in traceback.extract_tb(error.__traceback__))
     fetching = ("torch", "multiprocessing", "reductions.py") in frames
     return "its samples can't be fetched any more" if fetching else None
