@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim.swa_utils import get_swa_avg_fn
 
-from rslp.errors import CheckpointError
+from rslp.errors import CheckpointError, chain
 
 
 def backward(trainer: Trainer, loss: torch.Tensor) -> None:
@@ -72,9 +72,11 @@ def worker_death(error: Exception) -> str | None:
 
     The kernel's notice of the death may come first, or the failure to fetch a tensor that the dead worker shared.
     """
-    found = re.search(r"DataLoader worker \(pid.*?\) (is killed by signal: \w+|exited unexpectedly)", str(error))
-    if found:
-        return found.group(1)
+    messages = " ".join(map(str, chain(error)))
+    # The first is the cause of the second where it interrupts the wait for a batch, and alone names the signal.
+    for end in (r"is killed by signal: \w+", "exited unexpectedly"):
+        if match := re.search(rf"DataLoader worker \(pid.*?\) ({end})", messages):
+            return match[1]
     frames = (Path(frame.filename).parts[-3:] for frame in traceback.extract_tb(error.__traceback__))
     fetching = ("torch", "multiprocessing", "reductions.py") in frames
     return "its samples can't be fetched any more" if fetching else None

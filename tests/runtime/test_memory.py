@@ -148,3 +148,9 @@ def test_a_worker_that_was_ended_from_outside_is_no_lack_of_memory() -> None:
         death = f"DataLoader worker (pid 7) is killed by signal: {signal.strsignal(number)}. "
         with pytest.raises(MachineError, match=says), explain_worker_death():
             raise RuntimeError(death)
+        # As it arrives when it interrupts torch's wait for a batch.
+        with pytest.raises(MachineError, match=says), workers_watched():
+            try:
+                raise RuntimeError(death)
+            except RuntimeError as error:
+                raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly") from error
