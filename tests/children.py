@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rslp.cli.main import main
+from rslp.io import locks
 
 
 def rslp(*words: str, cwd: Path, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -200,9 +201,8 @@ def run_here(command: Sequence[str], **given: Any) -> subprocess.CompletedProces
 def _become(program: str, words: list[str], environment: Mapping[str, str]) -> NoReturn:
     """What the launcher's process becomes: its locks go, the rest of it is not unwound."""
     assert program == sys.executable and list(words[1:3]) == ["-m", "rslp.main"] and environment
-    for link in list(Path("/proc/self/fd").iterdir()):
-        if link.is_symlink() and str(link.readlink()).endswith("lock"):
-            os.close(int(link.name))
+    for lock in tuple(locks._open_locks):
+        lock.release()
     os.environ.clear()
     os.environ.update(environment)
     _leave(main(list(words[3:])))

@@ -22,7 +22,7 @@ from rslp.rundir import RunDir
 from rslp.train.fit import fit
 from tests.dummy_twins import write_twin
 from tests.tiny import write_run
-from tests.train.directly import assert_alike, both
+from tests.train.directly import alone, assert_alike, both
 
 ROOT = Path(__file__).parents[1]
 HELIOS = ROOT / "data" / "helios"
@@ -83,20 +83,34 @@ def test_the_provenance_leads_to_the_lines_of_the_sources(recipe: str) -> None:
                 assert documents[entry["file"]].line(tuple(entry["key"])) == entry["line"], entry
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_the_shipped_run_configs_name_only_what_exists(
-    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def shipped(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    """A run of a shipped run config, with an encoder that needs no weights."""
     monkeypatch.setenv("RSLP_DATASETS", str(tmp_path))
     config = read_yaml(str(SHIPPED / f"OUT_{recipe}.yaml")).data
     model = config["model"]["init_args"]["model"]["init_args"]
     assert model["encoder"][0]["class_path"] == "rslp.helios.model.Helios"
     model["encoder"] = [{"class_path": "tests.tiny.TinyEncoder"}]
     config["trainer"]["accelerator"] = "cpu"
-    directly, parsed = both(write_run(tmp_path, config))
-    assert_alike(directly, parsed)
-    tasks = {task for tasks in parsed.datamodule.tasks().values() for task in tasks}
-    assert tasks == set(config["model"]["init_args"]["task"]["init_args"]["tasks"])
+    return write_run(tmp_path, config)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_shipped_run_configs_name_only_what_exists(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shipped(recipe, tmp_path, monkeypatch)
+    made = alone(run)
+    assert made is not None
+    tasks = {task for tasks in made.datamodule.tasks().values() for task in tasks}
+    assert tasks == set(read_yaml(run.config).data["model"]["init_args"]["task"]["init_args"]["tasks"])
+
+
+# The parser takes seconds for each dataset.
+@pytest.mark.parametrize("recipe", [RECIPES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in RECIPES[1:])])
+def test_the_shipped_run_configs_are_made_as_the_parser_makes_them(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_alike(*both(shipped(recipe, tmp_path, monkeypatch)))
 
 
 def compose_for_twins(place: Path, entries: list[list[str]], options: dict[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-COMMAND = [sys.executable, "-m", "rslp.main", "helios", *LAUNCH]
+def start(place: Path) -> children.Python:
+    command = [sys.executable, "-m", "rslp.main", "helios", *LAUNCH]
+    return children.Python(
+        command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
 
 
 def wait_for(path: Path, process: subprocess.Popen[str], *, seconds: float = 240) -> None:
@@ -81,9 +85,7 @@ def family(session: int) -> list[str]:
 
 def test_killed_interrupted_and_started_again_it_finishes(place: Path) -> None:
     run = place / RUN
-    first = subprocess.Popen(
-        COMMAND, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    first = start(place)
     wait_for(run / "checkpoints" / "last.ckpt", first)
     first.send_signal(signal.SIGKILL)
     first.communicate()
@@ -93,9 +95,7 @@ def test_killed_interrupted_and_started_again_it_finishes(place: Path) -> None:
     assert family(first.pid) == []  # nobody goes on training
     assert not (run / "DONE.json").exists()
 
-    second = children.Python(
-        COMMAND, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
-    )
+    second = start(place)
     wait_for(run / "lock", second)
     while "going on from" not in (line := second.stderr.readline() if second.stderr else ""):
         assert line, "the second start did not go on from the checkpoint"
@@ -104,7 +104,7 @@ def test_killed_interrupted_and_started_again_it_finishes(place: Path) -> None:
     assert second.wait(timeout=120) != 0
     assert "Traceback" not in second.communicate()[1]
 
-    done = rslp(*LAUNCH, cwd=place)
+    done = rslp(*LAUNCH, cwd=place, afresh=True)
     assert "going on from" in done.stderr
     assert json.loads((run / "DONE.json").read_text())["epoch"] == 3
     with (run / "metrics.csv").open(newline="") as handle:

@@ -16,14 +16,19 @@ _OPTIONS = {"trainer_defaults": build.TRAINER_DEFAULTS, "own_keys": build.OWN_KE
 
 def both(run: RunDir, *, training: bool = True) -> tuple[InstantiatedRun | None, InstantiatedRun]:
     """A run's parts, made directly and by the parser."""
-    document = read_yaml(run.config)
-    config = resolve_paths(document.data, run.path)
-    init_jsonargparse()
-    with seeded(7):
-        directly = instantiate_directly(build._for_run(config, run=run, training=training), **_OPTIONS)
+    directly = alone(run, training=training)
+    config = resolve_paths(read_yaml(run.config).data, run.path)
     with seeded(7):
         parsed = build._parse(build._for_run(config, run=run, training=training), name=run.config)
     return directly, parsed
+
+
+def alone(run: RunDir, *, training: bool = True) -> InstantiatedRun | None:
+    """A run's parts, made directly; None where the parser would have to be asked, which takes seconds."""
+    config = resolve_paths(read_yaml(run.config).data, run.path)
+    init_jsonargparse()
+    with seeded(7):
+        return instantiate_directly(build._for_run(config, run=run, training=training), **_OPTIONS)
 
 
 def assert_alike(directly: InstantiatedRun | None, parsed: InstantiatedRun) -> None:

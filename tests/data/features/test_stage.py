@@ -97,7 +97,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-@pytest.mark.parametrize("views", [1, 2, None])
+@pytest.mark.parametrize("views", [1, pytest.param(2, marks=pytest.mark.slow), None])
 def test_it_is_the_same_run(data: dict[str, tuple[str, str]], tmp_path: Path, views: int | None) -> None:
     kept = trained(tmp_path / "kept", config_of(data, frozen_views=views))
     assert_close(kept, trained(tmp_path / "off", config_of(data, frozen_views=views, features="off")))
