@@ -62,7 +62,7 @@ CONFIGS = Path(__file__).parents[2] / "rslp/example/configs"
 
 UPSTREAM = {
     "A1 joint training does not run: AttributeError, KeyError": (
-        "test_model",
+        "../models/test_joint",
         "test_stock_joint_decoding_crashes_where_ours_runs",
     ),
     "A2 no worker crashes; 32 workers by default": ("test_lessons", "test_stock_needs_workers_and_ours_does_not"),
@@ -103,14 +103,17 @@ UPSTREAM = {
         "test_stock_follows_the_loudest_loss_and_ours_the_mean_score",
     ),
     "B refill draws evaluation samples again": (
-        "test_mixture",
+        "../data/test_mixture",
         "test_the_stock_sampler_repeats_evaluation_samples_and_ours_does_not",
     ),
     "B limits grow with processes": (
-        "test_mixture",
+        "../data/test_mixture",
         "test_the_stock_sampler_lets_limits_grow_with_processes_and_ours_does_not",
     ),
-    "B padded validation": ("test_mixture", "test_the_stock_sampler_repeats_evaluation_samples_and_ours_does_not"),
+    "B padded validation": (
+        "../data/test_mixture",
+        "test_the_stock_sampler_repeats_evaluation_samples_and_ours_does_not",
+    ),
     "B MiniPCGrad reads a field that moved": ("test_lessons", "test_stock_surgery_can_not_read_a_batch"),
     "B an unknown task gets embedding 0": (
         "test_lessons",
@@ -121,7 +124,7 @@ UPSTREAM = {
         "test_a_stock_merged_head_makes_every_quantity_1_and_ours_keeps_regression_apart",
     ),
     "B metrics hide errors of keys": ("test_lessons", "test_stock_metrics_hide_a_missing_task_and_ours_do_not"),
-    "callbacks of one type collide": ("test_freezing", "test_two_of_the_stock_callbacks_collide"),
+    "callbacks of one type collide": ("../models/test_freezing", "test_two_of_the_stock_callbacks_collide"),
     "a thaw breaks the scheduler": ("test_lessons", "test_a_stock_thaw_breaks_schedulers_and_ours_does_not"),
     "a thaw forgets parameters": (
         "test_lessons",
