@@ -1,4 +1,4 @@
-"""What one window of an example dataset holds, before anything is written to disk."""
+"""Content of one window of an example dataset in memory: images, labels, and the truth behind the labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From reflectance and backscatter to what the instruments deliver: digital numbers, noise, clouds, dB."""
+"""Simulate the instruments: from reflectance and backscatter to digital numbers and dB, with noise and clouds."""
 
 from __future__ import annotations
 

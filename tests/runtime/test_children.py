@@ -35,33 +35,33 @@ READS = "asks something and ends by itself: its output is read"
 COVERED = {
     ("evaluate/evaluation.py", "git_commit", "subprocess.run"): READS,
     ("example/windows.py", "write", "pool_of"): POOL,
-    ("files/locks.py", "", "os.register_at_fork"): "the locks themselves",
-    ("files/locks.py", "Lock.__init__", "fcntl.flock"): "the locks themselves",
-    ("files/locks.py", "Lock.release", "fcntl.flock"): "the locks themselves",
-    ("files/locks.py", "locked", "Lock"): "the locks themselves",
-    ("helios/check_gate.py", "_run_check", "subprocess.run"): DIES,
+    ("io/locks.py", "", "os.register_at_fork"): "the locks themselves",
+    ("io/locks.py", "Lock.__init__", "fcntl.flock"): "the locks themselves",
+    ("io/locks.py", "Lock.release", "fcntl.flock"): "the locks themselves",
+    ("io/locks.py", "locked", "Lock"): "the locks themselves",
+    ("launch/check_gate.py", "_run_check", "subprocess.run"): DIES,
     ("launch/bootstrap.py", "install", "subprocess.run"): "in a container, which ends with its first process",
     ("launch/bootstrap.py", "suitable_python", "subprocess.run"): "in a container, which ends with its first process",
     ("launch/bootstrap.py", "main", "os.execve"): "becomes the program, and starts none",
-    ("launch/ranks.py", "_Watch.start", "subprocess.Popen"): DIES,
-    ("launch/remote_run.py", "_Child.start", "subprocess.Popen"): DIES,
-    ("launch/slurm_batch.py", "_step", "subprocess.run"): "SLURM ends the steps of a job with it",
-    ("launch/slurm_client.py", "slurm", "subprocess.run"): "asks something, within two minutes",
-    ("launch/submit_local.py", "submit", "os.execve"): "becomes the program, and starts none",
-    ("launch/submit_local.py", "submit", "subprocess.Popen"): "--detach: is to outlive the terminal",
-    ("launch/tree.py", "_git", "subprocess.run"): READS,
+    ("launch/processes.py", "_RankSupervisor.start", "subprocess.Popen"): DIES,
+    ("launch/remote.py", "_ChildProcess.start", "subprocess.Popen"): DIES,
+    ("launch/engines/slurm.py", "_step", "subprocess.run"): "SLURM ends the steps of a job with it",
+    ("launch/engines/slurm.py", "slurm", "subprocess.run"): "asks something, within two minutes",
+    ("launch/engines/local.py", "submit", "os.execve"): "becomes the program, and starts none",
+    ("launch/engines/local.py", "submit", "subprocess.Popen"): "--detach: is to outlive the terminal",
+    ("launch/snapshot.py", "_git", "subprocess.run"): READS,
     ("runtime/children.py", "pool", "ProcessPoolExecutor"): "the pool itself: its processes are of a context of ours",
-    ("train/data.py", "MultiDatasetDataModule._stage_loader", "DataLoader"): WORKER,
-    ("train/features/bank.py", "FeatureBank.__init__", "Lock"): "a lock of files/locks.py",
-    ("train/features/bank.py", "dropped", "Lock"): "a lock of files/locks.py",
-    ("train/features/encoding.py", "Encoding._read", "DataLoader"): WORKER,
+    ("data/datamodule.py", "MultiDatasetDataModule._stage_loader", "DataLoader"): WORKER,
+    ("data/features/cache.py", "FeatureCache.__init__", "Lock"): "a lock of io/locks.py",
+    ("data/features/cache.py", "delete_if_unused", "Lock"): "a lock of io/locks.py",
+    ("data/features/encoding.py", "Encoding._read", "DataLoader"): WORKER,
     (
-        "train/slow_reads.py",
-        "Watch.__init__",
+        "runtime/slow_reads.py",
+        "SlowReadWatch.__init__",
         "os.register_at_fork",
-    ): "no child: forked processes begin its thread anew",
-    ("train/store/checking.py", "_spread", "pool_of"): POOL,
-    ("train/store/packing.py", "pack_all", "pool_of"): POOL,
+    ): "no child: forked processes start its thread again",
+    ("data/cache/refresh.py", "_map_in_processes", "pool_of"): POOL,
+    ("data/cache/pack.py", "pack_all", "pool_of"): POOL,
 }
 
 
@@ -109,7 +109,7 @@ PARENT = """
 import os, subprocess, sys, time
 from pathlib import Path
 from rslp.runtime.children import FORKED, die_with_parent, pool
-from rslp.files.locks import Lock
+from rslp.io.locks import Lock
 
 def say(path): Path(path, str(os.getpid())).touch(); time.sleep(60)
 
