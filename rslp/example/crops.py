@@ -1,4 +1,4 @@
-"""Crop type: a year of Sentinel-2 and Sentinel-1 over one field and its neighbours; classification."""
+"""Crop type: a year of Sentinel-2 and Sentinel-1 over a field; classification."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bounds of what a model can reach: scores of the true labels, and of a constant, against the recorded labels."""
+"""Bounds of what a model can reach on the example's labels."""
 
 from __future__ import annotations
 

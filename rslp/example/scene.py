@@ -1,4 +1,4 @@
-"""Content of one window of an example dataset in memory: images, labels, and the truth behind the labels."""
+"""Content of one window in memory: images, labels, and the truth behind them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Simulate the instruments: from reflectance and backscatter to digital numbers and dB, with noise and clouds."""
+"""Simulate the instruments: digital numbers and dB, noise, clouds."""
 
 from __future__ import annotations
 

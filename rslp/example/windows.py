@@ -1,4 +1,4 @@
-"""Make and write windows, here or in worker processes (without torch, so that workers start fast)."""
+"""Make and write windows, here or in worker processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Galileo encoder for series with gaps: each sensor may have its own dates, and missing ones are masked."""
+"""The Galileo encoder for series with gaps, which are masked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Helios (OlmoEarth) encoder as a feature extractor of rslearn: loads weights, masks gaps in series."""
+"""The Helios (OlmoEarth) encoder as a feature extractor of rslearn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A transform that normalises images as in the Helios encoder's pre-training: units, bands, scale, nodata."""
+"""A transform that normalises images as in the Helios encoder's pre-training."""
 
 from __future__ import annotations
 

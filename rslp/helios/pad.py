@@ -1,4 +1,4 @@
-"""A transform that pads or crops images to a fixed size: rslearn's Pad with its faults repaired."""
+"""A transform that pads or crops to a fixed size: rslearn's Pad, repaired."""
 
 from __future__ import annotations
 

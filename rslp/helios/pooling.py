@@ -1,4 +1,4 @@
-"""Turn the Helios encoder's tokens into feature maps for decoders: averaged over a patch, or all tokens with a mask."""
+"""Turn the Helios encoder's tokens into feature maps for decoders."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The process and its machine: ranks, signals, child processes, streams, memory, and which classes it may import."""
+"""The process and its machine: ranks, signals, child processes, memory."""

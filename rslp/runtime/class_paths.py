@@ -1,4 +1,4 @@
-"""Which classes a config may name: those of installed libraries, and of packages that a person trusts by name.
+"""Which classes a config may name: those of installed and of trusted packages.
 
 Importing a module runs its code, and so does instantiating a class. So the origin of a module is determined without
 importing it, and the type of a class is checked before it is instantiated.

@@ -1,4 +1,4 @@
-"""Collective operations of a job's processes; with a single process, they return their arguments unchanged."""
+"""Collective operations of a job's processes; one process needs none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Preemption: signals after which a run saves a checkpoint and ends, to be started again.
+"""Preemption: signals after which a run saves a checkpoint and ends, to be resumed.
 
 The handlers of SIGTERM, SIGUSR1 and SIGHUP only set a flag. They are installed before the training stack is imported,
 since a signal during those seconds would otherwise kill the process. Child processes leave signals to this one (see

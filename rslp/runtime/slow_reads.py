@@ -1,4 +1,4 @@
-"""Reads that take long or never return (a dead mount, a pipe in place of a file): notices, time limits, refusals.
+"""Reads that take long or never return: notices, time limits, refusals.
 
 A read that is blocked in the kernel can't be interrupted. So a watching thread in each process reports slow reads, and
 a read with a time limit runs in a thread of its own, which is abandoned when the time is over.

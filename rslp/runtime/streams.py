@@ -1,4 +1,4 @@
-"""Standard streams that never raise: after a closed terminal, a full disk or ``| head``, output is dropped."""
+"""Standard streams that never raise: output that can't be written is dropped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Private parts of rslearn, Lightning, torchmetrics and jsonargparse: used in this folder alone, each with a test.
+"""Private parts of rslearn, Lightning, torchmetrics, jsonargparse; each has a test.
 
 Other rooms use ``upstream.NAME``, so that an upgrade of a library concerns this folder alone. Examples: rslearn 0.1.19
 lists windows with progress bars of its own and a temporary file per dataset, and draws crops and item groups from the

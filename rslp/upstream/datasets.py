@@ -1,4 +1,4 @@
-"""rslearn's datasets: windows listed despite stray files, samples read reproducibly, files written atomically."""
+"""rslearn's datasets: list windows, read samples, write files atomically."""
 
 from __future__ import annotations
 

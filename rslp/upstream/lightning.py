@@ -1,4 +1,4 @@
-"""Lightning's trainer: signal handlers, checkpoints and their loop counters, progress of epochs, weight averages."""
+"""Lightning's trainer: signal handlers, loop counters, checkpoints, weight averages."""
 
 from __future__ import annotations
 

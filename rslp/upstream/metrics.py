@@ -1,4 +1,4 @@
-"""torchmetrics: metrics that never synchronise by themselves, and metric states that are merged over processes."""
+"""torchmetrics: no synchronisation in compute; states that merge over processes."""
 
 from __future__ import annotations
 

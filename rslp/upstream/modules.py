@@ -1,4 +1,4 @@
-"""Facts about libraries' modules: token order, transforms without randomness, decoders that read inputs."""
+"""Modules of libraries: token order, deterministic transforms, who reads inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""jsonargparse, the parser of configs: with rslearn's types, and restricted to classes that ``class_paths`` allows."""
+"""jsonargparse, the parser of configs, restricted to classes that may be imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vector labels: GeoJSON with gaps that the standard allows, boxes below one pixel, and null labels."""
+"""Vector labels: incomplete GeoJSON, boxes smaller than a pixel, null labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read checkpoints of Helios models in all their forms, without running code that they name."""
+"""Read checkpoints of Helios models without running code that they name."""
 
 from rslp.helios.checkpoint.architecture import Architecture
 from rslp.helios.checkpoint.forms import Checkpoint, load_encoder, open_checkpoint

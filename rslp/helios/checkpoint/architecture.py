@@ -1,4 +1,4 @@
-"""The architecture of a Helios model: the part of its ``config.json`` that its weights fit, from which it is built."""
+"""The architecture of a Helios model, built from its config.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read the distributed checkpoints of Helios pre-training, without the package that wrote them."""
+"""Read the distributed checkpoints of Helios pre-training."""
 
 from __future__ import annotations
 

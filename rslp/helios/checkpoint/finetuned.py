@@ -1,4 +1,4 @@
-"""Encoders in training checkpoints of fine-tuning runs: their weights, and where their architecture is stored."""
+"""Encoders in checkpoints of fine-tuning runs: weights and architecture."""
 
 from __future__ import annotations
 

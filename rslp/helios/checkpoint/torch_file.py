@@ -1,4 +1,4 @@
-"""Read weights from files of ``torch.save`` without running code that they name."""
+"""Read weights from files of torch.save without running code that they name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plan how a dataset's bands become the encoder's bands: order, scale, and substitutes for bands that are missing."""
+"""How a dataset's bands become the encoder's: order, scale, substitutes."""
 
 from __future__ import annotations
 

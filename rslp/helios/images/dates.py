@@ -1,4 +1,4 @@
-"""Acquisition dates: align the images of a sample's modalities on common time steps."""
+"""Align the dates of a sample's modalities on common time steps."""
 
 from __future__ import annotations
 

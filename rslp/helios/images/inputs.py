@@ -1,4 +1,4 @@
-"""Assemble a batch of samples into the tensors and masks that the Helios encoder takes."""
+"""Assemble samples into the tensors and masks that the Helios encoder takes."""
 
 from __future__ import annotations
 

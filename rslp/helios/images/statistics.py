@@ -1,4 +1,4 @@
-"""Mean and standard deviation of the pre-training data by band, in the encoder's order of bands."""
+"""Mean and standard deviation of the pre-training data by band."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Units of raw images: nodata pixels, conversion to decibels, and values that contradict the configured units."""
+"""Units of raw images: nodata, decibels, values outside of the configured units."""
 
 from __future__ import annotations
 
