@@ -32,7 +32,7 @@ def logs(
         for piece in where.log(run, record, follow=follow):
             sys.stdout.write(piece)
             silent = False
-            if streams.lost():
+            if streams.output_error():
                 # Nobody reads any more.
                 return 0
         if not follow and not silent:

@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     guard_terminals()
     words = list(sys.argv[1:] if argv is None else argv)
     code = _exit_code(words)
-    lost = streams.lost()
+    lost = streams.output_error()
     if lost is None or isinstance(lost, BrokenPipeError):
         # Whoever read has seen enough, such as `… | head`.
         return code

@@ -1,4 +1,4 @@
-"""Writes the example folder: all of it, or nothing."""
+"""Write the example folder, completely or not at all."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _REST = 40
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What an example folder was made from; the same recipe gives the same bytes.
+class ExampleSettings:
+    """What the content of an example folder depends on; equal settings give the same bytes.
 
     Attributes:
-        seed: seed of everything random.
+        seed: seed of all random numbers.
         size: factor on the number of windows.
         version: version of the package.
     """
@@ -37,12 +37,12 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """What became of a request for an example folder.
+    """The result of ``build``.
 
     Attributes:
         path: the folder.
-        windows: number of windows written, 0 if the folder was there already.
-        oracles: bounds and floors, by dataset.
+        windows: number of windows written, 0 if the same example existed already.
+        oracles: bounds and baselines, by dataset.
     """
 
     path: Path
@@ -56,28 +56,25 @@ def build(
     """Write the example: four datasets, their configs, a small encoder, pictures.
 
     Args:
-        path: the folder to make.
+        path: the folder to write.
         size: factor on the number of windows, 0.01 to 100; 1 fits a few minutes of training on two cores.
-        seed: seed of everything random, 0 or more.
-        overwrite: replace an example that is there already and is another one.
+        seed: seed of all random numbers, 0 or more.
+        overwrite: replace an existing example with other settings.
         workers: worker processes, 0 to write in this one; by default one per core, at most 8.
-
-    Returns:
-        What was done.
 
     Raises:
         UsageError: if an argument is out of range.
-        UserError: if the folder exists and is another example, or none.
+        UserError: if the folder exists and is no example, or one with other settings.
     """
     _check(size, seed, workers)
-    recipe = Recipe(seed=seed, size=float(size), version=version("rslp"))
+    settings = ExampleSettings(seed=seed, size=float(size), version=version("rslp"))
     target = path.resolve()
-    if _there(path, recipe, overwrite):
+    if _exists(path, settings, overwrite):
         return Built(path=path, windows=0, oracles=oracle.read(path))
     half = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         half.mkdir(parents=True)
-        count = _write(half, recipe, workers if workers is not None else min(os.cpu_count() or 1, 8))
+        count = _write(half, settings, workers if workers is not None else min(os.cpu_count() or 1, 8))
         oracles = oracle.read(half)
         _swap(half, target)
     finally:
@@ -94,32 +91,32 @@ def _check(size: float, seed: int, workers: int | None) -> None:
         raise UsageError(f"workers must be 0 or more, got {workers}")
 
 
-def _there(path: Path, recipe: Recipe, overwrite: bool) -> bool:
-    """Return whether a finished example of this recipe is there; refuse to touch what is no example."""
+def _exists(path: Path, settings: ExampleSettings, overwrite: bool) -> bool:
+    """Return whether a complete example with these settings exists; refuse to replace a folder that is no example."""
     stamp = path / STAMP
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return False
     if not stamp.is_file():
         raise UserError(f"{path}: exists and is no example; name another folder with --path")
     try:
-        found = Recipe(**json.loads(stamp.read_text(encoding="utf-8")))
+        existing = ExampleSettings(**json.loads(stamp.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
-        found = None
-    if found == recipe:
+        existing = None
+    if existing == settings:
         return True
     if overwrite:
         return False
-    if found is None:
+    if existing is None:
         raise UserError(f"{stamp}: is broken; --overwrite true writes the example anew")
     raise UserError(
-        f"{path}: is an example with size {found.size:g} and seed {found.seed} (version {found.version}), "
-        f"asked for was size {recipe.size:g} and seed {recipe.seed} (version {recipe.version}); "
+        f"{path}: is an example with size {existing.size:g} and seed {existing.seed} (version {existing.version}), "
+        f"asked for was size {settings.size:g} and seed {settings.seed} (version {settings.version}); "
         "--overwrite true replaces it, --path names another folder"
     )
 
 
 def _swap(half: Path, target: Path) -> None:
-    """Put the finished folder in its place."""
+    """Move the finished folder to its place."""
     if not target.exists():
         half.rename(target)
         return
@@ -129,22 +126,22 @@ def _swap(half: Path, target: Path) -> None:
     shutil.rmtree(old)
 
 
-def _write(root: Path, recipe: Recipe, workers: int) -> int:
+def _write(root: Path, settings: ExampleSettings, workers: int) -> int:
     """Write everything below ``root``; returns the number of windows."""
     entries: list[oracle.Entry] = []
     with Progress(transient=True) as progress:
-        portions = windows.create(root, size=recipe.size, seed=recipe.seed)
+        portions = windows.create(root, size=settings.size, seed=settings.seed)
         task = progress.add_task("Writing the example", total=sum(map(len, portions)) + _REST)
-        for written in windows.write(root, portions, seed=recipe.seed, workers=workers):
+        for written in windows.write(root, portions, seed=settings.seed, workers=workers):
             entries.extend(written)
             progress.advance(task, len(written))
         oracle.write(root, entries)
         _copy_configs(root)
-        bundle.write(root / "encoder", seed=recipe.seed)
+        bundle.write(root / "encoder", seed=settings.seed)
         progress.advance(task, _REST / 2)
         preview.draw(root)
         progress.advance(task, _REST / 2)
-    (root / STAMP).write_text(json.dumps(asdict(recipe), indent=2) + "\n", encoding="utf-8")
+    (root / STAMP).write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
     return len(entries)
 
 

@@ -1,4 +1,4 @@
-"""A small Helios encoder with random weights, so that everything runs without a download."""
+"""A small Helios encoder with random weights, written without a download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Crop type: a year of Sentinel-2 and Sentinel-1 over one field and its neighbours; classification."""
+"""Crop type: a year of Sentinel-2 and Sentinel-1 over a field; classification."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WRONG = 0.05
 
 @dataclass(frozen=True)
 class Farmland:
-    """What the parcels of a landscape look like through the year.
+    """Optical and radar signal of a landscape of parcels over a year.
 
     Attributes:
         surface: reflectance ``T C H W``.
@@ -35,7 +35,7 @@ class Farmland:
 
 @dataclass(frozen=True, kw_only=True)
 class Climate:
-    """What neighbouring windows share.
+    """Dates and weather of a block of neighbouring windows.
 
     Attributes:
         dates: acquisition dates.
@@ -71,7 +71,7 @@ def grow(rng: np.random.Generator, numbers: npt.NDArray[np.int64], crops: list[s
         climate: dates and weather.
 
     Returns:
-        What grows, seen from above.
+        The landscape's signal.
     """
     count = len(crops)
     shift = climate.early + rng.normal(0.0, 11.0, count)

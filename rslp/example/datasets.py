@@ -1,4 +1,4 @@
-"""The four example datasets: where they lie, how they are made, what they are called."""
+"""The four example datasets: region, content, metric and classes of each."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Kind:
 
     Attributes:
         region: place and number of windows.
-        make: makes a window's content from the seed and its place.
-        metric: what it is judged by: ``balanced_accuracy``, ``average_precision``, ``miou`` or ``r2``.
+        make: makes a window's content from the seed and its site.
+        metric: its metric: ``balanced_accuracy``, ``average_precision``, ``miou`` or ``r2``.
         classes: names of the classes; empty for a regression.
     """
 

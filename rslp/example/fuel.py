@@ -1,4 +1,4 @@
-"""Live fuel moisture: half a year of Sentinel-2 and Sentinel-1 over a shrubland plot; regression."""
+"""Live fuel moisture: Sentinel-2 and Sentinel-1 over shrubland; regression."""
 
 from __future__ import annotations
 

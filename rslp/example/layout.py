@@ -1,4 +1,4 @@
-"""Where the windows lie, and which split each belongs to."""
+"""Layout of a dataset: places of its windows, and the split of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well anyone could do: the truth behind the labels, scored against the labels as they were recorded."""
+"""Bounds of what a model can reach on the example's labels."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Oracle:
-    """What is to be had on the test split.
+    """Scores on the test split of a dataset.
 
     Attributes:
         metric: the metric of the dataset.
-        floor: score of the answer that needs no image: the majority class, the training mean, no detection.
-        bound: score of the truth itself against the recorded labels; noise of the images lowers it further.
+        floor: score of the best constant: the majority class, the training mean, no detection.
+        bound: score of the true labels against the recorded ones; noise of the images lowers what a model can reach.
         windows: number of windows in the test split.
     """
 
@@ -49,24 +49,24 @@ class Oracle:
 
 
 def entry(site: Site, scene: Scene) -> Entry:
-    """Note what a window's label says."""
+    """The label of a window, recorded and true."""
     return Entry(site.dataset, site.index, site.split, scene.recorded, scene.truth)
 
 
-def score(kind: Kind, said: Sequence[Array], recorded: Sequence[Array]) -> float:
-    """Score answers against recorded labels, window by window, by the dataset's metric.
+def score(kind: Kind, predictions: Sequence[Array], recorded: Sequence[Array]) -> float:
+    """Score predictions against recorded labels by the dataset's metric.
 
     Args:
         kind: the dataset.
-        said: one answer per window: a class, a value, points ``N 2`` in px, or a class raster.
+        predictions: one per window: a class, a value, points ``N 2`` in px, or a class raster.
         recorded: the labels, in the same form.
 
     Returns:
         Balanced accuracy, R2, average precision or mIoU.
     """
     if kind.metric == "average_precision":
-        return _average_precision(said, recorded)
-    answers, labels = (np.concatenate([one.ravel() for one in many]) for many in (said, recorded))
+        return _average_precision(predictions, recorded)
+    answers, labels = (np.concatenate([array.ravel() for array in arrays]) for arrays in (predictions, recorded))
     if kind.metric == "r2":
         return float(1 - ((answers - labels) ** 2).sum() / ((labels - labels.mean()) ** 2).sum())
     count = len(kind.classes)
@@ -81,48 +81,47 @@ def score(kind: Kind, said: Sequence[Array], recorded: Sequence[Array]) -> float
     return float((hits[union > 0] / union[union > 0]).mean())
 
 
-def _average_precision(said: Sequence[Array], recorded: Sequence[Array]) -> float:
-    """Of points without scores, the area under precision over recall is the product of the two."""
+def _average_precision(predictions: Sequence[Array], recorded: Sequence[Array]) -> float:
+    """Average precision of points without scores: the product of precision and recall."""
     hits = 0
-    for points, labels in zip(said, recorded, strict=True):
-        near = distance_matrix(points.reshape(-1, 2), labels.reshape(-1, 2)) <= REACH
-        rows, columns = linear_sum_assignment(~near)
-        hits += int(near[rows, columns].sum())
-    total = sum(len(points) for points in said) * sum(len(labels) for labels in recorded)
+    for points, labels in zip(predictions, recorded, strict=True):
+        close = distance_matrix(points.reshape(-1, 2), labels.reshape(-1, 2)) <= REACH
+        rows, columns = linear_sum_assignment(~close)
+        hits += int(close[rows, columns].sum())
+    total = sum(len(points) for points in predictions) * sum(len(labels) for labels in recorded)
     return hits**2 / total if total else 0.0
 
 
 def weigh(kind: Kind, entries: Sequence[Entry]) -> Oracle:
-    """Work out floor and bound of one dataset from the labels of its windows."""
-    own = [one for one in entries if one.dataset == kind.name]
-    train = [one.recorded for one in own if one.split == "train"]
-    test = [one for one in own if one.split == "test"]
-    labels = [one.recorded for one in test]
+    """Compute floor and bound of one dataset from the labels of its windows."""
+    train = [entry.recorded for entry in entries if entry.dataset == kind.name and entry.split == "train"]
+    test = [entry for entry in entries if entry.dataset == kind.name and entry.split == "test"]
+    labels = [entry.recorded for entry in test]
     if kind.metric == "average_precision":
-        idle = [np.zeros((0, 2)) for _ in test]
+        constant = [np.zeros((0, 2)) for _ in test]
     else:
-        values = np.concatenate([one.ravel() for one in train])
+        values = np.concatenate([label.ravel() for label in train])
         if kind.metric == "r2":
-            usual = float(values.mean())
+            value = float(values.mean())
         else:
-            usual = float(np.bincount(values[values != UNLABELLED].astype(int)).argmax())
-        idle = [np.full(one.shape, usual) for one in labels]
+            value = float(np.bincount(values[values != UNLABELLED].astype(int)).argmax())
+        constant = [np.full(label.shape, value) for label in labels]
     return Oracle(
         metric=kind.metric,
-        floor=round(score(kind, idle, labels), 4),
-        bound=round(score(kind, [one.truth for one in test], labels), 4),
+        floor=round(score(kind, constant, labels), 4),
+        bound=round(score(kind, [entry.truth for entry in test], labels), 4),
         windows=len(test),
     )
 
 
 def write(root: Path, entries: Sequence[Entry]) -> None:
     """Write floors and bounds of all datasets to ``oracle.json``."""
-    ordered = sorted(entries, key=lambda one: (one.dataset, one.index))
+    ordered = sorted(entries, key=lambda entry: (entry.dataset, entry.index))
     table = {kind.name: asdict(weigh(kind, ordered)) for kind in KINDS}
     (root / ORACLES).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
 
 
 def read(root: Path) -> dict[str, Oracle]:
-    """Read them back."""
+    """Read ``oracle.json``."""
     table = json.loads((root / ORACLES).read_text(encoding="utf-8"))
     return {name: Oracle(**row) for name, row in table.items()}

@@ -26,7 +26,7 @@ _INK, _FAINT = "#222222", "#8a8a8a"
 
 
 class _Window:
-    """A window as it lies on disk."""
+    """A window on disk."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -46,11 +46,11 @@ class _Window:
         """Return the vector labels: coordinates ``N 2`` in px of the window, and properties."""
         text = (self.root / "layers" / "label" / "data.geojson").read_text(encoding="utf-8")
         corner = np.array(self.meta["bounds"][:2])
-        found = []
+        labels = []
         for feature in json.loads(text)["features"]:
             points = np.array(feature["geometry"]["coordinates"], dtype=float).reshape(-1, 2)
-            found.append((points - corner, feature["properties"]))
-        return found
+            labels.append((points - corner, feature["properties"]))
+        return labels
 
 
 def draw(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""What one window of an example dataset holds, before anything is written to disk."""
+"""Content of one window in memory: images, labels, and the truth behind them."""
 
 from __future__ import annotations
 

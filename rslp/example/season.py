@@ -1,4 +1,4 @@
-"""When things are green: the calendar of crops and of other vegetation of the temperate north."""
+"""Phenology: calendars of crops and other vegetation of the temperate north."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From reflectance and backscatter to what the instruments deliver: digital numbers, noise, clouds, dB."""
+"""Simulate the instruments: digital numbers and dB, noise, clouds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes a window as rslearn stores it; every file goes through rslearn's own code."""
+"""Write windows as rslearn stores them, by rslearn's own code."""
 
 from __future__ import annotations
 

@@ -99,8 +99,8 @@ def make(seed: int, site: Site) -> Scene:
         _vessel(rng, canvas, x, y)
     _distract(rng, canvas, places)
     _cumulus(rng, canvas, places)
-    seen = rng.random(len(places)) >= UNSEEN
-    labels = places[seen] + rng.normal(0.0, OFF, (int(seen.sum()), 2))
+    recorded = rng.random(len(places)) >= UNSEEN
+    labels = places[recorded] + rng.normal(0.0, OFF, (int(recorded.sum()), 2))
     return Scene(
         series=(
             Series(

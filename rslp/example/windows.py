@@ -1,4 +1,4 @@
-"""Makes and writes windows, here or in worker processes (it imports no torch: workers start fast)."""
+"""Make and write windows, here or in worker processes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write(root: Path, portions: Sequence[tuple[Site, ...]], *, seed: int, worker
         workers: worker processes; below 2, everything is done in this one.
 
     Yields:
-        What the labels of a portion say, as each is done.
+        The labels of a portion, as each is done.
     """
     if workers < 2:
         for portion in portions:
@@ -62,7 +62,7 @@ def write(root: Path, portions: Sequence[tuple[Site, ...]], *, seed: int, worker
 
 
 def write_portion(root: Path, seed: int, portion: tuple[Site, ...]) -> list[oracle.Entry]:
-    """Make and write some windows of one dataset; returns what their labels say."""
+    """Make and write some windows of one dataset; returns their labels."""
     kind = next(kind for kind in KINDS if kind.name == portion[0].dataset)
     dataset = _open(root / kind.name)
     entries = []

@@ -1,6 +1,7 @@
 """The project ``helios``: joint fine-tuning of the Helios (OlmoEarth) encoder.
 
-The table maps a workflow's name to ``module:function``; a module is imported only when its workflow is asked for.
+``workflows`` maps the name of a workflow on the command line to ``module:function``; the command line imports a module
+only when its workflow is called.
 """
 
 workflows = {

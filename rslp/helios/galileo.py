@@ -1,4 +1,4 @@
-"""The Galileo encoder, with missing dates masked: real pixel series have gaps, and other gaps in each sensor."""
+"""The Galileo encoder for series with gaps, which are masked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rslp.errors import CheckpointError, DataError
 from rslp.helios.images.dates import Timeline, align
 from rslp.io import archive_damage, read_json
 
-# Galileo's four kinds of input: which of them have dates, and how its groups of bands are called.
+# Galileo's four kinds of input (the first two have dates): name of the input -> name in Galileo's groups of bands.
 _IMAGES = {"s1": "S1", "s2": "S2"}
 _SERIES = {"era5": "ERA5", "tc": "TC", "viirs": "VIIRS"}
 _MAPS = {"srtm": "SRTM", "dw": "DW", "wc": "WC"}
@@ -34,16 +34,16 @@ _TOLERANCE = timedelta(days=15)
 
 
 class Galileo(GalileoModel):
-    """Rslearn's Galileo for series with gaps.
+    """rslearn's Galileo encoder, extended to series with gaps.
 
-    rslearn's own wrapper needs the same number of dates in every sensor of every sample, and takes one sensor's dates
-    for those of all. Here the dates of a sample's sensors are put on one row of time steps, each with its real month,
-    and what is missing (a date, or an input that a sample lacks) is masked.
+    rslearn's own wrapper needs the same number of dates in every sensor of every sample, and uses one sensor's dates
+    for all. Here the dates of a sample's sensors are aligned on common time steps, each with its real month, and
+    missing dates and inputs are masked.
 
     Inputs, each ``C T H W``: ``s1`` (VV, VH in dB), ``s2`` (B2 B3 B4 B5 B6 B7 B8 B8A B11 B12 as digital numbers),
     ``era5`` (temperature in K, precipitation in m per month), ``tc``, ``viirs``: with timestamps; ``srtm`` (elevation
     in m, slope in degrees), ``dw``, ``wc``, ``landscan``, ``latlon``: without. Output: features ``B C H/p W/p``, the
-    mean over the visible tokens of a patch of p x p px and over those that are the same for all patches.
+    mean over the visible tokens of a patch of p x p px and over the tokens that all patches share.
 
     Args:
         size: which of the published sizes.
@@ -52,7 +52,7 @@ class Galileo(GalileoModel):
         autocast_dtype: ``bfloat16``, ``float32``, or None for the dtype of the weights.
 
     Raises:
-        CheckpointError: the folder holds no such weights.
+        CheckpointError: the folder lacks these files, or they are damaged.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Galileo(GalileoModel):
         autocast_dtype: str | None = None,
     ) -> None:
         if pretrained_path is not None:
-            # rslearn would go and download what a mistyped folder lacks.
+            # rslearn would download the weights if the folder is mistyped.
             for name in ("config.json", "encoder.pt"):
                 file = UPath(pretrained_path) / pretrained_weights[size] / name
                 if not file.exists():
@@ -72,10 +72,10 @@ class Galileo(GalileoModel):
         super().__init__(size, patch_size, pretrained_path, autocast_dtype)
 
     def forward(self, context: ModelContext) -> FeatureMaps:
-        """Encode a batch.
+        """Encode a batch; see the class for inputs and output.
 
         Raises:
-            DataError: a sample has no dated input, or one without dates.
+            DataError: a sample has no input with dates, or one lacks its timestamps.
         """
         samples: list[dict[str, Any]] = context.inputs
         timelines = [_timeline(inputs) for inputs in samples]
@@ -84,19 +84,19 @@ class Galileo(GalileoModel):
         for row, timeline in enumerate(timelines):
             months[row, : len(timeline.steps)] = torch.tensor([month for _, month, _ in timeline.steps])
         stacked: dict[str, Any] = {}
-        there: dict[str, torch.Tensor] = {}
+        present: dict[str, torch.Tensor] = {}
         for key in (*_IMAGES, *_SERIES, *_MAPS, *_POINTS):
-            images = [None if (given := inputs.get(key)) is None else given.image for inputs in samples]
+            images = [None if (image := inputs.get(key)) is None else image.image for inputs in samples]
             if any(image is not None for image in images):
-                rows = [timeline.position.get(key, (0,)) for timeline in timelines]
-                stacked[key], there[key] = _stack(images, rows, steps=steps if key in _DATED else 1)
+                positions = [timeline.position.get(key, (0,)) for timeline in timelines]
+                stacked[key], present[key] = _stack(images, positions, steps=steps if key in _DATED else 1)
         device = self.model.norm.weight.device
         tokens = self.construct_galileo_input(
             **{key: _as_galileo(key, values) for key, values in stacked.items()},
             months=months.to(device),
             normalize=True,
         )
-        _mask(tokens, there)
+        _mask(tokens, present)
         return self._encode(tokens, device=device)
 
     def _encode(self, tokens: Any, *, device: torch.device) -> FeatureMaps:
@@ -124,7 +124,7 @@ def _timeline(inputs: Mapping[str, Any]) -> Timeline:
     for key in _DATED:
         if (image := inputs.get(key)) is not None:
             if image.timestamps is None:
-                raise DataError(f"the input {key!r} has no dates, and Galileo wants the month of each image")
+                raise DataError(f"the input {key!r} has no timestamps, but Galileo needs the month of each image")
             intervals[key] = image.timestamps
     if not intervals:
         raise DataError(f"a sample has none of Galileo's inputs {', '.join(_DATED)}; got {', '.join(inputs)}")
@@ -132,22 +132,22 @@ def _timeline(inputs: Mapping[str, Any]) -> Timeline:
 
 
 def _stack(
-    images: Sequence[torch.Tensor | None], rows: Sequence[tuple[int, ...]], *, steps: int
+    images: Sequence[torch.Tensor | None], positions: Sequence[tuple[int, ...]], *, steps: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One input of all samples ``B C T H W`` on the common steps, and ``B T``: where there is one."""
+    """Stack one input of all samples to ``B C T H W`` on the common steps; also returns a mask ``B T`` of its dates."""
     first = next(image for image in images if image is not None)
     channels, _, height, width = first.shape
     values = first.new_zeros((len(images), channels, steps, height, width))
-    there = torch.zeros((len(images), steps), dtype=torch.bool, device=first.device)
-    for sample, (image, at) in enumerate(zip(images, rows, strict=True)):
+    present = torch.zeros((len(images), steps), dtype=torch.bool, device=first.device)
+    for sample, (image, position) in enumerate(zip(images, positions, strict=True)):
         if image is not None:
-            values[sample][:, list(at)] = image
-            there[sample, list(at)] = True
-    return values, there
+            values[sample][:, list(position)] = image
+            present[sample, list(position)] = True
+    return values, present
 
 
 def _as_galileo(key: str, values: torch.Tensor) -> torch.Tensor:
-    """Bring ``B C T H W`` to the shape that Galileo has for this input."""
+    """Rearrange ``B C T H W`` to the shape that Galileo takes for this input."""
     if key in _IMAGES:
         return rearrange(values, "b c t h w -> b h w t c")
     if key in _MAPS:
@@ -156,10 +156,10 @@ def _as_galileo(key: str, values: torch.Tensor) -> torch.Tensor:
     return rearrange(averaged, "b c t -> b t c") if key in _SERIES else averaged[..., 0]
 
 
-def _mask(tokens: Any, there: Mapping[str, torch.Tensor]) -> None:
-    """Mask (1) what is missing; ``construct_galileo_input`` takes every input that is given for complete."""
-    for key, present in there.items():
-        missing = (~present).to(tokens.s_t_m.dtype)
+def _mask(tokens: Any, present: Mapping[str, torch.Tensor]) -> None:
+    """Set the mask of missing dates to 1, in place: ``construct_galileo_input`` takes every given input as complete."""
+    for key, dates in present.items():
+        missing = (~dates).to(tokens.s_t_m.dtype)
         if key in _IMAGES:
             groups = _groups(SPACE_TIME_BANDS_GROUPS_IDX, _IMAGES[key])
             tokens.s_t_m[..., groups] = missing[:, None, None, :, None]
@@ -172,4 +172,5 @@ def _mask(tokens: Any, there: Mapping[str, torch.Tensor]) -> None:
 
 
 def _groups(names: Mapping[str, Any], part: str) -> list[int]:
+    """The indices of the groups of bands whose name contains ``part``."""
     return [index for index, name in enumerate(names) if part in name]

@@ -1,4 +1,4 @@
-"""The Helios encoder as rslearn's models take it."""
+"""The Helios (OlmoEarth) encoder as a feature extractor of rslearn."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.nn.flexi_vit import Encoder
 from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.utils.constants import Modality
 from rslearn.models.component import FeatureExtractor, FeatureMaps, TokenFeatureMaps
 from rslearn.train.model_context import ModelContext
+from torch import Tensor, nn
 
 from rslp.errors import CheckpointError, ConfigError, DataError, Problem
 from rslp.helios.checkpoint import Architecture, load_encoder, open_checkpoint
-from rslp.helios.encoder import masks_padding
-from rslp.helios.images.inputs import EncoderBatch, ModalityShape, assemble, check_normalized
-from rslp.helios.pooling import keep_tokens, pool_tokens
+from rslp.helios.images.inputs import EncoderBatch, ModalityShape, assemble, ensure_normalized
+from rslp.helios.pooling import concatenate_tokens, pool_tokens
 from rslp.upstream import fix_token_order
 
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": None, None: None}
@@ -24,15 +25,15 @@ _EXTRA_STATE = "_extra_state"
 
 
 class Helios(FeatureExtractor):
-    """Helios (published as OlmoEarth): series of several sensors in, one feature map out.
+    """Helios (published as OlmoEarth): encodes image series of several sensors into one feature map.
 
-    Each sample's inputs named ``sentinel2_l2a``, ``sentinel1``, ``landsat`` (and others that the model knows) are
-    taken: RasterImages ``C T H W``, float32, normalised by ``HeliosNormalize``. Samples may have unlike numbers of
-    dates and lack modalities: what is absent is masked, and a sample's features do not depend on the rest of its
-    batch. The features are float32, whatever the encoder computes in.
+    Of a sample's inputs it uses those that are named like a modality of the model (``sentinel2_l2a``, ``sentinel1``,
+    ``landsat``, …): RasterImages ``C T H W``, float32, normalised by ``HeliosNormalize``. Samples may differ in their
+    number of dates and lack modalities: absent dates and modalities are masked, and a sample's features do not depend
+    on the other samples of its batch. The features are float32, whatever dtype the encoder computes in.
 
-    The selected part of the model is the attribute ``model``, so that in a joint model its weights are named
-    ``model.encoder.0.model.*``. Its architecture travels in checkpoints beside the weights.
+    The attribute ``model`` is the selected part, so that in a joint model its weights are named
+    ``model.encoder.0.model.*``. Checkpoints store the architecture beside the weights (``get_extra_state``).
     """
 
     def __init__(
@@ -55,21 +56,21 @@ class Helios(FeatureExtractor):
         Args:
             checkpoint_path: a bundle, a distributed checkpoint, a fine-tuning run, or the id of a published model.
             selector: attribute names and list indices from the model to the part to use; default ``["encoder"]``.
-            forward_kwargs: further arguments of the part's forward; ``patch_size`` may stand here.
+            forward_kwargs: further arguments of the part's forward; ``patch_size`` may be among them.
             random_initialization: use the checkpoint's architecture alone, with random weights.
-            embedding_size: what the configs around assume; checked against the model.
-            patch_size: side of a patch in pixels.
-            autocast_dtype: what the encoder computes in: ``bfloat16``, ``float16``, null for float32, or ``auto``:
-                bfloat16 on a GPU, float32 on a CPU.
+            embedding_size: channels of the features that the config expects; compared with the model's.
+            patch_size: side of a patch, px.
+            autocast_dtype: dtype that the encoder computes in: ``bfloat16``, ``float16``, null for float32, or
+                ``auto``: bfloat16 on a GPU, float32 on a CPU.
             use_legacy_timestamps: dummy months (January, February, … in the order of the images) instead of the
-                acquisition dates, as the original did.
+                acquisition dates, as in the original project.
             timestamp_tolerance_days: images of different sensors less than this apart share a time step.
-            token_pooling: one feature per patch; if false all tokens of a patch (TokenFeatureMaps, ``B C H W N``).
-            strict: missing and unexpected weights are an error.
+            token_pooling: one feature per patch; if false, all tokens of a patch (TokenFeatureMaps, ``B C H W N``).
+            strict: raise on missing and unexpected weights.
 
         Raises:
-            CheckpointError: the checkpoint is absent, unreadable, or does not fit what the arguments say.
-            ConfigError: the arguments contradict each other.
+            CheckpointError: the checkpoint is absent or unreadable, or does not fit the arguments.
+            ConfigError: an argument is invalid, or two contradict each other.
         """
         super().__init__()
         self.forward_kwargs = dict(forward_kwargs or {})
@@ -81,7 +82,7 @@ class Helios(FeatureExtractor):
         self._selector = tuple(["encoder"] if selector is None else selector)
         checkpoint = open_checkpoint(checkpoint_path)
         self._architecture: Architecture = checkpoint.architecture
-        self.model = masks_padding(
+        self.model = _mask_padding(
             load_encoder(checkpoint, self._selector, random_initialization=random_initialization, strict=strict)
         )
         fix_token_order(self.model)
@@ -94,10 +95,10 @@ class Helios(FeatureExtractor):
         """Encode a batch.
 
         Args:
-            context: the samples; see the class for their inputs. H and W are multiples of the patch size.
+            context: the samples; see the class for their inputs. H and W are multiples of the patch size p.
 
         Returns:
-            One float32 feature map ``B C H/p W/p``, the mean over dates, band sets and modalities that are there.
+            One float32 feature map ``B C H/p W/p``, the mean over a patch's dates, band sets and modalities.
 
         Raises:
             DataError: the inputs do not fit the encoder.
@@ -110,28 +111,28 @@ class Helios(FeatureExtractor):
             tolerance=self.timestamp_tolerance,
         )
         self._check_size(batch)
-        if not self._inputs_checked:  # once per process: it waits for the GPU
-            check_normalized(batch)
+        if not self._inputs_checked:  # only once: it waits for the GPU
+            ensure_normalized(batch)
             self._inputs_checked = True
         with self._autocast(batch.sample.timestamps.device):
             tokens = self.model(
                 batch.sample, fast_pass=batch.complete, patch_size=self.patch_size, **self.forward_kwargs
             )["tokens_and_masks"]
-        return pool_tokens(tokens, batch.valid) if self.token_pooling else keep_tokens(tokens, batch.valid)
+        return pool_tokens(tokens, batch.valid) if self.token_pooling else concatenate_tokens(tokens, batch.valid)
 
     def get_backbone_channels(self) -> list[list[int]]:
-        """Give ``[[downsample factor, channels]]`` of the feature map, as decoders ask for it."""
+        """``[[downsample factor, channels]]`` of the feature map, which rslearn's decoders ask for."""
         return [[self.patch_size, self.embedding_size]]
 
     def get_extra_state(self) -> torch.Tensor:
-        """The architecture, which goes into checkpoints beside the weights (uint8 ``N``)."""
+        """The architecture as uint8 ``N``, for checkpoints."""
         return self._architecture.pack(self._selector)
 
     def set_extra_state(self, state: object) -> None:
-        """Nothing to restore: the model is built already, and its weights are checked by name and shape."""
+        """Ignore the stored architecture: the model is built by now, and its weights are checked by name and shape."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        # Checkpoints of the original carry no architecture; that is no missing weight.
+        # Checkpoints of the original project hold no architecture: its absence is no missing weight.
         state_dict.setdefault(prefix + _EXTRA_STATE, torch.empty(0, dtype=torch.uint8))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
@@ -139,7 +140,7 @@ class Helios(FeatureExtractor):
         if not hasattr(self.model, "patch_embeddings") or not hasattr(self.model, "embedding_size"):
             raise CheckpointError(
                 f"{checkpoint_path}: selector {list(self._selector)} leads to a {type(self.model).__name__}, "
-                "which is no encoder; ['encoder'] does"
+                "which is no encoder; use ['encoder']"
             )
         actual = self.model.embedding_size
         if embedding_size is not None and embedding_size != actual:
@@ -161,7 +162,7 @@ class Helios(FeatureExtractor):
             )
         encodings = getattr(self.model, "composite_encodings", None)
         if height != width and getattr(encodings, "position_encoding", "absolute") == "absolute":
-            raise DataError(f"images of {height}x{width} px: this model's position encoding wants squares")
+            raise DataError(f"images of {height}x{width} px: this model's position encoding needs square images")
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         name = self.autocast_dtype
@@ -171,11 +172,30 @@ class Helios(FeatureExtractor):
         return nullcontext() if dtype is None else torch.autocast(device_type=device.type, dtype=dtype)
 
 
-def _patch_size(direct: int | None, among_kwargs: int | None) -> int:
-    given = {size for size in (direct, among_kwargs) if size is not None}
+class PaddedEncoder(Encoder):  # type: ignore[misc]
+    """The Helios encoder with padding masked in evaluation, too.
+
+    Samples of a batch may have different numbers of tokens. The original masks the padding of shorter samples in
+    training only; in evaluation, their features would depend on the length of the other samples.
+    """
+
+    def _maybe_get_attn_mask(self, new_mask: Tensor | None, fast_pass: bool) -> Tensor | None:
+        """The attention mask ``B N`` of real tokens, or None where nothing is padded."""
+        return None if fast_pass else new_mask
+
+
+def _mask_padding(encoder: nn.Module) -> nn.Module:
+    """Turn an ``Encoder`` into a ``PaddedEncoder`` in place: same weights and names; other modules stay as they are."""
+    if type(encoder) is Encoder:
+        encoder.__class__ = PaddedEncoder
+    return encoder
+
+
+def _patch_size(argument: int | None, in_kwargs: int | None) -> int:
+    given = {size for size in (argument, in_kwargs) if size is not None}
     if len(given) != 1:
-        what = "not given" if not given else f"given twice, as {direct} and as forward_kwargs.patch_size {among_kwargs}"
-        raise ConfigError(Problem(what, key="Helios.patch_size"))
+        twice = f"given twice, as {argument} and as forward_kwargs.patch_size {in_kwargs}"
+        raise ConfigError(Problem(twice if given else "not given", key="Helios.patch_size"))
     (size,) = given
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ConfigError(
@@ -192,7 +212,7 @@ def _autocast_name(name: str | None) -> str | None:
 
 
 def _modalities(model: Any) -> Sequence[ModalityShape]:
-    """The modalities that an encoder takes, without those it was never trained to take."""
+    """The spatial modalities that an encoder supports and was trained to take."""
     tokens = model.patch_embeddings.tokenization_config
     trained = getattr(model, "encoder_input_modality_names", None)
     names: Mapping[str, Any] = {name: Modality.get(name) for name in model.supported_modality_names}

@@ -1,4 +1,4 @@
-"""Normalisation of a sample's images to what the Helios encoder was pre-trained on."""
+"""A transform that normalises images as in the Helios encoder's pre-training."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from rslearn.train.transforms.transform import Transform
 from rslp.errors import ConfigError, DataError, Problem
 from rslp.helios.images import statistics
 from rslp.helios.images.bands import BandPlan, MissingBands, plan_bands
-from rslp.helios.images.units import Sentinel1Units, check_range, survey, to_decibels
+from rslp.helios.images.units import Sentinel1Units, check_range, survey_image, to_decibels
 from rslp.suggest import did_you_mean
 
 
 class HeliosNormalize(Transform):
     """Scale images so that ``mean - k std`` becomes 0 and ``mean + k std`` becomes 1, in the encoder's band order.
 
-    The statistics are those of the pre-training data. Inputs are RasterImages (``C T H W``) or plain tensors
-    (``T*C H W``, the dates of a series stacked); the result is a new image of the same kind, float32, with every band
-    of the modality in the encoder's order. Images are never changed in place, so one that another input name or a
-    cache shares stays as it was.
+    Mean and standard deviation are those of the pre-training data. Inputs are RasterImages (``C T H W``) or plain
+    tensors (``T*C H W``, the dates of a series stacked); the result is a new image of the same kind, float32, with
+    every band of the modality in the encoder's order. Images are never changed in place, since caches and other inputs
+    may share them.
 
-    Missing bands are filled, see ``missing_bands``. Nodata: a pixel that is 0 in all bands (Sentinel-1, Sentinel-2,
-    Landsat), NaN, infinite, or at or below -9999 becomes ``fill_value``, the middle of the range. A date without one
-    valid pixel is taken out of a RasterImage that has timestamps, so that the encoder masks it; one without timestamps
-    keeps its dates, since their number is all that tells the months.
+    Bands that the dataset lacks are filled, see ``missing_bands``. Nodata pixels become ``fill_value``: those that are
+    0 in all bands (Sentinel-1, Sentinel-2, Landsat), NaN, infinite, or at or below -9999. A date without a valid pixel
+    is removed from a RasterImage that has timestamps, so that the encoder masks it; an image without timestamps keeps
+    its dates, since the months follow from their number.
     """
 
     def __init__(
@@ -41,21 +41,21 @@ class HeliosNormalize(Transform):
         missing_bands: MissingBands = "nearest",
         fill_value: float = 0.5,
     ) -> None:
-        """Check the bands and prepare scales.
+        """Check the arguments and compute scale and offset of each band.
 
         Args:
-            band_names: per modality (the input's name) the bands in the order in which the dataset gives them.
+            band_names: per modality (the input's name) the dataset's bands in the dataset's order.
             config_fname: JSON file with the statistics (modality -> band -> mean, std); None for the shipped ones.
-            std_multiplier: k, half of the range in standard deviations.
-            sentinel1_units: ``linear`` backscatter power is turned into dB first; ``db`` says that it already is.
-            skip_missing: leave out modalities that a sample does not have, instead of raising.
-            missing_bands: what stands for bands that ``band_names`` lacks: ``nearest`` copies the band nearest in
+            std_multiplier: k, half of the range, in standard deviations.
+            sentinel1_units: unit of the images: ``linear`` power, which is converted to dB, or ``db``.
+            skip_missing: skip modalities that a sample lacks, instead of raising.
+            missing_bands: how bands absent from ``band_names`` are filled: ``nearest`` copies the band nearest in
                 wavelength (as the authors of Helios do; ``mean`` where none is near), ``mean`` gives the middle of
-                the range, ``zero`` gives 0 (what models since v1.1 saw for bands that were dropped).
+                the range, ``zero`` gives 0 (the value of dropped bands in the pre-training of models since v1.1).
             fill_value: value of nodata pixels after normalisation.
 
         Raises:
-            ConfigError: unknown modality, band, unit; a band twice; a file that is not there.
+            ConfigError: an unknown modality, band or unit; a band listed twice; a file that does not exist.
         """
         super().__init__(skip_missing=skip_missing)
         self.band_names = {modality: list(bands) for modality, bands in band_names.items()}
@@ -84,11 +84,11 @@ class HeliosNormalize(Transform):
             target_dict: the sample's targets, passed through.
 
         Returns:
-            A new input dict in which the configured modalities are replaced, and the same target dict.
+            A new input dict with the configured modalities normalised, and the same target dict.
 
         Raises:
-            DataError: a modality is not there, has a number of channels that does not fit its bands, or values that
-                contradict the stated units.
+            DataError: a modality is missing, its number of channels does not fit its bands, or its values contradict
+                the units.
         """
         result = dict(input_dict)
         for modality, plan in self.plans.items():
@@ -96,8 +96,10 @@ class HeliosNormalize(Transform):
                 if self.skip_missing:
                     continue
                 have = ", ".join(sorted(input_dict)) or "none"
-                what = f"HeliosNormalize: the sample has no input {modality!r}; its inputs: {have}"
-                raise DataError(f"{what}; skip_missing: true normalises what a sample has")
+                raise DataError(
+                    f"HeliosNormalize: the sample has no input {modality!r}; its inputs: {have}; "
+                    "skip_missing: true normalises those that a sample has"
+                )
             result[modality] = self._normalize(modality, plan, input_dict[modality])
         return result, target_dict
 
@@ -121,17 +123,17 @@ class HeliosNormalize(Transform):
         return RasterImage(normalized[:, keep], timestamps=[timestamps[index] for index in keep])
 
     def _scaled(self, modality: str, plan: BandPlan, image: torch.Tensor) -> tuple[torch.Tensor, tuple[bool, ...]]:
-        """Normalise ``C T H W``; also says for each date whether it has a measurement."""
+        """Normalise raw values ``C T H W``; returns them and, for each date, whether it has a valid pixel."""
         image = image.to(torch.float32)
-        found = survey(modality, image)
-        check_range(modality, found, self.sentinel1_units)
+        survey = survey_image(modality, image)
+        check_range(modality, survey, self.sentinel1_units)
         if modality == "sentinel1" and self.sentinel1_units == "linear":
             image = to_decibels(image)
         normalized = plan.apply(image)
-        if found.nodata is not None:
-            hidden = plan.arrange(found.nodata) if found.nodata.shape[0] > 1 else found.nodata
-            normalized = normalized.masked_fill(hidden, self.fill_value)
-        return normalized, found.valid_dates
+        if survey.nodata is not None:
+            nodata = plan.arrange(survey.nodata) if survey.nodata.shape[0] > 1 else survey.nodata
+            normalized = normalized.masked_fill(nodata, self.fill_value)
+        return normalized, survey.valid_dates
 
 
 def _as_series(modality: str, image: torch.Tensor, bands: int) -> torch.Tensor:
@@ -149,8 +151,8 @@ def _as_series(modality: str, image: torch.Tensor, bands: int) -> torch.Tensor:
     return image.reshape(channels // bands, bands, *image.shape[2:]).transpose(0, 1)
 
 
-def _problem(key: str, what: str) -> Problem:
-    return Problem(what, key=f"HeliosNormalize.{key}")
+def _problem(key: str, message: str) -> Problem:
+    return Problem(message, key=f"HeliosNormalize.{key}")
 
 
 def _choice(key: str, got: str, allowed: Sequence[str]) -> list[Problem]:
@@ -159,21 +161,21 @@ def _choice(key: str, got: str, allowed: Sequence[str]) -> list[Problem]:
 
 def _band_problems(modality: str, bands: Sequence[str], stats: statistics.Statistics) -> list[Problem]:
     if modality not in stats:
-        return [_problem(f"band_names.{modality}", f"unknown modality{_near(modality, stats)}")]
+        return [_problem(f"band_names.{modality}", f"unknown modality{_hint(modality, stats)}")]
     known = {band.name: band for band in stats[modality]}
-    found = [
-        _problem(f"band_names.{modality}", f"unknown band {band!r}{_near(band, known)}")
+    problems = [
+        _problem(f"band_names.{modality}", f"unknown band {band!r}{_hint(band, known)}")
         for band in bands
         if band not in known
     ]
     twice = sorted({band for band in bands if list(bands).count(band) > 1})
     if twice:
-        found.append(_problem(f"band_names.{modality}", f"listed twice: {', '.join(twice)}"))
+        problems.append(_problem(f"band_names.{modality}", f"listed twice: {', '.join(twice)}"))
     if not bands:
-        found.append(_problem(f"band_names.{modality}", f"no bands; the encoder's are {', '.join(known)}"))
-    return found
+        problems.append(_problem(f"band_names.{modality}", f"no bands; the encoder's are {', '.join(known)}"))
+    return problems
 
 
-def _near(name: str, known: Mapping[str, object]) -> str:
+def _hint(name: str, known: Mapping[str, object]) -> str:
     longer = [other for other in known if other.startswith(name)]
     return did_you_mean(longer[0] if longer else name, known, otherwise="known")

@@ -1,4 +1,4 @@
-"""Padding, or cropping, to a fixed size."""
+"""A transform that pads or crops to a fixed size: rslearn's Pad, repaired."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from rslearn.train.transforms.pad import Pad as RslearnPad
 
 
 class Pad(RslearnPad):
-    """rslearn's Pad without the faults of its release 0.1.19.
+    """rslearn's ``Pad``, repaired.
 
-    With ``mode="center"`` that pads the width twice and the height never; with ``mode="topleft"`` it does not crop.
+    rslearn 0.1.19 pads the width twice and the height never with ``mode="center"``, and does not crop with
+    ``mode="topleft"``.
     """
 
     def apply_image(self, image: RasterImage, state: dict[str, Any]) -> RasterImage:
@@ -29,7 +30,7 @@ class Pad(RslearnPad):
 
 def _resized(image: torch.Tensor, dim: int, size: int, *, centred: bool) -> torch.Tensor:
     extra = size - image.shape[dim]
-    # Of an odd number, the one goes to the far side, as in rslearn.
+    # As in rslearn, the odd pixel goes to the right or the bottom.
     before = extra // 2 if centred else 0
     if extra < 0:
         return image.narrow(dim, -before, size)

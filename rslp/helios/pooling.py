@@ -1,4 +1,4 @@
-"""From the encoder's tokens to feature maps for the decoders."""
+"""Turn the Helios encoder's tokens into feature maps for decoders."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rslearn.models.component import FeatureMaps, TokenFeatureMaps
 def pool_tokens(tokens: Any, valid: Mapping[str, torch.Tensor | None]) -> FeatureMaps:
     """Average the tokens of each patch: over dates and band sets, then over modalities.
 
-    Only valid dates count, and only modalities of which the sample has a valid date; so a sample's features do not
-    depend on what else is in its batch.
+    Only valid dates count, and only modalities of which the sample has a valid date, so that a sample's features do
+    not depend on the other samples of its batch.
 
     Args:
         tokens: per modality an attribute ``B H W T S D``.
@@ -30,17 +30,17 @@ def pool_tokens(tokens: Any, valid: Mapping[str, torch.Tensor | None]) -> Featur
             total = total + of_modality.mean(dim=(3, 4))
             count = count + 1.0
             continue
-        # A weighted sum instead of a product with the mask: tokens of masked dates may hold anything, also NaN.
-        seen = is_valid[:, None, None, :, None]
+        # torch.where instead of a product with the mask: tokens of masked dates may hold NaN.
+        mask = is_valid[:, None, None, :, None]
         dates = is_valid.sum(dim=1).clamp(min=1)
-        total = total + torch.where(seen, of_modality.mean(dim=4), 0.0).sum(dim=3) / dates[:, None, None, None]
+        total = total + torch.where(mask, of_modality.mean(dim=4), 0.0).sum(dim=3) / dates[:, None, None, None]
         count = count + is_valid.any(dim=1).float()[:, None, None, None]
     assert isinstance(total, torch.Tensor)
     return FeatureMaps([(total / count).permute(0, 3, 1, 2).contiguous()])
 
 
-def keep_tokens(tokens: Any, valid: Mapping[str, torch.Tensor | None]) -> TokenFeatureMaps:
-    """Lay the tokens of each patch side by side, with a mask of the valid ones.
+def concatenate_tokens(tokens: Any, valid: Mapping[str, torch.Tensor | None]) -> TokenFeatureMaps:
+    """Concatenate the tokens of each patch over modalities, dates and band sets, with a mask of the valid ones.
 
     Args:
         tokens: per modality an attribute ``B H W T S D``.

@@ -1,4 +1,4 @@
-"""Tasks that dataset configs name and rslearn has no like of."""
+"""Tasks that dataset configs name and that rslearn does not have."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from rslearn.train.model_context import RasterImage, SampleMetadata
 from rslearn.train.tasks.detection import DetectionTask
 from rslearn.utils.feature import Feature
 
-# What the annotators distinguish and the task does not.
+# Categories of the annotators that the task does not distinguish: category -> class.
 _SAME_AS = {"power": "platform"}
 
 
 class MarineInfraTask(DetectionTask):
-    """Detection of platforms and turbines at sea: the label ``power``, a platform for electricity, is a platform."""
+    """Detection of platforms and turbines at sea; ``power``, a platform for electricity, counts as ``platform``."""
 
     def process_inputs(
         self,
@@ -21,12 +21,12 @@ class MarineInfraTask(DetectionTask):
         metadata: SampleMetadata,
         load_targets: bool = True,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Rename categories, then read the boxes as every detection task does.
+        """Rename categories, then read the boxes as rslearn's detection task does.
 
         Args:
             raw_inputs: ``targets`` are the labelled features; they are not changed.
             metadata: where the sample lies.
-            load_targets: whether there are targets.
+            load_targets: whether to read the labels.
 
         Returns:
             (inputs, targets) of rslearn's detection task: ``boxes`` ``N 4`` in pixels, ``labels`` ``N``.

@@ -1,1 +1,1 @@
-"""What a process shares with its machine: signals and child processes, standard streams, memory."""
+"""The process and its machine: ranks, signals, child processes, memory."""

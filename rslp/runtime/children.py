@@ -1,8 +1,8 @@
-"""Child processes that end with this one, and leave signals to it.
+"""Child processes that end with their parent and leave signals to it.
 
-systemd, SLURM and a terminal send a signal to every process of a group. The parent alone acts on it: a child that ended
-of itself would look like one that the kernel has killed. And however the parent ends, also by SIGKILL, the kernel ends
-its children: nothing works on, or waits, for a killed parent.
+systemd, SLURM and a terminal send a signal to every process of a group. Only the parent acts on it: a child that ended
+by itself would look like one that the kernel has killed. When the parent ends, even by SIGKILL, the kernel kills its
+children: none goes on working or waiting for a dead parent.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from typing import Any, Literal
 from rslp.errors import MachineError
 from rslp.runtime import memory
 
-_LEFT_TO_THE_PARENT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+_PARENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _SET_PARENT_DEATH_SIGNAL = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def die_with_parent() -> Callable[[], None]:
-    """What a program that is started does first (``preexec_fn``).
+    """A ``preexec_fn`` for ``subprocess``: the kernel kills the program when its parent ends.
 
-    The kernel ends it when the *thread* ends that started it: that has to outlive the program.
+    More exactly, when the *thread* that started it ends; that thread has to outlive the program.
     """
     parent = os.getpid()
     return lambda: _die_with(parent)
@@ -41,7 +41,7 @@ def die_with_parent() -> Callable[[], None]:
 def _die_with(parent: int) -> None:
     if hasattr(_libc, "prctl"):
         _libc.prctl(_SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL), 0, 0, 0)
-    # It may have ended before the kernel was asked.
+    # The parent may have ended before prctl was called.
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -55,17 +55,17 @@ def pool(
     begin: Callable[[Any], None] | None = None,
     argument: Any = None,
 ) -> Iterator[ProcessPoolExecutor]:
-    """A pool of such processes, for a block; what they have not begun by its end is left undone.
+    """A pool of such processes; at the end of the block, calls that were not begun are cancelled.
 
     Args:
-        workers: how many.
-        start: whether they are forked, or fresh interpreters.
-        what: what each does, for the message if one is killed: "lists windows".
-        begin: is called in each with the argument first.
-        argument: for ``begin``.
+        workers: number of processes.
+        start: "fork", or "spawn" for new interpreters.
+        what: the work of a process, for the message if one is killed: "lists windows".
+        begin: called once in each process, with ``argument``.
+        argument: the argument of ``begin``.
 
     Raises:
-        MachineError: one of them was killed.
+        MachineError: a process was killed.
     """
     context = FORKED if start == "fork" else SPAWNED
     executor = ProcessPoolExecutor(workers, context, partial(begin, argument) if begin else None)
@@ -82,24 +82,24 @@ def pool(
 
 class _Child(BaseProcess):
     def start(self) -> None:
-        """Start with the signals blocked: torch and Python set handlers in a child, which are then never called."""
-        former = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_PARENT)
+        """Start the child with these signals blocked: the handlers that torch and Python set in it are never called."""
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENT_SIGNALS)
         try:
             super().start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
-        # Whoever ends it (torch, an executor, Python at its own end) would send SIGTERM, and then wait for ever.
+        # Otherwise torch, executors and Python at exit would send SIGTERM, which is blocked, and wait for ever.
         self._popen.terminate = self._end  # type: ignore[attr-defined]
 
     def run(self) -> None:
-        """Work, in the child."""
+        """Run in the child, which dies with its parent."""
         parent = multiprocessing.parent_process()
         assert parent is not None and parent.pid is not None
         _die_with(parent.pid)
         super().run()
 
     def _end(self) -> None:
-        # torch raises when one of its workers is killed, also in the middle of this.
+        # torch's handler of SIGCHLD raises when one of its workers is killed, perhaps between these two lines.
         for _ in range(2):
             with suppress(RuntimeError):
                 self._popen.kill()  # type: ignore[attr-defined]
@@ -112,7 +112,7 @@ class _Forked(_Child, ForkProcess):
 
 class _Spawned(_Child, SpawnProcess):
     def start(self) -> None:
-        # What it starts at first use unblocks signals.
+        # Starting the tracker unblocks signals, so it has to happen before they are blocked.
         resource_tracker.ensure_running()
         super().start()
 

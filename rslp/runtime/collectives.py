@@ -1,4 +1,4 @@
-"""What processes tell each other; with one process, each function gives back what it is given."""
+"""Collective operations of a job's processes; one process needs none."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import distributed
 
 T = TypeVar("T")
 
-# Gradients travel in pieces of about this many bytes: few enough calls, and little memory beside the gradients.
+# Gradients are reduced in buckets of about this size: few calls, and little memory besides the gradients.
 BUCKET_BYTES = 32 * 2**20
 
 
 def is_distributed() -> bool:
-    """Whether there are other processes to talk to."""
+    """Whether the job has several processes."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
@@ -25,28 +25,28 @@ def is_rank_zero() -> bool:
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor over all processes; the given one may be overwritten."""
+    """The sum of a tensor over all processes; the argument may be overwritten."""
     if is_distributed():
         distributed.all_reduce(tensor)
     return tensor
 
 
 def all_gather(value: T) -> list[T]:
-    """What each process gave, by rank; anything that can be pickled, tensors on the CPU."""
+    """The values of all processes, by rank; anything that can be pickled, tensors on the CPU."""
     if not is_distributed():
         return [value]
     values: list[T | None] = [None] * distributed.get_world_size()
     distributed.all_gather_object(values, value)
-    return [given for given in values if given is not None]
+    return [gathered for gathered in values if gathered is not None]
 
 
 def any_rank(flag: bool, *, device: torch.device) -> bool:
-    """Whether the flag is set in any process."""
+    """Whether the flag is true in any process."""
     return bool(all_reduce_sum(torch.tensor(float(flag), device=device)).item()) if is_distributed() else flag
 
 
 def broadcast(tensors: Iterable[torch.Tensor]) -> None:
-    """Overwrite tensors with those of rank 0."""
+    """Overwrite tensors by those of rank 0."""
     if is_distributed():
         for tensor in tensors:
             distributed.broadcast(tensor.detach(), src=0)
@@ -55,11 +55,11 @@ def broadcast(tensors: Iterable[torch.Tensor]) -> None:
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replace each gradient by its sum over all processes.
 
-    A parameter that no process has a gradient for keeps none, so that optimisers leave it alone. One that only some
-    have (a process without a share in the batch, a branch that was not taken) gets zeros from the others.
+    A parameter without a gradient in all processes keeps none, so that optimisers skip it. Where only some processes
+    have one (the others had no sample of the batch, or took another branch), the others contribute zeros.
 
     Args:
-        parameters: the same in every process, in the same order.
+        parameters: the same ones in every process, in the same order.
     """
     if not is_distributed():
         return
@@ -82,7 +82,7 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 
 def _buckets(tensors: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Neighbours of one type, together at most ``BUCKET_BYTES`` unless one alone is larger."""
+    """Group consecutive tensors of one dtype into buckets of at most ``BUCKET_BYTES``, or of one larger tensor."""
     bucket: list[torch.Tensor] = []
     size = 0
     for tensor in tensors:

@@ -1,13 +1,12 @@
-"""SIGTERM, SIGUSR1, SIGHUP and Ctrl-C: somebody wants the machine, so save and leave, to be started again.
+"""Preemption: signals after which a run saves a checkpoint and ends, to be resumed.
 
-The handlers of a scheduler's signals only take a note, and are installed before the training stack is imported: a
-signal during those seconds would otherwise kill the process. Child processes leave signals to this one
-(``rslp.runtime.children``). Lightning's own handler is left out (``upstream.keep_signal_handlers``): it would end the
-process with exit code 0, as if it were done, and among several processes it talks to the others and hangs.
+The handlers of SIGTERM, SIGUSR1 and SIGHUP only set a flag. They are installed before the training stack is imported,
+since a signal during those seconds would otherwise kill the process. Child processes leave signals to this one (see
+``children``). Lightning's own handler is not used (``upstream.keep_signal_handlers``): it ends the process with exit
+code 0, as if the run were complete, and hangs if there are several ranks.
 
-Ctrl-C is noted while a training is at work, and ends the process at once before, or when it comes a second time. One of
-several processes never ends at once: its starter passes on what the terminal or systemd has sent to all of them, and
-kills them when a person insists.
+Ctrl-C sets the flag during a training, and ends the process at once otherwise, or if it is pressed twice. A rank of
+several never ends at once: its launcher forwards signals to all ranks, and kills them if Ctrl-C is pressed twice.
 """
 
 from __future__ import annotations
@@ -26,34 +25,34 @@ _NOTED = b"\ninterrupted: the run saves after this step and leaves; Ctrl-C again
 
 
 class Preempted(BaseException):
-    """Ends a training that was asked to leave; what can be kept is saved by then."""
+    """Ends a preempted training, after its checkpoint was saved."""
 
 
 @dataclass
 class PreemptionFlag:
-    """Whether the process was asked to leave.
+    """Whether the process was asked by a signal to save and end.
 
     Attributes:
-        received: the signal that came, None before.
-        training: whether steps are being trained, so that there is something to save.
+        received: the signal that was received; None before.
+        training: whether a training is running, which can save a checkpoint.
     """
 
     received: signal.Signals | None = None
     training: bool = False
 
     def note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Take a note of a signal; everything else happens between two batches."""
+        """Signal handler: set the flag, which is read between two batches."""
         self.received = signal.Signals(number)
 
     def install(self) -> None:
-        """Take notes of the signals from now on; under ``nohup``, SIGHUP stays ignored."""
+        """Install the handler for all signals; under ``nohup``, SIGHUP stays ignored."""
         for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self.note)
 
     @contextmanager
     def noting_interrupts(self, *, alone: bool = True) -> Iterator[None]:
-        """Take a note of Ctrl-C in this block, too; processes that were started to ignore it go on doing so.
+        """Handle Ctrl-C in this block, too, unless the process was started to ignore it.
 
         Args:
             alone: whether this is the only process of the job.
@@ -65,7 +64,7 @@ class PreemptionFlag:
                 signal.default_int_handler(number, frame)
             if self.received is None:
                 self.received = signal.SIGINT
-                # A terminal that is gone takes no notice.
+                # The terminal may be gone.
                 with suppress(OSError):
                     os.write(2, _NOTED)
 
@@ -82,6 +81,6 @@ preemption_flag = PreemptionFlag()
 
 
 def raise_if_preempted() -> None:
-    """Raise ``Preempted`` if this process was asked to leave, while it does what needs no saving, such as packing."""
+    """Raise ``Preempted`` if a signal was received; for work that needs no checkpoint, such as packing."""
     if preemption_flag.received is not None:
         raise Preempted(preemption_flag.received.name)

@@ -1,7 +1,7 @@
-"""Reads that take long or never return: a dead mount, a pipe in place of a file.
+"""Reads that take long or never return: notices, time limits, refusals.
 
-A read that is blocked in the kernel can't be interrupted. So a thread of each process that reads says which one it is,
-and a read with a time limit happens in a thread of its own, which is left behind when the time is over.
+A read that is blocked in the kernel can't be interrupted. So a watching thread in each process reports slow reads, and
+a read with a time limit runs in a thread of its own, which is abandoned when the time is over.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from upath import UPath
 
 from rslp.errors import DataError
 
-# Seconds after which a read is told of, and told of again.
+# Seconds after which a slow read is reported, and after which it is reported again.
 FIRST, AGAIN = 60.0, 300.0
 Read = TypeVar("Read")
 
 
 class SlowReadWatch:
-    """Tells of reads in this process that take long, on stderr."""
+    """Reports slow reads of this process on stderr."""
 
     def __init__(self) -> None:
         self._reads: dict[object, tuple[str, float]] = {}
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
-        # A thread does not live on in a forked process, and Python warns of forks beside one: each starts its own.
+        # Threads do not survive a fork, and Python warns of forking with one: it ends before and starts again after.
         os.register_at_fork(before=self._end, after_in_parent=self._begin)
 
     @contextmanager
     def over(self, what: str) -> Iterator[None]:
-        """Watch over what is read in this block."""
+        """Watch the read in this block; ``what`` names it in reports."""
         read = object()
         self._reads[read] = (what, time.monotonic())
         self._begin()
@@ -49,19 +49,19 @@ class SlowReadWatch:
     def _begin(self) -> None:
         if self._thread is None and self._reads:
             self._ended = threading.Event()
-            self._thread = threading.Thread(target=self._look, args=(self._ended,), daemon=True)
+            self._thread = threading.Thread(target=self._watch, args=(self._ended,), daemon=True)
             self._thread.start()
 
-    def _look(self, ended: threading.Event) -> None:
-        told: dict[object, float] = {}
+    def _watch(self, ended: threading.Event) -> None:
+        due: dict[object, float] = {}
         while not ended.wait(FIRST / 4):
             now = time.monotonic()
             for read, (what, began) in list(self._reads.items()):
-                if now >= told.get(read, began + FIRST):
-                    told[read] = now + AGAIN
+                if now >= due.get(read, began + FIRST):
+                    due[read] = now + AGAIN
                     sys.stderr.write(f"still reading after {now - began:.0f} s: {what}\n")
                     sys.stderr.flush()
-            told = {read: at for read, at in told.items() if read in self._reads}
+            due = {read: moment for read, moment in due.items() if read in self._reads}
 
     def _end(self) -> None:
         if (thread := self._thread) is not None:
@@ -74,15 +74,15 @@ slow_read_watch = SlowReadWatch()
 
 
 def read_with_notice(seconds: float | None, read: Callable[[], Read], *, what: str) -> Read:
-    """Read, and tell of it when it takes long.
+    """Call ``read``, report it if it is slow, and give up after a time limit.
 
     Args:
-        seconds: so long it may take; None waits for ever.
-        read: reads; it may go on in the background when the time is over.
-        what: dataset, window and layer.
+        seconds: the time limit; None waits for ever.
+        read: the function that reads; it may go on in the background after the time limit.
+        what: dataset, window and layer, for messages.
 
     Raises:
-        DataError: the time is over.
+        DataError: the time limit is exceeded.
     """
     with slow_read_watch.over(what):
         if seconds is None:
@@ -93,7 +93,7 @@ def read_with_notice(seconds: float | None, read: Callable[[], Read], *, what: s
         def work() -> None:
             try:
                 results.append(read())
-            except BaseException as error:  # noqa: BLE001 it is raised below, in the thread that has asked
+            except BaseException as error:  # noqa: BLE001 it is raised below, in the calling thread
                 errors.append(error)
 
         thread = threading.Thread(target=work, daemon=True)
@@ -107,10 +107,10 @@ def read_with_notice(seconds: float | None, read: Callable[[], Read], *, what: s
 
 
 def refuse_pipes(path: UPath) -> None:
-    """Refuse what would be waited for: in place of a file, or of one in a folder, a pipe, a socket or a device.
+    """Refuse a pipe, a socket or a device in place of a file or of a file in a folder: a read of it may never return.
 
     Raises:
-        ValueError: naming it.
+        ValueError: there is one; the message names it.
     """
     if isinstance(path.fs, LocalFileSystem):
         refuse_pipe(path.path)
@@ -120,10 +120,10 @@ def refuse_pipes(path: UPath) -> None:
 
 
 def refuse_pipe(file: str) -> None:
-    """Refuse one that is there and neither a file nor a folder.
+    """Refuse a path that exists and is neither a file nor a folder.
 
     Raises:
-        ValueError: naming it.
+        ValueError: it is one; the message names it.
     """
     with suppress(FileNotFoundError, NotADirectoryError):
         mode = os.stat(file).st_mode  # noqa: PTH116 likewise

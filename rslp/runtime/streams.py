@@ -1,4 +1,4 @@
-"""Standard streams that end no work: a terminal that is gone, a reader that has seen enough, a full disk."""
+"""Standard streams that never raise: output that can't be written is dropped."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from typing import Any
 
 
 class _Stream(io.FileIO):
-    """A file descriptor that swallows what it can't write any more.
+    """A file descriptor that drops all output after the first error.
 
     Attributes:
-        lost: why something was lost; None as long as nothing was.
+        error: the error after which output is dropped; None before.
     """
 
-    lost: OSError | None = None
+    error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write all: what is left of a short write tells at the next one why it was short."""
-        rest = memoryview(data).cast("B")
-        size = rest.nbytes
-        while rest and self.lost is None:
+        """Write everything: after a short write, the next attempt raises the reason."""
+        remaining = memoryview(data).cast("B")
+        size = remaining.nbytes
+        while remaining and self.error is None:
             try:
-                written = super().write(rest)
+                written = super().write(remaining)
             except OSError as error:
-                self.lost = error
+                self.error = error
                 continue
             if written is None:
-                # A stream that does not block, and whose reader is slow.
+                # The stream is non-blocking and its reader is slow.
                 time.sleep(0.01)
             else:
-                rest = rest[written:]
+                remaining = remaining[written:]
         return size
 
 
 def guard() -> None:
-    """Make standard output and error streams that never raise; one that is closed leads nowhere.
+    """Make standard output and error never raise, and connect closed standard streams to ``/dev/null``.
 
-    Without the latter, the next file that is opened would take its number, and what a library or a child process prints
-    would go into that file. A terminal that is not UTF-8 shows question marks.
+    The next opened file would take the number of a closed stream, and output of libraries or child processes would go
+    into that file. A terminal that is not UTF-8 shows question marks for other characters.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         former = getattr(sys, name)
@@ -50,7 +50,7 @@ def guard() -> None:
                 io.FileIO(number, "r" if name == "stdin" else "w", closefd=False), encoding="utf-8"
             )
         elif type(former) is not io.TextIOWrapper or former is not getattr(sys, f"__{name}__"):
-            # Somebody else's, such as that of a program that calls this one.
+            # Replaced before, such as by a program that calls this one.
             if name != "stdin" and isinstance(former, io.TextIOWrapper):
                 former.reconfigure(errors="replace")
             continue
@@ -70,11 +70,11 @@ def _guarded(former: io.TextIOWrapper, number: int) -> io.TextIOWrapper:
     )
 
 
-def lost() -> OSError | None:
-    """Why standard output has lost something of what was written to it so far."""
+def output_error() -> OSError | None:
+    """The error after which standard output was dropped; None if everything was written."""
     buffer = getattr(sys.stdout, "buffer", None)
     raw = getattr(buffer, "raw", buffer)
     if not isinstance(raw, _Stream):
         return None
     sys.stdout.flush()
-    return raw.lost
+    return raw.error

@@ -1,7 +1,7 @@
-"""The processes of a job: how many there are, and which of them this one is.
+"""The ranks of a job: how many processes it has, and which one this is.
 
-``RSLP_RANKS`` says where that is to be read. Variables that a process merely inherits (a shell inside a SLURM job, a
-container of a torchrun) must not make one process wait for others that nobody started, so without it there is one.
+``RSLP_RANKS`` names the starter whose environment variables are read. Without it there is one process: variables that
+are merely inherited (in a shell of a SLURM job, or a container of torchrun) must not make it wait for others.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rslp.errors import UsageError
 
 RANKS_VARIABLE = "RSLP_RANKS"
 
-# Where each starter says size, rank, local size, local rank and node.
+# By starter, its variables for size, rank, local size, local rank and node.
 _SOURCES = {
     "torchrun": ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK"),
     "slurm": ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_NTASKS_PER_NODE", "SLURM_LOCALID", "SLURM_NODEID"),
@@ -26,12 +26,12 @@ class World:
 
     Attributes:
         size: number of processes.
-        rank: number of this one, from 0.
+        rank: number of this process, from 0.
         local_size: number of processes on this machine.
-        local_rank: number of this one among them.
-        node: number of the machine, from 0.
+        local_rank: number of this process on this machine, from 0.
+        node: number of this machine, from 0.
         address: host name of the machine of rank 0.
-        port: where rank 0 listens.
+        port: port on which rank 0 listens.
     """
 
     size: int = 1
@@ -44,7 +44,7 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     @property
@@ -54,13 +54,13 @@ class World:
 
 
 def read_world(environ: Mapping[str, str]) -> World:
-    """Read the processes of the job from its environment.
+    """Read the job's processes from the environment.
 
     Args:
         environ: the environment, usually ``os.environ``.
 
     Raises:
-        UsageError: an unknown value, or variables of the starter that are missing or contradict each other.
+        UsageError: ``RSLP_RANKS`` is unknown, or variables of the starter are missing or contradict each other.
     """
     source = environ.get(RANKS_VARIABLE, "")
     if not source:
@@ -68,16 +68,16 @@ def read_world(environ: Mapping[str, str]) -> World:
     if source not in _SOURCES:
         raise UsageError(f"{RANKS_VARIABLE}={source}: must be one of {', '.join(_SOURCES)}, or unset for one process")
     size, rank, local_size, local_rank, node = (_number(environ, name, source) for name in _SOURCES[source])
-    # MASTER_* are of use to several processes alone.
+    # One process needs no MASTER_*.
     port = _number(environ, "MASTER_PORT", source) if size > 1 else 0
     address = _text(environ, "MASTER_ADDR", source) if size > 1 else World.address
-    found = World(size, rank, local_size, local_rank, node, address, port)
+    world = World(size, rank, local_size, local_rank, node, address, port)
     if not (0 <= rank < size and 0 <= local_rank < local_size <= size and size % local_size == 0):
         raise UsageError(
             f"{RANKS_VARIABLE}={source}: rank {rank} of {size}, here {local_rank} of {local_size}, is impossible; "
             "every machine needs the same number of processes"
         )
-    return found
+    return world
 
 
 def _number(environ: Mapping[str, str], name: str, source: str) -> int:

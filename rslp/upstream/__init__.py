@@ -1,8 +1,8 @@
-"""Private and awkward parts of rslearn, Lightning, torchmetrics and jsonargparse: touched here alone, each with a test.
+"""Private parts of rslearn, Lightning, torchmetrics, jsonargparse; each has a test.
 
-rslearn 0.1.19 lists windows with progress bars of its own and a temporary file per dataset, and draws crops and item
-groups from the operating system's entropy; Lightning has no hook between an epoch's scheduler step and the next epoch.
-Other rooms say ``upstream.NAME``, so that an upgrade has one folder to look at.
+Other rooms use ``upstream.NAME``, so that an upgrade of a library concerns this folder alone. Examples: rslearn 0.1.19
+lists windows with progress bars of its own and a temporary file per dataset, and draws crops and item groups from the
+operating system's entropy; Lightning has no hook between an epoch's scheduler step and the next epoch.
 """
 
 from rslp.upstream.datasets import (

@@ -1,4 +1,4 @@
-"""rslearn's datasets as we need them: listed without stray files, read without silent gaps, written whole."""
+"""rslearn's datasets: list windows, read samples, write files atomically."""
 
 from __future__ import annotations
 
@@ -46,27 +46,27 @@ RawInputs = dict[str, RawInput]
 
 
 def open_dataset(path: UPath) -> Dataset:
-    """Open a dataset; what its config names is refused as that of a run config is, and formats are made once."""
+    """Open a dataset: classes in its config are restricted as those of a run config, and formats are made only once."""
     prepare_parser()
     return keep_formats(Dataset(path))
 
 
 def keep_formats(dataset: Dataset) -> Dataset:
-    """Make a dataset's vector formats once: rslearn parses their config anew at each read, 4 ms a sample."""
+    """Instantiate a dataset's vector formats once: rslearn parses their config at each read, 4 ms a sample."""
     for layer in dataset.layers.values():
         if layer.type == LayerType.VECTOR:
-            # A pydantic model refuses new attributes; a partial, unlike a lambda, can go to a worker process.
-            made = partial(_same, plain_geojson(layer.instantiate_vector_format()))
-            object.__setattr__(layer, "instantiate_vector_format", made)
+            # A pydantic model refuses new attributes; a partial, unlike a lambda, can be pickled for a worker process.
+            instantiate = partial(_identity, plain_geojson(layer.instantiate_vector_format()))
+            object.__setattr__(layer, "instantiate_vector_format", instantiate)
     return dataset
 
 
-def _same(value: VectorFormat) -> VectorFormat:
+def _identity(value: VectorFormat) -> VectorFormat:
     return value
 
 
 def wrap_raster_formats(dataset: Dataset, wrap: Callable[[RasterFormat], RasterFormat]) -> Dataset:
-    """Put a format of ours around each raster format of a dataset; rslearn keeps the one it made in a private field."""
+    """Wrap each raster format of a dataset, in place; rslearn caches the instance in a private field."""
     for layer in dataset.layers.values():
         for band_set in layer.band_sets:
             band_set._raster_format = wrap(band_set.instantiate_raster_format())
@@ -74,16 +74,16 @@ def wrap_raster_formats(dataset: Dataset, wrap: Callable[[RasterFormat], RasterF
 
 
 def write_whole_files() -> None:
-    """Have rslearn write rasters and vectors as ``write_atomic`` does.
+    """Make rslearn write rasters and vectors by ``write_atomic``, in the whole process.
 
-    On a full disk, GDAL says nothing when it closes a file, and rslearn leaves what it had begun to write.
+    On a full disk, GDAL raises nothing when it closes a file, and rslearn leaves incomplete files.
     """
-    raster_format.open_rasterio_upath_writer = _whole_raster  # type: ignore[attr-defined]
-    vector_format.open_atomic = _whole_text  # type: ignore[attr-defined]
+    raster_format.open_rasterio_upath_writer = _atomic_raster  # type: ignore[attr-defined]
+    vector_format.open_atomic = _atomic_text  # type: ignore[attr-defined]
 
 
 @contextmanager
-def _whole_raster(path: UPath, **profile: Any) -> Iterator[DatasetWriter]:
+def _atomic_raster(path: UPath, **profile: Any) -> Iterator[DatasetWriter]:
     with MemoryFile() as memory:
         with memory.open(**profile) as raster:
             yield raster
@@ -91,44 +91,43 @@ def _whole_raster(path: UPath, **profile: Any) -> Iterator[DatasetWriter]:
 
 
 @contextmanager
-def _whole_text(path: UPath, mode: str) -> Iterator[io.StringIO]:
+def _atomic_text(path: UPath, mode: str) -> Iterator[io.StringIO]:
     del mode
     yield (text := io.StringIO())
     write_atomic(str(path).removeprefix("file://"), text.getvalue())
 
 
 def with_nodata_marked(dataset: Dataset, data_input: DataInput) -> Dataset:
-    """The dataset, as rslearn's reading functions use it, with pixels without a value marked, see ``nodata``."""
+    """The layers of a dataset, as rslearn's reading functions use them, with formats that mark nodata pixels."""
     if data_input.data_type != "raster":
         return dataset
     layers = dict(dataset.layers)
-    named = (get_layer_and_group_from_dir_name(option)[0] for option in data_input.layers)
-    for name in (name for name in dict.fromkeys(named) if name in layers):
-        sets = []
+    names = dict.fromkeys(get_layer_and_group_from_dir_name(option)[0] for option in data_input.layers)
+    for name in (name for name in names if name in layers):
+        band_sets = []
         for band_set in layers[name].band_sets:
-            sets.append(band_set.model_copy())
-            sets[-1]._raster_format = NodataFormat(band_set.instantiate_raster_format(), data_input)
-        layers[name] = layers[name].model_copy(update={"band_sets": sets})
+            band_sets.append(band_set.model_copy())
+            band_sets[-1]._raster_format = NodataFormat(band_set.instantiate_raster_format(), data_input)
+        layers[name] = layers[name].model_copy(update={"band_sets": band_sets})
     return cast(Dataset, SimpleNamespace(layers=layers))
 
 
 @contextmanager
-def observe_rasters(look: Callable[[DatasetReader], None]) -> Iterator[None]:
-    """Show every raster that rslearn's GeoTIFF format opens in this block: opening each a second time costs a third.
+def observe_rasters(observe: Callable[[DatasetReader], None]) -> Iterator[None]:
+    """Call a function with every raster that rslearn's GeoTIFF format opens in this block, while it is open.
 
-    Args:
-        look: is given the open raster.
+    Opening each raster a second time would make reading a third slower.
     """
     module: Any = raster_format
     original = module.open_rasterio_upath_reader
 
     @contextmanager
-    def watched(path: UPath, **options: Any) -> Iterator[DatasetReader]:
+    def observed(path: UPath, **options: Any) -> Iterator[DatasetReader]:
         with original(path, **options) as source:
-            look(source)
+            observe(source)
             yield source
 
-    module.open_rasterio_upath_reader = watched
+    module.open_rasterio_upath_reader = observed
     try:
         yield
     finally:
@@ -141,7 +140,7 @@ def split_config(data_module: RslearnDataModule, split: str) -> SplitConfig:
     return config
 
 
-# What a window's metadata.json that rslearn can't use raises; a projection that is none is a ValueError too.
+# Errors of rslearn on an invalid metadata.json of a window; an invalid projection is a ValueError, too.
 _BROKEN_METADATA = (ValueError, LookupError, TypeError, AttributeError, PermissionError, IsADirectoryError)
 _SHOWN = 5
 
@@ -149,18 +148,18 @@ _SHOWN = 5
 def load_windows(
     dataset: Dataset, *, groups: Sequence[str] | None = None, names: Sequence[str] | None = None
 ) -> tuple[list[Window], list[str]]:
-    """The windows of a dataset, without what only lies among them: rslearn stops at a file beside the windows' folders.
+    """The windows of a dataset; stray files and folders are skipped, where rslearn would fail.
 
     Args:
         dataset: the dataset on disk.
-        groups: the groups wanted; all of them when None.
-        names: the windows wanted; all of them when None.
+        groups: names of groups; None for all.
+        names: names of windows; None for all.
 
     Returns:
-        The windows, and the paths of what is no window: files, and folders without a ``metadata.json``.
+        The windows, and the paths of strays: files, and folders without a ``metadata.json``.
 
     Raises:
-        DataError: naming each ``metadata.json`` that can't be used.
+        DataError: a ``metadata.json`` is invalid (the first five are named), or the windows can't be listed.
     """
     if not isinstance(dataset, Dataset) or type(dataset.storage) is not FileWindowStorage:
         selection = {"groups": groups, "names": names}
@@ -173,7 +172,7 @@ def load_windows(
             refuse_pipes(folder / "metadata.json")
             window = load_window(dataset.storage, folder)
         except (FileNotFoundError, NotADirectoryError, FileExistsError):
-            # The last one is what fsspec's memory says of a file in place of a folder.
+            # fsspec's memory file system raises the last one for a file in place of a folder.
             strays += [] if names else [str(folder)]
         except _BROKEN_METADATA as error:
             broken.append(f"{folder}/metadata.json: {type(error).__name__}: {' '.join(str(error).split())}")
@@ -185,8 +184,7 @@ def load_windows(
                 broken.append(f"{folder}/metadata.json: its options are no mapping")
     if broken:
         more = f"; and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
-        what = f"{len(broken)} windows have no usable metadata"
-        raise DataError(f"{what}: {'; '.join(broken[:_SHOWN])}{more}")
+        raise DataError(f"{len(broken)} windows have no usable metadata: {'; '.join(broken[:_SHOWN])}{more}")
     return windows, strays
 
 
@@ -202,11 +200,11 @@ def _window_folders(root: UPath, groups: Sequence[str] | None, names: Sequence[s
 
 
 def list_windows(dataset: Dataset, inputs: dict[str, DataInput], config: SplitConfig) -> list[Window]:
-    """The windows of a split, in rslearn's order: filtered by group, name, tag and present layers, by hash of the name.
+    """The windows of a split in rslearn's order (by hash of the name), selected by group, name, tag and present layers.
 
     Args:
         dataset: the dataset on disk.
-        inputs: what a sample reads; a window without a required one is left out.
+        inputs: inputs of a sample; a window without a required one is left out.
         config: the split's settings.
     """
     selection: dict[str, Any] = {}
@@ -217,32 +215,32 @@ def list_windows(dataset: Dataset, inputs: dict[str, DataInput], config: SplitCo
     windows = [
         window for window in load_windows(dataset, **selection)[0] if has_tags(window.options, config.tags or {})
     ]
-    kept = [window for window in windows if check_window(inputs, window)[0] is not None]
-    kept.sort(key=lambda window: (hashlib.sha256(window.name.encode()).hexdigest(), window.group))
-    return kept[: config.num_samples] if config.num_samples else kept
+    complete = [window for window in windows if check_window(inputs, window)[0] is not None]
+    complete.sort(key=lambda window: (hashlib.sha256(window.name.encode()).hexdigest(), window.group))
+    return complete[: config.num_samples] if config.num_samples else complete
 
 
 def has_tags(options: dict[str, Any], tags: dict[str, Any]) -> bool:
-    """Whether a window with these options is chosen by tags; null or an empty text asks for the key alone.
+    """Whether tags select a window with these options; a tag of null or an empty text selects by the key alone.
 
-    rslearn takes 0 and false for no value, too, and then chooses all windows that have the key.
+    rslearn treats 0 and false like null, and selects all windows that have the key.
     """
     return all(key in options and (value in (None, "") or _equal(options[key], value)) for key, value in tags.items())
 
 
 def _equal(option: Any, value: Any) -> bool:
-    """Whether an option is what a tag asks for; the run's parser reads the text "1" of a config as the number 1."""
+    """Whether an option has a tag's value; "1" equals 1, since the run's parser drops a config's quotes."""
     if option == value or not isinstance(option, str) or isinstance(value, str):
         return bool(option == value)
     try:
-        read = yaml.safe_load(option)
+        parsed = yaml.safe_load(option)
     except yaml.YAMLError:
         return False
-    return type(read) is type(value) and bool(read == value)
+    return type(parsed) is type(value) and bool(parsed == value)
 
 
 def all_crops(bounds: PixelBounds, config: SplitConfig) -> list[PixelBounds]:
-    """The crops that tile a window when the split loads all of them (pixels, x0 y0 x1 y1)."""
+    """The crops that tile a window in a split with ``load_all_crops`` (px, x0 y0 x1 y1)."""
     size, overlap = config.get_crop_size(), config.get_overlap_pixels()
     if size is None:
         return [bounds]
@@ -251,12 +249,12 @@ def all_crops(bounds: PixelBounds, config: SplitConfig) -> list[PixelBounds]:
 
 
 def draw_crop(bounds: PixelBounds, size: tuple[int, int] | None, rng: random.Random) -> PixelBounds:
-    """A random crop of a window; one larger than the window lies around it at random.
+    """Draw a random crop of a window; a crop larger than the window contains it at a random place.
 
     Args:
-        bounds: those of the window, pixels.
-        size: width and height in pixels; None means the whole window.
-        rng: where the draw comes from.
+        bounds: bounds of the window, px.
+        size: width and height, px; None means the whole window.
+        rng: source of randomness.
     """
     if size is None:
         return bounds
@@ -270,13 +268,10 @@ def draw_crop(bounds: PixelBounds, size: tuple[int, int] | None, rng: random.Ran
 def read_inputs(
     dataset: Dataset, window: Window, *, bounds: PixelBounds, inputs: dict[str, DataInput], rng: random.Random
 ) -> RawInputs:
-    """Read a sample's inputs; item groups are drawn from ``rng``, never from the system's entropy.
-
-    Pixels without a value are marked, see ``nodata``.
-    """
+    """Read a sample's inputs, with nodata pixels marked (see ``nodata``) and item groups drawn from ``rng``."""
     raw: RawInputs = {}
     with warnings.catch_warnings():
-        # rslearn warns at each read of a raster without stored timestamps that it takes the item's time range.
+        # rslearn warns of each raster without stored timestamps that it uses the item's time range.
         warnings.filterwarnings("ignore", message="Falling back to item-level time range", category=FutureWarning)
         for name, data_input in inputs.items():
             if not data_input.required and not is_data_input_available(data_input, window):
@@ -286,9 +281,9 @@ def read_inputs(
 
 
 def filtered(task: Task, label: RawInput) -> RawInput:
-    """The features of a label that a task's ``filters`` let through: those with each named property at its value.
+    """The features of a label that pass a task's ``filters``: those with the given value of each named property.
 
-    rslearn's own loop over the filters goes on with the next filter, not with the next feature, so it skips nothing.
+    rslearn's own loop continues with the next filter, not with the next feature, so that it skips nothing.
     """
     filters = getattr(task, "filters", None)
     if not filters or not isinstance(label, list):
@@ -299,41 +294,43 @@ def filtered(task: Task, label: RawInput) -> RawInput:
 def process_inputs(
     task: Task, raw: RawInputs, *, metadata: SampleMetadata, load_targets: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """``task.process_inputs`` with the task's ``filters`` honoured, those inside a ``MultiTask`` too.
+    """Call ``task.process_inputs`` on filtered labels (see ``filtered``), for each task of a ``MultiTask``.
 
     Args:
         task: the task.
-        raw: what was read, by input.
-        metadata: where the sample lies; without ``dataset_source``.
-        load_targets: whether there are labels.
+        raw: the sample's inputs, as they were read.
+        metadata: place of the sample.
+        load_targets: whether to read the labels.
 
     Returns:
-        (inputs, targets) as rslearn makes them; of a ``MultiTask`` by task.
+        (inputs, targets) of rslearn's task; by task for a ``MultiTask``.
     """
     if not isinstance(task, MultiTask) or type(task).process_inputs is not MultiTask.process_inputs:
-        read = {name: filtered(task, value) if name == "targets" else value for name, value in raw.items()}
-        made: tuple[dict[str, Any], dict[str, Any]] = task.process_inputs(
-            read, metadata=metadata, load_targets=load_targets
+        passed = {name: filtered(task, value) if name == "targets" else value for name, value in raw.items()}
+        processed: tuple[dict[str, Any], dict[str, Any]] = task.process_inputs(
+            passed, metadata=metadata, load_targets=load_targets
         )
-        return made
+        return processed
     parts = {}
-    for name, one in task.tasks.items():
-        own = {new: raw[old] for old, new in task.input_mapping[name].items() if old in raw}
-        parts[name] = process_inputs(one, own, metadata=metadata, load_targets=load_targets)
-    return {name: part[0] for name, part in parts.items()}, {name: part[1] for name, part in parts.items()}
+    for name, part in task.tasks.items():
+        mapped = {new: raw[old] for old, new in task.input_mapping[name].items() if old in raw}
+        parts[name] = process_inputs(part, mapped, metadata=metadata, load_targets=load_targets)
+    return {name: inputs for name, (inputs, _) in parts.items()}, {
+        name: targets for name, (_, targets) in parts.items()
+    }
 
 
 def with_dataset(metadata: SampleMetadata, dataset: str) -> SampleMetadata:
-    """The metadata with the dataset's key filled in."""
+    """A copy of the metadata with the dataset's key."""
     return replace(metadata, dataset_source=dataset)
 
 
 def dataset_of(writer: RslearnWriter) -> str | None:
-    """The path of the dataset that a writer of predictions is for; None where its config names none."""
+    """The path of the dataset that a prediction writer's config names, if any."""
     path: str | None = writer._path
     return path
 
 
 def open_writer(writer: RslearnWriter, path: UPath) -> None:
-    """Let a writer of predictions read its layer's description; it would take the dataset's path from a trainer."""
+    """Open a prediction writer's layer in the dataset at ``path``; it would take the path from a trainer itself."""
     writer._initialize(path)

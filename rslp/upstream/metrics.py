@@ -1,4 +1,4 @@
-"""torchmetrics as we need it: no metric asks other processes by itself, and states add up over processes."""
+"""torchmetrics: no synchronisation in compute; states that merge over processes."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from torchmetrics import Metric, MetricCollection
 
 
 def disable_metric_sync(metrics: torch.nn.Module) -> None:
-    """Stop the metrics inside a module from asking other processes when they compute.
+    """Keep the metrics inside a module from gathering states of other processes in ``compute``.
 
-    torchmetrics gathers state by state, in an order that depends on what a process has seen: processes that have seen
-    no sample wait for ever, or fail.
+    torchmetrics gathers state by state, in an order that depends on the samples of a process: a process without a
+    sample waits for ever, or fails.
     """
     for metric in metrics.modules():
         if isinstance(metric, MetricCollection):
             metric._enable_compute_groups = False
         elif isinstance(metric, Metric):
-            metric.distributed_available_fn = _alone
+            metric.distributed_available_fn = _never_distributed
 
 
-def _alone() -> bool:
+def _never_distributed() -> bool:
     return False
 
 
 def scalars(metrics: MetricCollection) -> dict[str, float | None]:
-    """The scalar values of all metrics by name; None of one that can't be computed from what it has seen.
+    """The scalar values of all metrics by name; None if one can't be computed from its samples.
 
-    One by one: torchmetrics' own collection gives nothing at all if one of them fails, as R2 does of a single sample.
+    Metrics are computed one by one, since the collection's own ``compute`` fails if one fails, as R2 does on a single
+    sample.
     """
     values: dict[str, float | None] = {}
     for name, metric in metrics.items(keep_base=True):
@@ -41,9 +42,9 @@ def scalars(metrics: MetricCollection) -> dict[str, float | None]:
             continue
         for key, value in computed.items() if isinstance(computed, dict) else [(name, computed)]:
             if _is_scalar(value):
-                # torchmetrics' mean average precision is -1 where there is no object.
-                nothing = isinstance(metric, DetectionMetric) and float(value) < 0
-                values[key] = None if nothing else float(value)
+                # torchmetrics' mean average precision is -1 if there are no objects.
+                undefined = isinstance(metric, DetectionMetric) and float(value) < 0
+                values[key] = None if undefined else float(value)
     return values
 
 
@@ -52,7 +53,7 @@ def _is_scalar(value: Any) -> bool:
 
 
 def metric_states(metrics: torch.nn.Module) -> list[dict[str, Any]]:
-    """The state of each metric inside a module, on the CPU, in an order that all processes share."""
+    """The state of each metric inside a module, on the CPU, in the same order in all processes."""
     states = []
     for metric in _metrics_in(metrics):
         values = {name: _on_cpu(getattr(metric, name)) for name in metric._defaults}
@@ -61,11 +62,11 @@ def metric_states(metrics: torch.nn.Module) -> list[dict[str, Any]]:
 
 
 def merge_metric_states(metrics: torch.nn.Module, parts: list[list[dict[str, Any]]]) -> None:
-    """Give the metrics inside a module the state of all processes together.
+    """Set the metrics inside a module to the merged state of all processes.
 
     Args:
         metrics: the module.
-        parts: what ``metric_states`` gave in each process, by rank.
+        parts: the output of ``metric_states`` of each process, by rank.
     """
     for metric, states in zip(_metrics_in(metrics), zip(*parts, strict=True), strict=True):
         for name, reduction in metric._reductions.items():

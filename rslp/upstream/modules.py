@@ -1,4 +1,4 @@
-"""What is known of the classes of others: order of tokens, transforms without randomness, decoders that read inputs."""
+"""Modules of libraries: token order, deterministic transforms, who reads inputs."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ _MODALITIES = "get_modalities_to_process"
 
 
 def fix_token_order(encoder: torch.nn.Module) -> None:
-    """Have Helios models lay out their tokens in one order, whoever wraps them; from then on in the whole process.
+    """Make Helios models order their tokens as their configuration does, from now on in the whole process.
 
-    Their package (olmoearth-pretrain-minimal 0.1.5, olmoearth-pretrain) goes through an intersection of sets of
-    modality names, whose order is another one in each process. Attention sums over the tokens in that order, so the
+    Their package (olmoearth-pretrain-minimal 0.1.5, olmoearth-pretrain) iterates over an intersection of sets of
+    modality names, whose order differs between processes. Attention sums over the tokens in that order, so that the
     last bits of features and gradients would differ between two starts.
 
     Args:
-        encoder: what may hold such a model; others are left alone.
+        encoder: a module that may contain a Helios model; others are not changed.
     """
     for name in dict.fromkeys(type(part).__module__ for part in encoder.modules()):
         module: Any = sys.modules.get(name)
         if hasattr(module, _MODALITIES):
-            setattr(module, _MODALITIES, _in_order_of_the_model)
+            setattr(module, _MODALITIES, _ordered_modalities)
 
 
-def _in_order_of_the_model(available_modalities: Sequence[str], supported_modality_names: Sequence[str]) -> list[str]:
-    """The modalities that are there and that the model supports, in the order of the model's configuration."""
+def _ordered_modalities(available_modalities: Sequence[str], supported_modality_names: Sequence[str]) -> list[str]:
+    """The available modalities that the model supports, in the order of its configuration."""
     return [name for name in supported_modality_names if name in available_modalities]
 
 
-# Transforms without randomness; their subclasses may have some.
+# Transforms without randomness; subclasses of them may be random.
 _DETERMINISTIC = frozenset(
     {
         "rslearn.train.transforms.concatenate.Concatenate",
@@ -49,7 +49,7 @@ _PADS = frozenset({"rslearn.train.transforms.pad.Pad", "rslp.helios.pad.Pad"})
 
 
 def are_deterministic(transforms: Iterable[torch.nn.Module]) -> bool:
-    """Whether transforms have no randomness, as far as is known."""
+    """Whether all transforms are known to have no randomness."""
     return all(_is_deterministic(transform) for transform in transforms)
 
 
@@ -58,25 +58,18 @@ def _is_deterministic(transform: torch.nn.Module) -> bool:
     if name not in _PADS:
         return name in _DETERMINISTIC
     low, high = cast(tuple[int, int], transform.size)
-    return high - low == 1  # of a wider range it draws one
+    return high - low == 1  # from a wider range, a size is drawn
 
 
-# What reads of the inputs no more than their sizes.
-_READ_SIZES = frozenset(
-    {
-        "rslearn.models.faster_rcnn.FasterRCNN",
-        "rslearn.models.detr.detr.Detr",
-        "rslearn.models.pooling_decoder.SegmentationPoolingDecoder",
-    }
-)
+# Of the modules of rslearn and rslp, these read more of the inputs than their sizes.
 _READ_CONTENT = frozenset({"rslearn.models.concatenate_features.ConcatenateFeatures"})
 
 
 def reads_inputs(modules: Iterable[torch.nn.Module]) -> bool:
-    """Whether what follows the encoder may read the content of inputs, not only features and sizes.
+    """Whether modules behind the encoder may read the content of inputs, not only features and sizes.
 
     Args:
-        modules: decoders and what else follows; of classes that are not rslearn's or ours, it has to be assumed.
+        modules: decoders and the trunk; a class of another library than those listed is assumed to read the content.
     """
     for module in modules:
         for part in module.modules():

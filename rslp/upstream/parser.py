@@ -1,4 +1,4 @@
-"""The parser of configs, jsonargparse, as we need it: rslearn's types, and no class that may not be named."""
+"""jsonargparse, the parser of configs, restricted to classes that may be imported."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _adapt_any = _hints.adapt_classes_any
 
 
 def prepare_parser() -> None:
-    """Teach the parser rslearn's types, and have it ask ``class_paths`` before it imports what a value names.
+    """Register rslearn's types with the parser, and make it ask ``class_paths`` before it imports a class.
 
-    Datasets' own configs are parsed by it, too. Where an argument takes any value, or says nothing of its type, a class
-    that stands there has to be a torch module: otherwise it would be made whatever it is.
+    A dataset's own config is parsed by it, too. Where an argument has no type or takes any value, a class has to be a
+    torch module: the parser would instantiate any class there.
     """
     init_jsonargparse()
     parts: tuple[Any, ...] = (_common, _util, _typehints)
     for part in parts:
         part.check_import_path = _refuse_untrusted
-    _hints.adapt_classes_any = _module_alone
+    _hints.adapt_classes_any = _adapt_module
 
 
 def _refuse_untrusted(path: str) -> None:
@@ -32,8 +32,10 @@ def _refuse_untrusted(path: str) -> None:
         raise class_paths.UntrustedClassError(reason)
 
 
-def _module_alone(val: Any, typehint: Any, serialize: bool, make: bool, options: Any, logger: Any = None) -> Any:
+def _adapt_module(
+    val: Any, typehint: Any, serialize: bool, instantiate: bool, sub_add_kwargs: Any, logger: Any = None
+) -> Any:
     if not _hints.is_subclass_spec(val):
-        return _adapt_any(val, typehint, serialize, make, options, logger)
-    how = {"serialize": serialize, "instantiate_classes": make, "sub_add_kwargs": options, "logger": logger}
-    return _hints.adapt_typehints(val, torch.nn.Module, **how)
+        return _adapt_any(val, typehint, serialize, instantiate, sub_add_kwargs, logger)
+    options = {"serialize": serialize, "instantiate_classes": instantiate, "sub_add_kwargs": sub_add_kwargs}
+    return _hints.adapt_typehints(val, torch.nn.Module, logger=logger, **options)

@@ -217,7 +217,7 @@ def test_stacked_tensors_of_old_configs(bundle: Path) -> None:
 
 def test_legacy_months_end_in_december(bundle: Path) -> None:
     encoder = Helios(str(bundle), patch_size=4, use_legacy_timestamps=True)
-    with pytest.raises(DataError, match="12 months at most, got 13"):
+    with pytest.raises(DataError, match="12 dates at most, got 13"):
         features(encoder, {"sentinel2_l2a": RasterImage(torch.rand(12, 13, 8, 8))})
 
 
@@ -334,7 +334,7 @@ def test_tokens_instead_of_their_mean(bundle: Path) -> None:
         ),
         ({"sentinel1": RasterImage(torch.rand(3, 1, 8, 8))}, "'sentinel1' has 3 bands, the encoder takes 2"),
         ({"sentinel1": image("sentinel1", (1,), size=9)}, "images of 9x9 px are no multiple of patch_size 4"),
-        (both((1,), ()) | {"sentinel1": image("sentinel1", (1,), size=4)}, "unlike sizes .*: 4x4, 8x8"),
+        (both((1,), ()) | {"sentinel1": image("sentinel1", (1,), size=4)}, "different sizes .*: 4x4, 8x8"),
         ({"sentinel1": RasterImage(torch.rand(2, 2, 8, 8), tiny.months((1,)))}, "2 dates but 1 timestamps"),
     ],
 )
@@ -354,7 +354,7 @@ def test_raw_values_are_refused(encoder: Helios) -> None:
 
 def test_absolute_positions_want_squares(bundle: Path, rope: Path) -> None:
     oblong = {"sentinel1": RasterImage(torch.rand(2, 1, 8, 12), tiny.months((1,)))}
-    with pytest.raises(DataError, match="8x12 px: this model's position encoding wants squares"):
+    with pytest.raises(DataError, match="8x12 px: this model's position encoding needs square images"):
         features(Helios(str(bundle), patch_size=4), oblong)
     assert features(Helios(str(rope), patch_size=4, random_initialization=True), oblong).shape[2:] == (2, 3)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from rslp.helios.images.units import survey
+from rslp.helios.images.units import survey_image
 
 VALUES = (0.0, 1.0, 3.5, -12.0, -9998.9, -9999.0, -32768.0, math.nan, math.inf, -math.inf, 4e9)
 
@@ -20,7 +20,7 @@ VALUES = (0.0, 1.0, 3.5, -12.0, -9998.9, -9999.0, -32768.0, math.nan, math.inf, 
     st.sampled_from(["sentinel2_l2a", "sentinel1", "landsat", "srtm"]),
 )
 def test_every_pixel_is_told_apart(image: np.ndarray, modality: str) -> None:
-    found = survey(modality, torch.from_numpy(image))
+    found = survey_image(modality, torch.from_numpy(image))
     measured = np.isfinite(image) & (image > -9999)
     if modality != "srtm":
         measured &= ~(image == 0).all(axis=0, keepdims=True)

@@ -1,4 +1,4 @@
-"""Checkpoints of Helios models: the forms they come in, read without running anything that they name."""
+"""Read checkpoints of Helios models without running code that they name."""
 
 from rslp.helios.checkpoint.architecture import Architecture
 from rslp.helios.checkpoint.forms import Checkpoint, load_encoder, open_checkpoint

@@ -1,4 +1,4 @@
-"""How a Helios model is built: the part of its configuration that its weights fit."""
+"""The architecture of a Helios model, built from its config.json."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from rslp.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-# As the model's package is called, and was called.
+# The present and former names of the package that defines Helios models.
 _PACKAGES = ("olmoearth_pretrain_minimal.", "olmoearth_pretrain.", "helios.")
-# The encoder, which is nearly always what is selected, is built alone: a whole model is three times its size.
+# The encoder, nearly always the selected part, is built alone: a whole model is three times its size.
 _ENCODER = "encoder"
 _ENCODER_CONFIG = "encoder_config"
 
@@ -30,9 +30,8 @@ class Architecture:
 
     Attributes:
         model: the ``model`` section: class names and numbers.
-        input_modalities: the modalities that the encoder was trained to take; None where the configuration does not
-            say, then all that it supports.
-        source: where it was read, for messages.
+        input_modalities: the modalities that the encoder was trained to take; None if unknown: all that it supports.
+        source: file or checkpoint that it was read from, for messages.
     """
 
     model: Mapping[str, Any]
@@ -41,10 +40,10 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, config: object, *, source: str) -> Architecture:
-        """Take what is needed from the content of a ``config.json``.
+        """Read the content of a ``config.json``.
 
         Raises:
-            CheckpointError: it has no ``model`` section.
+            CheckpointError: there is no ``model`` section.
         """
         model = config.get("model") if isinstance(config, Mapping) else None
         if not isinstance(config, Mapping) or not isinstance(model, Mapping):
@@ -57,7 +56,7 @@ class Architecture:
         """Read a ``config.json``.
 
         Raises:
-            CheckpointError: not readable, or no such file's content.
+            CheckpointError: the file can't be read, or has no ``model`` section.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -66,7 +65,7 @@ class Architecture:
         return cls.from_dict(content, source=str(path))
 
     def pack(self, selector: Sequence[str | int]) -> torch.Tensor:
-        """Pack what it takes to build the selected part again: JSON as uint8 ``N``, to be kept beside weights."""
+        """Encode what building the selected part needs as JSON in uint8 ``N``, to be stored beside its weights."""
         model = dict(self.model)
         if list(selector) == [_ENCODER] and _ENCODER_CONFIG in model:
             model = {_ENCODER_CONFIG: model[_ENCODER_CONFIG]}
@@ -75,10 +74,10 @@ class Architecture:
 
     @classmethod
     def unpack(cls, packed: torch.Tensor, *, source: str) -> Architecture:
-        """Read what ``pack`` wrote.
+        """Decode the output of ``pack``.
 
         Raises:
-            CheckpointError: it is something else.
+            CheckpointError: the tensor has another content.
         """
         try:
             content = json.loads(bytes(packed.tolist()))
@@ -90,39 +89,39 @@ class Architecture:
         """Build the selected part with random weights.
 
         Args:
-            selector: attribute names and list indices that lead from the model to the part.
+            selector: attribute names and list indices from the model to the part.
 
         Returns:
             The part; an encoder is restricted to the modalities that it was trained to take.
 
         Raises:
-            CheckpointError: the configuration does not build, or has no such part.
+            CheckpointError: the model can't be built from the configuration, or has no such part.
         """
-        rest = list(selector)
+        steps = list(selector)
         config: Mapping[str, Any] = self.model
-        if rest[:1] == [_ENCODER] and isinstance(self.model.get(_ENCODER_CONFIG), Mapping):
+        if steps[:1] == [_ENCODER] and isinstance(self.model.get(_ENCODER_CONFIG), Mapping):
             config = self.model[_ENCODER_CONFIG]
-            rest = rest[1:]
-        module = self._select(self._build(_for_this_package(config)), rest, selector)
+            steps = steps[1:]
+        module = self._select(self._build(_for_this_package(config)), steps, selector)
         restrict: Any = getattr(module, "restrict_input_modalities", None)
         if self.input_modalities is not None and restrict is not None:
             restrict(list(self.input_modalities))
         return module
 
     def _build(self, config: Mapping[str, Any]) -> nn.Module:
-        _refuse_strange_classes(config, self.source)
+        _refuse_foreign_classes(config, self.source)
         try:
             parsed = Config.from_dict(config)
-            _tell_ignored(config, parsed, self.source)
+            _warn_of_unknown_options(config, parsed, self.source)
             module = parsed.build()
         except (AttributeError, AssertionError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.source}: does not build a Helios model: {error}") from error
         assert isinstance(module, nn.Module)
         return module
 
-    def _select(self, module: nn.Module, rest: Sequence[str | int], selector: Sequence[str | int]) -> nn.Module:
+    def _select(self, module: nn.Module, steps: Sequence[str | int], selector: Sequence[str | int]) -> nn.Module:
         part: Any = module
-        for step in rest:
+        for step in steps:
             try:
                 part = part[step] if isinstance(step, int) else getattr(part, step)
             except (AttributeError, IndexError, TypeError) as error:
@@ -134,25 +133,25 @@ class Architecture:
         return part
 
 
-def _refuse_strange_classes(config: Any, source: str) -> None:
-    """Refuse classes that are no part of a Helios model: the package would import and make any that is named.
+def _refuse_foreign_classes(config: Any, source: str) -> None:
+    """Refuse classes of other packages: ``Config`` would import and instantiate any class that is named.
 
     Raises:
-        CheckpointError: naming the class.
+        CheckpointError: a class of another package is named.
     """
     inside = config.values() if isinstance(config, Mapping) else config if isinstance(config, list) else ()
     for part in inside:
-        _refuse_strange_classes(part, source)
+        _refuse_foreign_classes(part, source)
     name = config.get(Config.CLASS_NAME_FIELD) if isinstance(config, Mapping) else None
     if name is not None and not str(name).startswith(_PACKAGES):
         raise CheckpointError(f"{source}: does not build a Helios model: it names the class {name}")
 
 
 def _for_this_package(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Set the options whose meaning changed since, or that need a package which is not there.
+    """Set options whose default has changed or whose package is not installed.
 
-    Configurations from before ``use_linear_patch_embed`` mean a convolution. Flash attention has the same weights as
-    the built-in attention.
+    Configurations older than ``use_linear_patch_embed`` mean a convolution. Flash attention has the same weights as
+    torch's own attention.
     """
     changed = dict(config)
     for key in (_ENCODER_CONFIG, "decoder_config"):
@@ -166,22 +165,22 @@ def _for_this_package(config: Mapping[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def _tell_ignored(config: Mapping[str, Any], parsed: object, source: str) -> None:
+def _warn_of_unknown_options(config: Mapping[str, Any], parsed: object, source: str) -> None:
     if is_dataclass(parsed):
         known = {field.name for field in fields(parsed)}
         ignored = sorted(set(config) - known - {Config.CLASS_NAME_FIELD})
         if ignored:
-            logger.warning("%s: options that this version does not know are ignored: %s", source, ", ".join(ignored))
+            logger.warning("%s: options unknown to this version are ignored: %s", source, ", ".join(ignored))
 
 
 def _input_modalities(config: Mapping[str, Any]) -> list[str] | None:
-    """The supported modalities less those that pre-training only decoded; None where it is not recorded."""
+    """The supported modalities less those that pre-training only decoded; None where these are not recorded."""
     for section in ("train_module", "data_loader"):
-        found: Any = config
+        decoded: Any = config
         for key in (section, "masking_config", "strategy_config", "only_decode_modalities"):
-            found = found.get(key) if isinstance(found, Mapping) else None
-        if found is not None:
+            decoded = decoded.get(key) if isinstance(decoded, Mapping) else None
+        if decoded is not None:
             encoder = config["model"].get(_ENCODER_CONFIG)
             supported = encoder.get("supported_modality_names", []) if isinstance(encoder, Mapping) else []
-            return [modality for modality in supported if modality not in found] or None
+            return [modality for modality in supported if modality not in decoded] or None
     return None

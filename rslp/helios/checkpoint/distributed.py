@@ -1,4 +1,4 @@
-"""Reading distributed checkpoints as Helios pre-training writes them, without the package that wrote them."""
+"""Read the distributed checkpoints of Helios pre-training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.futures import Future
 from rslp.errors import CheckpointError
 from rslp.io import LOAD_ERRORS, archive_damage
 
-# Everything that the index of a tensor checkpoint is made of; whatever else a pickle names is refused, not imported.
+# The classes that the index of a checkpoint of tensors consists of; others that the pickle names are not imported.
 _METADATA = "torch.distributed.checkpoint.metadata"
 _NAMES = {
     _METADATA: (
@@ -40,22 +40,22 @@ _NAMES = {
     "pathlib": ("Path", "PosixPath", "PurePosixPath"),
 }  # fmt: skip
 _ALLOWED = {(module, name) for module, names in _NAMES.items() for name in names}
-# The writer's own names for torch's classes of the same shape.
+# The writing package's copies of torch's classes.
 _ALIASES = {"olmo_core.distributed.checkpoint.filesystem": "torch.distributed.checkpoint.filesystem"}
 
 
 class _IndexUnpickler(pickle.Unpickler):
-    """Unpickles the index of a checkpoint and nothing else."""
+    """Unpickles the index of a checkpoint and refuses all other classes."""
 
     def find_class(self, module: str, name: str) -> Any:
         module = _ALIASES.get(module, module)
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which an index has no use for")
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of an index")
         return super().find_class(module, name)
 
 
 class _Reader(FileSystemReader):
-    """torch's reader, with a safe way to read the index."""
+    """torch's reader, with a safe unpickler for the index and checked checksums."""
 
     def read_metadata(self, *_args: Any, **_kwargs: Any) -> metadata.Metadata:
         with (Path(self.path) / ".metadata").open("rb") as file:
@@ -67,32 +67,32 @@ class _Reader(FileSystemReader):
         return index
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Read the parts that are wanted, each an archive of torch.save, if all of them are as they were written."""
-        places = [self.storage_data[item.storage_index] for item in plan.items]
-        if len({(place.relative_path, place.offset) for place in places}) < len(places):
-            raise ValueError("the index leads to one part of a file from two tensors")
-        for place in places:
-            with (Path(self.path) / place.relative_path).open("rb") as file:
-                file.seek(place.offset)
-                if damage := archive_damage(io.BytesIO(file.read(place.length)), older=True):
-                    raise ValueError(f"{place.relative_path}, byte {place.offset}: {damage}")
+        """Read the planned tensors, each an archive of ``torch.save``, after checking the checksums of all of them."""
+        records = [self.storage_data[item.storage_index] for item in plan.items]
+        if len({(record.relative_path, record.offset) for record in records}) < len(records):
+            raise ValueError("two tensors of the index lie at the same place of a file")
+        for record in records:
+            with (Path(self.path) / record.relative_path).open("rb") as file:
+                file.seek(record.offset)
+                if damage := archive_damage(io.BytesIO(file.read(record.length)), older=True):
+                    raise ValueError(f"{record.relative_path}, byte {record.offset}: {damage}")
         return super().read_data(plan, planner)
 
 
 def read_weights(directory: Path, prefix: str) -> dict[str, torch.Tensor]:
     """Read the tensors of a distributed checkpoint whose names begin with a prefix.
 
-    No process group is used or needed: each process reads for itself.
+    No process group is needed: each process reads by itself.
 
     Args:
         directory: the folder with ``.metadata`` and the shards.
         prefix: for example ``model.encoder.``.
 
     Returns:
-        The tensors under their names without the prefix, on the CPU, in the dtype of the checkpoint.
+        The tensors by their names without the prefix, on the CPU, in the dtype of the checkpoint.
 
     Raises:
-        CheckpointError: the folder is no such checkpoint, or damaged.
+        CheckpointError: the folder is no distributed checkpoint, or is damaged.
     """
     reader = _Reader(directory)
     try:
@@ -115,11 +115,11 @@ def read_weights(directory: Path, prefix: str) -> dict[str, torch.Tensor]:
         detail = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{directory}: damaged or incomplete: {detail}") from error
     if unread := [name for name, tensor in wanted.items() if tensor.is_floating_point() and tensor.isnan().any()]:
-        raise CheckpointError(f"{directory}: damaged or incomplete: {unread[0]} is not there as a whole, or holds NaN")
+        raise CheckpointError(f"{directory}: damaged or incomplete: {unread[0]} is incomplete, or holds NaN")
     return {name.removeprefix(prefix): tensor for name, tensor in wanted.items()}
 
 
 def _unread(entry: metadata.TensorStorageMetadata) -> torch.Tensor:
-    """A tensor to read into: NaN shows what an index that is damaged leaves out."""
+    """A tensor to read into, filled with NaN: a damaged index may leave out parts, which then stay NaN."""
     empty = torch.empty(entry.size, dtype=entry.properties.dtype)
     return empty.fill_(torch.nan) if empty.is_floating_point() else empty

@@ -1,4 +1,4 @@
-"""Encoders of fine-tuning runs: the weights in a training checkpoint, and where their architecture is found."""
+"""Encoders in checkpoints of fine-tuning runs: weights and architecture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rslp.errors import CheckpointError
 from rslp.helios.checkpoint.architecture import Architecture
 from rslp.io import read_yaml, resolve_paths
 
-# Where the encoder stands in a training checkpoint, ours and the original's.
+# Names of the encoder's tensors in a training checkpoint, of this and the original project.
 _ENCODER = "model.encoder.0."
 _WEIGHTS = f"{_ENCODER}model."
 _ARCHITECTURE = f"{_ENCODER}_extra_state"
@@ -24,13 +24,13 @@ def finetuned_weights(tensors: Mapping[str, torch.Tensor], file: Path) -> dict[s
     """Take the encoder's weights out of a training checkpoint.
 
     Raises:
-        CheckpointError: none are there.
+        CheckpointError: the checkpoint has none.
     """
-    found = {name.removeprefix(_WEIGHTS): tensor for name, tensor in tensors.items() if name.startswith(_WEIGHTS)}
-    if not found:
+    weights = {name.removeprefix(_WEIGHTS): tensor for name, tensor in tensors.items() if name.startswith(_WEIGHTS)}
+    if not weights:
         roots = sorted({".".join(name.split(".")[:3]) for name in tensors})
-        raise CheckpointError(f"{file}: no weights named {_WEIGHTS}*; there are {', '.join(roots[:8])}")
-    return found
+        raise CheckpointError(f"{file}: no weights named {_WEIGHTS}*, but {', '.join(roots[:8])}")
+    return weights
 
 
 def finetuned_architecture(
@@ -38,8 +38,8 @@ def finetuned_architecture(
 ) -> Architecture:
     """Find the architecture that the weights of a training checkpoint belong to.
 
-    Looked for in this order: in the checkpoint itself, where ``Helios`` keeps it; in a ``config.json`` of a pre-trained
-    model in the checkpoint's folder or the one above; in the checkpoint that a run's ``config.yaml`` in one of these
+    The places, in this order: the checkpoint itself, where ``Helios`` stores it; a ``config.json`` of a pre-trained
+    model in the checkpoint's folder or the one above; the checkpoint that a run's ``config.yaml`` in one of these
     folders names.
 
     Args:
@@ -48,7 +48,7 @@ def finetuned_architecture(
         original: opens the checkpoint that a run started from.
 
     Raises:
-        CheckpointError: found nowhere; the message lists the places.
+        CheckpointError: it is in none of them; the message lists them.
     """
     if _ARCHITECTURE in tensors:
         return Architecture.unpack(tensors[_ARCHITECTURE], source=str(file))
@@ -64,7 +64,7 @@ def finetuned_architecture(
             try:
                 return original(checkpoint_path)
             except CheckpointError as error:
-                tried.append(f"{checkpoint_path}, which that names ({error})")
+                tried.append(f"{checkpoint_path}, named there ({error})")
     raise CheckpointError(
         f"{file}: the checkpoint does not say how its encoder is built; put the {_CONFIG} of the pre-trained model "
         f"beside it. Looked for: {'; '.join(tried)}"
@@ -76,7 +76,7 @@ def _started_from(run_config: Path) -> Iterator[str]:
     if run_config.is_file():
         for encoder in _encoders(read_yaml(run_config).data):
             key = next((key for key in ("checkpoint_path", "model_path", "model_id") if encoder.get(key)), None)
-            # Variables that other values need may not be set here.
+            # Only this value is expanded: the environment may lack variables of others.
             named = resolve_paths({key: encoder[key]}, run_config.parent)[key] if key else None
             if isinstance(named, str):
                 yield named

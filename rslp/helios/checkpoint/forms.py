@@ -1,4 +1,4 @@
-"""Where an encoder's architecture and weights come from: the forms of checkpoints that ``Helios`` takes.
+"""Open an encoder's checkpoint in any of the forms that ``Helios`` takes.
 
 - a bundle: a folder with ``config.json`` and ``weights.pth``;
 - a distributed checkpoint of pre-training: a folder with ``config.json`` and ``model_and_optim/``;
@@ -25,18 +25,18 @@ CONFIG = "config.json"
 WEIGHTS = "weights.pth"
 DISTRIBUTED = "model_and_optim"
 _FINETUNED = ("last.ckpt", "checkpoints/last.ckpt", "best.ckpt", "checkpoints/best.ckpt")
-# Tables that older versions stored and that are computed now; the encoder drops them by itself.
+# Tables that older versions stored; they are computed now, and the encoder drops stored ones.
 _COMPUTED = "composite_encodings.pos_embed"
 _LISTED = 8
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was recognised, its weights not read yet.
+    """A checkpoint of known form, whose weights are not read yet.
 
     Attributes:
-        architecture: how to build the model.
-        weights: reads the weights of the part that a selector leads to, names relative to that part.
+        architecture: the architecture of the model.
+        weights: reads the weights of the part that a selector leads to, by their names in that part.
         source: for messages.
     """
 
@@ -51,15 +51,12 @@ def open_checkpoint(path_or_id: str) -> Checkpoint:
     Args:
         path_or_id: a file, a folder, or the id of a published model.
 
-    Returns:
-        The checkpoint.
-
     Raises:
-        CheckpointError: there is nothing, or it is none of the known forms, or its configuration is unreadable.
+        CheckpointError: it does not exist, is of no known form, or its configuration is unreadable.
     """
     if "://" in path_or_id:
         raise CheckpointError(
-            f"checkpoint {path_or_id}: remote checkpoints are not read; copy it to a local folder first"
+            f"checkpoint {path_or_id}: remote checkpoints can't be read; copy it to a local folder first"
         )
     path = Path(path_or_id).expanduser()
     model = published_id(path_or_id)
@@ -97,7 +94,7 @@ def load_encoder(
     Args:
         checkpoint: from ``open_checkpoint``.
         selector: attribute names and list indices from the model to the part.
-        random_initialization: leave the weights random; only the architecture is used, weights may be absent.
+        random_initialization: leave the weights random; the checkpoint needs no weights then.
         strict: whether missing and unexpected weights are an error.
 
     Returns:
@@ -110,20 +107,18 @@ def load_encoder(
     if random_initialization:
         return part
     weights = checkpoint.weights(selector)
-    wanted = part.state_dict()
+    expected = part.state_dict()
     misshapen = [
         f"{name} (checkpoint {_shape(weights[name])}, model {_shape(tensor)})"
-        for name, tensor in wanted.items()
+        for name, tensor in expected.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
-    missing = [name for name in wanted if name not in weights]
-    unexpected = [name for name in weights if name not in wanted and not name.endswith(_COMPUTED)]
-    faults = [_listed("of another shape", misshapen)] if misshapen else []
-    if strict:
-        faults += [_listed(what, names) for what, names in (("missing", missing), ("unexpected", unexpected)) if names]
-    if faults:
+    missing = [name for name in expected if name not in weights]
+    unexpected = [name for name in weights if name not in expected and not name.endswith(_COMPUTED)]
+    misfits = {"of another shape": misshapen, **({"missing": missing, "unexpected": unexpected} if strict else {})}
+    if faults := [_listed(kind, names) for kind, names in misfits.items() if names]:
         raise CheckpointError(f"{checkpoint.source} does not fit the model of its configuration: {'; '.join(faults)}")
-    part.load_state_dict({name: weights[name] for name in wanted if name in weights}, strict=False)
+    part.load_state_dict({name: weights[name] for name in expected if name in weights}, strict=False)
     return part
 
 
@@ -143,7 +138,7 @@ def _bundle(folder: Path, *, input_modalities: Sequence[str] | None = None) -> C
 
 
 def _distributed(folder: Path) -> Checkpoint:
-    # The reader of such checkpoints imports more of torch than the rest of a run needs.
+    # Imported here since it loads modules of torch that nothing else in a run needs.
     from rslp.helios.checkpoint.distributed import read_weights
 
     def weights(selector: Sequence[str | int]) -> dict[str, torch.Tensor]:
@@ -165,10 +160,10 @@ def _finetuned(file: Path) -> Checkpoint:
 
 
 def _below(tensors: dict[str, torch.Tensor], selector: Sequence[str | int]) -> dict[str, torch.Tensor]:
-    """The weights below a selector; a file with the weights of the selected part alone is taken as it is."""
+    """The weights of the selected part; all weights if none has its prefix: the file holds that part alone."""
     prefix = _prefix(selector)
-    found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    return found or tensors
+    selected = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return selected or tensors
 
 
 def _prefix(steps: Sequence[str | int]) -> str:
@@ -179,6 +174,6 @@ def _shape(tensor: torch.Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
 
 
-def _listed(what: str, names: Sequence[str]) -> str:
+def _listed(kind: str, names: Sequence[str]) -> str:
     more = f", and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"{len(names)} {what}: {', '.join(names[:_LISTED])}{more}"
+    return f"{len(names)} {kind}: {', '.join(names[:_LISTED])}{more}"

@@ -1,4 +1,4 @@
-"""Published models by their id."""
+"""Find and download published Helios models by their id."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ from rslp.errors import CheckpointError
 
 
 def published_id(name: str) -> str | None:
-    """Give the full id, such as ``allenai/OlmoEarth-v1-Nano``, of a model named with or without its owner.
+    """The full id of a published model, such as ``allenai/OlmoEarth-v1-Nano``; None if no model has that name.
 
-    The names that rslearn's configs use, such as ``OLMOEARTH_V1_NANO``, are known too.
-
-    Returns:
-        The id, or None if no model is published under that name.
+    Args:
+        name: the id with or without its owner, or the name in rslearn's configs, such as ``OLMOEARTH_V1_NANO``.
     """
     for model in ModelID:
         if name in (model.repo_id(), model.value, model.name):
@@ -28,7 +26,7 @@ def published_id(name: str) -> str | None:
 
 
 def download(repo_id: str) -> tuple[Path, Sequence[str]]:
-    """Download a published model, or find it in the cache of earlier downloads.
+    """Download a published model, unless an earlier download is cached.
 
     Args:
         repo_id: from ``published_id``.
@@ -37,7 +35,7 @@ def download(repo_id: str) -> tuple[Path, Sequence[str]]:
         A folder with ``config.json`` and ``weights.pth``, and the modalities that the encoder was trained to take.
 
     Raises:
-        CheckpointError: it is not in the cache and can't be downloaded.
+        CheckpointError: the model is not cached and can't be downloaded.
     """
     try:
         folder = Path(hf_hub_download(repo_id=repo_id, filename=CONFIG_FILENAME)).parent

@@ -1,4 +1,4 @@
-"""Reading files written by ``torch.save`` without running anything that they name."""
+"""Read weights from files of torch.save without running code that they name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STATE = "state_dict"
 
 
 class _Inert(dict[Any, Any]):
-    """Stands in for any class that a file names: takes whatever it is given, does nothing."""
+    """Replaces a class that a file names: takes any arguments and does nothing."""
 
     def __init__(self, *_args: object, **_kwargs: object) -> None:
         super().__init__()
@@ -26,8 +26,8 @@ class _Inert(dict[Any, Any]):
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read the tensors of a state dict, or of a Lightning checkpoint's ``state_dict``.
 
-    Objects of foreign classes, which training checkpoints carry beside the weights (hyperparameters, say), are passed
-    over; their classes are neither imported nor called.
+    Objects of other classes, such as the hyperparameters in training checkpoints, are skipped; their classes are
+    neither imported nor called.
 
     Args:
         path: the file.
@@ -36,7 +36,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         The tensors by name, on the CPU, mapped from the file.
 
     Raises:
-        CheckpointError: not readable, damaged, or it holds no named tensors.
+        CheckpointError: the file can't be read, is damaged, or holds no named tensors.
     """
     try:
         if damage := archive_damage(path, older=True):
@@ -71,6 +71,6 @@ def _stand_in(name: str) -> type:
 
 
 def _first_line(error: BaseException) -> str:
-    """The line of an error that says what is wrong; torch puts advice on its own arguments around it."""
+    """The line of torch's error that names the cause; the others advise on arguments of ``torch.load``."""
     lines = [line for line in str(error).split("\n") if line.strip()] or [type(error).__name__]
     return next((line for line in lines if "GLOBAL" in line), lines[0])

@@ -1,1 +1,1 @@
-"""Images on their way into the Helios encoder: units, bands, statistics, dates, batches."""
+"""Prepare images for the Helios encoder: units, bands, dates, batches."""

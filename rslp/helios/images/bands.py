@@ -1,4 +1,4 @@
-"""From the bands that a dataset has to the bands that the encoder takes: order, scale, substitutes."""
+"""How a dataset's bands become the encoder's: order, scale, substitutes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from rslp.helios.images.statistics import Band
 
 MissingBands = Literal["nearest", "mean", "zero"]
 
-# A band stands in for another one only if their wavelengths differ by less than this factor: SWIR 1 may stand for
-# SWIR 2, no reflective band for a thermal one.
-_NEAR = 1.5
+# A band replaces a missing one only if their wavelengths differ by less than this factor: SWIR 1 may replace SWIR 2,
+# a reflective band never a thermal one.
+_MAX_WAVELENGTH_RATIO = 1.5
 
 
 @dataclass(frozen=True)
 class BandPlan:
-    """How to make the encoder's channels of a dataset's.
+    """How the encoder's channels are computed from a dataset's.
 
     Attributes:
         given: the dataset's bands in its order.
-        source: per band of the encoder the index into ``given`` to take, or None for a constant.
+        source: per band of the encoder its index in ``given``, or None for a constant.
         scale: per band of the encoder, ``1 / (max - min)``.
         offset: per band of the encoder, ``-min / (max - min)``.
         constant: the normalised value of bands without a source.
@@ -47,7 +47,7 @@ class BandPlan:
         """Arrange and scale ``C T H W`` float32 raw values; returns a new tensor ``C' T H W``."""
         arranged = self.arrange(image)
         scale, offset = (factor.to(image) for factor in self._factors)
-        # What was arranged is a copy already, so it may be changed in place.
+        # A re-ordered image is a copy, which may be changed in place.
         result = (arranged.mul(scale) if arranged is image else arranged.mul_(scale)).add_(offset)
         if self._absent:
             result[self._absent] = self.constant
@@ -68,22 +68,19 @@ class BandPlan:
 def plan_bands(
     given: Sequence[str], wanted: Sequence[Band], *, std_multiplier: float, missing: MissingBands
 ) -> BandPlan:
-    """Plan the way from given bands to wanted ones.
+    """Plan how the wanted bands are computed from the given ones.
 
     Args:
         given: the dataset's bands in its order; each is among ``wanted``.
         wanted: the encoder's bands in its order.
         std_multiplier: half of the range that becomes 0..1, in standard deviations.
-        missing: what stands for wanted bands that are not given.
-
-    Returns:
-        The plan.
+        missing: how wanted bands that are not given are filled, see ``HeliosNormalize``.
     """
     have = [band for band in wanted if band.name in given]
     source: list[int | None] = []
     for band in wanted:
-        near = band if band in have else (_nearest(band, have) if missing == "nearest" else None)
-        source.append(None if near is None else list(given).index(near.name))
+        used = band if band in have else (_nearest(band, have) if missing == "nearest" else None)
+        source.append(None if used is None else list(given).index(used.name))
     widths = [2 * std_multiplier * band.std for band in wanted]
     return BandPlan(
         given=tuple(given),
@@ -100,5 +97,5 @@ def _nearest(band: Band, have: Sequence[Band]) -> Band | None:
     ratios = [(max(b.nm, band.nm) / min(b.nm, band.nm), b.nm, b) for b in have if b.nm is not None]
     if not ratios:
         return None
-    ratio, _, near = min(ratios, key=lambda entry: entry[:2])
-    return near if ratio < _NEAR else None
+    ratio, _, nearest = min(ratios, key=lambda entry: entry[:2])
+    return nearest if ratio < _MAX_WAVELENGTH_RATIO else None

@@ -1,4 +1,4 @@
-"""Acquisition dates: one common row of time steps for the modalities of a sample."""
+"""Align the dates of a sample's modalities on common time steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Timeline:
     """The time steps of one sample.
 
     Attributes:
-        steps: ``(day, month, year)`` per time step, the month counted from 0 as the encoder wants it.
+        steps: ``(day, month, year)`` per time step, the month counted from 0, as the encoder does.
         position: per modality the time step of each of its images.
     """
 
@@ -23,17 +23,14 @@ class Timeline:
 
 
 def align(intervals: Mapping[str, Sequence[Interval]], tolerance: timedelta) -> Timeline:
-    """Put the images of all modalities on one row of time steps, in the order of time.
+    """Align the images of all modalities on common time steps, in the order of time.
 
-    An image joins the nearest step that its modality does not use yet, if it is less than ``tolerance`` away; else it
-    opens a step of its own. Its time is the middle of its interval.
+    An image joins the nearest step that its modality does not use yet, if that is less than ``tolerance`` away;
+    otherwise it adds a new step. Its time is the middle of its interval.
 
     Args:
         intervals: per modality the interval in which each of its images was taken, in any order.
-        tolerance: how far images of different modalities may lie apart to share a step.
-
-    Returns:
-        The time steps, and for each image the one it belongs to.
+        tolerance: images of different modalities closer than this share a step.
     """
     steps: list[datetime] = []
     joined: dict[str, list[int]] = {}
@@ -42,8 +39,8 @@ def align(intervals: Mapping[str, Sequence[Interval]], tolerance: timedelta) -> 
         free = list(range(len(steps)))
         for start, end in of_modality:
             middle = start + (end - start) / 2
-            near = [(abs(steps[step] - middle), step) for step in free]
-            gap, step = min(near, default=(tolerance, -1))
+            gaps = [(abs(steps[step] - middle), step) for step in free]
+            gap, step = min(gaps, default=(tolerance, -1))
             if gap < tolerance:
                 free.remove(step)
             else:
@@ -54,12 +51,12 @@ def align(intervals: Mapping[str, Sequence[Interval]], tolerance: timedelta) -> 
     rank = {step: index for index, step in enumerate(order)}
     return Timeline(
         steps=tuple((steps[step].day, steps[step].month - 1, steps[step].year) for step in order),
-        position={modality: tuple(rank[step] for step in found) for modality, found in joined.items()},
+        position={modality: tuple(rank[step] for step in used) for modality, used in joined.items()},
     )
 
 
 def legacy(counts: Mapping[str, int]) -> Timeline:
-    """The dummy months of the original: image 0 in January 2024, image 1 in February 2024, and so on.
+    """The dummy months of the original project: image 0 in January 2024, image 1 in February 2024, and so on.
 
     Args:
         counts: the number of images per modality; at most 12.

@@ -1,4 +1,4 @@
-"""From a batch of samples to the tensors that the Helios encoder takes."""
+"""Assemble samples into the tensors and masks that the Helios encoder takes."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from rslp.helios.images.dates import Interval, Timeline, align, legacy
 
 logger = logging.getLogger(__name__)
 
-# The middle of the normalised range, and any date: neither says anything of the place.
+# The image of a sample without valid dates: the middle of the normalised range, at any date.
 _BLANK = 0.5
 _BLANK_DATE = datetime(2000, 1, 1, tzinfo=UTC)
 _NO_STEP = (1, 0, 2000)
-# Normalised values lie around 0..1; saturated 16-bit pixels come to about 9.
+# Normalised values lie around 0..1; saturated 16-bit pixels become about 9.
 _HIGHEST = 50.0
 
 
 @dataclass(frozen=True)
 class ModalityShape:
-    """What the encoder expects of one modality.
+    """Shape of one modality in the encoder.
 
     Attributes:
-        name: the modality's name, also the input's.
+        name: name of the modality and of its input.
         bands: number of channels.
         band_sets: number of tokens per patch and date.
         is_series: whether it has dates; elevation and land cover do not.
@@ -50,7 +50,7 @@ class EncoderBatch:
     Attributes:
         sample: tensors and masks; images ``B H W T C``, masks ``B H W T S`` (expanded views), timestamps ``B T 3``.
         valid: per modality bool ``B T`` on the images' device, or None where every date of every sample is valid.
-        complete: whether no sample lacks anything, so that the encoder needs no masks at all.
+        complete: whether every sample has every date and modality, so that the encoder needs no masks.
     """
 
     sample: Any
@@ -66,21 +66,18 @@ def assemble(
     use_legacy_timestamps: bool,
     tolerance: timedelta,
 ) -> EncoderBatch:
-    """Stack the samples of a batch, with dates aligned across modalities and everything absent masked.
+    """Stack the samples of a batch, align dates across modalities, and mask absent dates and modalities.
 
     Args:
         inputs: per sample its inputs; those named like a modality are RasterImages ``C T H W`` or tensors ``T*C H W``,
             normalised, in the encoder's band order. The number of dates may differ.
-        metadatas: per sample its metadata; the window's time range stands in for the timestamp of a single image.
-        modalities: what the encoder takes; other inputs are ignored.
+        metadatas: per sample its metadata; the window's time range replaces a missing timestamp of a single image.
+        modalities: those that the encoder takes; other inputs are ignored.
         use_legacy_timestamps: dummy months instead of the real ones.
         tolerance: see ``dates.align``.
 
-    Returns:
-        The batch.
-
     Raises:
-        DataError: no modality in any sample, a wrong number of bands, unlike sizes, no timestamps.
+        DataError: no sample has a modality, a number of bands is wrong, sizes differ, or timestamps are missing.
     """
     images = [_images_of(sample, modalities) for sample in inputs]
     if not any(images):
@@ -108,7 +105,7 @@ def assemble(
         positions = [_positions(modality, of_sample, t) for of_sample, t in zip(images, timelines, strict=True)]
         stacked = _stack([of_sample.get(modality.name) for of_sample in images], positions, modality.bands, dates, size)
         valid[modality.name] = _valid_dates(positions, dates, device)
-        # B C T H W -> B H W T C; the mask has one value per date, seen through expanded strides.
+        # B C T H W -> B H W T C; the mask has one value per date, expanded to a view.
         tensors[modality.name] = stacked.permute(0, 3, 4, 2, 1)
         mask = _mask(valid[modality.name], (len(images), dates), device)
         tensors[f"{modality.name}_mask"] = mask[:, None, None, :, None].expand(-1, *size, -1, modality.band_sets)
@@ -116,11 +113,11 @@ def assemble(
     return EncoderBatch(sample=MaskedOlmoEarthSample(**tensors), valid=valid, complete=complete)
 
 
-def check_normalized(batch: EncoderBatch) -> None:
-    """Refuse raw values, which collapse the features without any other sign.
+def ensure_normalized(batch: EncoderBatch) -> None:
+    """Refuse images that were not normalised: their features would collapse without an error.
 
     Raises:
-        DataError: a value beyond what normalisation leaves of any sensor's range.
+        DataError: a value is larger than normalised values of any sensor can be.
     """
     for modality in batch.valid:
         highest = getattr(batch.sample, modality).abs().amax().item()
@@ -132,8 +129,8 @@ def check_normalized(batch: EncoderBatch) -> None:
 
 
 def _images_of(sample: Mapping[str, Any], modalities: Sequence[ModalityShape]) -> dict[str, RasterImage]:
-    """The sample's inputs that the encoder takes, as RasterImages with the right number of bands."""
-    found = {}
+    """The sample's inputs that the encoder takes, as RasterImages ``C T H W``, their numbers of bands checked."""
+    images = {}
     for modality in modalities:
         value = sample.get(modality.name)
         if value is None:
@@ -149,13 +146,13 @@ def _images_of(sample: Mapping[str, Any], modalities: Sequence[ModalityShape]) -
             )
         if dates > 1 and not modality.is_series:
             raise DataError(f"input {modality.name!r} has {dates} dates, but this modality has no time")
-        found[modality.name] = value
-    return found
+        images[modality.name] = value
+    return images
 
 
 def _blank(modality: ModalityShape, size: tuple[int, int], device: torch.device) -> dict[str, RasterImage]:
-    """What a sample without one valid date is fed as: the encoder needs at least one token of each sample."""
-    say_once("a sample has no valid date in any modality; it is fed as a blank image")
+    """The input of a sample without a valid date: the encoder needs at least one token of each sample."""
+    say_once("a sample has no valid date in any modality; it is encoded as a blank image")
     image = torch.full((modality.bands, 1, *size), _BLANK, device=device)
     return {modality.name: RasterImage(image, timestamps=[(_BLANK_DATE, _BLANK_DATE)])}
 
@@ -164,7 +161,7 @@ def _common_size(images: Sequence[Mapping[str, RasterImage]]) -> tuple[int, int]
     sizes = {(image.image.shape[2], image.image.shape[3]) for of_sample in images for image in of_sample.values()}
     if len(sizes) > 1:
         listed = ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
-        raise DataError(f"the images of a batch have unlike sizes (H x W px): {listed}; crop or pad them")
+        raise DataError(f"the images of a batch have different sizes (H x W px): {listed}; crop or pad them")
     (size,) = sizes
     return size
 
@@ -175,7 +172,7 @@ def _timeline(
     if use_legacy_timestamps:
         counts = {name: image.image.shape[1] for name, image in images.items()}
         if max(counts.values(), default=0) > 12:
-            raise DataError(f"use_legacy_timestamps knows 12 months at most, got {max(counts.values())} dates")
+            raise DataError(f"use_legacy_timestamps allows 12 dates at most, got {max(counts.values())}")
         return legacy(counts)
     return _aligned(tuple((name, _intervals(name, image, metadata)) for name, image in images.items()), tolerance)
 
@@ -222,15 +219,16 @@ def _stack(
     dates: int,
     size: tuple[int, int],
 ) -> torch.Tensor:
-    """Stack to ``B C T H W`` float32; dates that a sample lacks stay zero (they are masked)."""
-    everything = tuple(range(dates))
-    whole = [i.image for i, position in zip(images, positions, strict=True) if i is not None and position == everything]
-    if len(whole) == len(images):
-        return torch.stack(whole).to(torch.float32)
+    """Stack to ``B C T H W`` float32; dates that a sample lacks are zero (they are masked)."""
+    all_dates = tuple(range(dates))
+    pairs = zip(images, positions, strict=True)
+    complete = [image.image for image, position in pairs if image is not None and position == all_dates]
+    if len(complete) == len(images):
+        return torch.stack(complete).to(torch.float32)
     device = next(image.image.device for image in images if image is not None)
     stacked = torch.zeros((len(images), bands, dates, *size), dtype=torch.float32, device=device)
     for target, image, position in zip(stacked, images, positions, strict=True):
-        if image is not None and position == everything[: len(position)]:
+        if image is not None and position == all_dates[: len(position)]:
             target[:, : len(position)] = image.image
         elif image is not None:
             target[:, list(position)] = image.image.to(torch.float32)
@@ -245,9 +243,9 @@ def _valid_dates(positions: Sequence[tuple[int, ...]], dates: int, device: torch
 
 
 def _mask(is_valid: torch.Tensor | None, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
-    """The encoder's mask values ``B T``."""
-    seen = torch.tensor(MaskValue.ONLINE_ENCODER.value, dtype=torch.int32, device=device)
-    return seen.expand(shape) if is_valid is None else torch.where(is_valid, seen, MaskValue.MISSING.value)
+    """Mask values of the encoder, ``B T``."""
+    visible = torch.tensor(MaskValue.ONLINE_ENCODER.value, dtype=torch.int32, device=device)
+    return visible.expand(shape) if is_valid is None else torch.where(is_valid, visible, MaskValue.MISSING.value)
 
 
 def _timestamps(timelines: Sequence[Timeline], longest: int, device: torch.device) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The statistics of the pre-training data, which inputs are normalised with, and the encoder's order of bands."""
+"""Mean and standard deviation of the pre-training data by band."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Band:
         name: the band's name, as in configs.
         mean: mean over the pre-training data (DN for optical sensors, dB for Sentinel-1).
         std: standard deviation, same unit.
-        nm: centre wavelength in nanometres, or None where there is none (radar, classes, elevation).
+        nm: centre wavelength in nanometres; None for radar, classes and elevation.
     """
 
     name: str
@@ -35,7 +35,7 @@ Statistics = Mapping[str, tuple[Band, ...]]
 
 @cache
 def shipped_statistics() -> Statistics:
-    """The statistics that come with the package, per modality, bands in the encoder's order.
+    """The statistics that ship with the package, per modality, bands in the encoder's order.
 
     Source: the ``computed.json`` that Helios (OlmoEarth) was pre-trained with.
     """
@@ -50,22 +50,21 @@ def load(config_fname: str | None) -> Statistics:
     """Read the statistics that a config names.
 
     Args:
-        config_fname: a JSON file, modality -> band -> ``{mean, std}``; None for the shipped ones. A path under
-            ``/opt/helios`` that ends with ``computed.json`` and is not there means the shipped ones too: old configs
-            name the file of a container image.
+        config_fname: a JSON file, modality -> band -> ``{mean, std}``; None for the shipped ones. A missing file
+            ``/opt/helios/…/computed.json`` means the shipped ones, too: old configs name the file of a container image.
 
     Returns:
-        Per modality the bands in the encoder's order (for modalities that it does not know: in the file's order).
+        Per modality the bands in the encoder's order (in the file's order for modalities unknown to the encoder).
 
     Raises:
-        ConfigError: the file does not exist or is not such a JSON file.
+        ConfigError: the file does not exist or has another content.
     """
     if config_fname is None:
         return shipped_statistics()
     path = Path(config_fname)
     if not path.is_file():
-        wanted = PurePosixPath(config_fname)
-        if wanted.is_relative_to("/opt/helios") and wanted.name == "computed.json":
+        named = PurePosixPath(config_fname)
+        if named.is_relative_to("/opt/helios") and named.name == "computed.json":
             return shipped_statistics()
         raise _problem(f"no such file {config_fname!r}; leave config_fname out to use the shipped statistics")
     try:
@@ -98,5 +97,5 @@ def _in_order(modality: str, bands: Mapping[str, Any], config_fname: str) -> tup
     return tuple(read[name] for name in known) + tuple(band for name, band in read.items() if name not in known)
 
 
-def _problem(what: str) -> ConfigError:
-    return ConfigError(Problem(what, key="HeliosNormalize.config_fname"))
+def _problem(message: str) -> ConfigError:
+    return ConfigError(Problem(message, key="HeliosNormalize.config_fname"))

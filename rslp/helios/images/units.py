@@ -1,4 +1,4 @@
-"""Units of raw values: nodata, decibels, and values that contradict what a config says of them."""
+"""Units of raw images: nodata, decibels, values outside of the configured units."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rslp.errors import DataError
 
 Sentinel1Units = Literal["linear", "db"]
 
-# Nodata markers of the usual products are -9999, -32768 and -99999; no valid value of any modality comes near.
+# Nodata values of the usual products are -9999, -32768 and -99999; valid values of all modalities are far above.
 _NODATA_BELOW = -9999.0
 _ZERO_IS_NODATA = frozenset({"sentinel1", "sentinel2_l2a", "landsat"})
 # Well below the noise floor of Sentinel-1 (about -22 to -30 dB), so that a zero left by noise removal stays dark but
@@ -22,13 +22,13 @@ FLOOR_DB = -50.0
 
 @dataclass(frozen=True)
 class Survey:
-    """What an image holds.
+    """Nodata and range of an image.
 
     Attributes:
-        nodata: None if every pixel is a measurement; else bool ``C T H W``, or ``1 T H W`` if the same in all bands.
-        valid_dates: per date whether it has a measurement.
-        low: the lowest measurement, NaN if there is none.
-        high: the highest.
+        nodata: None if every pixel is valid; else bool ``C T H W``, or ``1 T H W`` if the same in all bands.
+        valid_dates: per date whether it has a valid pixel.
+        low: the lowest valid value, NaN if there is none.
+        high: the highest valid value, NaN if there is none.
     """
 
     nodata: torch.Tensor | None
@@ -37,23 +37,20 @@ class Survey:
     high: float
 
 
-def survey(modality: str, image: torch.Tensor) -> Survey:
-    """Find the pixels that hold no measurement, and the range of those that do.
+def survey_image(modality: str, image: torch.Tensor) -> Survey:
+    """Find the nodata pixels of an image and the range of its valid values.
 
     Args:
         modality: the modality's name.
         image: raw values ``C T H W``, float32.
-
-    Returns:
-        What was found.
     """
     if image.numel() == 0:
         return Survey(None, (False,) * image.shape[1], math.nan, math.nan)
     low, high = (value.item() for value in image.aminmax())
-    # NaN spreads through both, and compares as false: it is looked at more closely, too.
+    # NaN makes both NaN, which compares as false: the quick way out is taken by images without nodata only.
     if low > _NODATA_BELOW and high < math.inf and (low > 0 or high < 0 or modality not in _ZERO_IS_NODATA):
         return Survey(None, (True,) * image.shape[1], low, high)
-    # Everything odd shows in these two as well, which are C times smaller than the image.
+    # The extrema over bands are C times smaller than the image and show NaN, infinity and nodata values, too.
     lows, highs = image.amin(dim=0), image.amax(dim=0)
     empty = (lows == 0) & (highs == 0) if modality in _ZERO_IS_NODATA else torch.zeros_like(lows, dtype=torch.bool)
     odd = ~(lows > _NODATA_BELOW) | ~(highs < math.inf)
@@ -75,32 +72,32 @@ def to_decibels(power: torch.Tensor) -> torch.Tensor:
     return 10 * torch.log10(power.clamp(min=10 ** (FLOOR_DB / 10)))
 
 
-def check_range(modality: str, found: Survey, sentinel1_units: Sentinel1Units) -> None:
-    """Refuse values that cannot be in the units that are expected.
+def check_range(modality: str, survey: Survey, sentinel1_units: Sentinel1Units) -> None:
+    """Refuse values that cannot be in the expected units.
 
     Sentinel-2 and Landsat: digital numbers exceed 3 somewhere, reflectance never does. Sentinel-1: power is never
     negative, apart from tiny values that noise removal leaves (tolerated down to -1), and not above 3 (5 dB) in all
     pixels and both polarisations; an image in dB has negative values, and none below -120.
 
     Args:
-        modality: the modality's name; others than these three are not looked at.
-        found: what the image holds; without a measurement there is nothing to refuse.
-        sentinel1_units: what the config says of Sentinel-1.
+        modality: the modality's name; only Sentinel-1, Sentinel-2 and Landsat are checked.
+        survey: range of the image; one without valid pixels passes.
+        sentinel1_units: the configured units of Sentinel-1.
 
     Raises:
-        DataError: the values contradict it; the message says what they look like.
+        DataError: the values contradict the units; the message says which units they look like.
     """
-    low, high = found.low, found.high
-    seen = f"{modality} values lie in {low:.4g} .. {high:.4g}"
+    low, high = survey.low, survey.high
+    text = f"{modality} values lie in {low:.4g} .. {high:.4g}"
     if modality in ("sentinel2_l2a", "landsat") and high <= 3:
-        raise DataError(f"{seen}: this looks like reflectance, digital numbers (hundreds to thousands) are expected")
+        raise DataError(f"{text}: this looks like reflectance, digital numbers (hundreds to thousands) are expected")
     if modality != "sentinel1":
         return
     if low > 3:
-        raise DataError(f"{seen}: neither linear power nor dB, this looks like amplitude or digital numbers")
+        raise DataError(f"{text}: neither linear power nor dB, this looks like amplitude or digital numbers")
     if sentinel1_units == "linear" and low < -1:
-        raise DataError(f"{seen}: linear power is never negative, this looks like dB; set sentinel1_units to db")
+        raise DataError(f"{text}: linear power is never negative, this looks like dB; set sentinel1_units to db")
     if sentinel1_units == "db" and low >= 0:
-        raise DataError(f"{seen}: dB has negative values, this looks like linear power; set sentinel1_units to linear")
+        raise DataError(f"{text}: dB has negative values, this looks like linear power; set sentinel1_units to linear")
     if sentinel1_units == "db" and low < -120:
-        raise DataError(f"{seen}: too low for dB, this looks like scaled integers")
+        raise DataError(f"{text}: too low for dB, this looks like scaled integers")
