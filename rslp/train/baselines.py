@@ -9,18 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rslearn.train.tasks.classification import ClassificationTask
-from rslearn.train.tasks.detection import DetectionTask
-from rslearn.train.tasks.multi_task import MultiTask
-from rslearn.train.tasks.per_pixel_regression import PerPixelRegressionTask
-from rslearn.train.tasks.regression import RegressionTask
-from rslearn.train.tasks.segmentation import SegmentationTask
 from rslearn.train.tasks.task import Task
 
 from rslp.data.cache.columns import read_columns, write_columns
 from rslp.data.samples import SampleSource
 from rslp.errors import DataError
 from rslp.models.denominators import accumulation_dtype
+from rslp.upstream.task_kinds import OTHER, kind_of, tasks_by_name
 
 # Dataset -> task -> majority class, or mean label (in the units of the loss); plain numbers that a checkpoint can hold.
 Baselines = dict[str, dict[str, float]]
@@ -31,11 +26,6 @@ MAX_SAMPLES = 2000
 _FORMAT = 2
 
 log = logging.getLogger(__name__)
-
-
-def tasks_by_name(task: Task, dataset: str) -> dict[str, Task]:
-    """The tasks of a dataset: those that a MultiTask unites, or the one, under the dataset's name."""
-    return dict(task.tasks) if isinstance(task, MultiTask) else {dataset: task}
 
 
 def fit_baselines(sources: Mapping[str, SampleSource], *, skip: bool = False) -> Baselines:
@@ -97,28 +87,16 @@ def fit_baseline(task: Task, targets: Iterable[Mapping[str, Any]]) -> float | No
         task: which kind it is.
         targets: rslearn's targets of the task.
     """
-    if isinstance(task, DetectionTask):
-        return 0.0
-    labels = [values for target in targets if len(values := _labels(task, target))]
-    if not labels:
+    kind = kind_of(task)
+    if kind is OTHER:
         return None
-    joined = torch.cat(labels)
-    if isinstance(task, (ClassificationTask, SegmentationTask)):
-        return float(torch.bincount(joined).argmax())
-    return float(joined.double().mean())
-
-
-def _labels(task: Task, target: Mapping[str, Any]) -> torch.Tensor:
-    """The valid labels of one sample, flat."""
-    if isinstance(task, ClassificationTask):
-        return target["class"].reshape(1)[target["valid"].reshape(1) > 0]  # type: ignore[no-any-return]
-    if isinstance(task, SegmentationTask):
-        return target["classes"].get_hw_tensor()[target["valid"].get_hw_tensor() > 0]  # type: ignore[no-any-return]
-    if isinstance(task, RegressionTask):
-        return target["value"].reshape(1)[target["valid"].reshape(1) > 0]  # type: ignore[no-any-return]
-    if isinstance(task, PerPixelRegressionTask):
-        return target["values"].get_hw_tensor()[target["valid"].get_hw_tensor() > 0]  # type: ignore[no-any-return]
-    return torch.empty(0)
+    if kind.unit == "object":
+        return 0.0
+    parts = [kind.labels(target)[kind.valid(target)] for target in targets]
+    if not any(map(len, parts)):
+        return None
+    labels = torch.cat(parts)
+    return float(labels.double().mean()) if kind.numeric else float(torch.bincount(labels).argmax())
 
 
 def baseline_output(task: Task, constant: float, target: Mapping[str, Any]) -> Any:
@@ -129,18 +107,13 @@ def baseline_output(task: Task, constant: float, target: Mapping[str, Any]) -> A
         constant: from ``fit_baseline``.
         target: the sample's target; says the size of an image and the device.
     """
-    if isinstance(task, DetectionTask):
+    kind = kind_of(task)
+    if kind.unit == "object":
         boxes = target["boxes"]
         return {"boxes": boxes[:0], "labels": target["labels"][:0], "scores": boxes.new_zeros(0)}
-    if isinstance(task, ClassificationTask):
-        return _one_hot(int(constant), len(task.classes), target["class"].reshape(()))
-    if isinstance(task, SegmentationTask):
-        return _one_hot(int(constant), task.num_classes, target["classes"].get_hw_tensor())
-    values = target["values"].get_hw_tensor() if isinstance(task, PerPixelRegressionTask) else target["value"]
-    return torch.full_like(values, constant, dtype=accumulation_dtype(values.device))
-
-
-def _one_hot(index: int, classes: int, like: torch.Tensor) -> torch.Tensor:
-    scores = torch.zeros((classes, *like.shape), device=like.device)
-    scores[index] = 1
+    labels = kind.labels(target)
+    if kind.class_names is None:
+        return torch.full_like(labels, constant, dtype=accumulation_dtype(labels.device))
+    scores = torch.zeros((len(kind.class_names(task)), *labels.shape), device=labels.device)
+    scores[int(constant)] = 1
     return scores

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from rslearn.train.model_context import RasterImage
-from rslearn.train.tasks.classification import ClassificationTask
-from rslearn.train.tasks.detection import DetectionTask
-from rslearn.train.tasks.per_pixel_regression import PerPixelRegressionTask
-from rslearn.train.tasks.regression import RegressionAccuracy, RegressionTask
-from rslearn.train.tasks.segmentation import MeanIoUMetric, SegmentationTask
+from rslearn.train.tasks.regression import RegressionAccuracy
+from rslearn.train.tasks.segmentation import MeanIoUMetric
 from rslearn.train.tasks.task import Task
 from torchmetrics import MeanAbsoluteError, MeanAbsolutePercentageError, MeanSquaredError, Metric, MetricCollection
 from torchmetrics import R2Score as StockR2
@@ -23,6 +20,7 @@ from rslp import upstream
 from rslp.data.batches import tensors_to
 from rslp.data.crops import PIXELS, CropPlace, joined, own_detections, own_objects
 from rslp.train.metric_types import R2, BalancedAccuracy, ClassMetric, DetectionScores, MeanIoU, WithinFactor
+from rslp.upstream.task_kinds import TaskKind, kind_of
 
 _SUMS = (MeanSquaredError, MeanAbsoluteError, MeanAbsolutePercentageError, StockR2, MeanIoUMetric)
 
@@ -129,23 +127,28 @@ def normalised(value: float, *, floor: float, best: float) -> float:
     return min(1.0, max(0.0, (value - floor) / (best - floor)))
 
 
-def primary_metric(task: Task) -> tuple[PrimaryMetric, Metric] | None:
-    """The primary metric of a task, over what ``_pairs`` gives; None for a kind that is not known.
+def _detection_scores(task: Any) -> Metric:
+    """Boxes are matched as the task's ``f1_metric_kwargs`` say, of all classes together unless these say otherwise."""
+    rule = {k: v for k, v in task.f1_metric_kwargs.items() if k in ("cmp_mode", "cmp_threshold", "flatten_classes")}
+    return DetectionScores(len(task.classes), **rule)
 
-    Classification: balanced accuracy (mean recall of the classes that occur). Segmentation: mean IoU over the pixels of
-    a split, of the classes that occur. Detection: average precision, boxes matched as the task's ``f1_metric_kwargs``
-    say, of all classes together unless these say otherwise. Regression: R2.
-    """
-    if isinstance(task, ClassificationTask):
-        return PrimaryMetric("balanced_accuracy"), BalancedAccuracy(len(task.classes))
-    if isinstance(task, SegmentationTask):
-        return PrimaryMetric("miou"), MeanIoU(task.num_classes, without=task.nodata_value)
-    if isinstance(task, DetectionTask):
-        rule = {k: v for k, v in task.f1_metric_kwargs.items() if k in ("cmp_mode", "cmp_threshold", "flatten_classes")}
-        return PrimaryMetric("average_precision"), DetectionScores(len(task.classes), **rule)
-    if isinstance(task, RegressionTask | PerPixelRegressionTask):
-        return PrimaryMetric("r2"), R2()
-    return None
+
+# For each kind of task its primary metric, and how that is made for a task.
+PRIMARY: dict[str, tuple[PrimaryMetric, Callable[[Any], Metric]]] = {
+    # Mean recall of the classes that occur.
+    "classification": (PrimaryMetric("balanced_accuracy"), lambda task: BalancedAccuracy(len(task.classes))),
+    # Over all pixels of a split, mean of the classes that occur.
+    "segmentation": (PrimaryMetric("miou"), lambda task: MeanIoU(task.num_classes, without=task.nodata_value)),
+    "detection": (PrimaryMetric("average_precision"), _detection_scores),
+    "regression": (PrimaryMetric("r2"), lambda _: R2()),
+    "per-pixel regression": (PrimaryMetric("r2"), lambda _: R2()),
+}
+
+
+def primary_metric(task: Task) -> tuple[PrimaryMetric, Metric] | None:
+    """The primary metric of a task, over what ``_pairs`` gives; None for a task of a kind that has none."""
+    name, make = PRIMARY.get(kind_of(task).name, (None, None))
+    return (name, make(task)) if name and make else None
 
 
 def _pairs(task: Task, outputs: Sequence[Any], targets: Sequence[Target]) -> tuple[Any, Any]:
@@ -154,46 +157,33 @@ def _pairs(task: Task, outputs: Sequence[Any], targets: Sequence[Target]) -> tup
     Scores ``N C`` and classes ``N`` of samples or pixels; values ``N`` and ``N`` in the units of the data and in double
     precision; or the detections and the objects of each image.
     """
-    if isinstance(task, DetectionTask):
+    kind = kind_of(task)
+    if kind.unit == "object":
         valid = [i for i, target in enumerate(targets) if bool(target["valid"])]
         return [outputs[i] for i in valid], [targets[i] for i in valid]
-    pairs = [_valid(task, output, target) for output, target in zip(outputs, targets, strict=True)]
+    pairs = [_valid(kind, output, target) for output, target in zip(outputs, targets, strict=True)]
     preds, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    if isinstance(task, RegressionTask | PerPixelRegressionTask):
-        return preds.double() / task.scale_factor, labels.double() / task.scale_factor
+    if kind.numeric:
+        scale = getattr(task, "scale_factor", 1)
+        return preds.double() / scale, labels.double() / scale
     return preds, labels
 
 
-def _valid(task: Task, output: torch.Tensor, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
+def _valid(kind: TaskKind, output: torch.Tensor, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
     """The valid predictions and labels of one sample."""
-    if isinstance(task, ClassificationTask):
-        mask = target["valid"].reshape(1) > 0
-        return output.reshape(1, -1)[mask], target["class"].reshape(1)[mask]
-    if isinstance(task, RegressionTask):
-        mask = target["valid"].reshape(1) > 0
-        return output.reshape(1)[mask], target["value"].reshape(1)[mask]
-    mask = target["valid"].get_hw_tensor() > 0
-    if isinstance(task, SegmentationTask):
-        return output.movedim(0, -1)[mask], target["classes"].get_hw_tensor()[mask]
-    values = target["values"].get_hw_tensor()
-    return output.reshape(values.shape)[mask], values[mask]
+    labels, valid = kind.labels(target), kind.valid(target)
+    # Values lie as the labels do; scores have the classes in front.
+    output = output.reshape(labels.shape) if kind.numeric else output.movedim(0, -1).reshape(*labels.shape, -1)
+    return output[valid], labels[valid]
 
 
 def _without_ignored(task: Task, target: Target) -> Target:
     """The target with pixels of torch's class to ignore (-100), which no metric takes, made invalid."""
-    if not isinstance(task, SegmentationTask):
+    kind = kind_of(task)
+    if not kind.dense or kind.numeric:
         return target
-    classes, valid = target["classes"].image, target["valid"].image
-    return {**target, "classes": RasterImage(classes.clamp(min=0)), "valid": RasterImage(valid * (classes >= 0))}
-
-
-def _names(task: Task) -> list[str]:
-    """The names of a task's classes."""
-    if isinstance(task, ClassificationTask | DetectionTask):
-        return list(task.classes)
-    if isinstance(task, SegmentationTask):
-        return list(task.class_names or map(str, range(task.num_classes)))
-    return []
+    classes, valid = target[kind.target_key].image, target["valid"].image
+    return {**target, kind.target_key: RasterImage(classes.clamp(min=0)), "valid": RasterImage(valid * (classes >= 0))}
 
 
 # What one process has seen: the tally, parts of windows, and the states of the metrics.
@@ -257,7 +247,7 @@ class TaskMetrics(torch.nn.Module):
         for target, place in zip(targets, places, strict=True):
             self._tally.add(target, place.window)
         samples: list[Sample] = list(zip(outputs, targets, constants or [None] * len(outputs), strict=True))
-        if isinstance(self.task, DetectionTask):
+        if kind_of(self.task).unit == "object":
             samples = self._whole(samples, places)
         self._add(samples)
 
@@ -322,8 +312,9 @@ class TaskMetrics(torch.nn.Module):
             value, floor = _value(self.metric), _value(self.floor_metric)
             values[primary.name] = value
             score = None if value is None else normalised(value, floor=floor or 0.0, best=primary.best)
-        if score is not None and isinstance(self.metric, ClassMetric):
-            classes = tuple(_names(self.task)[index] for index in self.metric.classes())
+        names = kind_of(self.task).class_names
+        if score is not None and names is not None and isinstance(self.metric, ClassMetric):
+            classes = tuple(names(self.task)[index] for index in self.metric.classes())
         if score is not None and isinstance(self.metric, DetectionScores):
             threshold = self.metric.best_threshold() if tune else threshold
             values |= self._f1(self.metric, threshold, tune=tune)

@@ -32,6 +32,7 @@ from rslp.train import baselines
 from rslp.train.callbacks import FiniteGuard, FinitePolicy, OnNonfinite
 from rslp.train.losses import LossMeter, all_reduce_denominators, loss_factors, weighted
 from rslp.train.metrics import TaskMetrics, TaskResult
+from rslp.upstream.task_kinds import tasks_by_name
 
 BASELINES_KEY = "rslp_floors"
 LOSSES_KEY = "rslp_train_losses"
@@ -124,7 +125,7 @@ class JointModule(RslearnLightningModule):
         self.model.set_datasets(data.tasks())
         data.background = self.model.with_background()
         for dataset, module in data.data_modules.items():
-            for name, task in baselines.tasks_by_name(module.task, dataset).items():
+            for name, task in tasks_by_name(module.task, dataset).items():
                 self._tasks[dataset, name] = task
                 self._metrics[dataset, name] = TaskMetrics(task)
         if stage == "fit" and not self.constants:
