@@ -264,7 +264,7 @@ class RunCheckpoints(Checkpoint):
         self._save_last(trainer, epoch_start=not upstream.stopped_inside(trainer), ended=True)
 
     def _save_last(self, trainer: Trainer, *, epoch_start: bool, ended: bool = False) -> None:
-        _joint(trainer.lightning_module).meters["train"].settle()
+        _joint(trainer.lightning_module).meters["train"].reduce_to_rank_zero()
         checkpoint = upstream.dump_checkpoint(trainer)
         if epoch_start:
             checkpoint = upstream.as_epoch_start(checkpoint, upstream.completed_epochs(trainer))
