@@ -1,4 +1,4 @@
-"""The floor under a task: the best constant prediction, learnt from the training labels alone."""
+"""Baselines: for each task the best constant prediction, fitted to its training labels."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from rslp.errors import DataError
 from rslp.models.denominators import accumulation_dtype
 from rslp.upstream.task_kinds import OTHER, kind_of, tasks_by_name
 
-# Dataset -> task -> majority class, or mean label (in the units of the loss); plain numbers that a checkpoint can hold.
+# Dataset -> task -> majority class, or mean label (in the units of the loss).
 Baselines = dict[str, dict[str, float]]
 
-# Reading the labels of a huge dataset would hold up the start; the majority and the mean of this many are close enough.
+# Enough labels for a majority and a mean, and few enough to start quickly on a huge dataset.
 MAX_SAMPLES = 2000
-# What is noted in stores was learnt by this code; another number when the code learns something else.
+# Version of the baselines in sample caches; to be raised when this code computes others.
 _FORMAT = 2
 
 log = logging.getLogger(__name__)
@@ -36,17 +36,17 @@ def fit_baselines(sources: Mapping[str, SampleSource], *, skip: bool = False) ->
         skip: leave out samples whose labels can't be read.
 
     Raises:
-        DataError: a label can't be read, and is not to be skipped.
+        DataError: a label can't be read, and ``skip`` is False.
     """
-    return {dataset: _learn(source, skip=skip) for dataset, source in sources.items()}
+    return {dataset: _fit_dataset(source, skip=skip) for dataset, source in sources.items()}
 
 
-def _learn(source: SampleSource, *, skip: bool) -> dict[str, float]:
-    """The constants of one dataset, from its store if they were learnt from these very labels before."""
+def _fit_dataset(source: SampleSource, *, skip: bool) -> dict[str, float]:
+    """The baselines of one dataset, from its sample cache if they were fitted to the same labels before."""
     indices = range(0, len(source), max(1, len(source) // MAX_SAMPLES))
     note = source.note(f"floors {_FORMAT} {skip}", indices)
-    if note is not None and (known := _noted(note, source.name)) is not None:
-        return known
+    if note is not None and (cached := _read_note(note, source.name)) is not None:
+        return cached
     targets = list(_targets(source, indices, skip=skip))
     constants = {
         name: constant
@@ -54,13 +54,13 @@ def _learn(source: SampleSource, *, skip: bool) -> dict[str, float]:
         if (constant := fit_baseline(task, [target[name] for target in targets])) is not None
     }
     if note is not None:
-        # The store's disk may be full, or not ours.
+        # The cache's disk may be full or read-only.
         with suppress(OSError):
             write_columns(note, {}, meta=constants)
     return constants
 
 
-def _noted(note: Path, dataset: str) -> dict[str, float] | None:
+def _read_note(note: Path, dataset: str) -> dict[str, float] | None:
     try:
         return dict(read_columns(note).meta)
     except FileNotFoundError:
@@ -81,10 +81,10 @@ def _targets(source: SampleSource, indices: Iterable[int], *, skip: bool) -> Ite
 
 
 def fit_baseline(task: Task, targets: Iterable[Mapping[str, Any]]) -> float | None:
-    """The constant for one task; None for a kind of task without one, or without a valid label.
+    """The baseline of one task; None for a kind of task without one, or without a valid label.
 
     Args:
-        task: which kind it is.
+        task: the task.
         targets: rslearn's targets of the task.
     """
     kind = kind_of(task)
@@ -100,12 +100,12 @@ def fit_baseline(task: Task, targets: Iterable[Mapping[str, Any]]) -> float | No
 
 
 def baseline_output(task: Task, constant: float, target: Mapping[str, Any]) -> Any:
-    """The constant prediction in the form of rslearn's head for the task: the floor is measured like the model.
+    """A baseline in the form of the task's head output, so that it is measured as the model is.
 
     Args:
-        task: which kind it is.
-        constant: from ``fit_baseline``.
-        target: the sample's target; says the size of an image and the device.
+        task: the task.
+        constant: the result of ``fit_baseline``.
+        target: the sample's target, which gives the size of an image and the device.
     """
     kind = kind_of(task)
     if kind.unit == "object":

@@ -1,4 +1,4 @@
-"""What a task is judged by: its primary metric, the baseline under it, and the metrics that its config asks for."""
+"""Metrics of a task: its primary metric, that of its baseline, and those that its config asks for."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Window = tuple[str, str]
 
 @dataclass
 class Tally:
-    """Counts of one task of one split.
+    """Counts of windows and labels of one task on one split.
 
     Attributes:
         windows: group and name of all windows.
-        labelled: those with a valid label.
-        valid: number of valid labels: pixels, or samples where a label is of a whole sample.
+        labelled: the windows with a valid label.
+        valid: number of valid labels; each pixel is a label of a dense task, each sample one of other tasks.
         total: number of labels.
     """
 
@@ -45,11 +45,11 @@ class Tally:
 
     @property
     def valid_share(self) -> float | None:
-        """Share of the labels that are valid; None before the first."""
+        """Share of the labels that are valid; None without labels."""
         return self.valid / self.total if self.total else None
 
     def new_windows(self, count: int) -> list[CropPlace]:
-        """Places of samples that are windows of their own."""
+        """Places for samples each of which is a window of its own."""
         names = (("", str(len(self.windows) + i)) for i in range(count))
         return [CropPlace(name, (0, 0), None, alone=True) for name in names]
 
@@ -61,13 +61,13 @@ class Tally:
         self.windows.add(window)
         if valid:
             self.labelled.add(window)
-        # Counted before transforms, which may pad or scale labels.
+        # Counts from before transforms, which may pad or scale labels.
         valid, total = target[PIXELS].tolist() if PIXELS in target else (valid, flags.numel())
         self.valid += valid
         self.total += total
 
     def join(self, other: Tally) -> None:
-        """Add what another process has seen."""
+        """Add the counts of another rank."""
         self.windows |= other.windows
         self.labelled |= other.labelled
         self.valid += other.valid
@@ -76,16 +76,16 @@ class Tally:
 
 F1, F1_TUNED, THRESHOLD = "f1_score", "f1_tuned", "f1_threshold"
 Target = Mapping[str, Any]
-# Output, target and constant prediction.
+# Output of the model, target, and output of the baseline.
 Sample = tuple[Any, Target, Any]
 
 
 @dataclass(frozen=True)
 class PrimaryMetric:
-    """The metric that a kind of task is selected by.
+    """The metric by which tasks of one kind are judged.
 
     Attributes:
-        name: as logged.
+        name: its logged name.
         best: the value of a perfect model.
     """
 
@@ -95,18 +95,18 @@ class PrimaryMetric:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What a split says of one task.
+    """The metrics of one task on one split.
 
     Attributes:
         values: every scalar metric by name; None where the split has no label to compute it from.
         primary: name of the primary metric, None for a kind of task that has none.
-        floor: the primary metric of the constant prediction learnt from the training labels.
-        score: the primary metric normalised to 0 (floor) … 1 (best); None without a value of it.
+        floor: the primary metric of the baseline.
+        score: the primary metric normalised to 0 (floor) … 1 (best); None where it has no value.
         n: number of windows with a valid label.
         n_windows: number of windows.
-        valid_share: share of their label pixels that are valid; for labels of whole samples, of the samples.
-        classes: the classes that the primary metric is a mean over, by name; None for one that is no such mean.
-        threshold: of a detector the score threshold that ``f1_tuned`` is at.
+        valid_share: share of their labels (pixels of a dense task, otherwise samples) that are valid.
+        classes: names of the classes that the primary metric is a mean over; None if it is not a mean over classes.
+        threshold: a detector's score threshold for ``f1_tuned``.
     """
 
     values: Mapping[str, float | None]
@@ -121,7 +121,7 @@ class TaskResult:
 
 
 def normalised(value: float, *, floor: float, best: float) -> float:
-    """Clip((value - floor) / (best - floor), 0, 1); 0 where the floor is the best already, or nothing is finite."""
+    """Clip((value - floor) / (best - floor), 0, 1); 0 where floor equals best, or value is not finite."""
     if best == floor or not math.isfinite(value):
         return 0.0
     return min(1.0, max(0.0, (value - floor) / (best - floor)))
@@ -152,10 +152,10 @@ def primary_metric(task: Task) -> tuple[PrimaryMetric, Metric] | None:
 
 
 def _pairs(task: Task, outputs: Sequence[Any], targets: Sequence[Target]) -> tuple[Any, Any]:
-    """Predictions and labels as a primary metric takes them, of what is valid alone.
+    """Valid predictions and labels in the form that primary metrics take.
 
-    Scores ``N C`` and classes ``N`` of samples or pixels; values ``N`` and ``N`` in the units of the data and in double
-    precision; or the detections and the objects of each image.
+    Scores ``N C`` and classes ``N`` of samples or pixels; numbers ``N`` and ``N``, in the units of the data and in
+    double precision; or for each image its detections and its objects.
     """
     kind = kind_of(task)
     if kind.unit == "object":
@@ -172,13 +172,13 @@ def _pairs(task: Task, outputs: Sequence[Any], targets: Sequence[Target]) -> tup
 def _valid(kind: TaskKind, output: torch.Tensor, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
     """The valid predictions and labels of one sample."""
     labels, valid = kind.labels(target), kind.valid(target)
-    # Values lie as the labels do; scores have the classes in front.
+    # Predicted numbers have the labels' shape, scores a dimension of classes before it.
     output = output.reshape(labels.shape) if kind.numeric else output.movedim(0, -1).reshape(*labels.shape, -1)
     return output[valid], labels[valid]
 
 
 def _without_ignored(task: Task, target: Target) -> Target:
-    """The target with pixels of torch's class to ignore (-100), which no metric takes, made invalid."""
+    """The target, in which pixels of the class that torch's losses ignore (-100) are made invalid."""
     kind = kind_of(task)
     if not kind.dense or kind.numeric:
         return target
@@ -186,7 +186,7 @@ def _without_ignored(task: Task, target: Target) -> Target:
     return {**target, kind.target_key: RasterImage(classes.clamp(min=0)), "valid": RasterImage(valid * (classes >= 0))}
 
 
-# What one process has seen: the tally, parts of windows, and the states of the metrics.
+# State of one rank: the tally, samples of incomplete windows, and the states of the metrics.
 MetricState = tuple[Tally, dict[Window, list[Sample]], list[dict[str, Any]]]
 
 
@@ -194,7 +194,7 @@ class TaskMetrics(torch.nn.Module):
     """All metrics of one task of one dataset on one split.
 
     Args:
-        task: the task, whose config says which further metrics it wants.
+        task: the task, which also lists the metrics that its config asks for.
     """
 
     def __init__(self, task: Task) -> None:
@@ -210,14 +210,14 @@ class TaskMetrics(torch.nn.Module):
         upstream.disable_metric_sync(self)
 
     def state(self) -> MetricState:
-        """What this process has seen, on the CPU."""
+        """The state of this rank, on the CPU."""
         return self._tally, self._parts, upstream.metric_states(self)
 
     def merge(self, states: Sequence[MetricState]) -> None:
-        """Take up what all processes have seen.
+        """Replace this rank's state by that of all ranks together.
 
         Args:
-            states: what ``state`` gave in each of them, by rank.
+            states: the ``state()`` of each rank, in their order.
         """
         self._tally, self._parts = Tally(), {}
         for tally, parts, _ in states:
@@ -237,10 +237,10 @@ class TaskMetrics(torch.nn.Module):
         """Add a batch.
 
         Args:
-            outputs: predictions of rslearn's head, one per sample.
-            targets: targets of the task, one per sample.
-            constants: the constant prediction for each sample, None when no training labels are known.
-            places: where each sample lies; each is a window of its own if they are not given.
+            outputs: output of the task's head for each sample.
+            targets: target of the task for each sample.
+            constants: output of the baseline for each sample, None without a baseline.
+            places: where each sample lies; without it, each is a window of its own.
         """
         places = places or self._tally.new_windows(len(outputs))
         targets = [_without_ignored(self.task, target) for target in targets]
@@ -252,9 +252,9 @@ class TaskMetrics(torch.nn.Module):
         self._add(samples)
 
     def _whole(self, samples: Sequence[Sample], places: Sequence[CropPlace]) -> list[Sample]:
-        """The samples that are the only ones of their windows; parts of others wait until all are there.
+        """Return the samples that are whole windows, and store the others until ``result``.
 
-        What is detected in one crop may be an object that counts in its neighbour.
+        A detection of one crop may match an object that is counted in a neighbouring crop.
         """
         whole = []
         for sample, place in zip(samples, places, strict=True):
@@ -282,11 +282,11 @@ class TaskMetrics(torch.nn.Module):
                 self.floor_metric.update(*_pairs(self.task, constants, targets))
 
     def result(self, *, threshold: float | None = None, tune: bool = True) -> TaskResult:
-        """Compute everything and reset.
+        """Compute all metrics and reset them.
 
         Args:
-            threshold: of a detector the score threshold that was chosen on the validation split.
-            tune: choose it on this split.
+            threshold: a detector's score threshold that was chosen on the validation split.
+            tune: choose the threshold on this split instead.
         """
         for _, parts in sorted(self._parts.items()):
             outputs, targets, constants = zip(*parts, strict=True)
@@ -331,22 +331,22 @@ class TaskMetrics(torch.nn.Module):
         )
 
     def _f1(self, scores: DetectionScores, threshold: float | None, *, tune: bool) -> dict[str, float | None]:
-        """F1 at the task's own score threshold, and at the one that was chosen on the validation split."""
-        found: dict[str, float | None] = {F1: scores.f1(float(getattr(self.task, "score_threshold", 0.5)))}
+        """F1 at the task's own score threshold, and at the one chosen on the validation split."""
+        values: dict[str, float | None] = {F1: scores.f1(float(getattr(self.task, "score_threshold", 0.5)))}
         if threshold is not None:
-            return found | {F1_TUNED: scores.f1(threshold), THRESHOLD: threshold}
-        return found | {F1_TUNED: 0.0} if tune else found
+            return values | {F1_TUNED: scores.f1(threshold), THRESHOLD: threshold}
+        return values | {F1_TUNED: 0.0} if tune else values
 
 
 def _value(metric: Metric | None) -> float | None:
-    """What a metric comes to; None if it has seen no label, a detector's no object."""
+    """The value of a metric; None before its first label, or a detector's before its first object."""
     if metric is None or not metric.update_called or (isinstance(metric, DetectionScores) and not metric.classes()):
         return None
     return float(metric.compute())
 
 
 def precise_metrics(metrics: MetricCollection) -> MetricCollection:
-    """A task's metrics, with sums and counts in double precision, and as states that add up over processes."""
+    """Change a task's metrics to sums and counts in double precision, which add up over ranks."""
     for metric in metrics.modules():
         inner = getattr(metric, "metric", None)
         if isinstance(inner, RegressionAccuracy):
