@@ -167,7 +167,7 @@ class JointModule(RslearnLightningModule):
         optimizer = self.optimizer_factory.build(self)
         optim.set_trainable(self.trainer, epoch=0)
         optim.split_groups(optimizer, stages)
-        optim.attach(optimizer)
+        optim.attach_warmup(optimizer)
         use_foreach(optimizer)
         if self.scheduler_factory is None:
             return {"optimizer": optimizer}  # type: ignore[typeddict-item]
@@ -204,11 +204,11 @@ class JointModule(RslearnLightningModule):
 
     def on_train_start(self) -> None:
         """Put frozen modules into evaluation mode; here for a run that resumes inside an epoch."""
-        self._eval_mode.follow(self.model.encoder)
+        self._eval_mode.update(self.model.encoder)
 
     def on_train_epoch_start(self) -> None:
         """Put frozen modules into evaluation mode, after callbacks have frozen and thawed for this epoch."""
-        self._eval_mode.follow(self.model.encoder)
+        self._eval_mode.update(self.model.encoder)
 
     def on_train_epoch_end(self) -> None:
         """Log the mean losses of the epoch."""
