@@ -76,12 +76,12 @@ class LabelRange:
     count: int
 
     @classmethod
-    def of(cls, entry: Mapping[str, Any], *, place: str) -> LabelRange:
+    def from_config(cls, entry: Mapping[str, Any], *, key_path: str) -> LabelRange:
         """Read an entry of ``task_label_offsets``.
 
         Args:
             entry: ``{outputs_key, offset, num_outputs}``.
-            place: key path of the entry, for messages.
+            key_path: key path of the entry, for messages.
 
         Raises:
             ConfigError: a value is missing or out of its range.
@@ -90,10 +90,10 @@ class LabelRange:
             label_range = cls(key=entry["outputs_key"], offset=int(entry["offset"]), count=int(entry["num_outputs"]))
         except (KeyError, TypeError, ValueError) as error:
             message = f"needs outputs_key, offset and num_outputs; {error} is missing or no number"
-            raise ConfigError(Problem(message, key=place)) from None
+            raise ConfigError(Problem(message, key=key_path)) from None
         if label_range.key not in KEYS or label_range.offset < 0 or label_range.count < 1:
             message = f"outputs_key must be one of {', '.join(KEYS)}, offset >= 0, num_outputs >= 1; got {dict(entry)}"
-            raise ConfigError(Problem(message, key=place))
+            raise ConfigError(Problem(message, key=key_path))
         return label_range
 
     def shifted(self, target: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class LabelRange:
             return {**target, self.key: replace(labels, image=labels.image + self.offset)}
         return {**target, self.key: labels + self.offset}
 
-    def own(self, output: Any) -> Any:
+    def select(self, output: Any) -> Any:
         """The part of a head's output for one sample that belongs to the task, in the task's numbering.
 
         Args:

@@ -69,7 +69,7 @@ class JointModel(torch.nn.Module):
         self,
         encoder: list[FeatureExtractor | IntermediateComponent],
         decoders: dict[str, list[IntermediateComponent | Predictor]],
-        lazy_decode: bool = True,  # noqa: ARG002 - kept so that existing configs parse
+        lazy_decode: bool = True,  # noqa: ARG002 - old configs have it
         loss_weights: dict[str, float] | None = None,
         trunk: DecoderTrunk | None = None,
         decoder_to_target: dict[str, list[str]] | None = None,
@@ -86,18 +86,18 @@ class JointModel(torch.nn.Module):
             {task: torch.nn.ModuleList(modules) for task, modules in sorted(decoders.items())}
         )
         served = decoder_to_target or {name: [name] for name in decoders}
-        _refuse_absent("decoder_to_target", set(served), known=set(decoders), what="decoder")
+        _refuse_absent("decoder_to_target", set(served), known=set(decoders), noun="decoder")
         self._decoder_of = {task: decoder for decoder, tasks in served.items() for task in tasks}
         for option, names in (
             ("loss_weights", set(loss_weights or {})),
             ("task_label_offsets", set(task_label_offsets or {})),
         ):
-            _refuse_absent(option, names, known=set(self._decoder_of), what="task")
+            _refuse_absent(option, names, known=set(self._decoder_of), noun="task")
         for task, weight in (loss_weights or {}).items():
             if not 0 <= weight < float("inf"):
                 raise ConfigError(Problem(f"got {weight}; 0 or more", key=f"{_MODEL_KEY}.loss_weights.{task}"))
         self._ranges = {
-            task: LabelRange.of(entry, place=f"{_MODEL_KEY}.task_label_offsets.{task}")
+            task: LabelRange.from_config(entry, key_path=f"{_MODEL_KEY}.task_label_offsets.{task}")
             for task, entry in (task_label_offsets or {}).items()
         }
         self.loss_weights = {task: float((loss_weights or {}).get(task, 1.0)) for task in sorted(self._decoder_of)}
@@ -217,7 +217,7 @@ class JointModel(torch.nn.Module):
         output: ModelOutput = modules[-1](features, context, head_targets)
         if (labels := self._ranges.get(task)) is None:
             return output
-        return ModelOutput([labels.own(entry) for entry in output.outputs], output.loss_dict)
+        return ModelOutput([labels.select(entry) for entry in output.outputs], output.loss_dict)
 
     def _modules_of(self, task: str) -> list[torch.nn.Module]:
         modules: list[torch.nn.Module] = list(self.decoders[self._decoder_of[task]])  # type: ignore[call-overload]
@@ -236,11 +236,11 @@ def _is_detector(module: torch.nn.Module) -> bool:
 def _refuse_masks(decoders: Mapping[str, list[Any]]) -> None:
     for task, modules in decoders.items():
         if any(_is_detector(module) and module.roi_heads.has_mask() for module in modules):
-            what = "instance_segmentation is not supported: it needs masks of objects, which no task gives"
-            raise ConfigError(Problem(what, key=f"{_MODEL_KEY}.decoders.{task}"))
+            message = "instance_segmentation is not supported: it needs masks of objects, which no task gives"
+            raise ConfigError(Problem(message, key=f"{_MODEL_KEY}.decoders.{task}"))
 
 
-def _refuse_absent(option: str, names: set[str], *, known: set[str], what: str) -> None:
+def _refuse_absent(option: str, names: set[str], *, known: set[str], noun: str) -> None:
     if absent := sorted(names - known):
-        message = f"names the {what} {absent[0]!r}, which there is not; got {', '.join(sorted(known))}"
+        message = f"names the {noun} {absent[0]!r}, which there is not; got {', '.join(sorted(known))}"
         raise ConfigError(Problem(message, key=f"{_MODEL_KEY}.{option}"))

@@ -107,11 +107,11 @@ def build(run: RunDir, *, training: bool, predicting: bool = False) -> Instantia
     original = deepcopy(config)  # the parser changes its argument
     # Initial weights that are not loaded are drawn from the run's seed.
     with seeded(weights := stable_seed(config.get("seed", 0), "weights")):
-        whole = _for_run(config, run=run, training=training, predicting=predicting)
-        parts = instantiate_directly(whole, trainer_defaults=TRAINER_DEFAULTS, own_keys=OWN_KEYS)
+        completed = _for_run(config, run=run, training=training, predicting=predicting)
+        parts = instantiate_directly(completed, trainer_defaults=TRAINER_DEFAULTS, own_keys=OWN_KEYS)
     if parts is None:
         with seeded(weights):
-            parts = _parse(whole, name=path)
+            parts = _parse(completed, name=path)
     # The mixture accumulates instead of Lightning, which would not weight batches by their loss denominators.
     parts.datamodule.accumulate(parts.trainer.accumulate_grad_batches)
     parts.trainer.accumulate_grad_batches = 1
@@ -124,9 +124,9 @@ def build(run: RunDir, *, training: bool, predicting: bool = False) -> Instantia
 
 
 def config_for(run: RunDir, *, predicting: bool) -> Path:
-    """The path of the config that a job reads: the prediction's own if there is one, otherwise the run's."""
-    own = run.config_of("predict")
-    return own if predicting and own.is_file() else run.config
+    """The path of the config that a job reads: the prediction's prediction if there is one, otherwise the run's."""
+    prediction = run.config_of("predict")
+    return prediction if predicting and prediction.is_file() else run.config
 
 
 def _leave_room_for_workers(workers: int) -> None:
@@ -241,12 +241,14 @@ def trainer_faults(trainer: Any) -> list[tuple[tuple[str | int, ...], str]]:
         trainer: the section.
 
     Returns:
-        For each fault its key path in the run config, and a message that says what to do instead.
+        For each fault its key path in the run config, and a message that says message to do instead.
     """
     if not isinstance(trainer, Mapping):
         return []
     faults: list[tuple[tuple[str | int, ...], str]] = [
-        (("trainer", key), f"{trainer[key]} {what}") for key, wrong, what in _REFUSED if wrong(trainer.get(key))
+        (("trainer", key), f"{trainer[key]} {message}")
+        for key, is_refused, message in _REFUSED
+        if is_refused(trainer.get(key))
     ]
     callbacks = trainer.get("callbacks")
     for position, callback in enumerate(callbacks if isinstance(callbacks, list) else []):
@@ -339,14 +341,14 @@ class RunCLI(LightningCLI):
         self.config = parser.parse_object(args)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the trainer, and keep whole numbers of its config whole.
+        """Make the trainer, and keep numbers numbers of its config numbers.
 
         Of ``int | float`` the parser takes the member that comes first, which depends on what was imported before:
         ``limit_train_batches: 1``, one batch, would become 1.0, all batches.
         """
         parsed = self.config_init["trainer"]
-        whole = {key: value for key, value in self._numbers.items() if type(parsed.get(key)) is float}
-        return super().instantiate_trainer(**whole, **kwargs)
+        numbers = {key: value for key, value in self._numbers.items() if type(parsed.get(key)) is float}
+        return super().instantiate_trainer(**numbers, **kwargs)
 
     def _dump_config(self) -> None:
         """Do not let Lightning log the parsed config as hyperparameters: the run directory has it already."""

@@ -105,7 +105,7 @@ def resume_point(run: RunDir) -> Resume | None:
             _say(f"warning: {fault}; the one before is taken")
         return Resume(path, checkpoint, epoch=checkpoint["epoch"], step=checkpoint["global_step"])
     if faults:
-        raise CheckpointError(f"no checkpoint can be gone on from; remove them to start anew: {'; '.join(faults)}")
+        raise CheckpointError(f"no checkpoint can be resumed from; remove them to start anew: {'; '.join(faults)}")
     return None
 
 

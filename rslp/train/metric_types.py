@@ -96,7 +96,7 @@ class Curve:
     objects: int
 
     @classmethod
-    def of(cls, scores: npt.NDArray[Any], hits: npt.NDArray[Any], *, objects: int) -> Curve:
+    def from_scores(cls, scores: npt.NDArray[Any], hits: npt.NDArray[Any], *, objects: int) -> Curve:
         """Make the curve from the score of each detection, and whether it is a true positive."""
         order = np.argsort(-scores, kind="stable")
         scores, hits = scores[order], hits[order].astype(np.int64)
@@ -326,8 +326,8 @@ class DetectionScores(ClassMetric):
         )
         counts = self.objects.tolist()
         if self._flat:
-            return [Curve.of(scores, hits, objects=sum(counts))] if sum(counts) else []
-        return [Curve.of(scores[labels == i], hits[labels == i], objects=counts[i]) for i in self.classes()]
+            return [Curve.from_scores(scores, hits, objects=sum(counts))] if sum(counts) else []
+        return [Curve.from_scores(scores[labels == i], hits[labels == i], objects=counts[i]) for i in self.classes()]
 
     def compute(self) -> torch.Tensor:
         """The average precision."""

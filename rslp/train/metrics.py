@@ -248,25 +248,25 @@ class TaskMetrics(torch.nn.Module):
             self._tally.add(target, place.window)
         samples: list[Sample] = list(zip(outputs, targets, constants or [None] * len(outputs), strict=True))
         if kind_of(self.task).unit == "object":
-            samples = self._whole(samples, places)
+            samples = self._complete(samples, places)
         self._add(samples)
 
-    def _whole(self, samples: Sequence[Sample], places: Sequence[CropPlace]) -> list[Sample]:
-        """Return the samples that are whole windows, and store the others until ``result``.
+    def _complete(self, samples: Sequence[Sample], places: Sequence[CropPlace]) -> list[Sample]:
+        """Return the samples that are complete windows, and store the others until ``result``.
 
         A detection of one crop may match an object that is counted in a neighbouring crop.
         """
-        whole = []
+        complete = []
         for sample, place in zip(samples, places, strict=True):
             if place.own is not None:
                 output, target, constant = sample
                 floor = None if constant is None else own_detections(constant, place)
                 sample = own_detections(output, place), own_objects(target, place), floor
             if place.alone:
-                whole.append(sample)
+                complete.append(sample)
             elif bool(sample[1]["valid"]):
                 self._parts.setdefault(place.window, []).append(tensors_to(sample, torch.device("cpu")))
-        return whole
+        return complete
 
     def _add(self, samples: Sequence[Sample]) -> None:
         if not samples:
@@ -290,8 +290,8 @@ class TaskMetrics(torch.nn.Module):
         """
         for _, parts in sorted(self._parts.items()):
             outputs, targets, constants = zip(*parts, strict=True)
-            whole = (joined(outputs), joined(targets), None if constants[0] is None else joined(constants))
-            self._add([tensors_to(whole, self._device())])
+            window = (joined(outputs), joined(targets), None if constants[0] is None else joined(constants))
+            self._add([tensors_to(window, self._device())])
         result = self._computed(threshold, tune=tune)
         for metric in (self.metrics, self.metric, self.floor_metric):
             if metric is not None:
