@@ -159,7 +159,7 @@ class RunCheckpoints(Checkpoint):
         every_n_steps: optimiser steps between checkpoints inside an epoch.
 
     Raises:
-        ConfigError: fewer than 1.
+        ConfigError: ``every_n_steps`` is less than 1.
     """
 
     def __init__(self, run_dir: str, every_n_steps: int = 200) -> None:

@@ -128,7 +128,7 @@ def normalised(value: float, *, floor: float, best: float) -> float:
 
 
 def _detection_scores(task: Any) -> Metric:
-    """Boxes are matched as the task's ``f1_metric_kwargs`` say, of all classes together unless these say otherwise."""
+    """Scores that match boxes as the task's ``f1_metric_kwargs`` say, by default over all classes together."""
     rule = {k: v for k, v in task.f1_metric_kwargs.items() if k in ("cmp_mode", "cmp_threshold", "flatten_classes")}
     return DetectionScores(len(task.classes), **rule)
 
@@ -146,9 +146,9 @@ PRIMARY: dict[str, tuple[PrimaryMetric, Callable[[Any], Metric]]] = {
 
 
 def primary_metric(task: Task) -> tuple[PrimaryMetric, Metric] | None:
-    """The primary metric of a task, over what ``_pairs`` gives; None for a task of a kind that has none."""
-    name, make = PRIMARY.get(kind_of(task).name, (None, None))
-    return (name, make(task)) if name and make else None
+    """The primary metric of a task, which takes what ``_pairs`` returns; None for a kind of task without one."""
+    entry = PRIMARY.get(kind_of(task).name)
+    return (entry[0], entry[1](task)) if entry else None
 
 
 def _pairs(task: Task, outputs: Sequence[Any], targets: Sequence[Target]) -> tuple[Any, Any]:
