@@ -181,12 +181,8 @@ def _finish(cli: InstantiatedRun, *, run: RunDir) -> None:
 
 def _unmoved(trainer: Trainer) -> list[str]:
     """The tasks that were never better than their baseline."""
-    return [
-        task
-        for callback in trainer.checkpoint_callbacks
-        if isinstance(callback, RunCheckpoints)
-        for task in callback.selection.unmoved()
-    ]
+    ours = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, RunCheckpoints)]
+    return [task for callback in ours for task in callback.selection.unmoved()]
 
 
 def _left(trainer: Trainer, *, run: RunDir, resume: Resume | None) -> int:

@@ -243,7 +243,7 @@ class JointModule(RslearnLightningModule):
             self.meters["train"].add(
                 part.dataset, losses=output.losses, counts=counts[position], samples=len(part.inputs)
             )
-            pending = weighted(output.losses, factors[position], like=self._any_parameter())
+            pending = weighted(output.losses, factors[position], like=next(self.parameters()))
         # A rank without a sample in the whole step contributes a loss of 0.
         return pending if pending is not None else torch.zeros((), device=self.device, requires_grad=True)
 
@@ -330,9 +330,6 @@ class JointModule(RslearnLightningModule):
             raise TypeError(f"JointModule needs a MultiDatasetDataModule, got {type(data).__name__}")
         return data
 
-    def _any_parameter(self) -> torch.Tensor:
-        return next(self.parameters())
-
     def _loss_factors(self, step: list[Batch], counts: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
         """The factor on each batch's mean loss of each task; the same all-reduce agrees on preemption."""
         preempted = preemption.preemption_flag.received is not None
@@ -364,7 +361,7 @@ class JointModule(RslearnLightningModule):
         outputs = list(output.outputs)
         overlap = self._data_module().sources(split)[batch.dataset].overlap
         places = [crop_place(metadata, overlap=overlap) for metadata in batch.metadatas]
-        for task in self._tasks_of(batch.dataset):
+        for task in self.model.tasks_of(batch.dataset):
             targets = [target[task] for target in batch.targets]
             metrics = self._metrics[batch.dataset, task]
             constants = self._constants(batch.dataset, task=task, targets=targets)
@@ -375,9 +372,6 @@ class JointModule(RslearnLightningModule):
         if constant is None:
             return None
         return [baselines.baseline_output(self._tasks[dataset, task], constant, target) for target in targets]
-
-    def _tasks_of(self, dataset: str) -> list[str]:
-        return [task for d, task in self._metrics if d == dataset]
 
     def _gather_metrics(self, split: str) -> None:
         """Merge the metrics of all ranks in each of them.
