@@ -8,10 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from rslearn.dataset import Window
 from rslearn.train.tasks import Task
-from rslearn.train.tasks.detection import DetectionTask
 from rslearn.train.tasks.multi_task import MultiTask
-from rslearn.train.tasks.per_pixel_regression import PerPixelRegressionTask
-from rslearn.train.tasks.segmentation import SegmentationTask
 from rslearn.train.transforms.adaptive_pooling import AdaptivePooling
 from rslearn.train.transforms.crop import Crop
 from rslearn.train.transforms.flip import Flip
@@ -24,6 +21,7 @@ from rslp.check.images import InputSummary, Patch, check_images, check_layers, c
 from rslp.check.labels import LabelSummary, TaskLabels, check_labels, compare_splits
 from rslp.check.reading import Reading
 from rslp.check.view import DatasetView, list_splits
+from rslp.upstream.task_kinds import kind_of
 
 # What changes where on the ground a pixel lies, and what only changes the number of pixels over the same ground.
 MOVING, SCALING = (Flip, Crop, Pad), (Resize, AdaptivePooling)
@@ -64,13 +62,12 @@ def _selected(transform: torch.nn.Module) -> set[str]:
 def _left(transform: torch.nn.Module, task: Task, name: str, view: DatasetView) -> Iterator[str]:
     """The labels of a task that a transform of images should change, and does not."""
     target = f"target/{name}" if isinstance(view.module.task, MultiTask) else "target"
-    needed: list[str] = []
-    if isinstance(task, DetectionTask):
+    kind, needed = kind_of(task), list[str]()
+    if kind.unit == "object":
         # Pixels that are added to the right and below leave boxes where they are.
         needed = [] if isinstance(transform, Pad) and transform.mode == "topleft" else [target]
-    elif isinstance(task, SegmentationTask | PerPixelRegressionTask) and isinstance(transform, MOVING):
-        values = "classes" if isinstance(task, SegmentationTask) else "values"
-        needed = [f"{target}/{values}", f"{target}/valid"]
+    elif kind.dense and isinstance(transform, MOVING):
+        needed = [f"{target}/{kind.target_key}", f"{target}/valid"]
     moved = _selected(transform)
     return (item for item in needed if item not in moved)
 

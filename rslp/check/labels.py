@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from shapely.geometry.base import BaseMultipartGeometry
 
 from rslp.check.findings import Finding, KeyPath, listed, warning
 from rslp.upstream.nodata import DECLARED, MARKS, OUTSIDE, nodata_as_yaml
+from rslp.upstream.task_kinds import kind_of
 
 Label = RasterImage | list[Feature]
 # Reprojection may leave a few pixels at an edge.
@@ -77,16 +78,8 @@ def check_labels(labels: TaskLabels) -> tuple[LabelSummary, list[Finding]]:
     Returns:
         What there is, and what is wrong; tasks of other kinds than rslearn's usual ones are not looked at.
     """
-    task = labels.task
-    if isinstance(task, ClassificationTask | DetectionTask):
-        return _named(labels, task)
-    if isinstance(task, SegmentationTask):
-        return _painted(labels, task)
-    if isinstance(task, RegressionTask):
-        return _measured(labels, task)
-    if isinstance(task, PerPixelRegressionTask):
-        return _mapped(labels, task)
-    return LabelSummary({}), []
+    check = CHECKS.get(kind_of(labels.task).name)
+    return check(labels, labels.task) if check else (LabelSummary({}), [])
 
 
 def compare_splits(labels: TaskLabels, train: LabelSummary, held: LabelSummary) -> list[Finding]:
@@ -289,3 +282,13 @@ def _spread(labels: TaskLabels, values: Any, findings: list[Finding]) -> tuple[L
         what = f"{labels.who}: all {values.size} labels are {low:g}"
         findings.append(warning(what, labels.at, id="label-constant"))
     return LabelSummary({}, low, high), findings
+
+
+# For each kind of task how its labels are checked.
+CHECKS: dict[str, Callable[[TaskLabels, Any], tuple[LabelSummary, list[Finding]]]] = {
+    "classification": _named,
+    "segmentation": _painted,
+    "detection": _named,
+    "regression": _measured,
+    "per-pixel regression": _mapped,
+}

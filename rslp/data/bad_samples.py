@@ -20,13 +20,11 @@ from rasterio.errors import RasterioError
 from rslearn.train.dataset import DataInput
 from rslearn.train.model_context import RasterImage
 from rslearn.train.tasks.detection import DetectionTask
-from rslearn.train.tasks.per_pixel_regression import PerPixelRegressionTask
-from rslearn.train.tasks.regression import RegressionTask
-from rslearn.train.tasks.segmentation import SegmentationTask
 from rslearn.train.tasks.task import Task
 
 from rslp.errors import ConfigError, DataError, Problem
 from rslp.upstream.nodata import UnusableLabel
+from rslp.upstream.task_kinds import kind_of
 
 # What readers of broken files raise.
 READ_ERRORS = (
@@ -117,18 +115,17 @@ def lacks_background(classes: Sequence[str]) -> str:
 
 def _wrong(task: Task, target: Mapping[str, Any]) -> str:
     """What is wrong with a target; empty if nothing is."""
-    if isinstance(task, SegmentationTask):
-        return _wrong_classes(target["classes"].image, task.num_classes)
-    if isinstance(task, DetectionTask):
+    kind = kind_of(task)
+    if kind.unit == "object":
         boxes = target["boxes"]
         flat = (boxes[:, 2:] <= boxes[:, :2]).any() if len(boxes) else False
         return "a box without width or height" if flat else ""
-    if isinstance(task, (RegressionTask, PerPixelRegressionTask)):
-        values = target["value"] if isinstance(task, RegressionTask) else target["values"].image
+    if kind.numeric:
         # Also where it is masked: the loss multiplies by the mask, and NaN times 0 is NaN.
+        values = kind.labels(target)
         odd = int((~torch.isfinite(values)).sum())
         return f"{odd} of {values.numel()} labels are NaN or infinite" if odd else ""
-    return ""
+    return _wrong_classes(kind.labels(target), len(kind.class_names(task))) if kind.class_names else ""
 
 
 def _wrong_classes(classes: torch.Tensor, count: int) -> str:

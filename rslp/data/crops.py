@@ -17,10 +17,10 @@ from rslearn.train.all_crops_dataset import get_window_crop_options
 from rslearn.train.model_context import RasterImage, SampleMetadata
 from rslearn.train.tasks.detection import DetectionTask
 from rslearn.train.tasks.multi_task import MultiTask
-from rslearn.train.tasks.per_pixel_regression import PerPixelRegressionTask
-from rslearn.train.tasks.segmentation import SegmentationTask
 from rslearn.train.tasks.task import Task
 from rslearn.utils.geometry import PixelBounds
+
+from rslp.upstream.task_kinds import kind_of
 
 # In a target: which of its boxes are counted in this crop, and the boxes as they are in the window; how many of its
 # label pixels are valid, and of how many.
@@ -121,13 +121,14 @@ def counted_target(
         whole: of a detection the target without clipping.
     """
     crop = _from_corner(metadata.crop_bounds, metadata.crop_bounds)
-    if isinstance(task, SegmentationTask | PerPixelRegressionTask):
+    kind = kind_of(task)
+    if kind.dense:
         valid = target["valid"]
         mask = _mask(place.own or crop, crop, like=valid.get_hw_tensor())
         image = valid.image * mask
         labelled = image > 0
-        if isinstance(task, SegmentationTask):
-            labelled = labelled & (target["classes"].image >= 0)
+        if kind.class_names:
+            labelled = labelled & (target[kind.target_key].image >= 0)
         pixels = torch.stack([labelled.sum(), mask.sum().long()])
         return {**target, "valid": RasterImage(image, timestamps=valid.timestamps), PIXELS: pixels}
     if isinstance(task, DetectionTask) and place.own is not None and whole is not None:

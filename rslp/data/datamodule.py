@@ -11,7 +11,6 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from rslearn.train.data_module import RslearnDataModule
-from rslearn.train.tasks.multi_task import MultiTask
 from torch.utils.data import DataLoader
 
 from rslp import upstream
@@ -27,6 +26,7 @@ from rslp.errors import ConfigError, DataError, Problem
 from rslp.runtime.children import FORKED
 from rslp.runtime.slow_reads import slow_read_watch
 from rslp.runtime.world import read_world
+from rslp.upstream.task_kinds import tasks_by_name
 
 _SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 _DATA_KEY = "data.init_args"
@@ -155,10 +155,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
 
     def tasks(self) -> dict[str, list[str]]:
         """The names of each dataset's tasks."""
-        return {
-            name: list(dm.task.tasks) if isinstance(dm.task, MultiTask) else [name]
-            for name, dm in self.data_modules.items()
-        }
+        return {name: list(tasks_by_name(dm.task, name)) for name, dm in self.data_modules.items()}
 
     def setup(self, stage: str) -> None:
         """List the samples of the stage's splits.

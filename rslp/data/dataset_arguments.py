@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import SplitConfig
 from rslearn.train.tasks.embedding import EmbeddingTask
-from rslearn.train.tasks.multi_task import MultiTask
 from rslearn.train.tasks.per_pixel_timestep import PerPixelTimestepTask
 
 from rslp import upstream
 from rslp.errors import ConfigError, Problem
+from rslp.upstream.task_kinds import tasks_by_name
 
 SKIPS_TARGETS = "is not supported: training and evaluation need the labels; in predict_config it is not needed"
 
@@ -28,8 +28,8 @@ def refuse_datasets(data_modules: Mapping[str, RslearnDataModule]) -> None:
     problems = []
     for name, module in data_modules.items():
         at = f"data_modules.{name}.init_args"
-        tasks = module.task.tasks if isinstance(module.task, MultiTask) else {"task": module.task}
-        for named in (name, *tasks):
+        tasks = tasks_by_name(module.task, name)
+        for named in dict.fromkeys((name, *tasks)):
             if "/" in named or named in ("", ".", "..") or not named.isprintable():
                 what = f"{named!r} can't be the name of a dataset or a task: files are called by it"
                 problems.append(Problem(what, key="data_modules"))

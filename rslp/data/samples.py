@@ -40,6 +40,7 @@ from rslp.errors import DataError
 from rslp.runtime import class_paths
 from rslp.runtime.slow_reads import read_with_notice, slow_read_watch
 from rslp.upstream import nodata, vectors
+from rslp.upstream.task_kinds import tasks_by_name
 
 Sample = tuple[dict[str, Any], dict[str, Any], SampleMetadata]
 # What a transform raises at an image that it can't take.
@@ -337,8 +338,7 @@ class SampleSource:
 
     def _check(self, targets: dict[str, Any], *, what: str) -> None:
         """Check the labels of each task, before a transform touches them."""
-        several = self.task.tasks if isinstance(self.task, MultiTask) else {self.name: self.task}
-        for name, task in several.items():
+        for name, task in tasks_by_name(self.task, self.name).items():
             target = targets[name] if isinstance(self.task, MultiTask) else targets
             layers = self._layers_of(name if isinstance(self.task, MultiTask) else None)
             where = f"{what}: layer {', '.join(layers)}"

@@ -14,10 +14,6 @@ from rslearn.config import BandSetConfig, DType, LayerConfig, LayerType
 from rslearn.dataset import Window
 from rslearn.train.model_context import SampleMetadata
 from rslearn.train.prediction_writer import CropPredictionMerger, PendingCropOutput, RasterMerger, VectorMerger
-from rslearn.train.tasks.classification import ClassificationTask
-from rslearn.train.tasks.detection import DetectionTask
-from rslearn.train.tasks.regression import RegressionTask
-from rslearn.train.tasks.segmentation import SegmentationTask
 from rslearn.train.tasks.task import Task
 from rslearn.utils.feature import Feature
 from rslearn.utils.geometry import PixelBounds, STGeometry
@@ -25,6 +21,7 @@ from rslearn.utils.geometry import PixelBounds, STGeometry
 from rslp.data.batches import Batch
 from rslp.data.crops import own_area
 from rslp.errors import ConfigError, Problem
+from rslp.upstream.task_kinds import kind_of
 
 Raster = npt.NDArray[Any]
 # What a task says of one crop, or of one window: a raster C H W, or features in pixels of the window's projection.
@@ -93,7 +90,7 @@ def task_prediction(task: Task, output: Any, metadata: SampleMetadata) -> TaskPr
     said = task.process_output(_plain(output), metadata)
     if isinstance(said, dict):
         raise TypeError(f"{type(task).__name__} says several things at once")
-    if not isinstance(task, ClassificationTask | RegressionTask) or isinstance(said, np.ndarray):
+    if kind_of(task).unit != "window" or isinstance(said, np.ndarray):
         return said
     box = shapely.box(*metadata.crop_bounds).intersection(shapely.box(*metadata.window_bounds))
     return [Feature(STGeometry(metadata.projection, box, None), feature.properties) for feature in said]
@@ -149,7 +146,7 @@ def merger_for(task: Task, outputs: Sequence[PendingCropOutput], *, overlap: int
     if isinstance(outputs[0].output, np.ndarray):
         factor = _factor(outputs[0], name=name)
         return RasterMerger(overlap_pixels=overlap // factor, downsample_factor=factor)
-    return DetectionMerger(overlap) if isinstance(task, DetectionTask) else VectorMerger()
+    return DetectionMerger(overlap) if kind_of(task).unit == "object" else VectorMerger()
 
 
 def _factor(output: PendingCropOutput, *, name: str) -> int:
@@ -170,7 +167,7 @@ def layer_for(task: Task, outputs: Sequence[PendingCropOutput]) -> LayerConfig:
     first = outputs[0].output
     if not isinstance(first, np.ndarray):
         return LayerConfig(type=LayerType.VECTOR)
-    dtype = DType.FLOAT32
-    if isinstance(task, SegmentationTask) and np.issubdtype(first.dtype, np.integer):
-        dtype = DType.UINT8 if task.num_classes <= _BYTE else DType.UINT16
+    dtype, names = DType.FLOAT32, kind_of(task).class_names
+    if names and np.issubdtype(first.dtype, np.integer):
+        dtype = DType.UINT8 if len(names(task)) <= _BYTE else DType.UINT16
     return LayerConfig(type=LayerType.RASTER, band_sets=[BandSetConfig(dtype=dtype, num_bands=first.shape[0])])

@@ -17,9 +17,6 @@ from rslearn.dataset.storage.storage import WindowStorage
 from rslearn.dataset.window_data_storage.storage import WindowDataStorageFactory
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.prediction_writer import PendingCropOutput, RslearnWriter
-from rslearn.train.tasks.classification import ClassificationTask
-from rslearn.train.tasks.detection import DetectionTask
-from rslearn.train.tasks.regression import RegressionTask
 from rslearn.train.tasks.task import Task
 from rslearn.utils.raster_array import RasterArray
 from rslearn.utils.raster_format import GeotiffRasterFormat, adjust_projection_and_bounds_for_array
@@ -30,7 +27,7 @@ from rslp import upstream
 from rslp.data.samples import open_dataset
 from rslp.errors import ConfigError, DataError, Problem, RunError
 from rslp.evaluate.crops import PredictedWindow, layer_for, merger_for
-from rslp.train.baselines import tasks_by_name
+from rslp.upstream.task_kinds import kind_of, tasks_by_name
 
 # Longitude and latitude, as GeoJSON has it and every GIS reads it.
 _GEOJSON = GeojsonVectorFormat(coordinate_mode=GeojsonCoordinateMode.WGS84)
@@ -149,8 +146,8 @@ class RunFolder:
 
     def described(self, name: str, task: Task) -> dict[str, str]:
         """Where predictions are found, for the summary: relative to the run directory."""
-        kind = "geojson" if isinstance(task, ClassificationTask | RegressionTask | DetectionTask) else "tif"
-        return {"files": f"{self.path.parent.name}/{self.path.name}/*/*/{name}.{kind}"}
+        suffix = "geojson" if kind_of(task).unit in ("window", "object") else "tif"
+        return {"files": f"{self.path.parent.name}/{self.path.name}/*/*/{name}.{suffix}"}
 
 
 @dataclass(frozen=True)
@@ -196,8 +193,9 @@ class PredictionDestination:
         for name, task in self.tasks.items():
             layer = self.layers.get(name)
             told[name] = {"kind": type(task).__name__}
-            if isinstance(task, ClassificationTask | DetectionTask):
-                told[name]["classes"] = list(task.classes)
+            kind = kind_of(task)
+            if kind.class_names and not kind.dense:
+                told[name]["classes"] = kind.class_names(task)
             told[name] |= layer.described() if layer else self.folder.described(name, task)
         return told
 

@@ -24,9 +24,9 @@ from rslp.evaluate.evaluation import checkpoint_of, git_commit, name_in, samples
 from rslp.evaluate.table import print_predictions
 from rslp.io import append, read_yaml, write_atomic
 from rslp.rundir import RunDir, sha256
-from rslp.train.baselines import tasks_by_name
 from rslp.train.build import InstantiatedRun, build, config_for
 from rslp.train.checkpoints import load_weights, read_with_digest
+from rslp.upstream.task_kinds import tasks_by_name
 
 
 class PredictionProgress:

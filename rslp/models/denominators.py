@@ -1,4 +1,4 @@
-"""What a loss is a mean over: the unit in which each head counts, so that parts of a batch add up to the whole."""
+"""Denominators of losses: over how many pixels, samples or class weights a head's loss is a mean."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from rslp.models.heads import WeightedClassificationHead
 
 
 def loss_denominator(head: torch.nn.Module, targets: Sequence[dict[str, Any]]) -> torch.Tensor:
-    """The denominator of a head's mean over these targets, in double precision where the device has it.
+    """The denominator of a head's mean loss over some targets, in double precision where the device has it.
 
-    Valid pixels for segmentation and per-pixel regression; for a classification with class weights, the weights of the
-    valid samples; otherwise samples: rslearn's classification and regression divide by all of a batch, valid or not,
-    and torchvision's detector by anchors and proposals drawn from each image, which is nearly by images.
+    It is the number of valid pixels for segmentation and per-pixel regression, the sum of the valid samples' weights
+    for a classification with class weights, and otherwise the number of samples: rslearn's classification and
+    regression divide by all samples, valid or not, and torchvision's detectors by anchors and proposals, of which they
+    draw about the same number from each image.
 
     Args:
         head: the last module of the task's decoder.
-        targets: targets of the task, labels in the head's numbering.
+        targets: targets of the task, with labels in the head's numbering.
     """
     if isinstance(head, SegmentationHead | PerPixelRegressionHead):
         return _total([target["valid"].get_hw_tensor().sum() for target in targets])
@@ -35,5 +36,5 @@ def _total(parts: list[torch.Tensor]) -> torch.Tensor:
 
 
 def accumulation_dtype(device: torch.device) -> torch.dtype:
-    """The floating type to count and sum in."""
+    """The floating-point type for counts and sums on a device."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -1,4 +1,4 @@
-"""Prediction heads that rslearn does not have, and heads that several tasks share."""
+"""A classification head with class weights, and the label ranges of tasks that share a head."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from rslp.errors import ConfigError, Problem
 class WeightedClassificationHead(ClassificationHead):
     """Rslearn's classification head with a weight for each class in the loss.
 
-    For classes of unlike frequency that are judged alike, as balanced accuracy does: weights of 1 / frequency.
+    Weights of 1 / frequency let all classes count alike, as they do in balanced accuracy.
 
     Args:
         class_weights: factor on the loss of each class's samples, in the order of the task's classes.
 
     Raises:
-        ConfigError: a weight that is not positive, or, at the first batch, not as many weights as classes.
+        ConfigError: a weight is not positive, or, at the first batch, there are not as many weights as classes.
     """
 
     weights: torch.Tensor
@@ -37,7 +37,7 @@ class WeightedClassificationHead(ClassificationHead):
     def forward(
         self, intermediates: Any, context: ModelContext, targets: list[dict[str, Any]] | None = None
     ) -> ModelOutput:
-        """Probabilities ``B C`` and the weighted cross entropy, a mean over the valid samples' weights.
+        """Predict probabilities ``B C``; the loss is cross entropy, a mean weighted by the valid samples' weights.
 
         Args:
             intermediates: logits, a ``FeatureVector`` of ``B C``.
@@ -48,8 +48,8 @@ class WeightedClassificationHead(ClassificationHead):
         if targets and isinstance(intermediates, FeatureVector):
             logits = intermediates.feature_vector
             if logits.shape[1] != len(self.weights):
-                what = f"{len(self.weights)} weights for {logits.shape[1]} classes"
-                raise ConfigError(Problem(what, key="class_weights"))
+                message = f"{len(self.weights)} weights for {logits.shape[1]} classes"
+                raise ConfigError(Problem(message, key="class_weights"))
             classes = torch.stack([target["class"] for target in targets])
             factors = self.weights[classes] * torch.stack([target["valid"] for target in targets])
             losses = torch.nn.functional.cross_entropy(logits, classes, reduction="none")
@@ -57,18 +57,18 @@ class WeightedClassificationHead(ClassificationHead):
         return output
 
 
-# The target of each kind of task that can share a head: classification, segmentation, detection.
+# Key of the labels in a target, for the kinds of task that can share a head: classification, segmentation, detection.
 KEYS = ("class", "classes", "labels")
 
 
 @dataclass(frozen=True)
 class LabelRange:
-    """A task's labels in a shared head: ``offset`` … ``offset + count - 1``.
+    """The outputs of a shared head that belong to one task: ``offset`` … ``offset + count - 1``.
 
     Attributes:
-        key: which of the target's values holds labels.
-        offset: what is added to them.
-        count: how many there are.
+        key: key of the labels in the task's targets.
+        offset: the head's output for the task's class 0.
+        count: number of the task's classes.
     """
 
     key: str
@@ -76,40 +76,44 @@ class LabelRange:
     count: int
 
     @classmethod
-    def of(cls, entry: Mapping[str, Any], *, place: str) -> LabelRange:
+    def from_config(cls, entry: Mapping[str, Any], *, key_path: str) -> LabelRange:
         """Read an entry of ``task_label_offsets``.
 
+        Args:
+            entry: ``{outputs_key, offset, num_outputs}``.
+            key_path: key path of the entry, for messages.
+
         Raises:
-            ConfigError: a missing or an impossible value.
+            ConfigError: a value is missing or out of its range.
         """
         try:
-            found = cls(key=entry["outputs_key"], offset=int(entry["offset"]), count=int(entry["num_outputs"]))
+            label_range = cls(key=entry["outputs_key"], offset=int(entry["offset"]), count=int(entry["num_outputs"]))
         except (KeyError, TypeError, ValueError) as error:
-            what = f"needs outputs_key, offset and num_outputs; {error} is missing or no number"
-            raise ConfigError(Problem(what, key=place)) from None
-        if found.key not in KEYS or found.offset < 0 or found.count < 1:
-            what = f"outputs_key must be one of {', '.join(KEYS)}, offset >= 0, num_outputs >= 1; got {dict(entry)}"
-            raise ConfigError(Problem(what, key=place))
-        return found
+            message = f"needs outputs_key, offset and num_outputs; {error} is missing or no number"
+            raise ConfigError(Problem(message, key=key_path)) from None
+        if label_range.key not in KEYS or label_range.offset < 0 or label_range.count < 1:
+            message = f"outputs_key must be one of {', '.join(KEYS)}, offset >= 0, num_outputs >= 1; got {dict(entry)}"
+            raise ConfigError(Problem(message, key=key_path))
+        return label_range
 
     def shifted(self, target: Mapping[str, Any]) -> dict[str, Any]:
-        """The target with its labels in the head's numbering; the given one stays as it is."""
+        """A copy of a target with its labels in the head's numbering."""
         labels = target[self.key]
         if isinstance(labels, RasterImage):
             return {**target, self.key: replace(labels, image=labels.image + self.offset)}
         return {**target, self.key: labels + self.offset}
 
-    def own(self, output: Any) -> Any:
-        """What a head's output for one sample says of this task alone, in the task's numbering.
+    def select(self, output: Any) -> Any:
+        """The part of a head's output for one sample that belongs to the task, in the task's numbering.
 
         Args:
-            output: probabilities ``C …``, of which the task's are taken and made to sum to 1 again; or detections, of
-                which those of the task's labels are kept.
+            output: probabilities ``C …``, of which the task's are scaled to sum to 1; or detections, of which those
+                with the task's labels are selected.
         """
         if isinstance(output, torch.Tensor):
             part = output[self.offset : self.offset + self.count]
             return part / part.sum(dim=0, keepdim=True).clamp(min=torch.finfo(part.dtype).tiny)
         labels = output[self.key]
-        mine = (labels >= self.offset) & (labels < self.offset + self.count)
-        kept = {name: values[mine] for name, values in output.items()}
-        return {**kept, self.key: kept[self.key] - self.offset}
+        selected = (labels >= self.offset) & (labels < self.offset + self.count)
+        detections = {name: values[selected] for name, values in output.items()}
+        return {**detections, self.key: detections[self.key] - self.offset}

@@ -1,4 +1,4 @@
-"""The joint model: one encoder, a decoder for each task."""
+"""The joint model: one encoder and a decoder for each task."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from rslp.models.heads import LabelRange
 from rslp.upstream import fix_token_order
 
 _MODEL_KEY = "model.init_args.model.init_args"
-# By name: importing it takes half a second, which runs without a detector do without.
+# By name, since importing torchvision's detectors takes half a second.
 _DETECTOR = "rslearn.models.faster_rcnn.FasterRCNN"
 
 
 @dataclass
 class Features:
-    """What the first modules of an encoder gave for a batch.
+    """Output of the first modules of an encoder for a batch.
 
     Attributes:
-        depth: how many of the encoder's modules they come from.
+        depth: number of these modules.
         value: ``FeatureMaps`` of ``B C H W``, ``TokenFeatureMaps`` of ``B C H W N``, or a ``FeatureVector`` of ``B C``.
     """
 
@@ -36,40 +36,40 @@ class Features:
 
 @dataclass
 class JointOutput(ModelOutput):
-    """Outputs of a batch, with its losses by task.
+    """Outputs of a batch, and its losses by task.
 
     Attributes:
-        losses: for each task its losses by name, weights applied; ``loss_dict`` holds the same as ``<task>_<loss>``.
+        losses: for each task its weighted losses by name; ``loss_dict`` has them as ``<task>_<loss>``.
     """
 
     losses: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
 
 class JointModel(torch.nn.Module):
-    """One encoder under a decoder per task; a batch runs through the decoders of its own dataset's tasks alone.
+    """One encoder and a decoder per task; a batch runs through the decoders of its own dataset's tasks alone.
 
-    The attribute paths ``encoder.0.…`` and ``decoders.<task>.…`` are part of the checkpoint format and of callbacks
-    that select modules by them.
+    The attribute paths ``encoder.0.…`` and ``decoders.<task>.…`` are part of the checkpoint format, and callbacks
+    select modules by them.
 
     Args:
         encoder: the first module extracts features from the inputs, the others refine them.
-        decoders: for each task its modules; the last one predicts and computes the loss.
-        lazy_decode: of old configs; without effect, since decoding only what a batch has targets for is the rule here.
-        loss_weights: factor on each task's loss, applied once; 1 where not given.
-        trunk: modules between encoder and decoders that all tasks share, with a task embedding or without.
-        decoder_to_target: for each decoder the tasks that it serves; None means one task each, of the decoder's name.
-        task_label_offsets: for each task of a shared decoder ``{outputs_key, offset, num_outputs}``, see
+        decoders: for each task its modules; the last one, the head, predicts and computes the loss.
+        lazy_decode: without effect; accepted since old configs have it.
+        loss_weights: factor on each task's loss; 1 where not given.
+        trunk: modules between encoder and decoders that all tasks share, with or without a task embedding.
+        decoder_to_target: for each decoder the names of its tasks; None means one task of the decoder's name.
+        task_label_offsets: for each task of a shared head ``{outputs_key, offset, num_outputs}``, see
             ``rslp.models.heads``.
 
     Raises:
-        ConfigError: an empty encoder or decoder, an option that names an absent decoder or task, or a negative weight.
+        ConfigError: encoder or decoders are empty, an option names an unknown decoder or task, or a weight is negative.
     """
 
     def __init__(
         self,
         encoder: list[FeatureExtractor | IntermediateComponent],
         decoders: dict[str, list[IntermediateComponent | Predictor]],
-        lazy_decode: bool = True,  # noqa: ARG002 - kept so that existing configs parse
+        lazy_decode: bool = True,  # noqa: ARG002 - old configs have it
         loss_weights: dict[str, float] | None = None,
         trunk: DecoderTrunk | None = None,
         decoder_to_target: dict[str, list[str]] | None = None,
@@ -81,23 +81,23 @@ class JointModel(torch.nn.Module):
         _refuse_masks(decoders)
         self.encoder = torch.nn.ModuleList(encoder)
         fix_token_order(self.encoder)
-        # Sorted, so that neither parameter order nor task embeddings depend on the order of a mapping.
+        # Sorted, so that the order of parameters and task embeddings does not depend on the config's.
         self.decoders = torch.nn.ModuleDict(
             {task: torch.nn.ModuleList(modules) for task, modules in sorted(decoders.items())}
         )
         served = decoder_to_target or {name: [name] for name in decoders}
-        _refuse_absent("decoder_to_target", set(served), known=set(decoders), what="decoder")
+        _refuse_absent("decoder_to_target", set(served), known=set(decoders), noun="decoder")
         self._decoder_of = {task: decoder for decoder, tasks in served.items() for task in tasks}
         for option, names in (
             ("loss_weights", set(loss_weights or {})),
             ("task_label_offsets", set(task_label_offsets or {})),
         ):
-            _refuse_absent(option, names, known=set(self._decoder_of), what="task")
+            _refuse_absent(option, names, known=set(self._decoder_of), noun="task")
         for task, weight in (loss_weights or {}).items():
             if not 0 <= weight < float("inf"):
                 raise ConfigError(Problem(f"got {weight}; 0 or more", key=f"{_MODEL_KEY}.loss_weights.{task}"))
         self._ranges = {
-            task: LabelRange.of(entry, place=f"{_MODEL_KEY}.task_label_offsets.{task}")
+            task: LabelRange.from_config(entry, key_path=f"{_MODEL_KEY}.task_label_offsets.{task}")
             for task, entry in (task_label_offsets or {}).items()
         }
         self.loss_weights = {task: float((loss_weights or {}).get(task, 1.0)) for task in sorted(self._decoder_of)}
@@ -107,28 +107,30 @@ class JointModel(torch.nn.Module):
         self._tasks_of: dict[str, list[str]] = {}
 
     def set_datasets(self, tasks_of: Mapping[str, list[str]]) -> None:
-        """Say which tasks each dataset has; without it a dataset's one task bears its name.
+        """Set the tasks of each dataset; by default a dataset has one task of its own name.
 
         Raises:
-            ConfigError: a task without a decoder.
+            ConfigError: a task has no decoder.
         """
         for dataset, tasks in tasks_of.items():
             if missing := [task for task in tasks if task not in self._decoder_of]:
-                what = f"no decoder for task {missing[0]!r} of dataset {dataset!r}; got {', '.join(self._decoder_of)}"
-                raise ConfigError(Problem(what, key=f"{_MODEL_KEY}.decoders"))
+                message = (
+                    f"no decoder for task {missing[0]!r} of dataset {dataset!r}; got {', '.join(self._decoder_of)}"
+                )
+                raise ConfigError(Problem(message, key=f"{_MODEL_KEY}.decoders"))
         self._tasks_of = {dataset: list(tasks) for dataset, tasks in tasks_of.items()}
 
     @property
     def tasks(self) -> list[str]:
-        """All tasks, by name."""
+        """The names of all tasks, sorted."""
         return list(self.loss_weights)
 
     def tasks_of(self, dataset: str) -> list[str]:
-        """The tasks of a dataset."""
+        """The names of a dataset's tasks."""
         return self._tasks_of.get(dataset, [dataset])
 
     def with_background(self) -> set[str]:
-        """The tasks whose class 0 is background to their head: torchvision's detectors have it in front."""
+        """The tasks whose head takes class 0 for background, as torchvision's detectors do."""
         return {
             task
             for task in self.tasks
@@ -136,7 +138,7 @@ class JointModel(torch.nn.Module):
         }
 
     def loss_denominators(self, dataset: str, targets: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """For each task of a dataset over how many units its loss is a mean, see ``models.denominators``."""
+        """The denominator of the mean loss of each of a dataset's tasks, see ``models.denominators``."""
         counts = {}
         for task in self.tasks_of(dataset):
             head = self._modules_of(task)[-1]
@@ -148,7 +150,7 @@ class JointModel(torch.nn.Module):
 
         Args:
             context: inputs and metadata of samples of one dataset.
-            depth: run only so many of the encoder's modules, at least 1; None means all.
+            depth: number of the encoder's modules to run, at least 1; None means all.
         """
         return self._refine(Features(1, self.encoder[0](context)), context, depth=depth)
 
@@ -159,7 +161,7 @@ class JointModel(torch.nn.Module):
         return features
 
     def after_encoder(self, depth: int) -> list[torch.nn.Module]:
-        """What runs after the first ``depth`` modules of the encoder."""
+        """The modules that run after the first ``depth`` modules of the encoder."""
         trunk = [] if self.trunk is None else [self.trunk]
         return [*self.encoder[depth:], *trunk, *self.decoders.values()]
 
@@ -175,10 +177,10 @@ class JointModel(torch.nn.Module):
         Args:
             context: inputs and metadata of samples of one dataset.
             targets: for each sample its targets by task; None while predicting.
-            features: what the encoder's first modules give for this batch, which are then not run.
+            features: output of the encoder's first modules for this batch, which then are not run.
 
         Returns:
-            for each sample the outputs by task, and the losses by task and name, weights applied.
+            for each sample the outputs by task, and the weighted losses by task and name.
         """
         return self._predict(
             self.encode(context) if features is None else self._refine(features, context), context, targets
@@ -191,7 +193,7 @@ class JointModel(torch.nn.Module):
         for task in self.tasks_of(dataset):
             shared = self._condition(features, task=task, samples=len(outputs))
             result = self._decode(shared, context, task=task, targets=targets)
-            # torchvision's detectors predict nothing while they train.
+            # torchvision's detectors have no outputs in training mode.
             for output, entry in zip(outputs, result.outputs, strict=not self.training):
                 output[task] = entry
             losses[task] = {name: loss * self.loss_weights[task] for name, loss in result.loss_dict.items()}
@@ -199,7 +201,7 @@ class JointModel(torch.nn.Module):
         return JointOutput(outputs=outputs, loss_dict=flat, losses=losses)
 
     def _condition(self, features: Any, *, task: str, samples: int) -> Any:
-        """Run the shared trunk for one task; the encoder's features stay as they are for the next."""
+        """Run the trunk for one task, on a copy of the encoder's features, which the next task needs unchanged."""
         if self.trunk is None:
             return features
         maps = [feature_map.clone() for feature_map in features.feature_maps]
@@ -211,18 +213,18 @@ class JointModel(torch.nn.Module):
         modules = self._modules_of(task)
         for module in modules[:-1]:
             features = module(features, context)
-        own = None if targets is None else self._head_targets(task, [target[task] for target in targets])
-        output: ModelOutput = modules[-1](features, context, own)
+        head_targets = None if targets is None else self._head_targets(task, [target[task] for target in targets])
+        output: ModelOutput = modules[-1](features, context, head_targets)
         if (labels := self._ranges.get(task)) is None:
             return output
-        return ModelOutput([labels.own(entry) for entry in output.outputs], output.loss_dict)
+        return ModelOutput([labels.select(entry) for entry in output.outputs], output.loss_dict)
 
     def _modules_of(self, task: str) -> list[torch.nn.Module]:
         modules: list[torch.nn.Module] = list(self.decoders[self._decoder_of[task]])  # type: ignore[call-overload]
         return modules
 
     def _head_targets(self, task: str, targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The task's targets in the numbering of its head."""
+        """The task's targets, with labels in the numbering of its head."""
         labels = self._ranges.get(task)
         return targets if labels is None else [labels.shifted(target) for target in targets]
 
@@ -234,11 +236,11 @@ def _is_detector(module: torch.nn.Module) -> bool:
 def _refuse_masks(decoders: Mapping[str, list[Any]]) -> None:
     for task, modules in decoders.items():
         if any(_is_detector(module) and module.roi_heads.has_mask() for module in modules):
-            what = "instance_segmentation is not supported: it needs masks of objects, which no task gives"
-            raise ConfigError(Problem(what, key=f"{_MODEL_KEY}.decoders.{task}"))
+            message = "instance_segmentation is not supported: it needs masks of objects, which no task gives"
+            raise ConfigError(Problem(message, key=f"{_MODEL_KEY}.decoders.{task}"))
 
 
-def _refuse_absent(option: str, names: set[str], *, known: set[str], what: str) -> None:
+def _refuse_absent(option: str, names: set[str], *, known: set[str], noun: str) -> None:
     if absent := sorted(names - known):
-        message = f"names the {what} {absent[0]!r}, which there is not; got {', '.join(sorted(known))}"
+        message = f"names the {noun} {absent[0]!r}, which there is not; got {', '.join(sorted(known))}"
         raise ConfigError(Problem(message, key=f"{_MODEL_KEY}.{option}"))

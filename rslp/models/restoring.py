@@ -1,4 +1,4 @@
-"""Start a model from weights that are no checkpoint of a run: ``restore_config``."""
+"""Load the weights of ``restore_config``, which are not a checkpoint of a run."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ KEY = "model.init_args.restore_config"
 
 
 def weights_of(restore: RestoreConfig, model: torch.nn.Module) -> dict[str, Any]:
-    """The tensors that a ``restore_config`` gives a model, by their names in the model after its renaming.
+    """Read the tensors of a ``restore_config``, renamed for a model.
 
     Args:
-        restore: file, selector, prefixes.
-        model: what they are for; it is not changed.
+        restore: file, selector and prefixes to rename.
+        model: the model, which is not changed.
 
     Raises:
-        ConfigError: the file is missing, damaged or can't be read, or nothing in it has a name of the model.
+        ConfigError: the file is missing, damaged or unreadable, or none of its tensors has a name of the model.
     """
     if not restore.restore_path.exists():
         raise ConfigError(Problem(f"{restore.restore_path} does not exist", key=f"{KEY}.restore_path"))
@@ -35,32 +35,32 @@ def weights_of(restore: RestoreConfig, model: torch.nn.Module) -> dict[str, Any]
         weights: dict[str, Any] = dict(restore.get_state_dict())
     except LOAD_ERRORS as error:
         reason = " ".join(str(error).split())[:200]
-        what = f"{restore.restore_path} can't be read as weights: {type(error).__name__}: {reason}"
-        raise ConfigError(Problem(what, key=KEY)) from error
+        message = f"{restore.restore_path} can't be read as weights: {type(error).__name__}: {reason}"
+        raise ConfigError(Problem(message, key=KEY)) from error
     known = list(model.state_dict())
     if not set(known) & set(weights):
-        what = f"none of the {len(weights)} tensors in {restore.restore_path} has a name of the model, "
-        what += f"e.g. {next(iter(weights), 'none')!r} and {known[0]!r}; see selector and remap_prefixes"
-        raise ConfigError(Problem(what, key=KEY))
+        message = f"none of the {len(weights)} tensors in {restore.restore_path} has a name of the model, "
+        message += f"e.g. {next(iter(weights), 'none')!r} and {known[0]!r}; see selector and remap_prefixes"
+        raise ConfigError(Problem(message, key=KEY))
     return weights
 
 
 def load(restore: RestoreConfig, model: torch.nn.Module) -> None:
-    """Load the weights, and say which of the model's stay as they were, and which of the file's are not used.
+    """Load the weights into a model, and print how many of the model's are not in the file and the reverse.
 
     Raises:
-        ConfigError: see ``weights_of``; or a tensor is of another shape.
+        ConfigError: see ``weights_of``; or a tensor has another shape than the model's.
     """
     weights = weights_of(restore, model)
     try:
         missing, unused = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
-        what = f"{restore.restore_path} does not fit the model: {' '.join(str(error).split())[:300]}"
-        raise ConfigError(Problem(what, key=KEY)) from error
+        message = f"{restore.restore_path} does not fit the model: {' '.join(str(error).split())[:300]}"
+        raise ConfigError(Problem(message, key=KEY)) from error
     if collectives.is_rank_zero() and (missing or unused):
-        said = [
-            f"{len(names)} {what} (e.g. {names[0]})"
-            for names, what in ((missing, "of the model are not in it"), (unused, "of it are not in the model"))
+        parts = [
+            f"{len(names)} {text} (e.g. {names[0]})"
+            for names, text in ((missing, "of the model are not in it"), (unused, "of it are not in the model"))
             if names
         ]
-        sys.stderr.write(f"{KEY}: {restore.restore_path}: {', '.join(said)}\n")
+        sys.stderr.write(f"{KEY}: {restore.restore_path}: {', '.join(parts)}\n")

@@ -1,6 +1,6 @@
-"""What runs inside a job: data, mixture, model, module, checkpoints, entry point.
+"""Training inside a job: module, losses, metrics, callbacks, checkpoints, instantiation, fit.
 
-The names that run configs carry are loaded when they are asked for: the mixture and its like need no torch.
+The classes that run configs name as ``rslp.train.NAME`` are imported on first use, since their modules import torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from its module."""
+    """Import a public class on first use."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,4 +1,4 @@
-"""The floor under a task: the best constant prediction, learnt from the training labels alone."""
+"""Baselines: for each task the best constant prediction, fitted to its training labels."""
 
 from __future__ import annotations
 
@@ -9,33 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rslearn.train.tasks.classification import ClassificationTask
-from rslearn.train.tasks.detection import DetectionTask
-from rslearn.train.tasks.multi_task import MultiTask
-from rslearn.train.tasks.per_pixel_regression import PerPixelRegressionTask
-from rslearn.train.tasks.regression import RegressionTask
-from rslearn.train.tasks.segmentation import SegmentationTask
 from rslearn.train.tasks.task import Task
 
 from rslp.data.cache.columns import read_columns, write_columns
 from rslp.data.samples import SampleSource
 from rslp.errors import DataError
 from rslp.models.denominators import accumulation_dtype
+from rslp.upstream.task_kinds import OTHER, kind_of, tasks_by_name
 
-# Dataset -> task -> majority class, or mean label (in the units of the loss); plain numbers that a checkpoint can hold.
+# Dataset -> task -> majority class, or mean label (in the units of the loss).
 Baselines = dict[str, dict[str, float]]
 
-# Reading the labels of a huge dataset would hold up the start; the majority and the mean of this many are close enough.
+# Enough labels for a majority and a mean, and few enough to start quickly on a huge dataset.
 MAX_SAMPLES = 2000
-# What is noted in stores was learnt by this code; another number when the code learns something else.
+# Version of the baselines in sample caches; to be raised when this code computes others.
 _FORMAT = 2
 
 log = logging.getLogger(__name__)
-
-
-def tasks_by_name(task: Task, dataset: str) -> dict[str, Task]:
-    """The tasks of a dataset: those that a MultiTask unites, or the one, under the dataset's name."""
-    return dict(task.tasks) if isinstance(task, MultiTask) else {dataset: task}
 
 
 def fit_baselines(sources: Mapping[str, SampleSource], *, skip: bool = False) -> Baselines:
@@ -46,17 +36,17 @@ def fit_baselines(sources: Mapping[str, SampleSource], *, skip: bool = False) ->
         skip: leave out samples whose labels can't be read.
 
     Raises:
-        DataError: a label can't be read, and is not to be skipped.
+        DataError: a label can't be read, and ``skip`` is False.
     """
-    return {dataset: _learn(source, skip=skip) for dataset, source in sources.items()}
+    return {dataset: _fit_dataset(source, skip=skip) for dataset, source in sources.items()}
 
 
-def _learn(source: SampleSource, *, skip: bool) -> dict[str, float]:
-    """The constants of one dataset, from its store if they were learnt from these very labels before."""
+def _fit_dataset(source: SampleSource, *, skip: bool) -> dict[str, float]:
+    """The baselines of one dataset, from its sample cache if they were fitted to the same labels before."""
     indices = range(0, len(source), max(1, len(source) // MAX_SAMPLES))
     note = source.note(f"floors {_FORMAT} {skip}", indices)
-    if note is not None and (known := _noted(note, source.name)) is not None:
-        return known
+    if note is not None and (cached := _read_note(note, source.name)) is not None:
+        return cached
     targets = list(_targets(source, indices, skip=skip))
     constants = {
         name: constant
@@ -64,13 +54,13 @@ def _learn(source: SampleSource, *, skip: bool) -> dict[str, float]:
         if (constant := fit_baseline(task, [target[name] for target in targets])) is not None
     }
     if note is not None:
-        # The store's disk may be full, or not ours.
+        # The cache's disk may be full or read-only.
         with suppress(OSError):
             write_columns(note, {}, meta=constants)
     return constants
 
 
-def _noted(note: Path, dataset: str) -> dict[str, float] | None:
+def _read_note(note: Path, dataset: str) -> dict[str, float] | None:
     try:
         return dict(read_columns(note).meta)
     except FileNotFoundError:
@@ -91,56 +81,39 @@ def _targets(source: SampleSource, indices: Iterable[int], *, skip: bool) -> Ite
 
 
 def fit_baseline(task: Task, targets: Iterable[Mapping[str, Any]]) -> float | None:
-    """The constant for one task; None for a kind of task without one, or without a valid label.
+    """The baseline of one task; None for a kind of task without one, or without a valid label.
 
     Args:
-        task: which kind it is.
+        task: the task.
         targets: rslearn's targets of the task.
     """
-    if isinstance(task, DetectionTask):
-        return 0.0
-    labels = [values for target in targets if len(values := _labels(task, target))]
-    if not labels:
+    kind = kind_of(task)
+    if kind is OTHER:
         return None
-    joined = torch.cat(labels)
-    if isinstance(task, (ClassificationTask, SegmentationTask)):
-        return float(torch.bincount(joined).argmax())
-    return float(joined.double().mean())
-
-
-def _labels(task: Task, target: Mapping[str, Any]) -> torch.Tensor:
-    """The valid labels of one sample, flat."""
-    if isinstance(task, ClassificationTask):
-        return target["class"].reshape(1)[target["valid"].reshape(1) > 0]  # type: ignore[no-any-return]
-    if isinstance(task, SegmentationTask):
-        return target["classes"].get_hw_tensor()[target["valid"].get_hw_tensor() > 0]  # type: ignore[no-any-return]
-    if isinstance(task, RegressionTask):
-        return target["value"].reshape(1)[target["valid"].reshape(1) > 0]  # type: ignore[no-any-return]
-    if isinstance(task, PerPixelRegressionTask):
-        return target["values"].get_hw_tensor()[target["valid"].get_hw_tensor() > 0]  # type: ignore[no-any-return]
-    return torch.empty(0)
+    if kind.unit == "object":
+        return 0.0
+    parts = [kind.labels(target)[kind.valid(target)] for target in targets]
+    if not any(map(len, parts)):
+        return None
+    labels = torch.cat(parts)
+    return float(labels.double().mean()) if kind.numeric else float(torch.bincount(labels).argmax())
 
 
 def baseline_output(task: Task, constant: float, target: Mapping[str, Any]) -> Any:
-    """The constant prediction in the form of rslearn's head for the task: the floor is measured like the model.
+    """A baseline in the form of the task's head output, so that it is measured as the model is.
 
     Args:
-        task: which kind it is.
-        constant: from ``fit_baseline``.
-        target: the sample's target; says the size of an image and the device.
+        task: the task.
+        constant: the result of ``fit_baseline``.
+        target: the sample's target, which gives the size of an image and the device.
     """
-    if isinstance(task, DetectionTask):
+    kind = kind_of(task)
+    if kind.unit == "object":
         boxes = target["boxes"]
         return {"boxes": boxes[:0], "labels": target["labels"][:0], "scores": boxes.new_zeros(0)}
-    if isinstance(task, ClassificationTask):
-        return _one_hot(int(constant), len(task.classes), target["class"].reshape(()))
-    if isinstance(task, SegmentationTask):
-        return _one_hot(int(constant), task.num_classes, target["classes"].get_hw_tensor())
-    values = target["values"].get_hw_tensor() if isinstance(task, PerPixelRegressionTask) else target["value"]
-    return torch.full_like(values, constant, dtype=accumulation_dtype(values.device))
-
-
-def _one_hot(index: int, classes: int, like: torch.Tensor) -> torch.Tensor:
-    scores = torch.zeros((classes, *like.shape), device=like.device)
-    scores[index] = 1
+    labels = kind.labels(target)
+    if kind.class_names is None:
+        return torch.full_like(labels, constant, dtype=accumulation_dtype(labels.device))
+    scores = torch.zeros((len(kind.class_names(task)), *labels.shape), device=labels.device)
+    scores[int(constant)] = 1
     return scores

@@ -1,4 +1,4 @@
-"""From a run directory's config to trainer, model and data: the one parser that every run goes through."""
+"""From the config in a run directory to its trainer, model and data module."""
 
 from __future__ import annotations
 
@@ -43,8 +43,160 @@ from rslp.train.module import JointModule
 from rslp.train.quiet import RunProgress, quiet_libraries
 from rslp.train.strategy import trainer_for_world
 
+# Defaults of the trainer in every run; the run config may change them.
+TRAINER_DEFAULTS = {
+    # The batch sampler already gives each rank its own batches.
+    "use_distributed_sampler": False,
+    # Lightning's two validation batches before training would delay the first step.
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+}
+# Types of a run config's keys beside model, data and trainer.
+OWN_KEYS: dict[str, Any] = {
+    "rslp_project": str | None,
+    "rslp_experiment": str | None,
+    "rslp_description": str | None,
+    "seed": int,
+}
+
+
+@dataclass(frozen=True)
+class InstantiatedRun:
+    """The objects that a run config describes.
+
+    Attributes:
+        model: the joint model with its losses and metrics.
+        datamodule: the datasets.
+        trainer: Lightning's trainer with the run's callbacks and loggers.
+        seed: the run's seed.
+    """
+
+    model: JointModule
+    datamodule: MultiDatasetDataModule
+    trainer: Trainer
+    seed: int
+
+
+def build(run: RunDir, *, training: bool, predicting: bool = False) -> InstantiatedRun:
+    """Instantiate the run config: directly where each value has one reading, otherwise by Lightning's parser.
+
+    Args:
+        run: the run directory; its ``config.yaml`` is the only file that is parsed.
+        training: add the callbacks and the logger that write checkpoints and metrics.
+        predicting: use the prediction's own config if there is one, and only the callbacks that write predictions.
+
+    Raises:
+        ConfigError: the config is missing or invalid, or is not one of joint training.
+    """
+    path = config_for(run, predicting=predicting)
+    document = read_yaml(path)
+    if not isinstance(document.data, dict):
+        raise ConfigError(Problem("is no run config: it holds no mapping", file=str(path)))
+    config = resolve_paths(document.data, run.path, name=document.name, line=document.line)
+    if training and (faults := trainer_faults(config.get("trainer"))):
+        raise ConfigError(
+            Problem(message, file=document.name, line=document.nearest_line(path), key=".".join(map(str, path)))
+            for path, message in faults
+        )
+    world = read_world(os.environ)
+    quiet_libraries(world)
+    # Lightning would guess the rank from environment variables, which may come from another job.
+    rank_zero_only.rank = world.rank  # type: ignore[attr-defined]
+    refuse_untrusted(config, [document])
+    upstream.prepare_parser()
+    original = deepcopy(config)  # the parser changes its argument
+    # Initial weights that are not loaded are drawn from the run's seed.
+    with seeded(weights := stable_seed(config.get("seed", 0), "weights")):
+        completed = _for_run(config, run=run, training=training, predicting=predicting)
+        parts = instantiate_directly(completed, trainer_defaults=TRAINER_DEFAULTS, own_keys=OWN_KEYS)
+    if parts is None:
+        with seeded(weights):
+            parts = _parse(completed, name=path)
+    # The mixture accumulates instead of Lightning, which would not weight batches by their loss denominators.
+    parts.datamodule.accumulate(parts.trainer.accumulate_grad_batches)
+    parts.trainer.accumulate_grad_batches = 1
+    parts.datamodule.seed = parts.model.seed = parts.seed
+    parts.datamodule.frozen.describe(original)
+    _leave_room_for_workers(parts.datamodule.num_workers)
+    _checkpoints_first(parts.trainer)
+    upstream.average_numbers_alone(_callbacks(parts.trainer))
+    return parts
+
+
+def config_for(run: RunDir, *, predicting: bool) -> Path:
+    """The path of the config that a job reads: the prediction's prediction if there is one, otherwise the run's."""
+    prediction = run.config_of("predict")
+    return prediction if predicting and prediction.is_file() else run.config
+
+
+def _leave_room_for_workers(workers: int) -> None:
+    """Limit torch's threads to the processors that loader workers leave free; oversubscribed threads are slow."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        processors = len(os.sched_getaffinity(0)) // read_world(os.environ).local_size
+        torch.set_num_threads(max(1, processors - workers))
+
+
+def _for_run(config: Mapping[str, Any], *, run: RunDir, training: bool, predicting: bool = False) -> dict[str, Any]:
+    """The config with the run's logger and callbacks added to its trainer."""
+    trainer = trainer_for_world(config.get("trainer") or {}, read_world(os.environ))
+    callbacks = list(trainer.get("callbacks") or [])
+    # RslearnWriter looks up the path of a single dataset in the config, which only a prediction provides.
+    writers = [callback for callback in callbacks if _is_class(callback, RslearnWriter)]
+    if training:
+        callbacks = [callback for callback in callbacks if callback not in writers]
+        callbacks = [_adapted(callback, folder=run.checkpoints) for callback in callbacks]
+        if not any(_is_class(callback, RunCheckpoints) for callback in callbacks):
+            callbacks.append({"class_path": _path_of(RunCheckpoints), "init_args": {"run_dir": str(run.path)}})
+        log = {"class_path": _path_of(MetricsLog), "init_args": {"path": str(run.metrics)}}
+        trainer["logger"] = [log, *_as_list(trainer.get("logger"))]
+    else:
+        callbacks, trainer["logger"] = writers if predicting else [], False
+        trainer["enable_checkpointing"] = False
+    shown = trainer.get("enable_progress_bar") is not False
+    if shown and not any("ProgressBar" in str(callback.get("class_path")) for callback in callbacks):
+        callbacks.append({"class_path": _path_of(RunProgress)})
+    trainer |= {"callbacks": callbacks, "default_root_dir": str(run.path)}
+    return {**config, "trainer": trainer}
+
+
+def _adapted(callback: dict[str, Any], *, folder: Path) -> dict[str, Any]:
+    """A callback of a config, adapted to a run directory.
+
+    ModelCheckpoint writes no ``last.ckpt``, which is that of ``RunCheckpoints``; FreezeUnfreeze becomes ``Freeze``.
+    """
+    init_args = callback.get("init_args") or {}
+    if _is_class(callback, ModelCheckpoint):
+        return {**callback, "init_args": {"dirpath": str(folder), **init_args, "save_last": False}}
+    if _is_class(callback, FreezeUnfreeze) and not set(init_args) - set(signature(FreezeUnfreeze).parameters):
+        return {"class_path": _path_of(Freeze), "init_args": Freeze.settings_of(init_args)}
+    return callback
+
+
+def _is_class(callback: Mapping[str, Any], kind: type) -> bool:
+    return str(callback.get("class_path", "")).rpartition(".")[2] == kind.__name__
+
+
+def _path_of(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _as_list(logger: Any) -> list[Any]:
+    return [] if logger in (None, True, False) else logger if isinstance(logger, list) else [logger]
+
+
+def _checkpoints_first(trainer: Trainer) -> None:
+    """Move ``RunCheckpoints`` from last to first: it saves an epoch's start before other callbacks change the state."""
+    ours = [callback for callback in _callbacks(trainer) if isinstance(callback, RunCheckpoints)]
+    trainer.callbacks = [*ours, *(c for c in _callbacks(trainer) if c not in ours)]  # type: ignore[attr-defined]
+
+
+def _callbacks(trainer: Trainer) -> list[Callback]:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks
+
+
 _OWN = "is not supported: a run writes checkpoints, metrics and its progress by itself; leave it out"
-_NOTHING = "means that nothing is trained; helios check looks at a config without a run"
+_NOTHING = "means that nothing is trained; helios check examines a config without a run"
 # Lightning's names of weights in another format than float32; images and an encoder's own tables are float32.
 _OTHER_WEIGHTS = ("64", "64-true", "16-true", "bf16-true", "transformer-engine", "transformer-engine-float16")
 
@@ -72,7 +224,7 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     ("accumulate_grad_batches", lambda value: isinstance(value, int) and value < 1, "must be a whole number from 1"),
 )
-# Callbacks that can't do in a joint run what they are for.
+# Callbacks that do not work in joint training, and what to do instead.
 _CALLBACKS = {
     "BatchSizeFinder": "a run has a batch size for each dataset: set `batch_sizes` of the data module",
     "LearningRateFinder": "the learning rate is the optimizer's: set `lr` of `model.init_args.optimizer`",
@@ -83,18 +235,20 @@ _CALLBACKS = {
 
 
 def trainer_faults(trainer: Any) -> list[tuple[tuple[str | int, ...], str]]:
-    """What a run refuses of the ``trainer`` section of its config.
+    """Find the settings in the ``trainer`` section of a run config that a run does not support.
 
     Args:
         trainer: the section.
 
     Returns:
-        For each fault its key path in the run config, and what is wrong with what to do instead.
+        For each fault its key path in the run config, and a message that says message to do instead.
     """
     if not isinstance(trainer, Mapping):
         return []
     faults: list[tuple[tuple[str | int, ...], str]] = [
-        (("trainer", key), f"{trainer[key]} {what}") for key, wrong, what in _REFUSED if wrong(trainer.get(key))
+        (("trainer", key), f"{trainer[key]} {message}")
+        for key, is_refused, message in _REFUSED
+        if is_refused(trainer.get(key))
     ]
     callbacks = trainer.get("callbacks")
     for position, callback in enumerate(callbacks if isinstance(callbacks, list) else []):
@@ -105,7 +259,7 @@ def trainer_faults(trainer: Any) -> list[tuple[tuple[str | int, ...], str]]:
 
 
 _log = logging.getLogger(__name__)
-# What constructors raise at arguments that they do not like; the parser finds the words for it.
+# What constructors raise for invalid arguments; the parser is then run for its message.
 _REFUSALS = (
     *(ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError, OSError, ImportError),
     MisconfigurationException,
@@ -113,43 +267,26 @@ _REFUSALS = (
 _PARTS = {"trainer", "model", "data"}
 
 
-@dataclass(frozen=True)
-class InstantiatedRun:
-    """What a run config describes.
-
-    Attributes:
-        model: the joint model with its losses and metrics.
-        datamodule: the datasets.
-        trainer: Lightning's trainer with the run's callbacks and loggers.
-        seed: the run's seed.
-    """
-
-    model: JointModule
-    datamodule: MultiDatasetDataModule
-    trainer: Trainer
-    seed: int
-
-
 def instantiate_directly(
     config: Mapping[str, Any], *, trainer_defaults: Mapping[str, Any], own_keys: Mapping[str, Any]
 ) -> InstantiatedRun | None:
-    """Make everything in a run config, as the parser would have.
+    """Instantiate a run config without the parser, with the same result.
 
     Args:
         config: the config, its paths resolved.
         trainer_defaults: arguments of the trainer in place of Lightning's defaults.
-        own_keys: the types of the keys beside model, data and trainer.
+        own_keys: types of the keys beside model, data and trainer.
 
     Returns:
-        None if the parser has to decide, or to say what is wrong.
+        None where a value is ambiguous or invalid, so that the parser has to be used.
 
     Raises:
-        UserError: a class refuses its arguments as a mistake of the user's.
+        UserError: a constructor rejects its arguments as a user's mistake.
     """
     try:
         plans = _plan(config, trainer_defaults=trainer_defaults, own_keys=own_keys)
-    except AmbiguousValue as unsure:
-        _log.debug("the config is left to the parser: %s", unsure)
+    except AmbiguousValue as error:
+        _log.debug("the config is left to the parser: %s", error)
         return None
     try:
         # Arguments of the trainer, then the model: the parser's order, and so the same random numbers for the weights.
@@ -170,7 +307,7 @@ def _plan(
         plan_value(config[key], own_keys[key])
     trainer = plan_call(Trainer, config.get("trainer") or {}, trainer_defaults)
     trainer_arguments = dict(trainer.arguments)
-    # The command line always hands a list of callbacks on.
+    # LightningCLI always passes a list of callbacks.
     callbacks = trainer_arguments["callbacks"]
     trainer_arguments["callbacks"] = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
     plans = {
@@ -184,23 +321,7 @@ def _plan(
     return plans
 
 
-# What every run needs of the trainer, unless its config says otherwise.
-TRAINER_DEFAULTS = {
-    # The batch sampler already gives each process its share.
-    "use_distributed_sampler": False,
-    # A check of two validation batches before training would only delay the first step.
-    "num_sanity_val_steps": 0,
-    "enable_model_summary": False,
-}
-# The keys of a run config beside model, data and trainer.
-OWN_KEYS: dict[str, Any] = {
-    "rslp_project": str | None,
-    "rslp_experiment": str | None,
-    "rslp_description": str | None,
-    "seed": int,
-}
-
-# A None that a union also tried is never the cause.
+# Lines of jsonargparse's message that state a cause; that a union's None does not match is never one.
 _TELLING = re.compile(
     r"does not accept|[Nn]ot a valid|Expected (?!a <class 'NoneType'>)|[Uu]nable to import|is required|[Uu]nexpected"
     r"|[Nn]o module|must be|has no attribute|[Ii]mport"
@@ -208,33 +329,33 @@ _TELLING = re.compile(
 
 
 class RunCLI(LightningCLI):
-    """Lightning's parser and instantiator, for the keys that run configs carry beside model, data and trainer."""
+    """Lightning's parser and instantiator with the keys of a run config beside model, data and trainer."""
 
     model: JointModule
     datamodule: MultiDatasetDataModule
     trainer: Trainer
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the config as it is; Lightning would also look at the process's command line, which is not ours."""
+        """Parse the config alone; Lightning would also parse the arguments of the process."""
         self._numbers = {key: value for key, value in (args.get("trainer") or {}).items() if type(value) is int}
         self.config = parser.parse_object(args)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the trainer; a whole number in its config stays one.
+        """Make the trainer, and keep numbers numbers of its config numbers.
 
-        Of a union, the parser takes the first kind of number, which depends on what was imported before: 1 batch would
-        become 1.0, all batches.
+        Of ``int | float`` the parser takes the member that comes first, which depends on what was imported before:
+        ``limit_train_batches: 1``, one batch, would become 1.0, all batches.
         """
         parsed = self.config_init["trainer"]
-        whole = {key: value for key, value in self._numbers.items() if type(parsed.get(key)) is float}
-        return super().instantiate_trainer(**whole, **kwargs)
+        numbers = {key: value for key, value in self._numbers.items() if type(parsed.get(key)) is float}
+        return super().instantiate_trainer(**numbers, **kwargs)
 
     def _dump_config(self) -> None:
-        """Lightning would write the parsed config out again as hyperparameters; the run directory holds it already."""
+        """Do not let Lightning log the parsed config as hyperparameters: the run directory has it already."""
         self.config_dump: dict[str, Any] = {}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Accept the run's own keys, and set what every run needs of the trainer."""
+        """Accept the run's own keys, and set the trainer's defaults."""
         for key, kind in OWN_KEYS.items():
             parser.add_argument(f"--{key}", type=kind, default=0 if kind is int else None)
         parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
@@ -243,131 +364,12 @@ class RunCLI(LightningCLI):
 CLI = TypeVar("CLI", bound=RunCLI)
 
 
-def build(run: RunDir, *, training: bool, predicting: bool = False) -> InstantiatedRun:
-    """Make everything in a run's config: directly if it has only one reading, or else by the parser.
-
-    Args:
-        run: the run directory; its ``config.yaml`` is the only file that is parsed.
-        training: whether metrics and checkpoints are to be written.
-        predicting: whether it is to predict: the config of the prediction is parsed, if there is one, and of the
-            callbacks those that write predictions are kept.
-
-    Raises:
-        ConfigError: the config is missing, or does not describe a joint run.
-    """
-    path = config_for(run, predicting=predicting)
-    document = read_yaml(path)
-    if not isinstance(document.data, dict):
-        raise ConfigError(Problem("is no run config: it holds no mapping", file=str(path)))
-    config = resolve_paths(document.data, run.path, name=document.name, line=document.line)
-    if training and (faults := trainer_faults(config.get("trainer"))):
-        raise ConfigError(
-            Problem(what, file=document.name, line=document.nearest_line(at), key=".".join(map(str, at)))
-            for at, what in faults
-        )
-    world = read_world(os.environ)
-    quiet_libraries(world)
-    # Lightning guesses it from variables that may be inherited from a job that is not ours.
-    rank_zero_only.rank = world.rank  # type: ignore[attr-defined]
-    refuse_untrusted(config, [document])
-    upstream.prepare_parser()
-    described = deepcopy(config)  # the parser writes into what it is given
-    # Weights that are drawn, not loaded, belong to the run's randomness too.
-    with seeded(weights := stable_seed(config.get("seed", 0), "weights")):
-        whole = _for_run(config, run=run, training=training, predicting=predicting)
-        made = instantiate_directly(whole, trainer_defaults=TRAINER_DEFAULTS, own_keys=OWN_KEYS)
-    if made is None:
-        with seeded(weights):
-            made = _parse(whole, name=path)
-    # Lightning's accumulation knows no counts, so the mixture takes it over.
-    made.datamodule.accumulate(made.trainer.accumulate_grad_batches)
-    made.trainer.accumulate_grad_batches = 1
-    made.datamodule.seed = made.model.seed = made.seed
-    made.datamodule.frozen.describe(described)
-    _leave_room_for_workers(made.datamodule.num_workers)
-    _checkpoints_first(made.trainer)
-    upstream.average_numbers_alone(_callbacks(made.trainer))
-    return made
-
-
-def config_for(run: RunDir, *, predicting: bool) -> Path:
-    """The config that a job reads: a prediction's own, if there is one, or that of the run."""
-    own = run.config_of("predict")
-    return own if predicting and own.is_file() else run.config
-
-
-def _leave_room_for_workers(workers: int) -> None:
-    """Give torch the processors that reading does not need: threads that wait for each other cost more than they do."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        processors = len(os.sched_getaffinity(0)) // read_world(os.environ).local_size
-        torch.set_num_threads(max(1, processors - workers))
-
-
-def _for_run(config: Mapping[str, Any], *, run: RunDir, training: bool, predicting: bool = False) -> dict[str, Any]:
-    """The config with the run's logger and callbacks put into its trainer."""
-    trainer = trainer_for_world(config.get("trainer") or {}, read_world(os.environ))
-    callbacks = list(trainer.get("callbacks") or [])
-    # It looks for one dataset's path wherever it is, and has nothing to do but in a prediction.
-    writers = [callback for callback in callbacks if _is_class(callback, RslearnWriter)]
-    if training:
-        callbacks = [callback for callback in callbacks if callback not in writers]
-        callbacks = [_taken_over(callback, folder=run.checkpoints) for callback in callbacks]
-        if not any(_is_class(callback, RunCheckpoints) for callback in callbacks):
-            callbacks.append({"class_path": _path_of(RunCheckpoints), "init_args": {"run_dir": str(run.path)}})
-        log = {"class_path": _path_of(MetricsLog), "init_args": {"path": str(run.metrics)}}
-        asked = trainer.get("logger")
-        trainer["logger"] = [log, *_as_list(asked)]
-    else:
-        callbacks, trainer["logger"] = writers if predicting else [], False
-        trainer["enable_checkpointing"] = False
-    shown = trainer.get("enable_progress_bar") is not False
-    if shown and not any("ProgressBar" in str(callback.get("class_path")) for callback in callbacks):
-        callbacks.append({"class_path": _path_of(RunProgress)})
-    trainer |= {"callbacks": callbacks, "default_root_dir": str(run.path)}
-    return {**config, "trainer": trainer}
-
-
-def _taken_over(callback: dict[str, Any], *, folder: Path) -> dict[str, Any]:
-    """An existing config's callback, doing what it always meant.
-
-    ModelCheckpoint's files lie beside ours, and ``last.ckpt`` is ours; FreezeUnfreeze is our ``Freeze``.
-    """
-    init_args = callback.get("init_args") or {}
-    if _is_class(callback, ModelCheckpoint):
-        return {**callback, "init_args": {"dirpath": str(folder), **init_args, "save_last": False}}
-    if _is_class(callback, FreezeUnfreeze) and not set(init_args) - set(signature(FreezeUnfreeze).parameters):
-        return {"class_path": _path_of(Freeze), "init_args": Freeze.settings_of(init_args)}
-    return callback
-
-
-def _is_class(callback: Mapping[str, Any], wanted: type) -> bool:
-    return str(callback.get("class_path", "")).rpartition(".")[2] == wanted.__name__
-
-
-def _path_of(wanted: type) -> str:
-    return f"{wanted.__module__}.{wanted.__qualname__}"
-
-
-def _as_list(logger: Any) -> list[Any]:
-    return [] if logger in (None, True, False) else logger if isinstance(logger, list) else [logger]
-
-
-def _checkpoints_first(trainer: Trainer) -> None:
-    """Lightning puts checkpoint callbacks last; ours has to see an epoch's start before any callback changes it."""
-    ours = [callback for callback in _callbacks(trainer) if isinstance(callback, RunCheckpoints)]
-    trainer.callbacks = [*ours, *(c for c in _callbacks(trainer) if c not in ours)]  # type: ignore[attr-defined]
-
-
-def _callbacks(trainer: Trainer) -> list[Callback]:
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return callbacks
-
-
 def _parse(config: dict[str, Any], *, name: Path) -> InstantiatedRun:
-    """Run Lightning's parser; its pages of context are cut to the cause.
+    """Instantiate a config by Lightning's parser.
 
     Raises:
-        ConfigError: what the parser found, without its listing of the whole config; or model or data are not ours.
+        ConfigError: the parser or a constructor rejects it (the message is cut down to the cause), or model or data
+            are of other classes than a joint run's.
     """
     noise = io.StringIO()
     try:
@@ -376,25 +378,24 @@ def _parse(config: dict[str, Any], *, name: Path) -> InstantiatedRun:
     except (argparse.ArgumentError, SystemExit) as error:
         raise ConfigError(Problem(_cause(noise.getvalue() or str(error)), file=str(name))) from error
     except (ValueError, TypeError, MisconfigurationException) as error:
-        # jsonargparse wraps what a constructor raises into listings of everything that it tried.
         if (cause := as_user_error(error)) is not None:
             raise cause from None
         if (refusal := _refusal(error)) is None:
             raise
         raise ConfigError(Problem(refusal, file=str(name))) from error
-    for what, got, wanted in (("data", cli.datamodule, MultiDatasetDataModule), ("model", cli.model, JointModule)):
-        if not isinstance(got, wanted):
-            message = f"{type(got).__name__} can't train on several datasets; use rslp.train.{wanted.__name__}"
-            raise ConfigError(Problem(message, file=str(name), key=f"{what}.class_path"))
+    for key, part, kind in (("data", cli.datamodule, MultiDatasetDataModule), ("model", cli.model, JointModule)):
+        if not isinstance(part, kind):
+            message = f"{type(part).__name__} can't train on several datasets; use rslp.train.{kind.__name__}"
+            raise ConfigError(Problem(message, file=str(name), key=f"{key}.class_path"))
     return InstantiatedRun(model=cli.model, datamodule=cli.datamodule, trainer=cli.trainer, seed=cli.config.seed)
 
 
 def run_parser(config: dict[str, Any], cls: type[CLI]) -> CLI:
-    """Parse a config as a run does and make everything in it.
+    """Parse and instantiate a config as a run does.
 
     Args:
         config: the config; the parser writes into it.
-        cls: the command line to use, ``RunCLI`` or one made from it.
+        cls: ``RunCLI`` or a subclass.
     """
     return cls(
         model_class=L.LightningModule,
@@ -410,23 +411,23 @@ def run_parser(config: dict[str, Any], cls: type[CLI]) -> CLI:
 
 
 def as_user_error(error: BaseException | None) -> UserError | None:
-    """The user's mistake at the root of an exception, if it is one; the parser wraps what a constructor raises."""
-    return next((one for one in chain(error) if isinstance(one, UserError)), None)
+    """The ``UserError`` among an exception's causes, if there is one: the parser wraps what constructors raise."""
+    return next((cause for cause in chain(error) if isinstance(cause, UserError)), None)
 
 
 def _refusal(error: BaseException) -> str | None:
-    """What a library says of arguments that its constructor refuses; None where the fault may be ours."""
+    """The message of a library's constructor that rejects its arguments; None where rslp itself raised the error."""
     *_, error = chain(error)
     frames = traceback.extract_tb(error.__traceback__)
     ours = not frames or Path(frames[-1].filename).is_relative_to(Path(rslp.__file__).parent)
-    refused = isinstance(error, ValueError | TypeError | MisconfigurationException) and not ours
-    return f"{frames[-1].name}: {_cause(str(error))}" if refused else None
+    rejected = isinstance(error, ValueError | TypeError | MisconfigurationException) and not ours
+    return f"{frames[-1].name}: {_cause(str(error))}" if rejected else None
 
 
 def _cause(message: str) -> str:
-    """The line of jsonargparse's message that says what is wrong: the deepest of those that tell."""
+    """The last line of jsonargparse's message that states a cause, which is that of the deepest value."""
     key = re.search(r"[Pp]arser key \"([\w.+]+)\"", message)
     lines = [line.strip(" -\t") for line in message.splitlines() if line.strip()]
     telling = [line for line in lines if _TELLING.search(line)]
-    what = (telling or lines or ["can't be parsed"])[-1][:300]
-    return f"{key.group(1)}: {what}" if key and key.group(1) not in what else what
+    cause = (telling or lines or ["can't be parsed"])[-1][:300]
+    return f"{key.group(1)}: {cause}" if key and key.group(1) not in cause else cause

@@ -1,4 +1,4 @@
-"""Callbacks and loggers of a run: the CSV log, gradient surgery, and steps whose loss or gradients are not finite."""
+"""The CSV log of a run, gradient surgery (PCGrad), and the guard against losses and gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -29,10 +29,9 @@ _HEADER = ("step", "epoch", "name", "value")
 
 
 class MetricsLog(Logger):
-    """Appends logged values to ``metrics.csv``.
+    """Appends logged values to ``metrics.csv``, one value a row, so that a new name needs no new column.
 
-    One value a row: new names need no new columns, so a resumed run only appends, after dropping the rows that lie
-    beyond the checkpoint it goes on from.
+    A resumed run first drops the rows of steps after its checkpoint.
 
     Args:
         path: the file.
@@ -45,17 +44,17 @@ class MetricsLog(Logger):
 
     @property
     def name(self) -> str:
-        """Of the logger."""
+        """The logger's name."""
         return "metrics"
 
     @property
     def version(self) -> str:
-        """One file a run, so no versions."""
+        """Empty: a run has one file."""
         return ""
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run's config.yaml holds them."""
+        """Do nothing: the run's config.yaml has them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -63,7 +62,7 @@ class MetricsLog(Logger):
 
         Args:
             metrics: values by name; Lightning adds ``epoch``.
-            step: optimiser steps so far.
+            step: number of optimiser steps so far.
         """
         self._epoch = metrics.get("epoch", self._epoch)
         rows = [(step, int(self._epoch), name, value) for name, value in metrics.items() if name != "epoch"]
@@ -76,46 +75,45 @@ class MetricsLog(Logger):
 
     @rank_zero_only
     def rewind(self, step: int) -> str:
-        """Drop the rows of steps that will be trained again; a damaged file is set aside, and its sound rows are kept.
+        """Drop the rows of steps that will be trained again; of a damaged file, keep the readable rows and a copy.
 
         Args:
-            step: optimiser steps of the checkpoint that the run goes on from.
+            step: number of optimiser steps at the checkpoint that the run resumes from.
 
         Returns:
-            what was damaged, in a line; empty if nothing was.
+            one line about the damage; empty if there is none.
         """
         run, notes = RunDir(self._path.parent), list[str]()
         rows, state = run.logged(notes), run.read_state()
         if not self._path.exists():
             return "".join(notes)
         if state:
-            # After a kill right below, what it says of the log would be wrong.
+            # Clear the log's size and checksum first: a kill below would leave wrong ones.
             run.write_state(**state | {"log_bytes": None, "log_crc32": None})
         aside = self._path.with_name(f"{self._path.name}.damaged")
         if notes:
             self._path.replace(aside)
         text = io.StringIO(newline="")
         csv.writer(text).writerows([_HEADER, *(row for row in rows if int(row[0]) < step)])
-        # At once: a kill in the middle of it would lose what the run has logged so far.
+        # Atomic: a kill during the write must not lose the log.
         write_atomic(self._path, text.getvalue())
         return f"{notes[0]}; they stay, and the file as it was is {aside.name}" if notes else ""
 
 
 class MiniPCGrad(Callback):
-    """Takes out of each batch's gradient what works against the gradient of the step's batches before it.
+    """Projects conflicting gradients of a step's batches (PCGrad, Yu et al. 2020, arXiv 2001.06782).
 
-    A form of PCGrad (Yu et al. 2020, arXiv 2001.06782) in the memory of one more gradient: parameter by parameter,
-    where the gradient g of a batch and the sum s of those before it have g . s < 0, g becomes g - (g . s / s . s) s.
-    It acts within a step, so it does nothing unless a step has several batches (``datasets_per_step``,
-    ``accumulate_grad_batches``).
+    A form that needs the memory of one more gradient: for each parameter, where the gradient g of a batch and the sum s
+    of the gradients of the batches before it have g . s < 0, g becomes g - (g . s / s . s) s. It has an effect only in
+    steps of several batches (``datasets_per_step``, ``accumulate_grad_batches``).
 
     Args:
-        selectors: parameters whose name contains one of these are treated.
-        deselectors: but not those whose name contains one of these.
-        only_monitor: log the angles, and change nothing.
+        selectors: parameters whose name contains one of these are projected.
+        deselectors: except those whose name contains one of these.
+        only_monitor: log the mean cosine between gradients, and change nothing.
 
     Raises:
-        ConfigError: several processes train, each of which has but a part of a batch's gradient.
+        ConfigError: several ranks train, each of which has only a part of a batch's gradient.
     """
 
     def __init__(self, selectors: list[str], deselectors: list[str] | None = None, only_monitor: bool = False) -> None:
@@ -126,17 +124,17 @@ class MiniPCGrad(Callback):
         self._cosines: list[torch.Tensor] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Refuse several processes."""
+        """Refuse to train with several ranks."""
         if trainer.world_size > 1:
-            what = f"MiniPCGrad needs whole gradients, so it runs in one process; there are {trainer.world_size}"
-            raise ConfigError(Problem(what, key="trainer.callbacks"))
+            message = f"MiniPCGrad needs whole gradients, so it runs in one process; there are {trainer.world_size}"
+            raise ConfigError(Problem(message, key="trainer.callbacks"))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        """Begin a step."""
+        """Reset, at the start of a step."""
         self._sums, self._cosines = {}, []
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Compare a batch's gradient with those before it; ``grad`` holds the sum of all."""
+        """Project a batch's gradient; ``grad`` is its sum with those of the batches before."""
         for name, parameter in pl_module.named_parameters():
             if parameter.grad is None or not self._is_chosen(name):
                 continue
@@ -154,11 +152,11 @@ class MiniPCGrad(Callback):
     def _project(self, parameter: torch.nn.Parameter, before: torch.Tensor) -> None:
         if parameter.grad is None:
             return
-        own = parameter.grad.detach() - before
-        product, square = (own * before).sum(), (before * before).sum()
-        self._cosines.append(product / (square.sqrt() * own.norm()).clamp(min=torch.finfo(own.dtype).tiny))
+        gradient = parameter.grad.detach() - before
+        product, square = (gradient * before).sum(), (before * before).sum()
+        self._cosines.append(product / (square.sqrt() * gradient.norm()).clamp(min=torch.finfo(gradient.dtype).tiny))
         if not self._only_monitor and product < 0:
-            parameter.grad = before + own - product / square * before
+            parameter.grad = before + gradient - product / square * before
 
     def _is_chosen(self, name: str) -> bool:
         return any(part in name for part in self._selectors) and not any(part in name for part in self._deselectors)
@@ -171,21 +169,21 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class FinitePolicy:
-    """What is done about an optimiser step whose loss or gradients are not finite.
+    """Whether optimiser steps whose loss or gradients are not finite end the run or are skipped.
 
     Attributes:
-        on_nonfinite: ``stop`` ends the run; ``skip`` leaves weights and optimiser as they are and goes on.
-        max_nonfinite: so many steps may be skipped; one more ends the run.
+        on_nonfinite: ``stop`` ends the run; ``skip`` leaves weights and optimiser unchanged and continues.
+        max_nonfinite: how many steps may be skipped; one more ends the run.
     """
 
     on_nonfinite: OnNonfinite = "stop"
     max_nonfinite: int = 10
 
     def __post_init__(self) -> None:
-        """Refuse what can't be.
+        """Check the values.
 
         Raises:
-            ConfigError: another word, or a negative limit.
+            ConfigError: ``on_nonfinite`` is neither stop nor skip, or ``max_nonfinite`` is negative.
         """
         if self.on_nonfinite not in ("stop", "skip"):
             raise ConfigError(Problem(f"got {self.on_nonfinite!r}; stop or skip", key=f"{_MODULE_KEY}.on_nonfinite"))
@@ -195,7 +193,7 @@ class FinitePolicy:
 
 @dataclass(frozen=True)
 class _BatchLosses:
-    """What is kept of a batch until its step ends."""
+    """The losses of one batch of the current step."""
 
     dataset: str
     metadatas: list[SampleMetadata]
@@ -203,48 +201,48 @@ class _BatchLosses:
 
 
 class FiniteGuard:
-    """Looks at each optimiser step before it is taken.
+    """Checks before each optimiser step that losses and gradients are finite.
 
-    The device is asked once a step: losses and gradients are put together there, and one number is fetched.
+    The check is one reduction on the device, and copies one number from it.
 
     Args:
-        policy: what to do.
+        policy: whether steps that are not finite end the run.
     """
 
     def __init__(self, policy: FinitePolicy) -> None:
         self.policy = policy
         self.skipped: list[str] = []
-        self._parts: list[_BatchLosses] = []
+        self._batches: list[_BatchLosses] = []
 
     def begin(self) -> None:
-        """Forget the step before."""
-        self._parts = []
+        """Start a step."""
+        self._batches = []
 
     def note(self, batch: Batch, losses: Mapping[str, torch.Tensor]) -> None:
-        """Keep a batch's losses, by name, until the step ends."""
-        kept = {name: loss.detach() for name, loss in losses.items()}
-        self._parts.append(_BatchLosses(batch.dataset, batch.metadatas, kept))
+        """Add a batch's losses, by name."""
+        detached = {name: loss.detach() for name, loss in losses.items()}
+        self._batches.append(_BatchLosses(batch.dataset, batch.metadatas, detached))
 
     def check(self, module: torch.nn.Module, optimizer: Optimizer, *, step: int, gradients: bool = True) -> bool:
-        """Judge the step whose gradients are there, summed over processes: all of them come to the same answer.
+        """Decide on the current step, whose gradients are summed over ranks; all ranks decide alike.
 
         Args:
-            module: names the parameters.
-            optimizer: its gradients are taken away if the step is skipped, which makes it do nothing.
-            step: optimiser steps so far.
-            gradients: whether to look at them; a scaler of half precision looks itself, and expects some to overflow.
+            module: has the names of the parameters.
+            optimizer: to skip the step, the gradients of its parameters are set to None.
+            step: number of optimiser steps so far.
+            gradients: whether to check gradients; False with a gradient scaler, which expects some to overflow.
 
         Returns:
             whether the step is taken.
 
         Raises:
-            TrainingError: the policy is to stop, or more steps were skipped than it allows.
+            TrainingError: the step is not finite and the policy is to stop, or too many steps were skipped.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        parts, self._parts = self._parts, []
-        if not _odd(parts, parameters if gradients else ()):
+        batches, self._batches = self._batches, []
+        if not _any_nonfinite(batches, parameters if gradients else ()):
             return True
-        message = f"step {step + 1}: {_described(parts, module, gradients=gradients)}"
+        message = f"step {step + 1}: {_description(batches, module, gradients=gradients)}"
         if self.policy.on_nonfinite == "stop":
             hint = (
                 "lower the learning rate, set trainer.gradient_clip_val, or on_nonfinite: skip to leave such steps out"
@@ -266,39 +264,39 @@ class FiniteGuard:
         return {"skipped": list(self.skipped)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with a run's record."""
+        """Restore the skipped steps of a resumed run."""
         self.skipped = list(state["skipped"])
 
 
-def _odd(parts: Iterable[_BatchLosses], parameters: Iterable[torch.nn.Parameter]) -> bool:
+def _any_nonfinite(batches: Iterable[_BatchLosses], parameters: Iterable[torch.nn.Parameter]) -> bool:
     """Whether any process has a loss or a gradient that is not finite."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    terms = [loss.float().reshape(()) for part in parts for loss in part.losses.values()]
-    # The largest value, not a sum of squares, which overflows where gradients are large, but finite.
+    terms = [loss.float().reshape(()) for batch in batches for loss in batch.losses.values()]
+    # The largest absolute value: a sum of squares may overflow where all gradients are finite.
     terms += [get_total_norm(grads, norm_type=float("inf")).float()] if grads else []
-    odd = (~torch.isfinite(torch.stack(terms))).any().float() if terms else torch.zeros(())
-    return bool(collectives.all_reduce_sum(odd).item())
+    nonfinite = (~torch.isfinite(torch.stack(terms))).any().float() if terms else torch.zeros(())
+    return bool(collectives.all_reduce_sum(nonfinite).item())
 
 
-def _described(parts: Iterable[_BatchLosses], module: torch.nn.Module, *, gradients: bool) -> str:
-    """Datasets, samples, losses and parameters that are not finite, in one line."""
-    said = []
-    for part in parts:
-        odd = {name: float(loss) for name, loss in part.losses.items() if not bool(torch.isfinite(loss))}
-        if odd:
-            shown = ", ".join(f"{name} = {value}" for name, value in odd.items())
-            samples = ", ".join(f"{m.window_group}/{m.window_name}" for m in part.metadatas)
-            said.append(f"the loss of dataset {part.dataset!r} is not finite ({shown}) with the samples {samples}")
-    if not said:
-        said.append(f"the losses of {', '.join(sorted({part.dataset for part in parts}))} are finite here")
+def _description(batches: Iterable[_BatchLosses], module: torch.nn.Module, *, gradients: bool) -> str:
+    """One line with the datasets, samples, losses and parameters that are not finite."""
+    facts = []
+    for batch in batches:
+        losses = {name: float(loss) for name, loss in batch.losses.items() if not bool(torch.isfinite(loss))}
+        if losses:
+            shown = ", ".join(f"{name} = {value}" for name, value in losses.items())
+            samples = ", ".join(f"{m.window_group}/{m.window_name}" for m in batch.metadatas)
+            facts.append(f"the loss of dataset {batch.dataset!r} is not finite ({shown}) with the samples {samples}")
+    if not facts:
+        facts.append(f"the losses of {', '.join(sorted({batch.dataset for batch in batches}))} are finite here")
     named = list(module.named_parameters())
     weights = [name for name, p in named if not bool(torch.isfinite(p).all())]
-    said += [f"weights are not finite: {_some(weights, len(named))}"] if weights else []
+    facts += [f"weights are not finite: {_some(weights, len(named))}"] if weights else []
     if gradients:
-        of = [(name, p.grad) for name, p in named if p.grad is not None]
-        odd_gradients = [name for name, grad in of if not bool(torch.isfinite(grad).all())]
-        said += [f"gradients are not finite: {_some(odd_gradients, len(of))}"] if odd_gradients else []
-    return "; ".join(said)
+        grads = [(name, p.grad) for name, p in named if p.grad is not None]
+        not_finite = [name for name, grad in grads if not bool(torch.isfinite(grad).all())]
+        facts += [f"gradients are not finite: {_some(not_finite, len(grads))}"] if not_finite else []
+    return "; ".join(facts)
 
 
 def _some(names: list[str], total: int) -> str:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: where to go on from, and the best of the run and of each dataset."""
+"""Checkpoints of a run: the last, to resume from, and the best of the run and of each dataset."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from rslp.rundir import RunDir
 from rslp.runtime import collectives, preemption
 from rslp.train.module import JointModule
 
-# What detectors were selected by before states named their metrics.
+# Primary metrics at the time when checkpoints did not yet name them, where they were others.
 _FORMER = {"average_precision": "f1_score"}
+# The key of the run as a whole among those of datasets.
 _RUN = ""
 
 
@@ -36,10 +37,10 @@ class Selection:
     """The best validations so far.
 
     Attributes:
-        best: score and loss of the best validation, by dataset, of the run under an empty name. A score of -1 stands
-            for a validation that had none.
+        best: score and loss of the best validation by dataset, and of the run under an empty name; a score of -1 means
+            that there was none.
         highest: the highest score of each ``<dataset>/<task>``.
-        metrics: by what the scores of each ``<dataset>/<task>`` were measured.
+        metrics: the primary metric of each ``<dataset>/<task>``.
     """
 
     best: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -47,11 +48,7 @@ class Selection:
     metrics: dict[str, str | None] | None = None
 
     def begin(self, module: JointModule) -> None:
-        """Forget, with a note, what was measured by another metric than is now.
-
-        Args:
-            module: knows the primary metrics.
-        """
+        """Drop the scores of tasks whose primary metric has changed since, with a note."""
         now = module.primary_metrics()
         before = self.metrics
         if before is None:
@@ -60,15 +57,15 @@ class Selection:
         for task in changed:
             self.highest.pop(task, None)
         for dataset in [None, *module.datasets()]:
-            other = [task for task in changed if task in module.primary_metrics(dataset)]
-            if other and self.best.pop(dataset or _RUN, None) is not None and collectives.is_rank_zero():
-                what = f"{other[0]} was judged by {before[other[0]]} and is judged by {now[other[0]]}"
-                best = "the run" if dataset is None else f"dataset {dataset!r}"
-                sys.stderr.write(f"note: {what}: the best checkpoint of {best} is chosen anew\n")
+            tasks = [task for task in changed if task in module.primary_metrics(dataset)]
+            if tasks and self.best.pop(dataset or _RUN, None) is not None and collectives.is_rank_zero():
+                change = f"{tasks[0]} was judged by {before[tasks[0]]} and is judged by {now[tasks[0]]}"
+                whose = "the run" if dataset is None else f"dataset {dataset!r}"
+                sys.stderr.write(f"note: {change}: the best checkpoint of {whose} is chosen anew\n")
         self.metrics = now
 
     def improved(self, module: JointModule) -> list[str | None]:
-        """Take up the last validation: the datasets whose best one it is, and None if it is the run's."""
+        """Add the last validation; returns the datasets (None for the run) for which it is the best so far."""
         for pair, result in module.results["val"].items():
             if result.score is not None:
                 key = "/".join(pair)
@@ -76,15 +73,15 @@ class Selection:
         better: list[str | None] = []
         for dataset in [None, *module.datasets()]:
             score, loss = module.score("val", dataset), module.validation_loss(dataset)
-            found = (-1.0 if score is None else score, loss)
-            before = self.best.get(dataset or _RUN, (-math.inf, math.inf))
-            if (found[0], -found[1]) > (before[0], -before[1]):
-                self.best[dataset or _RUN] = found
+            last = (-1.0 if score is None else score, loss)
+            best = self.best.get(dataset or _RUN, (-math.inf, math.inf))
+            if (last[0], -last[1]) > (best[0], -best[1]):
+                self.best[dataset or _RUN] = last
                 better.append(dataset)
         return better
 
     def best_score(self) -> float | None:
-        """The run's best score; None before the first."""
+        """The run's best score; None before the first validation with one."""
         score, _ = self.best.get(_RUN, (-1.0, 0.0))
         return None if score < 0 else score
 
@@ -93,12 +90,12 @@ class Selection:
         return sorted(task for task, score in self.highest.items() if score <= 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint."""
+        """The selection as plain values, for a checkpoint."""
         best = {dataset: list(pair) for dataset, pair in self.best.items()}
         return {"best": best, "highest": dict(self.highest), "metrics": self.metrics}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint; one of before held scores alone."""
+        """Restore a selection; checkpoints of earlier versions have scores without losses."""
         pairs = {d: pair if isinstance(pair, list) else [pair, math.inf] for d, pair in state["best"].items()}
         self.best = {dataset: (score, loss) for dataset, (score, loss) in pairs.items()}
         self.highest = dict(state.get("highest", {}))
@@ -106,31 +103,31 @@ class Selection:
 
 
 def lack_of_room(run: RunDir, module: JointModule, optimizers: Sequence[torch.optim.Optimizer]) -> str | None:
-    """What to say if the checkpoints will not fit; None if they will.
+    """A warning if the disk has no room for the checkpoints; None if it has.
 
     Args:
-        run: the run directory; checkpoints that are there already are replaced.
-        module: what is saved.
-        optimizers: whose state is saved with it.
+        run: the run directory; its present checkpoints will be replaced.
+        module: the module that is saved.
+        optimizers: the optimisers that are saved with it.
     """
     weights = bytes_of(module.state_dict())
     states = [
-        _states(group) * sum(p.nbytes for p in group["params"]) for one in optimizers for group in one.param_groups
+        _states(group) * sum(p.nbytes for p in group["params"]) for opt in optimizers for group in opt.param_groups
     ]
     best = [run.best(), *map(run.best, module.datasets())]
-    there = [path for path in (run.last, run.last.with_name("previous.ckpt"), *best) if path.exists()]
-    # The last, the one before it, and one that is being written; the best are weights alone.
+    present = [path for path in (run.last, run.last.with_name("previous.ckpt"), *best) if path.exists()]
+    # last.ckpt, previous.ckpt and one that is being written; the best checkpoints have weights alone.
     needed = 3 * (weights + sum(states)) + len(best) * weights
-    missing = needed - sum(path.stat().st_size for path in there)
+    missing = needed - sum(path.stat().st_size for path in present)
     free = shutil.disk_usage(run.path).free
     if missing <= free:
         return None
-    what = f"last.ckpt, previous.ckpt, {len(best)} of best weights, and one more during a write"
-    return f"{run.checkpoints} needs about {missing:,} bytes more ({what}), and {free:,} bytes are free there"
+    files = f"last.ckpt, previous.ckpt, {len(best)} of best weights, and one more during a write"
+    return f"{run.checkpoints} needs about {missing:,} bytes more ({files}), and {free:,} bytes are free there"
 
 
 def _states(group: dict[str, Any]) -> int:
-    """How many numbers an optimiser keeps of each weight: Adam and its like two, momentum one."""
+    """How many numbers an optimiser stores for each weight: Adam and its variants two, momentum one."""
     return 2 if "betas" in group else int(bool(group.get("momentum")))
 
 
@@ -144,38 +141,37 @@ def bytes_of(value: Any) -> int:
 
 _TRAINABLE_KEY = "rslp_trainable"
 RUN_KEY = "rslp_run"
-# What a kill then costs again is so many steps of the heads.
-_KEPT_STEPS = 100
-# Of the weights that do not fit, so many characters are shown.
+# Steps between the checkpoints of epochs on cached features.
+_CACHED_STEPS = 100
+# Characters of a message about weights that do not fit.
 _SHOWN = 120
 
 
 class RunCheckpoints(Checkpoint):
     """Writes ``checkpoints/{last,best,best-<dataset>}.ckpt`` of a run directory.
 
-    Best is the highest validation score, of equal ones the lowest validation loss; see ``rslp.train.checkpoints``.
-    ``last.ckpt`` stands at the beginning of an epoch, or after a multiple of ``every_n_steps`` optimiser steps: never
-    by the clock. Epochs that read kept features alone may take less time than a checkpoint does: of these, those end
-    with one in which a multiple of ``_KEPT_STEPS`` steps lies. ``best*.ckpt`` hold the weights alone.
+    Best is the highest validation score, of equal scores the lowest validation loss. ``best*.ckpt`` have weights alone.
+    ``last.ckpt`` is written between epochs and after each ``every_n_steps`` optimiser steps, never by the clock. Epochs
+    on cached features may be shorter than a write, so between them it is written about every ``_CACHED_STEPS`` steps.
 
     Args:
         run_dir: the run directory.
         every_n_steps: optimiser steps between checkpoints inside an epoch.
 
     Raises:
-        ConfigError: fewer than 1.
+        ConfigError: ``every_n_steps`` is less than 1.
     """
 
     def __init__(self, run_dir: str, every_n_steps: int = 200) -> None:
         if every_n_steps < 1:
-            what = f"every_n_steps is {every_n_steps}; 1 or more"
-            raise ConfigError(Problem(what, key="trainer.callbacks"))
+            message = f"every_n_steps is {every_n_steps}; 1 or more"
+            raise ConfigError(Problem(message, key="trainer.callbacks"))
         self._run = RunDir(Path(run_dir))
         self._every = every_n_steps
         self.selection = Selection()
         self._trainable: frozenset[str] | None = None
         self._run_id: str | None = None
-        # Epoch and step of what this process saved last as the point to go on from.
+        # Epoch and step of the last checkpoint that this process wrote to resume from.
         self.saved: tuple[int, int] | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -183,23 +179,23 @@ class RunCheckpoints(Checkpoint):
         return self.selection.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the best scores of the run that is gone on with."""
+        """Restore the best scores of a resumed run."""
         self.selection.load_state_dict(state_dict)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
-        """Keep which parameters train: callbacks that thaw at an epoch's start do not act on a resume inside it."""
+        """Save which parameters train: on a resume inside an epoch, callbacks do not thaw them again."""
         checkpoint[_TRAINABLE_KEY] = [name for name, p in pl_module.named_parameters() if p.requires_grad]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
-        """Take up which parameters train."""
+        """Read which parameters train."""
         self._trainable = frozenset(checkpoint[_TRAINABLE_KEY])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Freeze and thaw as the checkpoint says, after callbacks froze for a run's beginning."""
+        """Freeze and thaw parameters as in the checkpoint, after callbacks froze them as for epoch 0."""
         preemption.preemption_flag.training = True
         self._run_id = self._run.read_state().get("run_id")
         if collectives.any_rank(preemption.preemption_flag.received is not None, device=pl_module.device):
-            _leave()
+            _raise_preempted()
         self.selection.begin(_joint(pl_module))
         if trainer.is_global_zero and (lack := lack_of_room(self._run, _joint(pl_module), trainer.optimizers)):
             sys.stderr.write(f"warning: {lack}\n")
@@ -208,13 +204,14 @@ class RunCheckpoints(Checkpoint):
                 parameter.requires_grad = name in self._trainable
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the state between two epochs, before any other callback begins the next one."""
+        """Save the state between two epochs, before other callbacks change it for the next one."""
         if trainer.current_epoch > 0 and (_may_thaw(trainer) or not self._is_cheap_to_repeat(trainer, pl_module)):
             self._save_last(trainer, epoch_start=True)
 
     def _is_cheap_to_repeat(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Whether the last epoch read cached features alone and reached no multiple of ``_CACHED_STEPS``."""
         steps, epoch = trainer.global_step, int(trainer.num_training_batches)
-        short = steps // _KEPT_STEPS == (steps - epoch) // _KEPT_STEPS
+        short = steps // _CACHED_STEPS == (steps - epoch) // _CACHED_STEPS
         module = _joint(pl_module)
         return bool(
             trainer.strategy.broadcast(short and module.reads_cached_features() and not module.stop_requested())
@@ -228,28 +225,25 @@ class RunCheckpoints(Checkpoint):
         batch: Any,  # noqa: ARG002
         batch_idx: int,
     ) -> None:
-        """Save after an optimiser step inside an epoch, and leave if asked to."""
+        """Save inside an epoch, every ``every_n_steps`` steps and on preemption, which then ends the run."""
         ends_epoch = batch_idx + 1 >= trainer.num_training_batches
         leave = _joint(pl_module).stop_requested()
         if not ends_epoch and (leave or trainer.global_step % self._every == 0):
             self._save_last(trainer, epoch_start=False)
             if leave:
-                _leave()
+                _raise_preempted()
 
     def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Leave if asked to: a validation is repeated from the last checkpoint, and may be long.
-
-        Several processes leave together when they meet at its end.
-        """
+        """End on preemption: a validation may be long, and is repeated after a resume; several ranks end after it."""
         if (
             upstream.has_trained(trainer)
             and not collectives.is_distributed()
             and preemption.preemption_flag.received is not None
         ):
-            _leave()
+            _raise_preempted()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the weights if the score of the run or of a dataset is the best so far."""
+        """Save the weights if the validation is the best so far of the run or of a dataset."""
         if trainer.sanity_checking or not upstream.has_trained(trainer):
             return
         module = _joint(pl_module)
@@ -260,11 +254,11 @@ class RunCheckpoints(Checkpoint):
         self._write_state(trainer, epoch=trainer.current_epoch + 1, score=module.score("val"))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Save the end of the run; a run with more epochs, or more steps of this one, goes on from here."""
+        """Save the end of the run, from which it continues where its config gets more epochs or steps."""
         self._save_last(trainer, epoch_start=not upstream.stopped_inside(trainer), ended=True)
 
     def _save_last(self, trainer: Trainer, *, epoch_start: bool, ended: bool = False) -> None:
-        _joint(trainer.lightning_module).meters["train"].settle()
+        _joint(trainer.lightning_module).meters["train"].reduce_to_rank_zero()
         checkpoint = upstream.dump_checkpoint(trainer)
         if epoch_start:
             checkpoint = upstream.as_epoch_start(checkpoint, upstream.completed_epochs(trainer))
@@ -273,7 +267,7 @@ class RunCheckpoints(Checkpoint):
         self._write(trainer, checkpoint, self._run.last)
         self.saved = (checkpoint["epoch"], trainer.global_step)
         self._write_state(trainer, epoch=checkpoint["epoch"], score=self.selection.best_score())
-        # A starter ends all processes with the first that leaves: none may, before the file is there.
+        # The end of one rank ends all, so none may end before rank 0 has written the file.
         trainer.strategy.barrier()
 
     def _write_state(self, trainer: Trainer, *, epoch: int, score: float | None) -> None:
@@ -282,7 +276,7 @@ class RunCheckpoints(Checkpoint):
             self._run.write_state(state="running", **done, run_id=self._run_id)
 
     def _write(self, trainer: Trainer, checkpoint: Mapping[str, Any], path: Path, *same: Path) -> None:
-        """Write a checkpoint; further paths of the same content take no more room on the disk."""
+        """Write a checkpoint, and link further paths to it."""
         if trainer.is_global_zero:
             write_checkpoint({**checkpoint, RUN_KEY: self._run_id}, path)
             for other in same:
@@ -296,28 +290,22 @@ def _joint(module: LightningModule) -> JointModule:
 
 
 def _may_thaw(trainer: Trainer) -> bool:
-    """Whether this epoch may train what the last one did not: its steps then cost more than a checkpoint does."""
+    """Whether this epoch may train parameters that were frozen in the last, and so no longer use cached features."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     thaws = [stage.thaw_at_epoch for stage in freeze_callbacks(trainer)]
     return trainer.current_epoch in thaws or any(isinstance(callback, BaseFinetuning) for callback in callbacks)
 
 
-def _leave() -> None:
+def _raise_preempted() -> None:
     received = preemption.preemption_flag.received
     raise preemption.Preempted(received.name if received else "another process was asked to leave")
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint so that a crash leaves the old file or the new one, never a torn one.
-
-    ``last.ckpt`` keeps its predecessor beside it as ``previous.ckpt``.
-
-    Args:
-        checkpoint: what to write.
-        path: where.
+    """Write a checkpoint atomically; an existing ``last.ckpt`` becomes ``previous.ckpt``.
 
     Raises:
-        DiskError: the disk is full, or fails; the old file is there still.
+        DiskError: the disk is full or fails; the old file is unchanged.
         RunError: the folder can't be written to.
     """
     try:
@@ -332,11 +320,11 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
 
 
 def read_with_digest(run: RunDir, path: Path) -> tuple[dict[str, Any], str]:
-    """A checkpoint to use and the sha256 of its file: of the same file, also where a training replaces it meanwhile.
+    """Read a checkpoint and the sha256 of its file, both of one open file, which a training may replace meanwhile.
 
     Raises:
-        CheckpointError: as ``read_checkpoint``.
-        RunError: it lies in the run directory, and is of another run.
+        CheckpointError: see ``read_checkpoint``.
+        RunError: see ``refuse_foreign``.
     """
     try:
         with path.open("rb") as handle:
@@ -351,20 +339,20 @@ def read_with_digest(run: RunDir, path: Path) -> tuple[dict[str, Any], str]:
 
 
 def read_checkpoint(path: Path, handle: BinaryIO | None = None) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; only tensors and plain values are unpickled, and only what is undamaged.
+    """Read a checkpoint onto the CPU, after a check for damage; only tensors and plain values are unpickled.
 
     Args:
-        path: where it is.
-        handle: the file, where it is open already.
+        path: the file, also for messages.
+        handle: the open file, if there is one.
 
     Raises:
-        CheckpointError: missing, damaged, or not a checkpoint.
+        CheckpointError: the file is missing, damaged, or not a checkpoint.
     """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
         with warnings.catch_warnings(), nullcontext(handle) if handle else path.open("rb") as stream:
-            # Of a file that is no checkpoint of ours, torch may warn before it refuses it.
+            # torch may warn about a foreign file before it refuses it.
             warnings.simplefilter("ignore")
             stream.seek(0)
             if damage := archive_damage(stream):
@@ -373,7 +361,7 @@ def read_checkpoint(path: Path, handle: BinaryIO | None = None) -> dict[str, Any
     except LOAD_ERRORS as error:
         reason = str(error).strip().partition("\n")[0]
         if reason.startswith("Weights only load failed"):
-            # What torch says then is of its own history.
+            # torch's own message is about its change of a default.
             reason = "it holds more than tensors and plain values"
         raise CheckpointError(f"{path} can't be read as a checkpoint: {reason}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
@@ -382,22 +370,22 @@ def read_checkpoint(path: Path, handle: BinaryIO | None = None) -> dict[str, Any
 
 
 def refuse_foreign(run: RunDir, checkpoint: Mapping[str, Any], *, path: Path) -> None:
-    """Refuse a checkpoint in a run directory that another run has written; earlier versions wrote no ids of runs.
+    """Refuse a checkpoint in the run directory that another run wrote; those of earlier versions have no run id.
 
     Raises:
-        RunError: it has the id of another run than ``state.json``.
+        RunError: its run id differs from that in ``state.json``.
     """
-    own, found = run.read_state().get("run_id"), checkpoint.get(RUN_KEY)
-    if own and found and own != found and path.resolve().parent == run.checkpoints.resolve():
-        what = f"{path} is a checkpoint of another run: its run id is {found}, that of this run (state.json) {own}"
-        raise RunError(f"{what}; put this run's own checkpoint back, or move that one away")
+    own, other = run.read_state().get("run_id"), checkpoint.get(RUN_KEY)
+    if own and other and own != other and path.resolve().parent == run.checkpoints.resolve():
+        message = f"{path} is a checkpoint of another run: its run id is {other}, that of this run (state.json) {own}"
+        raise RunError(f"{message}; put this run's own checkpoint back, or move that one away")
 
 
 def load_weights(module: torch.nn.Module, checkpoint: Mapping[str, Any], *, path: Path) -> None:
     """Load a checkpoint's weights; all of them must fit.
 
     Raises:
-        CheckpointError: listing what is missing, unexpected or of another shape.
+        CheckpointError: a weight is missing, unexpected or of another shape; the message lists some.
     """
     try:
         module.load_state_dict(checkpoint["state_dict"])

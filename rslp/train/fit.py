@@ -1,4 +1,4 @@
-"""Train a run: from its last checkpoint if there is one, to its last epoch."""
+"""Train a run to its last epoch, from its last checkpoint if there is one."""
 
 from __future__ import annotations
 
@@ -27,83 +27,40 @@ from rslp.train.build import InstantiatedRun, build
 from rslp.train.callbacks import MetricsLog
 from rslp.train.checkpoints import RUN_KEY, RunCheckpoints, load_weights, read_checkpoint, refuse_foreign
 
-# The arguments of the trainer that may stop a training before its limits.
-_STOPPING = ("callbacks", "max_time")
 
+@dataclass(frozen=True)
+class Resume:
+    """The checkpoint that a run resumes from.
 
-def reached(trainer: Trainer, *, epoch: int, step: int) -> bool:
-    """Whether so many epochs and optimiser steps are all that the config wants; -1 is no limit."""
-    epochs, steps = trainer.max_epochs, trainer.max_steps
-    return (epochs is not None and 0 <= epochs <= epoch) or 0 <= steps <= step
-
-
-def ended_early(trainer: Trainer, config: Path) -> dict[str, str] | None:
-    """What stopped a training before its limits; None if nothing did.
-
-    Args:
-        trainer: the trainer, after the training.
-        config: the run's config.
-
-    Returns:
-        ``by``: in words what stopped it; ``of``: what it had before it; ``settings``: see ``stopping_settings``.
+    Attributes:
+        path: the file.
+        checkpoint: its content; empty once the trainer has loaded it.
+        epoch: number of complete epochs.
+        step: number of optimiser steps.
     """
-    if not trainer.should_stop or reached(trainer, epoch=trainer.current_epoch, step=trainer.global_step):
-        return None
-    limited = trainer.max_epochs is not None and trainer.max_epochs >= 0
-    limit = f"{trainer.max_epochs} epochs" if limited else f"{trainer.max_steps} steps"
-    return {"by": _culprit(trainer), "of": limit, "settings": stopping_settings(config)}
 
-
-def _culprit(trainer: Trainer) -> str:
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
-        if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
-            return f"EarlyStopping ({(callback.stopping_reason_message or callback.monitor).strip().rstrip('.')})"
-        if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None and left <= 0:
-            return "its time limit (max_time)"
-    own = [
-        type(one).__name__ for one in callbacks if type(one).__module__.partition(".")[0] not in ("rslp", "lightning")
-    ]
-    return f"a callback ({' or '.join(own)})" if own else "a callback"
-
-
-def stopping_settings(config: Path) -> str:
-    """A hash of what in a run config may stop a training before its limits: with another one it goes on."""
-    trainer = read_yaml(config).data.get("trainer") or {}
-    said = {key: trainer[key] for key in _STOPPING if trainer.get(key)}
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def fit_to_callbacks(checkpoint: dict[str, Any], trainer: Trainer) -> None:
-    """Change the states of callbacks in a checkpoint to what the config says now.
-
-    Early stopping would restore the patience that it had, whatever the config says since. What a callback left that the
-    config has no more is dropped: Lightning would ask for the callback back, which was taken out to go on.
-    """
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    states = checkpoint.get("callbacks") or {}
-    checkpoint["callbacks"] = {one.state_key: states[one.state_key] for one in callbacks if one.state_key in states}
-    for callback in callbacks:
-        if isinstance(callback, EarlyStopping) and (state := checkpoint["callbacks"].get(callback.state_key)):
-            state |= {"patience": callback.patience, "stopping_reason": EarlyStoppingReason.NOT_STOPPED.value}
+    path: Path
+    checkpoint: dict[str, Any]
+    epoch: int
+    step: int
 
 
 def fit(run: RunDir) -> int:
-    """Train, or go on training, and mark the run as done; of several processes, the first alone writes and speaks.
+    """Train or resume a run, and mark it as done; rank 0 alone writes files and prints.
 
     Args:
         run: the run directory.
 
     Returns:
-        the exit code: 0 when the run is done, 130 when the user interrupted it, 143 when a scheduler asked it to leave.
+        the exit code: 0 when the run is done, 130 when the user interrupted it, 143 when it was preempted.
 
     Raises:
-        RunError: another process trains in this directory, or another run's checkpoint or a damaged marker is in it.
-        ConfigError: the config can't be run.
-        DataError: a dataset can't be used, or a sample can't be read.
-        TrainingError: a loss is not a number.
-        MachineError: memory or the disk lacks room, or a worker process was killed.
-        CheckpointError: no checkpoint of the run can be read, or weights don't fit.
+        RunError: another process trains in this directory, or it has another run's checkpoint or a damaged marker.
+        ConfigError: the run config is invalid.
+        DataError: a dataset or a sample can't be read.
+        TrainingError: a loss or a gradient is not finite.
+        MachineError: memory or disk space runs out, or a worker process was killed.
+        CheckpointError: no checkpoint of the run can be read, or its weights don't fit the model.
     """
     first = read_world(os.environ).first
     with run.locked() if first else nullcontext():
@@ -115,8 +72,8 @@ def fit(run: RunDir) -> int:
         for note in notes:
             _say(f"warning: {note}; it is written anew")
         cli = build(run, training=True)
-        if (why := _is_done(cli.trainer, run=run, resume=resume)) is not None:
-            _say(why)
+        if (message := _done_message(cli.trainer, run=run, resume=resume)) is not None:
+            _say(message)
             return 0
         if resume:
             _say(f"going on from {resume.path} (epoch {resume.epoch}, step {resume.step})")
@@ -125,29 +82,12 @@ def fit(run: RunDir) -> int:
         return _train(cli, run=run, resume=resume)
 
 
-@dataclass(frozen=True)
-class Resume:
-    """The checkpoint that a run goes on from.
-
-    Attributes:
-        path: the file.
-        checkpoint: its content; empty once the trainer has taken it over.
-        epoch: epochs that are through.
-        step: optimiser steps that are through.
-    """
-
-    path: Path
-    checkpoint: dict[str, Any]
-    epoch: int
-    step: int
-
-
 def resume_point(run: RunDir) -> Resume | None:
-    """The newest checkpoint of the run that can be read; None for a run that has none.
+    """Read the newest readable checkpoint of the run; None if it has no checkpoint.
 
     Raises:
-        CheckpointError: there are checkpoints, and none can be read.
-        RunError: the newest of them is of another run.
+        CheckpointError: none of its checkpoints can be read.
+        RunError: the checkpoint is of another run.
     """
     faults: list[str] = []
     for path in (run.last, run.last.with_name("previous.ckpt")):
@@ -165,17 +105,17 @@ def resume_point(run: RunDir) -> Resume | None:
             _say(f"warning: {fault}; the one before is taken")
         return Resume(path, checkpoint, epoch=checkpoint["epoch"], step=checkpoint["global_step"])
     if faults:
-        raise CheckpointError(f"no checkpoint can be gone on from; remove them to start anew: {'; '.join(faults)}")
+        raise CheckpointError(f"no checkpoint can be resumed from; remove them to start anew: {'; '.join(faults)}")
     return None
 
 
-def _is_done(trainer: Trainer, *, run: RunDir, resume: Resume | None) -> str | None:
-    """What is said of a run that is done; None for one that has something left to train."""
+def _done_message(trainer: Trainer, *, run: RunDir, resume: Resume | None) -> str | None:
+    """The message for a run that is done; None for one that has something left to train."""
     marker = run.done()
     if marker is None or resume is None:
         return None
     so_far = f"{run.path} is done: {resume.epoch} epochs, {resume.step} steps"
-    if reached(trainer, epoch=resume.epoch, step=resume.step):
+    if limits_reached(trainer, epoch=resume.epoch, step=resume.step):
         return f"{so_far}. More epochs or steps in its config go on from there."
     if (early := marker.get("ended_early")) and early["settings"] == stopping_settings(run.config):
         return (
@@ -207,7 +147,7 @@ def _train(cli: InstantiatedRun, *, run: RunDir, resume: Resume | None) -> int:
     except preemption.Preempted:
         return _left(trainer, run=run, resume=resume)
     except SystemExit as leaving:
-        # Lightning ends the process itself after a Ctrl-C that was not noted.
+        # Lightning ends the process itself after a Ctrl-C that the preemption flag did not record.
         if not isinstance(leaving.__context__, KeyboardInterrupt):
             raise
         preemption.preemption_flag.received = Signals.SIGINT
@@ -219,39 +159,34 @@ def _train(cli: InstantiatedRun, *, run: RunDir, resume: Resume | None) -> int:
 
 
 def _finish(cli: InstantiatedRun, *, run: RunDir) -> None:
-    """Say what was done and what was left out, and mark the run as done."""
+    """Print a summary, and mark the run as done."""
     trainer, faults = cli.trainer, cli.datamodule.faults.counts()
-    left_out = [f"{count} {split} samples that can't be used" for split, count in faults.items()]
-    if odd := len(cli.model.finite.skipped):
-        left_out.append(f"{odd} steps that were not finite")
-    without = f", without {', '.join(left_out)}" if left_out else ""
+    skipped = [f"{count} {split} samples that can't be used" for split, count in faults.items()]
+    if nonfinite := len(cli.model.finite.skipped):
+        skipped.append(f"{nonfinite} steps that were not finite")
+    without = f", without {', '.join(skipped)}" if skipped else ""
     early = ended_early(trainer, run.config)
     epoch, step = _saved(trainer) or (trainer.current_epoch, trainer.global_step)
-    reached = f"{epoch} epochs, {step} steps"
-    reached += f" (it ended early, of {early['of']}, by {early['by']})" if early else ""
-    _say(f"done: {reached}{without}; --do_eval true evaluates the best checkpoint")
-    unmoved = _unmoved(trainer)
-    if unmoved:
-        named = ", ".join(unmoved)
-        _say(f"warning: {named}: the score was 0 in every epoch, no better than the baseline: see the validation loss")
-    left = {"faults": faults, "nonfinite_steps": odd, "unmoved": unmoved}
-    _write_state(run, trainer, state="done", step=trainer.global_step, score=cli.model.score("val"), **left)
+    progress = f"{epoch} epochs, {step} steps"
+    progress += f" (it ended early, of {early['of']}, by {early['by']})" if early else ""
+    _say(f"done: {progress}{without}; --do_eval true evaluates the best checkpoint")
+    if unmoved := _unmoved(trainer):
+        warning = "the score was 0 in every epoch, no better than the baseline: see the validation loss"
+        _say(f"warning: {', '.join(unmoved)}: {warning}")
+    summary = {"faults": faults, "nonfinite_steps": nonfinite, "unmoved": unmoved, "score": cli.model.score("val")}
+    _write_state(run, trainer, state="done", step=trainer.global_step, **summary)
     if trainer.is_global_zero:
         run.mark_done(step=step, epoch=epoch, checkpoint=run.last, ended_early=early)
 
 
 def _unmoved(trainer: Trainer) -> list[str]:
     """The tasks that were never better than their baseline."""
-    return [
-        task
-        for callback in trainer.checkpoint_callbacks
-        if isinstance(callback, RunCheckpoints)
-        for task in callback.selection.unmoved()
-    ]
+    ours = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, RunCheckpoints)]
+    return [task for callback in ours for task in callback.selection.unmoved()]
 
 
 def _left(trainer: Trainer, *, run: RunDir, resume: Resume | None) -> int:
-    """Say why training was left, and from where the same command goes on; the exit code."""
+    """Print why training stopped and from where the same command resumes; returns the exit code."""
     signal = preemption.preemption_flag.received
     by_hand = signal is Signals.SIGINT
     state, code = ("interrupted", preemption.INTERRUPTED) if by_hand else ("preempted", preemption.EXIT_CODE)
@@ -263,7 +198,7 @@ def _left(trainer: Trainer, *, run: RunDir, resume: Resume | None) -> int:
 
 
 def _saved(trainer: Trainer) -> tuple[int, int] | None:
-    """Complete epochs and steps of the last checkpoint that this process has written to go on from."""
+    """Complete epochs and steps of the last checkpoint that this process wrote to resume from."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return next((callback.saved for callback in callbacks if isinstance(callback, RunCheckpoints)), None)
 
@@ -276,3 +211,63 @@ def _write_state(run: RunDir, trainer: Trainer, *, state: str, step: int, **more
 def _say(text: str) -> None:
     if read_world(os.environ).first:
         sys.stderr.write(text + "\n")
+
+
+# Arguments of the trainer that may end a training before its limits.
+_STOPPING = ("callbacks", "max_time")
+
+
+def limits_reached(trainer: Trainer, *, epoch: int, step: int) -> bool:
+    """Whether epochs or optimiser steps have reached the trainer's limits; -1 means no limit."""
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    return (epochs is not None and 0 <= epochs <= epoch) or 0 <= steps <= step
+
+
+def ended_early(trainer: Trainer, config: Path) -> dict[str, str] | None:
+    """How a training ended before its limits; None if it did not.
+
+    Args:
+        trainer: the trainer, after the training.
+        config: the run config's path.
+
+    Returns:
+        ``by``: what ended it, in words; ``of``: its limit, in words; ``settings``: see ``stopping_settings``.
+    """
+    if not trainer.should_stop or limits_reached(trainer, epoch=trainer.current_epoch, step=trainer.global_step):
+        return None
+    limited = trainer.max_epochs is not None and trainer.max_epochs >= 0
+    limit = f"{trainer.max_epochs} epochs" if limited else f"{trainer.max_steps} steps"
+    return {"by": _culprit(trainer), "of": limit, "settings": stopping_settings(config)}
+
+
+def _culprit(trainer: Trainer) -> str:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+            return f"EarlyStopping ({(callback.stopping_reason_message or callback.monitor).strip().rstrip('.')})"
+        if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None and left <= 0:
+            return "its time limit (max_time)"
+    kinds = map(type, callbacks)
+    foreign = [kind.__name__ for kind in kinds if kind.__module__.partition(".")[0] not in ("rslp", "lightning")]
+    return f"a callback ({' or '.join(foreign)})" if foreign else "a callback"
+
+
+def stopping_settings(config: Path) -> str:
+    """A hash of the settings that may end a training before its limits: once they change, the run continues."""
+    trainer = read_yaml(config).data.get("trainer") or {}
+    settings = {key: trainer[key] for key in _STOPPING if trainer.get(key)}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def fit_to_callbacks(checkpoint: dict[str, Any], trainer: Trainer) -> None:
+    """Adapt the states of callbacks in a checkpoint to the present config.
+
+    Early stopping takes its patience from the config, not from the checkpoint. States of callbacks that the config no
+    longer has are dropped: Lightning would warn that these are missing.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    states = checkpoint.get("callbacks") or {}
+    checkpoint["callbacks"] = {c.state_key: states[c.state_key] for c in callbacks if c.state_key in states}
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping) and (state := checkpoint["callbacks"].get(callback.state_key)):
+            state |= {"patience": callback.patience, "stopping_reason": EarlyStoppingReason.NOT_STOPPED.value}

@@ -1,7 +1,7 @@
-"""From a value of a config to the calls that make it, by the type hints of what is called.
+"""Instantiate classes from config values by the type hints of their constructors, without jsonargparse.
 
-The run's parser tries every reading of every value and visits nested classes again and again. Here a value has one
-reading or none: whatever could be read in two ways, needs converting, or is wrong, is left to the parser.
+jsonargparse tries each value as each member of a union, and parses nested classes several times. Here a value that is
+ambiguous, needs a conversion or is invalid raises ``AmbiguousValue``, and the caller uses jsonargparse instead.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from rslearn.utils.geometry import ResolutionFactor
 from rslp.runtime import class_paths
 
 _WORD = re.compile(r"[A-Za-z_/][\w/-]*(\.[A-Za-z_][\w/-]*)*")
-# YAML 1.1's and 1.2's words for other values; JSON's are among them.
+# Words that YAML 1.1, YAML 1.2 or JSON reads as another type than string.
 _OTHER = frozenset(("null", "true", "false", "yes", "no", "on", "off", "y", "n", "nan", "inf", "infinity", "none"))
 
 
 def is_plain(text: str, *, or_null: bool = False) -> bool:
-    """Whether a string in a config stays the string that it is, when it is read as YAML once more.
+    """Whether a string of a config, parsed as YAML once more, stays the same string.
 
     Args:
         text: the string.
-        or_null: whether null is all that it could be instead.
+        or_null: accept any string that does not become null.
     """
     if _WORD.fullmatch(text):
         return text.lower() not in _OTHER
     try:
-        read = yaml.safe_load(text)
+        parsed = yaml.safe_load(text)
     except yaml.YAMLError:
         return or_null
-    return read is not None if or_null else bool(read == text)
+    return parsed is not None if or_null else bool(parsed == text)
 
 
 _LISTS = (list, Sequence, MutableSequence, Iterable, Collection)
 _MAPPINGS = (dict, Mapping, MutableMapping)
 _SCALARS = (bool, int, float, str, type(None))
-# What could stand in a config, None apart: as a default, it is right for every type.
-_WRITTEN = (bool, int, float, str, list, tuple, dict, set)
-# Types that rslearn teaches the parser.
+# Types of values in a config, without None, which as a default fits every type.
+_CONFIG_TYPES = (bool, int, float, str, list, tuple, dict, set)
+# Types for which rslearn registers a conversion with jsonargparse.
 _REGISTERED: dict[Any, Callable[[Any], Any]] = {
     CRS: registered.crs_deserializer,
     datetime: registered.datetime_deserializer,
@@ -60,16 +60,16 @@ _REGISTERED: dict[Any, Callable[[Any], Any]] = {
 
 
 class AmbiguousValue(Exception):
-    """The value has no reading that is certain to be the parser's."""
+    """It is not certain how jsonargparse would read the value."""
 
 
 @dataclass(frozen=True)
 class PlannedCall:
-    """A class to be made.
+    """A call of a class.
 
     Attributes:
         kind: the class.
-        arguments: its arguments in the order of its signature, defaults too; those that are classes are calls in turn.
+        arguments: all arguments in the order of the signature, with defaults; nested classes are planned calls.
     """
 
     kind: Callable[..., Any]
@@ -78,14 +78,14 @@ class PlannedCall:
 
 @dataclass(frozen=True)
 class _Argument:
-    """What a class says of one of its arguments."""
+    """Type hint and default of a constructor's argument."""
 
     hint: Any
     default: Any
 
 
 def construct(plan: Any) -> Any:
-    """Make what a plan describes: arguments first, in the order of the signature, as the parser does."""
+    """Execute a plan: arguments first, in the order of the signature, as jsonargparse does."""
     if isinstance(plan, PlannedCall):
         return plan.kind(**{name: construct(argument) for name, argument in plan.arguments.items()})
     if type(plan) in (list, tuple, set):
@@ -96,17 +96,14 @@ def construct(plan: Any) -> Any:
 
 
 def plan_value(value: Any, hint: Any) -> Any:
-    """Plan how to make a value of a type.
+    """Plan how a value of a config becomes one of a type; ``construct`` executes the plan.
 
     Args:
-        value: what the config holds.
-        hint: the type that is wanted.
-
-    Returns:
-        The plan for ``construct``; nothing is made yet.
+        value: the value in the config.
+        hint: the type hint.
 
     Raises:
-        Unsure: the parser has to decide.
+        AmbiguousValue: jsonargparse has to decide.
     """
     origin = typing.get_origin(hint) or hint
     if isinstance(value, str) and not is_plain(value, or_null=_is_text(hint)):
@@ -127,7 +124,7 @@ def plan_value(value: Any, hint: Any) -> Any:
 
 
 def plan_call(kind: type, arguments: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> PlannedCall:
-    """Plan to make a class of arguments from a config.
+    """Plan the call of a class with arguments from a config.
 
     Args:
         kind: the class.
@@ -135,7 +132,7 @@ def plan_call(kind: type, arguments: Mapping[str, Any], defaults: Mapping[str, A
         defaults: values in place of the signature's own defaults.
 
     Raises:
-        Unsure: an argument is unknown, missing or doubtful.
+        AmbiguousValue: an argument is unknown, missing or ambiguous.
     """
     known = _signature(kind)
     if unknown := [name for name in arguments if name not in known]:
@@ -153,19 +150,19 @@ def plan_call(kind: type, arguments: Mapping[str, Any], defaults: Mapping[str, A
 
 
 def _default(argument: _Argument) -> Any:
-    """The default as the parser hands it on: read as a given value is, and shared with no other object."""
+    """A copy of an argument's default, read like a value of a config."""
     default = argument.default
-    if isinstance(default, Enum) or not isinstance(default, _WRITTEN):
+    if isinstance(default, Enum) or not isinstance(default, _CONFIG_TYPES):
         return default
     return plan_value(default, argument.hint)
 
 
 @cache
 def _signature(kind: Any) -> Mapping[str, _Argument]:
-    """The arguments of a class.
+    """The arguments of a class by name.
 
     Raises:
-        Unsure: they can't all be told, or not their types.
+        AmbiguousValue: not all of them are named and typed.
     """
     if inspect.isabstract(kind) or kind.__new__ not in (object.__new__, torch.nn.Module.__new__):
         raise AmbiguousValue(f"{kind.__name__} is not made in the ordinary way")
@@ -175,22 +172,22 @@ def _signature(kind: Any) -> Mapping[str, _Argument]:
         hints = typing.get_type_hints(kind.__init__)
     except (NameError, TypeError, AttributeError) as error:
         raise AmbiguousValue(f"{kind.__name__} has types that are known to type checkers alone") from error
-    found = {}
+    arguments = {}
     for name, parameter in list(inspect.signature(kind.__init__).parameters.items())[1:]:
         if parameter.kind is parameter.VAR_KEYWORD:
-            # On their way to a base class, which has defaults for them; one that is given is left to the parser.
+            # **kwargs goes to a base class with defaults; a config that sets one of them is left to jsonargparse.
             continue
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise AmbiguousValue(f"{kind.__name__} takes arguments without a name")
-        found[name] = _Argument(hints.get(name), parameter.default)
+        arguments[name] = _Argument(hints.get(name), parameter.default)
         if name not in hints:
             raise AmbiguousValue(f"{kind.__name__} does not say of what type {name!r} is")
-    return found
+    return arguments
 
 
 def _class(value: Any, hint: type) -> Any:
     if hint in _REGISTERED:
-        return _made(_REGISTERED[hint], value)
+        return _convert(_REGISTERED[hint], value)
     if issubclass(hint, Enum):
         if type(value) is not str or value not in hint.__members__:
             raise AmbiguousValue(f"{value!r} is no name in {hint.__name__}")
@@ -198,7 +195,7 @@ def _class(value: Any, hint: type) -> Any:
     if not isinstance(value, Mapping) or getattr(hint, "_is_protocol", False) or hint.__module__ == "builtins":
         raise AmbiguousValue(f"{value!r} is no description of a {hint.__name__}")
     if "class_path" not in value:
-        # The parser takes a mapping for the arguments of the class that is asked for.
+        # Without class_path, a mapping has the arguments of the class in the hint.
         return plan_call(hint, value)
     if set(value) - {"class_path", "init_args"}:
         raise AmbiguousValue(f"{sorted(value)} are more than a class and its arguments")
@@ -212,17 +209,17 @@ def _class(value: Any, hint: type) -> Any:
     return plan_call(kind, arguments)
 
 
-def _made(make: Callable[[Any], Any], value: Any) -> Any:
+def _convert(convert: Callable[[Any], Any], value: Any) -> Any:
     if type(value) not in (str, int):
         raise AmbiguousValue(f"{value!r} is given in more than one word")
     try:
-        return make(value)
+        return convert(value)
     except (ValueError, TypeError) as error:
         raise AmbiguousValue(str(error)) from error
 
 
 def _is_text(hint: Any) -> bool:
-    """Whether a string can only be meant as a string, or be null."""
+    """Whether a hint is ``str`` or ``str | None``."""
     return hint is str or set(typing.get_args(hint)) == {str, type(None)}
 
 
@@ -257,7 +254,7 @@ def _container(value: Any, origin: Any, inner: tuple[Any, ...]) -> Any:
         if not isinstance(value, Mapping):
             raise AmbiguousValue(f"{value!r} is no mapping")
         key_hint, item_hint = inner or (str, Any)
-        # The parser converts keys to int and leaves all others as they are.
+        # Of keys, jsonargparse converts only those to int.
         return {_scalar(key, key_hint): plan_value(item, item_hint) for key, item in value.items()}
     if not isinstance(value, list | tuple | set):
         raise AmbiguousValue(f"{value!r} is no list")
@@ -265,16 +262,16 @@ def _container(value: Any, origin: Any, inner: tuple[Any, ...]) -> Any:
         if len(inner) != len(value):
             raise AmbiguousValue(f"{value!r} is of another length")
         return tuple(plan_value(item, hint) for item, hint in zip(value, inner, strict=True))
-    made = [plan_value(item, inner[0] if inner else Any) for item in value]
-    return tuple(made) if origin is tuple else set(made) if origin is set else made
+    items = [plan_value(item, inner[0] if inner else Any) for item in value]
+    return tuple(items) if origin is tuple else set(items) if origin is set else items
 
 
 def _union(value: Any, options: Sequence[Any]) -> Any:
-    """What the members of a union that take the value make of it, if it is the same."""
+    """Plan a value of a union; all members that accept the value have to agree."""
     if value is None and type(None) in options:
         return None
     if type(value) is int:
-        # Whichever comes first: typing gives Union[int, float] and Union[float, int] the order of the one made first.
+        # typing caches unions: Union[float, int] may have the order of an earlier Union[int, float].
         options = [int] if int in options else options
     readings = []
     for option in options:
@@ -287,5 +284,5 @@ def _union(value: Any, options: Sequence[Any]) -> Any:
     return readings[0]
 
 
-def _same(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and one == other and repr(one) == repr(other)
+def _same(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and a == b and repr(a) == repr(b)

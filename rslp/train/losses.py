@@ -1,4 +1,4 @@
-"""Running means of losses: sums and counts, so that batches and processes add up to the mean over all they hold."""
+"""Losses over batches and ranks: mean losses for the log, and the factors that weight a step's batches."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 from rslp.models.denominators import accumulation_dtype
 from rslp.runtime import collectives
 
-# (dataset, task, loss) -> sum of the loss over what it counts, and the count.
+# (dataset, task, loss) -> the loss summed over its units, and the number of units.
 Sums = dict[tuple[str, str, str], torch.Tensor]
-# The same and the numbers of samples in plain values, as (names, numbers).
+# These sums and the numbers of samples as plain values, in pairs (names, numbers).
 LossState = dict[str, list[tuple[list[str], list[float]]]]
 
 
 class LossMeter:
-    """The losses of one split since it began.
+    """Mean losses of one split since the epoch began.
 
     Args:
         only_finite: leave out losses that are not finite.
 
     Attributes:
-        sums: for each loss its sum and its count.
+        sums: for each loss its sum and its number of units.
         samples: number of samples by dataset.
     """
 
@@ -44,8 +44,8 @@ class LossMeter:
 
         Args:
             dataset: its dataset.
-            losses: for each task its losses by name, means over ``counts``.
-            counts: for each task what its losses are means over.
+            losses: for each task its losses by name, means over its ``counts`` units.
+            counts: for each task the denominator of its losses, see ``models.denominators``.
             samples: number of samples in the batch.
         """
         self.samples[dataset] = self.samples.get(dataset, 0) + samples
@@ -59,21 +59,21 @@ class LossMeter:
                 key = (dataset, task, name)
                 self.sums[key] = self.sums[key] + part if key in self.sums else part
 
-    def settle(self) -> None:
-        """Let the first process hold what all have seen, and the others nothing; all have to call it."""
+    def reduce_to_rank_zero(self) -> None:
+        """Sum over ranks into rank 0, and reset the other ranks; all of them have to call it."""
         if collectives.is_distributed():
             parts = collectives.all_gather(self.state())
             self.load(parts if collectives.is_rank_zero() else [])
 
     def state(self) -> LossState:
-        """Plain values that a checkpoint can hold."""
+        """The sums as plain values, for a checkpoint."""
         return {
             "sums": [(list(key), value.tolist()) for key, value in self.sums.items()],
             "samples": [([dataset], [float(n)]) for dataset, n in self.samples.items()],
         }
 
     def load(self, states: Iterable[LossState]) -> None:
-        """Take up the sum of what ``state`` gave, here or elsewhere."""
+        """Replace the sums by the total of several ``state()``."""
         self.sums, self.samples = {}, {}
         for state in states:
             for (dataset, task, name), value in state["sums"]:
@@ -83,7 +83,7 @@ class LossMeter:
                 self.samples[dataset] = self.samples.get(dataset, 0) + int(n)
 
     def values(self, split: str) -> dict[str, float]:
-        """The means as logged, and nothing held any more.
+        """The mean losses by the names they are logged under; resets the meter.
 
         Args:
             split: "train", "val" or "test".
@@ -97,8 +97,8 @@ class LossMeter:
         for (dataset, task, name), (total, count) in sorted((k, v.tolist()) for k, v in self.sums.items()):
             mean = total / count if count else 0.0
             logged[f"{split}_{task}_{name}"] = mean
-            place = f"{split}/{dataset}/{task}/loss"
-            logged[place] = logged.get(place, 0.0) + mean
+            key = f"{split}/{dataset}/{task}/loss"
+            logged[key] = logged.get(key, 0.0) + mean
             by_dataset[dataset] += mean
         logged |= {f"{split}/{dataset}/loss": loss for dataset, loss in by_dataset.items()}
         samples = sum(self.samples.values())
@@ -113,27 +113,27 @@ Counts = Mapping[str, torch.Tensor]
 
 
 def all_reduce_denominators(
-    counts: Sequence[Counts], *, tasks: Sequence[str], asked: bool, device: torch.device
+    counts: Sequence[Counts], *, tasks: Sequence[str], preempted: bool, device: torch.device
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Add up a step's counts over its batches and over all processes, in one small message.
+    """Sum a step's loss denominators over its batches and all ranks, and the preemption flag in the same all-reduce.
 
     Args:
-        counts: for each batch of this process its counts by task.
-        tasks: all tasks, in the same order everywhere.
-        asked: whether this process was asked to leave.
-        device: where the message is made.
+        counts: for each batch of this rank its denominators by task.
+        tasks: all tasks, in the same order in all ranks.
+        preempted: whether this rank is preempted.
+        device: the device of the ranks' communication.
 
     Returns:
-        The counts by task, and how many processes were asked to leave.
+        The denominators by task, and how many ranks are preempted.
     """
-    place_of = {task: place for place, task in enumerate(tasks, start=1)}
-    told = torch.zeros(1 + len(place_of), dtype=accumulation_dtype(device), device=device)
-    told[0] = float(asked)
-    for own in counts:
-        for task, count in own.items():
-            told[place_of[task]] += count.to(told)
-    totals = collectives.all_reduce_sum(told)
-    return {task: totals[place] for task, place in place_of.items()}, totals[0]
+    position = {task: i for i, task in enumerate(tasks, start=1)}
+    message = torch.zeros(1 + len(position), dtype=accumulation_dtype(device), device=device)
+    message[0] = float(preempted)
+    for of_batch in counts:
+        for task, count in of_batch.items():
+            message[position[task]] += count.to(message)
+    totals = collectives.all_reduce_sum(message)
+    return {task: totals[i] for task, i in position.items()}, totals[0]
 
 
 def loss_factors(
@@ -142,27 +142,27 @@ def loss_factors(
     """The factor on each batch's mean loss of each task: (m_t / m) n / N.
 
     Args:
-        counts: for each batch of this process its counts n by task.
-        totals: the counts N of the step.
+        counts: for each batch of this rank its denominators n by task.
+        totals: the denominators N of the step, over all ranks.
         tasks: for each batch the tasks of its dataset: m batches, m_t of them with task t.
     """
-    often = Counter(task for of_batch in tasks for task in of_batch)
+    batches = Counter(task for of_batch in tasks for task in of_batch)
     return [
         {
-            task: often[task] / len(tasks) * (count.to(totals[task]) / totals[task].clamp(min=_TINY))
-            for task, count in own.items()
+            task: batches[task] / len(tasks) * (count.to(totals[task]) / totals[task].clamp(min=_TINY))
+            for task, count in of_batch.items()
         }
-        for own in counts
+        for of_batch in counts
     ]
 
 
 def weighted(losses: Mapping[str, Counts], factors: Counts, *, like: torch.Tensor) -> torch.Tensor:
-    """The sum of a batch's losses, each task's times its factor.
+    """The sum of a batch's losses, each multiplied by its task's factor.
 
     Args:
         losses: for each task its losses by name.
         factors: by task.
-        like: says the device.
+        like: a tensor on the device of the sum.
     """
     total = torch.zeros((), device=like.device)
     for task, named in losses.items():

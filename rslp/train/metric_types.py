@@ -1,6 +1,6 @@
-"""Metrics made of counts, moments and scores in double precision, so that they add up over batches and processes.
+"""Metrics as sums of counts, moments and scores in double precision, which add up over batches and ranks.
 
-Each is the same, up to rounding, however its samples are ordered and divided. Without a label their value is NaN.
+Up to rounding, their values do not depend on how samples are ordered or divided. Without a label the value is NaN.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Flags = npt.NDArray[np.bool_]
 
 
 def compatible(objects: torch.Tensor, boxes: torch.Tensor, *, rule: tuple[str, float]) -> Flags:
-    """Which detections fit which objects by their boxes: flags ``N M``, as rslearn's ``F1Metric`` compares them.
+    """Which boxes of detections match which boxes of objects, as in rslearn's ``F1Metric``: flags ``N M``.
 
     Args:
         objects: boxes ``M 4`` (x0 y0 x1 y1).
@@ -32,61 +32,61 @@ def compatible(objects: torch.Tensor, boxes: torch.Tensor, *, rule: tuple[str, f
         iou: Flags = torchvision.ops.box_iou(boxes, objects).cpu().numpy() >= limit
         return iou
     a, b = (((c[:, :2] + c[:, 2:]) / 2).cpu().numpy().astype(np.float64) for c in (boxes, objects))
-    near: Flags = np.sqrt(((a[:, None] - b[None, :]) ** 2).sum(axis=2)) <= limit
-    return near
+    within: Flags = np.sqrt(((a[:, None] - b[None, :]) ** 2).sum(axis=2)) <= limit
+    return within
 
 
 def matched(fits: Flags) -> Flags:
-    """For each detection whether the largest matching grows when it is added to those before it.
+    """True positives at every score threshold: whether each detection enlarges the maximum matching of those before it.
 
-    So the number of flags among the first k is the size of the largest matching of the first k, for every k.
+    The number of True among the first k flags is the size of the maximum matching of the first k detections.
 
     Args:
-        fits: ``N M``, detections by falling score.
+        fits: ``N M``, detections by descending score.
     """
-    owner: dict[int, int] = {}
-    holds: dict[int, int] = {}
-    near = [np.flatnonzero(row).tolist() for row in fits]
-    return np.array([_grows(start, near=near, owner=owner, holds=holds) for start in range(len(fits))], dtype=bool)
+    detection_of: dict[int, int] = {}
+    object_of: dict[int, int] = {}
+    candidates = [np.flatnonzero(row).tolist() for row in fits]
+    return np.array([_augment(i, candidates, detection_of, object_of) for i in range(len(fits))], dtype=bool)
 
 
-def _grows(start: int, *, near: list[list[int]], owner: dict[int, int], holds: dict[int, int]) -> bool:
-    """Look for an augmenting path from a detection to a free object, and take it.
+def _augment(start: int, candidates: list[list[int]], detection_of: dict[int, int], object_of: dict[int, int]) -> bool:
+    """Search breadth-first for an augmenting path from a detection to a free object, and change the matching along it.
 
     Args:
         start: the detection.
-        near: for each detection the objects that fit it.
-        owner: the detection that each matched object belongs to.
-        holds: the object that each matched detection has.
+        candidates: for each detection the objects that it fits.
+        detection_of: the matching, from object to detection.
+        object_of: the matching, from detection to object.
     """
-    reached: dict[int, int] = {}
+    predecessor: dict[int, int] = {}
     queue = [start]
     for detection in queue:
-        for item in near[detection]:
-            if item in reached:
+        for item in candidates[detection]:
+            if item in predecessor:
                 continue
-            reached[item] = detection
-            if item in owner:
-                queue.append(owner[item])
+            predecessor[item] = detection
+            if item in detection_of:
+                queue.append(detection_of[item])
                 continue
             while True:
-                taker = reached[item]
-                given_up = holds.get(taker)
-                owner[item], holds[taker] = taker, item
-                if given_up is None:
+                matched_detection = predecessor[item]
+                released = object_of.get(matched_detection)
+                detection_of[item], object_of[matched_detection] = matched_detection, item
+                if released is None:
                     return True
-                item = given_up
+                item = released
     return False
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Detections at each score threshold.
+    """Counts of detections and true positives at each score threshold.
 
     Attributes:
-        thresholds: the scores that occur, falling.
-        true: for each the true positives among the detections of at least that score.
-        all: for each the number of these detections.
+        thresholds: the distinct scores, descending.
+        true: for each threshold the number of true positives of at least that score.
+        all: for each threshold the number of detections of at least that score.
         objects: number of objects, at least 1.
     """
 
@@ -96,25 +96,25 @@ class Curve:
     objects: int
 
     @classmethod
-    def of(cls, scores: npt.NDArray[Any], hits: npt.NDArray[Any], *, objects: int) -> Curve:
-        """From the score of each detection, and whether it is a true positive."""
+    def from_scores(cls, scores: npt.NDArray[Any], hits: npt.NDArray[Any], *, objects: int) -> Curve:
+        """Make the curve from the score of each detection, and whether it is a true positive."""
         order = np.argsort(-scores, kind="stable")
         scores, hits = scores[order], hits[order].astype(np.int64)
-        # Detections of equal score come in together.
+        # Detections of equal score share a threshold.
         ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True)) if len(scores) else np.zeros(0, np.int64)
         return cls(scores[ends], np.cumsum(hits)[ends], ends + 1, objects)
 
     def average_precision(self) -> float:
-        """The area under the highest precision at each recall or a higher one."""
+        """The area under precision over recall; precision at a recall is the highest at that recall or above."""
         precision = np.maximum.accumulate((self.true / self.all)[::-1])[::-1]
         return float(np.sum(np.diff(self.true, prepend=0) * precision) / self.objects)
 
     def f1(self, thresholds: Floats) -> Floats:
         """F1 = 2 true positives / (detections + objects) at each threshold."""
-        place = np.searchsorted(-self.thresholds, -thresholds, side="right")
-        true, total = (np.concatenate([[0], counts])[place] for counts in (self.true, self.all))
-        found: Floats = 2 * true / (total + self.objects)
-        return found
+        index = np.searchsorted(-self.thresholds, -thresholds, side="right")
+        true, total = (np.concatenate([[0], counts])[index] for counts in (self.true, self.all))
+        scores: Floats = 2 * true / (total + self.objects)
+        return scores
 
 
 _NO_VALUE = float("nan")
@@ -124,7 +124,7 @@ class ClassMetric(Metric):
     """A metric that is a mean over classes."""
 
     def classes(self) -> list[int]:
-        """The classes that the mean runs over."""
+        """Indices of the classes that the mean is over."""
         raise NotImplementedError
 
 
@@ -150,7 +150,7 @@ class BalancedAccuracy(ClassMetric):
         self.hits += torch.bincount(labels[preds.argmax(dim=1) == labels], minlength=classes)
 
     def classes(self) -> list[int]:
-        """Those that occur among the labels."""
+        """Indices of the classes that occur among the labels."""
         return [index for index, count in enumerate(self.support.tolist()) if count]
 
     def compute(self) -> torch.Tensor:
@@ -164,7 +164,7 @@ class MeanIoU(ClassMetric):
 
     Args:
         num_classes: number of classes.
-        without: a class that takes no part in the mean, such as one that means nodata.
+        without: a class that is left out of the mean, such as nodata.
     """
 
     hits: torch.Tensor
@@ -185,22 +185,22 @@ class MeanIoU(ClassMetric):
         self.labelled += torch.bincount(labels, minlength=classes)
 
     def classes(self) -> list[int]:
-        """Those that occur among the labels or the predictions."""
-        seen = (self.predicted + self.labelled).tolist()
-        return [index for index, count in enumerate(seen) if count and index != self._without]
+        """Indices of the classes that occur among the labels or the predictions."""
+        counts = (self.predicted + self.labelled).tolist()
+        return [index for index, count in enumerate(counts) if count and index != self._without]
 
     def compute(self) -> torch.Tensor:
-        """The mean."""
+        """The mean IoU."""
         chosen = self.classes()
         union = (self.predicted + self.labelled - self.hits)[chosen]
         return (self.hits[chosen].double() / union).mean()
 
 
 class R2(Metric):
-    """Coefficient of determination, 1 - SSE / SST, SST being taken around the mean of the labels.
+    """Coefficient of determination, 1 - SSE / SST, with SST around the mean of the labels.
 
-    Mean and SST come from merging the moments of parts (Chan, Golub & LeVeque 1983): differences of sums of squares
-    would lose what labels such as 1e6 +- 1 differ by.
+    Mean and SST are merged from moments of batches (Chan, Golub & LeVeque 1983), since a difference of sums of squares
+    would cancel for labels such as 1e6 ± 1.
     """
 
     moments: torch.Tensor
@@ -215,7 +215,7 @@ class R2(Metric):
         if not labels.numel():
             return
         y, p = labels.double().flatten(), preds.double().flatten()
-        # Around the first label, so that equal labels have their mean exactly, and no variation.
+        # Relative to the first label, so that equal labels have a variation of exactly 0.
         shifted = y - y[0]
         mean = shifted.mean()
         n = torch.full_like(mean, float(len(y)))
@@ -223,7 +223,7 @@ class R2(Metric):
         self.moments = _merged(torch.stack([self.moments, part]))
 
     def compute(self) -> torch.Tensor:
-        """The coefficient; 0 by convention where the labels do not vary."""
+        """The coefficient; 0 by convention for constant labels."""
         n, _, variation, errors = self.moments
         if n == 0:
             return torch.full_like(n, _NO_VALUE)
@@ -231,19 +231,19 @@ class R2(Metric):
 
 
 def _merged(parts: torch.Tensor) -> torch.Tensor:
-    """The moments of all parts (rows: n, mean, sum of squared distances, sum of squared errors) together."""
+    """Merge moments; each row has n, mean, sum of squared distances from it, sum of squared errors."""
     total = parts[0]
     for part in parts[1:]:
         n = total[0] + part[0]
-        apart = part[1] - total[1]
+        difference = part[1] - total[1]
         share = part[0] / n.clamp(min=1)
-        squares = total[2] + part[2] + apart * apart * total[0] * share
-        total = torch.stack([n, total[1] + apart * share, squares, total[3] + part[3]])
+        squares = total[2] + part[2] + difference * difference * total[0] * share
+        total = torch.stack([n, total[1] + difference * share, squares, total[3] + part[3]])
     return total
 
 
 class WithinFactor(Metric):
-    """Share of predictions p with l (1 - f) <= p <= l (1 + f), l being the label.
+    """Share of predictions p with l (1 - f) <= p <= l (1 + f), where l is the label.
 
     Args:
         factor: f.
@@ -258,8 +258,8 @@ class WithinFactor(Metric):
 
     def update(self, preds: torch.Tensor, labels: torch.Tensor) -> None:
         """Add predictions and labels of one shape."""
-        near = (preds >= labels * (1 - self._factor)) & (preds <= labels * (1 + self._factor))
-        self.counts += torch.stack([near.sum(), torch.full_like(near.sum(), near.numel())])
+        within = (preds >= labels * (1 - self._factor)) & (preds <= labels * (1 + self._factor))
+        self.counts += torch.stack([within.sum(), torch.full_like(within.sum(), within.numel())])
 
     def compute(self) -> torch.Tensor:
         """The share."""
@@ -269,18 +269,16 @@ class WithinFactor(Metric):
 class DetectionScores(ClassMetric):
     """Average precision and F1 of detections, over all score thresholds at once.
 
-    At each threshold the true positives are the largest number of pairs of a detection and an object of its class that
-    fit together, as rslearn's ``F1Metric`` counts them; they depend on no order, also where scores are equal. Average
-    precision is the area under precision as a function of recall, precision at a recall being the highest one at that
-    recall or a higher one ("all points", PASCAL VOC 2010, Everingham et al. 2010; COCO samples the same curve at 101
-    recalls).
+    The true positives at a threshold are a maximum matching of detections and objects of the same class whose boxes
+    match, as in rslearn's ``F1Metric``; they do not depend on the order of detections of equal score. Average precision
+    is the area under precision over recall, where precision at a recall is the highest at that recall or above ("all
+    points", PASCAL VOC 2010, Everingham et al. 2010; COCO samples the same curve at 101 recalls).
 
     Args:
         num_classes: number of classes.
-        cmp_mode: what fits: ``iou``, boxes of at least this intersection over union, or ``distance``, boxes whose
-            centres are at most this many pixels apart.
-        cmp_threshold: the limit.
-        flatten_classes: count all classes together; otherwise the mean over the classes that have objects is taken.
+        cmp_mode: how boxes are compared: by ``iou``, or by the ``distance`` of their centres.
+        cmp_threshold: the least IoU, or the largest distance in px, of boxes that match.
+        flatten_classes: count all classes together; otherwise take the mean over the classes that have objects.
     """
 
     scores: list[torch.Tensor]
@@ -317,19 +315,19 @@ class DetectionScores(ClassMetric):
             self.objects += torch.bincount(target["labels"], minlength=len(self.objects))
 
     def classes(self) -> list[int]:
-        """Those that have objects."""
+        """Indices of the classes that have objects."""
         return [index for index, count in enumerate(self.objects.tolist()) if count]
 
     def curves(self) -> list[Curve]:
-        """One for all classes, or one for each that has objects."""
+        """One curve for all classes together, or one for each class that has objects."""
         scores, hits, labels = (
             torch.cat([part.cpu() for part in parts]).numpy() if parts else np.zeros(0)
             for parts in (self.scores, self.hits, self.labels)
         )
         counts = self.objects.tolist()
         if self._flat:
-            return [Curve.of(scores, hits, objects=sum(counts))] if sum(counts) else []
-        return [Curve.of(scores[labels == i], hits[labels == i], objects=counts[i]) for i in self.classes()]
+            return [Curve.from_scores(scores, hits, objects=sum(counts))] if sum(counts) else []
+        return [Curve.from_scores(scores[labels == i], hits[labels == i], objects=counts[i]) for i in self.classes()]
 
     def compute(self) -> torch.Tensor:
         """The average precision."""
@@ -340,7 +338,7 @@ class DetectionScores(ClassMetric):
         return _mean([float(curve.f1(np.array([threshold]))[0]) for curve in self.curves()])
 
     def best_threshold(self) -> float | None:
-        """The score threshold with the highest F1, of equal ones the highest; None where none has a true positive."""
+        """The highest of the score thresholds with the best F1; None without a true positive."""
         curves = self.curves()
         thresholds = np.unique(np.concatenate([curve.thresholds for curve in curves])) if curves else np.zeros(0)
         if not len(thresholds):

@@ -1,20 +1,17 @@
-"""What a task is judged by: its primary metric, the baseline under it, and the metrics that its config asks for."""
+"""Metrics of a task: its primary metric, that of its baseline, and those that its config asks for."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from rslearn.train.model_context import RasterImage
-from rslearn.train.tasks.classification import ClassificationTask
-from rslearn.train.tasks.detection import DetectionTask
-from rslearn.train.tasks.per_pixel_regression import PerPixelRegressionTask
-from rslearn.train.tasks.regression import RegressionAccuracy, RegressionTask
-from rslearn.train.tasks.segmentation import MeanIoUMetric, SegmentationTask
+from rslearn.train.tasks.regression import RegressionAccuracy
+from rslearn.train.tasks.segmentation import MeanIoUMetric
 from rslearn.train.tasks.task import Task
 from torchmetrics import MeanAbsoluteError, MeanAbsolutePercentageError, MeanSquaredError, Metric, MetricCollection
 from torchmetrics import R2Score as StockR2
@@ -23,6 +20,7 @@ from rslp import upstream
 from rslp.data.batches import tensors_to
 from rslp.data.crops import PIXELS, CropPlace, joined, own_detections, own_objects
 from rslp.train.metric_types import R2, BalancedAccuracy, ClassMetric, DetectionScores, MeanIoU, WithinFactor
+from rslp.upstream.task_kinds import TaskKind, kind_of
 
 _SUMS = (MeanSquaredError, MeanAbsoluteError, MeanAbsolutePercentageError, StockR2, MeanIoUMetric)
 
@@ -31,12 +29,12 @@ Window = tuple[str, str]
 
 @dataclass
 class Tally:
-    """Counts of one task of one split.
+    """Counts of windows and labels of one task on one split.
 
     Attributes:
         windows: group and name of all windows.
-        labelled: those with a valid label.
-        valid: number of valid labels: pixels, or samples where a label is of a whole sample.
+        labelled: the windows with a valid label.
+        valid: number of valid labels; each pixel is a label of a dense task, each sample one of other tasks.
         total: number of labels.
     """
 
@@ -47,11 +45,11 @@ class Tally:
 
     @property
     def valid_share(self) -> float | None:
-        """Share of the labels that are valid; None before the first."""
+        """Share of the labels that are valid; None without labels."""
         return self.valid / self.total if self.total else None
 
     def new_windows(self, count: int) -> list[CropPlace]:
-        """Places of samples that are windows of their own."""
+        """Places for samples each of which is a window of its own."""
         names = (("", str(len(self.windows) + i)) for i in range(count))
         return [CropPlace(name, (0, 0), None, alone=True) for name in names]
 
@@ -63,13 +61,13 @@ class Tally:
         self.windows.add(window)
         if valid:
             self.labelled.add(window)
-        # Counted before transforms, which may pad or scale labels.
+        # Counts from before transforms, which may pad or scale labels.
         valid, total = target[PIXELS].tolist() if PIXELS in target else (valid, flags.numel())
         self.valid += valid
         self.total += total
 
     def join(self, other: Tally) -> None:
-        """Add what another process has seen."""
+        """Add the counts of another rank."""
         self.windows |= other.windows
         self.labelled |= other.labelled
         self.valid += other.valid
@@ -78,16 +76,16 @@ class Tally:
 
 F1, F1_TUNED, THRESHOLD = "f1_score", "f1_tuned", "f1_threshold"
 Target = Mapping[str, Any]
-# Output, target and constant prediction.
+# Output of the model, target, and output of the baseline.
 Sample = tuple[Any, Target, Any]
 
 
 @dataclass(frozen=True)
 class PrimaryMetric:
-    """The metric that a kind of task is selected by.
+    """The metric by which tasks of one kind are judged.
 
     Attributes:
-        name: as logged.
+        name: its logged name.
         best: the value of a perfect model.
     """
 
@@ -97,18 +95,18 @@ class PrimaryMetric:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What a split says of one task.
+    """The metrics of one task on one split.
 
     Attributes:
         values: every scalar metric by name; None where the split has no label to compute it from.
         primary: name of the primary metric, None for a kind of task that has none.
-        floor: the primary metric of the constant prediction learnt from the training labels.
-        score: the primary metric normalised to 0 (floor) … 1 (best); None without a value of it.
+        floor: the primary metric of the baseline.
+        score: the primary metric normalised to 0 (floor) … 1 (best); None where it has no value.
         n: number of windows with a valid label.
         n_windows: number of windows.
-        valid_share: share of their label pixels that are valid; for labels of whole samples, of the samples.
-        classes: the classes that the primary metric is a mean over, by name; None for one that is no such mean.
-        threshold: of a detector the score threshold that ``f1_tuned`` is at.
+        valid_share: share of their labels (pixels of a dense task, otherwise samples) that are valid.
+        classes: names of the classes that the primary metric is a mean over; None if it is not a mean over classes.
+        threshold: a detector's score threshold for ``f1_tuned``.
     """
 
     values: Mapping[str, float | None]
@@ -123,80 +121,72 @@ class TaskResult:
 
 
 def normalised(value: float, *, floor: float, best: float) -> float:
-    """Clip((value - floor) / (best - floor), 0, 1); 0 where the floor is the best already, or nothing is finite."""
+    """Clip((value - floor) / (best - floor), 0, 1); 0 where floor equals best, or value is not finite."""
     if best == floor or not math.isfinite(value):
         return 0.0
     return min(1.0, max(0.0, (value - floor) / (best - floor)))
 
 
-def primary_metric(task: Task) -> tuple[PrimaryMetric, Metric] | None:
-    """The primary metric of a task, over what ``_pairs`` gives; None for a kind that is not known.
+def _detection_scores(task: Any) -> Metric:
+    """Scores that match boxes as the task's ``f1_metric_kwargs`` say, by default over all classes together."""
+    rule = {k: v for k, v in task.f1_metric_kwargs.items() if k in ("cmp_mode", "cmp_threshold", "flatten_classes")}
+    return DetectionScores(len(task.classes), **rule)
 
-    Classification: balanced accuracy (mean recall of the classes that occur). Segmentation: mean IoU over the pixels of
-    a split, of the classes that occur. Detection: average precision, boxes matched as the task's ``f1_metric_kwargs``
-    say, of all classes together unless these say otherwise. Regression: R2.
-    """
-    if isinstance(task, ClassificationTask):
-        return PrimaryMetric("balanced_accuracy"), BalancedAccuracy(len(task.classes))
-    if isinstance(task, SegmentationTask):
-        return PrimaryMetric("miou"), MeanIoU(task.num_classes, without=task.nodata_value)
-    if isinstance(task, DetectionTask):
-        rule = {k: v for k, v in task.f1_metric_kwargs.items() if k in ("cmp_mode", "cmp_threshold", "flatten_classes")}
-        return PrimaryMetric("average_precision"), DetectionScores(len(task.classes), **rule)
-    if isinstance(task, RegressionTask | PerPixelRegressionTask):
-        return PrimaryMetric("r2"), R2()
-    return None
+
+# For each kind of task its primary metric, and how that is made for a task.
+PRIMARY: dict[str, tuple[PrimaryMetric, Callable[[Any], Metric]]] = {
+    # Mean recall of the classes that occur.
+    "classification": (PrimaryMetric("balanced_accuracy"), lambda task: BalancedAccuracy(len(task.classes))),
+    # Over all pixels of a split, mean of the classes that occur.
+    "segmentation": (PrimaryMetric("miou"), lambda task: MeanIoU(task.num_classes, without=task.nodata_value)),
+    "detection": (PrimaryMetric("average_precision"), _detection_scores),
+    "regression": (PrimaryMetric("r2"), lambda _: R2()),
+    "per-pixel regression": (PrimaryMetric("r2"), lambda _: R2()),
+}
+
+
+def primary_metric(task: Task) -> tuple[PrimaryMetric, Metric] | None:
+    """The primary metric of a task, which takes what ``_pairs`` returns; None for a kind of task without one."""
+    entry = PRIMARY.get(kind_of(task).name)
+    return (entry[0], entry[1](task)) if entry else None
 
 
 def _pairs(task: Task, outputs: Sequence[Any], targets: Sequence[Target]) -> tuple[Any, Any]:
-    """Predictions and labels as a primary metric takes them, of what is valid alone.
+    """Valid predictions and labels in the form that primary metrics take.
 
-    Scores ``N C`` and classes ``N`` of samples or pixels; values ``N`` and ``N`` in the units of the data and in double
-    precision; or the detections and the objects of each image.
+    Scores ``N C`` and classes ``N`` of samples or pixels; numbers ``N`` and ``N``, in the units of the data and in
+    double precision; or for each image its detections and its objects.
     """
-    if isinstance(task, DetectionTask):
+    kind = kind_of(task)
+    if kind.unit == "object":
         valid = [i for i, target in enumerate(targets) if bool(target["valid"])]
         return [outputs[i] for i in valid], [targets[i] for i in valid]
-    pairs = [_valid(task, output, target) for output, target in zip(outputs, targets, strict=True)]
+    pairs = [_valid(kind, output, target) for output, target in zip(outputs, targets, strict=True)]
     preds, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    if isinstance(task, RegressionTask | PerPixelRegressionTask):
-        return preds.double() / task.scale_factor, labels.double() / task.scale_factor
+    if kind.numeric:
+        scale = getattr(task, "scale_factor", 1)
+        return preds.double() / scale, labels.double() / scale
     return preds, labels
 
 
-def _valid(task: Task, output: torch.Tensor, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
+def _valid(kind: TaskKind, output: torch.Tensor, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
     """The valid predictions and labels of one sample."""
-    if isinstance(task, ClassificationTask):
-        mask = target["valid"].reshape(1) > 0
-        return output.reshape(1, -1)[mask], target["class"].reshape(1)[mask]
-    if isinstance(task, RegressionTask):
-        mask = target["valid"].reshape(1) > 0
-        return output.reshape(1)[mask], target["value"].reshape(1)[mask]
-    mask = target["valid"].get_hw_tensor() > 0
-    if isinstance(task, SegmentationTask):
-        return output.movedim(0, -1)[mask], target["classes"].get_hw_tensor()[mask]
-    values = target["values"].get_hw_tensor()
-    return output.reshape(values.shape)[mask], values[mask]
+    labels, valid = kind.labels(target), kind.valid(target)
+    # Predicted numbers have the labels' shape, scores a dimension of classes before it.
+    output = output.reshape(labels.shape) if kind.numeric else output.movedim(0, -1).reshape(*labels.shape, -1)
+    return output[valid], labels[valid]
 
 
 def _without_ignored(task: Task, target: Target) -> Target:
-    """The target with pixels of torch's class to ignore (-100), which no metric takes, made invalid."""
-    if not isinstance(task, SegmentationTask):
+    """The target, in which pixels of the class that torch's losses ignore (-100) are made invalid."""
+    kind = kind_of(task)
+    if not kind.dense or kind.numeric:
         return target
-    classes, valid = target["classes"].image, target["valid"].image
-    return {**target, "classes": RasterImage(classes.clamp(min=0)), "valid": RasterImage(valid * (classes >= 0))}
+    classes, valid = target[kind.target_key].image, target["valid"].image
+    return {**target, kind.target_key: RasterImage(classes.clamp(min=0)), "valid": RasterImage(valid * (classes >= 0))}
 
 
-def _names(task: Task) -> list[str]:
-    """The names of a task's classes."""
-    if isinstance(task, ClassificationTask | DetectionTask):
-        return list(task.classes)
-    if isinstance(task, SegmentationTask):
-        return list(task.class_names or map(str, range(task.num_classes)))
-    return []
-
-
-# What one process has seen: the tally, parts of windows, and the states of the metrics.
+# State of one rank: the tally, samples of incomplete windows, and the states of the metrics.
 MetricState = tuple[Tally, dict[Window, list[Sample]], list[dict[str, Any]]]
 
 
@@ -204,7 +194,7 @@ class TaskMetrics(torch.nn.Module):
     """All metrics of one task of one dataset on one split.
 
     Args:
-        task: the task, whose config says which further metrics it wants.
+        task: the task, which also lists the metrics that its config asks for.
     """
 
     def __init__(self, task: Task) -> None:
@@ -220,14 +210,14 @@ class TaskMetrics(torch.nn.Module):
         upstream.disable_metric_sync(self)
 
     def state(self) -> MetricState:
-        """What this process has seen, on the CPU."""
+        """The state of this rank, on the CPU."""
         return self._tally, self._parts, upstream.metric_states(self)
 
     def merge(self, states: Sequence[MetricState]) -> None:
-        """Take up what all processes have seen.
+        """Replace this rank's state by that of all ranks together.
 
         Args:
-            states: what ``state`` gave in each of them, by rank.
+            states: the ``state()`` of each rank, in their order.
         """
         self._tally, self._parts = Tally(), {}
         for tally, parts, _ in states:
@@ -247,36 +237,36 @@ class TaskMetrics(torch.nn.Module):
         """Add a batch.
 
         Args:
-            outputs: predictions of rslearn's head, one per sample.
-            targets: targets of the task, one per sample.
-            constants: the constant prediction for each sample, None when no training labels are known.
-            places: where each sample lies; each is a window of its own if they are not given.
+            outputs: output of the task's head for each sample.
+            targets: target of the task for each sample.
+            constants: output of the baseline for each sample, None without a baseline.
+            places: where each sample lies; without it, each is a window of its own.
         """
         places = places or self._tally.new_windows(len(outputs))
         targets = [_without_ignored(self.task, target) for target in targets]
         for target, place in zip(targets, places, strict=True):
             self._tally.add(target, place.window)
         samples: list[Sample] = list(zip(outputs, targets, constants or [None] * len(outputs), strict=True))
-        if isinstance(self.task, DetectionTask):
-            samples = self._whole(samples, places)
+        if kind_of(self.task).unit == "object":
+            samples = self._complete(samples, places)
         self._add(samples)
 
-    def _whole(self, samples: Sequence[Sample], places: Sequence[CropPlace]) -> list[Sample]:
-        """The samples that are the only ones of their windows; parts of others wait until all are there.
+    def _complete(self, samples: Sequence[Sample], places: Sequence[CropPlace]) -> list[Sample]:
+        """Return the samples that are complete windows, and store the others until ``result``.
 
-        What is detected in one crop may be an object that counts in its neighbour.
+        A detection of one crop may match an object that is counted in a neighbouring crop.
         """
-        whole = []
+        complete = []
         for sample, place in zip(samples, places, strict=True):
             if place.own is not None:
                 output, target, constant = sample
                 floor = None if constant is None else own_detections(constant, place)
                 sample = own_detections(output, place), own_objects(target, place), floor
             if place.alone:
-                whole.append(sample)
+                complete.append(sample)
             elif bool(sample[1]["valid"]):
                 self._parts.setdefault(place.window, []).append(tensors_to(sample, torch.device("cpu")))
-        return whole
+        return complete
 
     def _add(self, samples: Sequence[Sample]) -> None:
         if not samples:
@@ -292,16 +282,16 @@ class TaskMetrics(torch.nn.Module):
                 self.floor_metric.update(*_pairs(self.task, constants, targets))
 
     def result(self, *, threshold: float | None = None, tune: bool = True) -> TaskResult:
-        """Compute everything and reset.
+        """Compute all metrics and reset them.
 
         Args:
-            threshold: of a detector the score threshold that was chosen on the validation split.
-            tune: choose it on this split.
+            threshold: a detector's score threshold that was chosen on the validation split.
+            tune: choose the threshold on this split instead.
         """
         for _, parts in sorted(self._parts.items()):
             outputs, targets, constants = zip(*parts, strict=True)
-            whole = (joined(outputs), joined(targets), None if constants[0] is None else joined(constants))
-            self._add([tensors_to(whole, self._device())])
+            window = (joined(outputs), joined(targets), None if constants[0] is None else joined(constants))
+            self._add([tensors_to(window, self._device())])
         result = self._computed(threshold, tune=tune)
         for metric in (self.metrics, self.metric, self.floor_metric):
             if metric is not None:
@@ -322,8 +312,9 @@ class TaskMetrics(torch.nn.Module):
             value, floor = _value(self.metric), _value(self.floor_metric)
             values[primary.name] = value
             score = None if value is None else normalised(value, floor=floor or 0.0, best=primary.best)
-        if score is not None and isinstance(self.metric, ClassMetric):
-            classes = tuple(_names(self.task)[index] for index in self.metric.classes())
+        names = kind_of(self.task).class_names
+        if score is not None and names is not None and isinstance(self.metric, ClassMetric):
+            classes = tuple(names(self.task)[index] for index in self.metric.classes())
         if score is not None and isinstance(self.metric, DetectionScores):
             threshold = self.metric.best_threshold() if tune else threshold
             values |= self._f1(self.metric, threshold, tune=tune)
@@ -340,22 +331,22 @@ class TaskMetrics(torch.nn.Module):
         )
 
     def _f1(self, scores: DetectionScores, threshold: float | None, *, tune: bool) -> dict[str, float | None]:
-        """F1 at the task's own score threshold, and at the one that was chosen on the validation split."""
-        found: dict[str, float | None] = {F1: scores.f1(float(getattr(self.task, "score_threshold", 0.5)))}
+        """F1 at the task's own score threshold, and at the one chosen on the validation split."""
+        values: dict[str, float | None] = {F1: scores.f1(float(getattr(self.task, "score_threshold", 0.5)))}
         if threshold is not None:
-            return found | {F1_TUNED: scores.f1(threshold), THRESHOLD: threshold}
-        return found | {F1_TUNED: 0.0} if tune else found
+            return values | {F1_TUNED: scores.f1(threshold), THRESHOLD: threshold}
+        return values | {F1_TUNED: 0.0} if tune else values
 
 
 def _value(metric: Metric | None) -> float | None:
-    """What a metric comes to; None if it has seen no label, a detector's no object."""
+    """The value of a metric; None before its first label, or a detector's before its first object."""
     if metric is None or not metric.update_called or (isinstance(metric, DetectionScores) and not metric.classes()):
         return None
     return float(metric.compute())
 
 
 def precise_metrics(metrics: MetricCollection) -> MetricCollection:
-    """A task's metrics, with sums and counts in double precision, and as states that add up over processes."""
+    """Change a task's metrics to sums and counts in double precision, which add up over ranks."""
     for metric in metrics.modules():
         inner = getattr(metric, "metric", None)
         if isinstance(inner, RegressionAccuracy):

@@ -32,6 +32,7 @@ from rslp.train import baselines
 from rslp.train.callbacks import FiniteGuard, FinitePolicy, OnNonfinite
 from rslp.train.losses import LossMeter, all_reduce_denominators, loss_factors, weighted
 from rslp.train.metrics import TaskMetrics, TaskResult
+from rslp.upstream.task_kinds import tasks_by_name
 
 BASELINES_KEY = "rslp_floors"
 LOSSES_KEY = "rslp_train_losses"
@@ -47,27 +48,27 @@ class JointModule(RslearnLightningModule):
 
         L = sum over t of (m_t / m) w_t (sum over j, r of n_tjr l_tjr) / (sum over j, r of n_tjr)
 
-    l being the head's mean over n units (see ``models.denominators``) and w the task's weight in ``loss_weights``. Each
-    batch's part is differentiated by itself, so one graph is held at a time; the last one is left to Lightning.
+    where l is the head's mean loss over n units (see ``models.denominators``) and w the task's entry in
+    ``loss_weights``. The gradient of each batch is computed separately, so that one graph is in memory at a time.
 
-    Logs ``{train,val,test}/<dataset>/<task>/<metric>``, the normalised score ``{val,test}/score``, and beside them
-    rslearn's names (``val_loss``, ``val_<task>/<metric>``), which callbacks of existing configs monitor.
+    Logs ``{train,val,test}/<dataset>/<task>/<metric>``, the normalised score ``{val,test}/score``, and the same values
+    under rslearn's names (``val_loss``, ``val_<task>/<metric>``), which callbacks of existing configs monitor.
 
     Args:
         model: the model.
-        task: the tasks of all datasets, united.
+        task: the tasks of all datasets, in one MultiTask.
         optimizer: the optimizer factory; AdamW with ``lr`` when None.
         scheduler: the scheduler factory, stepped once an epoch; a plateau scheduler follows the validation score.
-        restore_config: weights to start from that are no checkpoint of ours.
+        restore_config: weights to start from that are not a checkpoint of a run.
         lr: learning rate when no optimizer is given.
         plateau: a plateau scheduler when no scheduler is given.
         plateau_factor: its factor.
         plateau_patience: its patience, epochs.
         plateau_min_lr: its smallest learning rate.
         plateau_cooldown: its cooldown, epochs.
-        on_nonfinite: what is done about a step whose loss or gradients are not finite: ``stop``, or ``skip``, which
-            leaves weights and optimiser as they are.
-        max_nonfinite: so many steps may be skipped; one more ends the run.
+        on_nonfinite: whether a step whose loss or gradients are not finite ends the run (``stop``) or is left out, with
+            weights and optimiser unchanged (``skip``).
+        max_nonfinite: how many steps may be skipped; one more ends the run.
     """
 
     model: JointModel
@@ -101,48 +102,48 @@ class JointModule(RslearnLightningModule):
             plateau_min_lr=plateau_min_lr,
             plateau_cooldown=plateau_cooldown,
         )
-        # rslearn's united metrics hide which dataset a value is of, and swallow errors of keys.
+        # rslearn's metrics of a MultiTask do not distinguish datasets, and ignore missing keys.
         del self.val_metrics, self.test_metrics
         self.seed = 0
         self.finite = FiniteGuard(FinitePolicy(on_nonfinite, max_nonfinite))
-        self._resting = optim.FrozenInEvalMode()
+        self._eval_mode = optim.FrozenInEvalMode()
         self.constants: baselines.Baselines = {}
         self.results: dict[str, Results] = {}
-        # Score thresholds of detectors, chosen on the last validation: dataset -> task -> threshold.
+        # Detectors' score thresholds, chosen on the last validation: dataset -> task -> threshold.
         self.thresholds: dict[str, dict[str, float]] = {}
         self._val_losses: dict[str | None, float] = {}
-        self._without_value: set[tuple[str, str, str]] = set()
-        # A step that is left out because it is not finite is not in the epoch's mean either.
+        self._warned: set[tuple[str, str, str]] = set()
+        # Steps that are skipped as not finite are left out of the epoch's mean loss.
         self.meters = {split: LossMeter(only_finite=split == "train") for split in ("train", "val", "test")}
-        self._asked_to_leave = False
+        self._preempted = False
         self._metrics: dict[tuple[str, str], TaskMetrics] = {}
         self._tasks: dict[tuple[str, str], Task] = {}
 
     def setup(self, stage: str) -> None:
-        """Learn from the data module which dataset has which tasks, and, before training, the floors."""
+        """Take the datasets and their tasks from the data module; before training, fit the baselines."""
         data = self._data_module()
         self.model.set_datasets(data.tasks())
         data.background = self.model.with_background()
         for dataset, module in data.data_modules.items():
-            for name, task in baselines.tasks_by_name(module.task, dataset).items():
+            for name, task in tasks_by_name(module.task, dataset).items():
                 self._tasks[dataset, name] = task
                 self._metrics[dataset, name] = TaskMetrics(task)
         if stage == "fit" and not self.constants:
             data.setup("fit")
-            learnt: baselines.Baselines = {}
+            fitted: baselines.Baselines = {}
             if self.trainer.is_global_zero:
-                learnt = baselines.fit_baselines(data.sources("train"), skip=data.faults.policy.skips_bad_samples)
-            self.constants = self.trainer.strategy.broadcast(learnt)
+                fitted = baselines.fit_baselines(data.sources("train"), skip=data.faults.policy.skips_bad_samples)
+            self.constants = self.trainer.strategy.broadcast(fitted)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep floors and thresholds, which come from other splits, and the losses since the epoch began."""
+        """Save baselines and thresholds, which come from other splits, and the losses since the epoch began."""
         checkpoint[BASELINES_KEY] = self.constants
         checkpoint[THRESHOLDS_KEY] = self.thresholds
         checkpoint[LOSSES_KEY] = self.meters["train"].state()
         checkpoint[FINITE_KEY] = self.finite.state_dict()
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take the floors, thresholds and losses of the run that is gone on with."""
+        """Restore baselines, thresholds and losses of a resumed run."""
         self.constants = checkpoint.get(BASELINES_KEY, {})
         self.thresholds = checkpoint.get(THRESHOLDS_KEY, {})
         if LOSSES_KEY in checkpoint and collectives.is_rank_zero():
@@ -151,9 +152,12 @@ class JointModule(RslearnLightningModule):
             self.finite.load_state_dict(checkpoint[FINITE_KEY])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Optimizer and scheduler; a plateau scheduler follows 1 - score of the last validation.
+        """Make the optimizer and the scheduler; a plateau scheduler follows 1 - score of the last validation.
 
-        What thaws later is in the optimizer from the start, so that schedulers know its groups.
+        The optimizer has the parameters that thaw later from the start, so that schedulers know their groups.
+
+        Raises:
+            ConfigError: a plateau scheduler without validation.
         """
         stages = optim.freeze_callbacks(self.trainer)
         later = [p for stage in stages if stage.thaw_at_epoch is not None for p in stage.parameters]
@@ -163,7 +167,7 @@ class JointModule(RslearnLightningModule):
         optimizer = self.optimizer_factory.build(self)
         optim.set_trainable(self.trainer, epoch=0)
         optim.split_groups(optimizer, stages)
-        optim.attach(optimizer)
+        optim.attach_warmup(optimizer)
         use_foreach(optimizer)
         if self.scheduler_factory is None:
             return {"optimizer": optimizer}  # type: ignore[typeddict-item]
@@ -171,84 +175,86 @@ class JointModule(RslearnLightningModule):
         config: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
         if isinstance(scheduler, ReduceLROnPlateau):
             if self.trainer.limit_val_batches == 0:
-                what = "a plateau scheduler follows the validation score, and trainer.limit_val_batches is 0"
-                raise ConfigError(Problem(what, key="model.init_args.scheduler"))
+                message = "a plateau scheduler follows the validation score, and trainer.limit_val_batches is 0"
+                raise ConfigError(Problem(message, key="model.init_args.scheduler"))
             frequency = self.trainer.check_val_every_n_epoch or 1
-            # An epoch without a score, as of a split without a valid label, is no step of the scheduler.
+            # Not strict: without a score (no valid label in the split) the scheduler takes no step.
             config |= {"monitor": "val/score_loss", "frequency": frequency, "strict": False}
         return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[typeddict-item]
 
     def lr_scheduler_step(self, scheduler: LRSchedulerTypeUnion, metric: Any | None) -> None:
-        """Step a scheduler; a plateau scheduler looks at the validation loss where the score stays what it was."""
+        """Step a scheduler; for a plateau scheduler the validation loss decides where the score has not changed."""
         if isinstance(scheduler, ReduceLROnPlateau):
             optim.forgive_ties(scheduler, float(metric or 0), loss=self.validation_loss())
         super().lr_scheduler_step(scheduler, metric)
 
     def on_fit_start(self) -> None:
-        """At a run's first start, load the weights that ``restore_config`` names.
+        """Load the weights of ``restore_config``, unless the run resumes.
 
         Raises:
-            ConfigError: they can't be loaded, or no validation would come in an epoch.
+            ConfigError: they can't be loaded, or an epoch is shorter than ``val_check_interval``.
         """
         trainer = self.trainer
         if trainer.ckpt_path is None and self.restore_config:
             restoring.load(self.restore_config, self.model)
-        between, steps = trainer.val_check_interval, self._data_module().steps()
-        if trainer.check_val_every_n_epoch is not None and isinstance(between, int) and between > steps:
-            what = f"{between} steps, but an epoch has {steps}; check_val_every_n_epoch: null counts over epochs"
-            raise ConfigError(Problem(what, key="trainer.val_check_interval"))
+        interval, steps = trainer.val_check_interval, self._data_module().steps()
+        if trainer.check_val_every_n_epoch is not None and isinstance(interval, int) and interval > steps:
+            message = f"{interval} steps, but an epoch has {steps}; check_val_every_n_epoch: null counts over epochs"
+            raise ConfigError(Problem(message, key="trainer.val_check_interval"))
 
     def on_train_start(self) -> None:
-        """Let what is frozen rest, after callbacks have frozen and thawed, also where a run goes on inside an epoch."""
-        self._resting.follow(self.model.encoder)
+        """Put frozen modules into evaluation mode; here for a run that resumes inside an epoch."""
+        self._eval_mode.update(self.model.encoder)
 
     def on_train_epoch_start(self) -> None:
-        """Let what is frozen rest, after callbacks have frozen and thawed for this epoch."""
-        self._resting.follow(self.model.encoder)
+        """Put frozen modules into evaluation mode, after callbacks have frozen and thawed for this epoch."""
+        self._eval_mode.update(self.model.encoder)
 
     def on_train_epoch_end(self) -> None:
         """Log the mean losses of the epoch."""
-        self.meters["train"].settle()
+        self.meters["train"].reduce_to_rank_zero()
         self.log_dict(self._from_rank_zero(self.meters["train"].values("train")))
         upstream.let_schedulers_step(self.trainer)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        """Nothing: Lightning would clear what the first batches of a step have given; it is done before them."""
+        """Do nothing: ``training_step`` clears gradients, before the first of its batches."""
 
     def training_step(self, batch: list[Batch], batch_idx: int, dataloader_idx: int = 0) -> torch.Tensor:  # noqa: ARG002
-        """Differentiate all batches of a step but the last, whose part of the loss is returned."""
+        """Compute the gradients of all batches of a step but the last, and return the last one's loss to Lightning."""
         optimizer = self.optimizers()
         if not isinstance(optimizer, LightningOptimizer):
             raise TypeError("JointModule trains with one optimizer")
         optimizer.zero_grad()
         self.finite.begin()
         counts = [self.model.loss_denominators(part.dataset, part.targets) if part.inputs else {} for part in batch]
-        shares = self._loss_factors(batch, counts)
+        factors = self._loss_factors(batch, counts)
         pending: torch.Tensor | None = None
-        for place, part in enumerate(batch):
+        for position, part in enumerate(batch):
             if not part.inputs:
                 continue
             if pending is not None:
                 upstream.backward(self.trainer, pending)
-            # The randomness of dropout and of sampled anchors depends on the place alone: a resumed run repeats it.
+            # Dropout and sampled anchors depend on the batch's position alone, so that a resumed run repeats them.
             seed_torch(
-                stable_seed(self.seed, "step", self.current_epoch, batch_idx, place, self.global_rank), self.device
+                stable_seed(self.seed, "step", self.current_epoch, batch_idx, position, self.global_rank), self.device
             )
             output = self._forward(part)
             self.finite.note(part, output.loss_dict)
-            self.meters["train"].add(part.dataset, losses=output.losses, counts=counts[place], samples=len(part.inputs))
-            pending = weighted(output.losses, shares[place], like=self._any_parameter())
-        # A process without a sample in the whole step takes part in it with nothing.
+            self.meters["train"].add(
+                part.dataset, losses=output.losses, counts=counts[position], samples=len(part.inputs)
+            )
+            pending = weighted(output.losses, factors[position], like=next(self.parameters()))
+        # A rank without a sample in the whole step contributes a loss of 0.
         return pending if pending is not None else torch.zeros((), device=self.device, requires_grad=True)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Look whether the step can be taken."""
+        """Check that losses and gradients are finite."""
         scaled = upstream.scales_gradients(self.trainer)
         self.finite.check(self, optimizer, step=self.trainer.global_step, gradients=not scaled)
 
     def validation_step(self, batch: list[Batch], batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
         """Add batches to the validation metrics."""
-        # All processes meet after the loop; one that has to leave hurries there.
+        # Ranks stop together after the loop, so a preempted one skips the remaining batches.
         if not (collectives.is_distributed() and preemption.preemption_flag.received):
             self._evaluation_step("val", batch)
 
@@ -262,15 +268,15 @@ class JointModule(RslearnLightningModule):
         batch_idx: int,  # noqa: ARG002
         dataloader_idx: int = 0,  # noqa: ARG002
     ) -> list[list[dict[str, Any]]]:
-        """For each batch the outputs of its samples by task."""
+        """Predict batches: for each its samples' outputs by task."""
         return [self._predict(part) if part.inputs else [] for part in batch]
 
     def on_validation_epoch_start(self) -> None:
-        """Put the metrics where the outputs will be."""
+        """Move the metrics to the device of the outputs."""
         self._move_metrics()
 
     def on_test_epoch_start(self) -> None:
-        """Put the metrics where the outputs will be."""
+        """Move the metrics to the device of the outputs."""
         self._move_metrics()
 
     def on_validation_epoch_end(self) -> None:
@@ -282,14 +288,14 @@ class JointModule(RslearnLightningModule):
         self._finish("test")
 
     def stop_requested(self) -> bool:
-        """Whether a scheduler wants the machine: the answer that all processes agreed on at the step's begin."""
-        return self._asked_to_leave if collectives.is_distributed() else preemption.preemption_flag.received is not None
+        """Whether the run is preempted; all ranks give the answer that they agreed on when the step began."""
+        return self._preempted if collectives.is_distributed() else preemption.preemption_flag.received is not None
 
     def reads_cached_features(self) -> bool:
-        """Whether the last training epoch and its validation read kept features alone."""
+        """Whether the last training epoch and its validation read nothing but cached features."""
         data = self._data_module()
-        read = ["train"] if self.trainer.limit_val_batches == 0 else ["train", "val"]
-        return all(data.frozen.covers(split, data.data_modules) for split in read)
+        splits = ["train"] if self.trainer.limit_val_batches == 0 else ["train", "val"]
+        return all(data.frozen.covers(split, data.data_modules) for split in splits)
 
     def datasets(self) -> list[str]:
         """The keys of the datasets."""
@@ -324,17 +330,14 @@ class JointModule(RslearnLightningModule):
             raise TypeError(f"JointModule needs a MultiDatasetDataModule, got {type(data).__name__}")
         return data
 
-    def _any_parameter(self) -> torch.Tensor:
-        return next(self.parameters())
-
     def _loss_factors(self, step: list[Batch], counts: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
-        """The factor on each batch's mean loss of each task; whether to leave is agreed on by the same message."""
-        asked = preemption.preemption_flag.received is not None
-        totals, asked_somewhere = all_reduce_denominators(
-            counts, tasks=self.model.tasks, asked=asked, device=self.device
+        """The factor on each batch's mean loss of each task; the same all-reduce agrees on preemption."""
+        preempted = preemption.preemption_flag.received is not None
+        totals, preempted_ranks = all_reduce_denominators(
+            counts, tasks=self.model.tasks, preempted=preempted, device=self.device
         )
         if collectives.is_distributed():
-            self._asked_to_leave = bool(asked_somewhere.item())
+            self._preempted = bool(preempted_ranks.item())
         return loss_factors(counts, totals=totals, tasks=[self.model.tasks_of(batch.dataset) for batch in step])
 
     def _forward(self, batch: Batch) -> JointOutput:
@@ -358,7 +361,7 @@ class JointModule(RslearnLightningModule):
         outputs = list(output.outputs)
         overlap = self._data_module().sources(split)[batch.dataset].overlap
         places = [crop_place(metadata, overlap=overlap) for metadata in batch.metadatas]
-        for task in self._tasks_of(batch.dataset):
+        for task in self.model.tasks_of(batch.dataset):
             targets = [target[task] for target in batch.targets]
             metrics = self._metrics[batch.dataset, task]
             constants = self._constants(batch.dataset, task=task, targets=targets)
@@ -368,36 +371,32 @@ class JointModule(RslearnLightningModule):
         constant = self.constants.get(dataset, {}).get(task)
         if constant is None:
             return None
-        kind = self._tasks[dataset, task]
-        return [baselines.baseline_output(kind, constant, target) for target in targets]
-
-    def _tasks_of(self, dataset: str) -> list[str]:
-        return [task for d, task in self._metrics if d == dataset]
+        return [baselines.baseline_output(self._tasks[dataset, task], constant, target) for target in targets]
 
     def _gather_metrics(self, split: str) -> None:
-        """Let every process know what all have seen.
+        """Merge the metrics of all ranks in each of them.
 
         Raises:
-            Preempted: one of them was asked to leave during a training's validation.
+            Preempted: a rank was preempted during a training's validation.
         """
         if not collectives.is_distributed():
             return
         leave = split == "val" and preemption.preemption_flag.received is not None
         states = {key: metrics.state() for key, metrics in self._metrics.items()}
-        told = collectives.all_gather((leave, states))
-        if any(leave for leave, _ in told) and upstream.has_trained(self.trainer):
+        ranks = collectives.all_gather((leave, states))
+        if any(leave for leave, _ in ranks) and upstream.has_trained(self.trainer):
             raise preemption.Preempted("during a validation")
         for key, metrics in self._metrics.items():
-            metrics.merge([states[key] for _, states in told])
+            metrics.merge([states[key] for _, states in ranks])
 
     def _from_rank_zero(self, values: dict[str, float]) -> dict[str, float]:
-        """What the first process has, in all of them: callbacks decide by it, and have to decide alike."""
-        told: dict[str, float] = self.trainer.strategy.broadcast(values)
-        return told
+        """Rank 0's values, in all ranks: callbacks decide by them, and have to decide alike."""
+        shared: dict[str, float] = self.trainer.strategy.broadcast(values)
+        return shared
 
     def _finish(self, split: str) -> None:
         self._gather_metrics(split)
-        self.meters[split].settle()
+        self.meters[split].reduce_to_rank_zero()
         self.results[split] = {key: self._result(split, *key) for key in self._metrics}
         logged = self._from_rank_zero(self.meters[split].values(split))
         if split == "val":
@@ -415,15 +414,15 @@ class JointModule(RslearnLightningModule):
         self.log_dict(logged)
 
     def _result(self, split: str, dataset: str, task: str) -> TaskResult:
-        """What a split says of a task; says once where it says nothing."""
+        """Compute the result of a task, and warn once where its primary metric has no value."""
         chosen = self.thresholds.get(dataset, {}).get(task)
         result = self._metrics[dataset, task].result(threshold=chosen, tune=split == "val")
         if split == "val" and result.threshold is not None:
             self.thresholds.setdefault(dataset, {})[task] = result.threshold
-        if result.primary and result.score is None and (split, dataset, task) not in self._without_value:
-            self._without_value.add((split, dataset, task))
-            what = "no object" if result.n else "no valid label"
-            message = f"{dataset}/{task}: {what} in the {split} split: {result.primary} has no value there"
+        if result.primary and result.score is None and (split, dataset, task) not in self._warned:
+            self._warned.add((split, dataset, task))
+            lack = "no object" if result.n else "no valid label"
+            message = f"{dataset}/{task}: {lack} in the {split} split: {result.primary} has no value there"
             if collectives.is_rank_zero():
                 sys.stderr.write(f"warning: {message}, and the score leaves it out\n")
         return result

@@ -1,4 +1,4 @@
-"""What a person sees of a run: progress lines, and no warnings of libraries or repeats by other ranks."""
+"""Output of a run: progress bars, without warnings of libraries and messages that other ranks repeat."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from rslp.train.module import JointModule
 
 
 class RunProgress(RichProgressBar):
-    """Progress bars, and after each validation the scores of the run and of its datasets (0 floor … 1 best)."""
+    """Progress bars, and after each validation a line with the scores of the run and of its datasets."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave a line behind."""
+        """Print the scores."""
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn != TrainerFn.FITTING or not trainer.is_global_zero:
             return
@@ -34,26 +34,26 @@ class RunProgress(RichProgressBar):
 
 
 _LIBRARIES = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
-# Warnings of libraries about themselves or about what is done here on purpose.
+# Warnings of libraries about their own future, or about what this code does on purpose.
 _HINTS = (
     ".*does not have many workers",
     ".*is smaller than the logging interval",
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
     "You're resuming from a checkpoint that ended before the epoch ended",
     "Found .* module\\(s\\) in eval mode",
-    # Values that all processes share already.
+    # The logged values are equal in all ranks already.
     "It is recommended to use `self.log\\(.*sync_dist=True",
     "The `srun` command is available on your system but is not used",
-    # Ours gives every sample once.
+    # StepSampler yields every sample once.
     "You are using a custom batch sampler `StepSampler` for prediction",
 )
 
 
 def quiet_libraries(world: World) -> None:
-    """Leave out hints on hardware and notes on progress, and what one process of this machine says already.
+    """Silence libraries' hints and progress notes, and warnings of rslp in all but one rank of each machine.
 
     Args:
-        world: the processes of the job; of those on one machine, the first says what befalls the machine's disk.
+        world: the ranks of the job.
     """
     _quiet_parser()
     for name in _LIBRARIES:
@@ -66,7 +66,7 @@ def quiet_libraries(world: World) -> None:
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Let libraries say nothing at all for a while."""
+    """Silence all warnings of libraries inside the block."""
     _quiet_parser()
     loggers = [logging.getLogger(name) for name in _LIBRARIES]
     levels = [logger.level for logger in loggers]

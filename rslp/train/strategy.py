@@ -1,4 +1,4 @@
-"""Several processes under Lightning: who is who, and gradients that are summed once per optimiser step."""
+"""Several ranks under Lightning: their numbers, and gradients that are summed once per optimiser step."""
 
 from __future__ import annotations
 
@@ -18,41 +18,39 @@ from rslp.runtime.world import RANKS_VARIABLE, World, read_world
 
 _STRATEGY = "rslp.train.strategy.SummedGradients"
 _ENVIRONMENT = "rslp.train.strategy.RanksEnvironment"
-# Strategies of existing configs that ask for what ours does.
+# Strategies of existing configs that ``SummedGradients`` replaces.
 _REPLACED = ("auto", "ddp", "singledevice", "single_device")
 
 
 def trainer_for_world(trainer: Mapping[str, Any], world: World) -> dict[str, Any]:
-    """Lay a trainer's config out over the processes; a strategy of the DDP family gives way to ours.
+    """Set devices, nodes and strategy of a trainer's config; ``SummedGradients`` replaces strategies of the DDP family.
 
     Args:
         trainer: the ``trainer`` section of a run config.
-        world: the processes.
+        world: the ranks of the job.
 
     Raises:
-        ConfigError: it asks for other processes than were started, or for a strategy that shares the model differently.
+        ConfigError: it asks for another number of processes than were started, or for a sharded model.
     """
-    problems = [Problem(what, key=f"trainer.{key}") for key, what in _faults(trainer, world)]
+    problems = [Problem(message, key=f"trainer.{key}") for key, message in _faults(trainer, world)]
     if problems:
         raise ConfigError(problems)
-    kept = {key: value for key, value in trainer.items() if key not in ("strategy", "num_nodes")}
+    settings = {key: value for key, value in trainer.items() if key not in ("strategy", "num_nodes")}
     if world.size == 1:
-        # Without an environment of its own, Lightning looks for those of clusters.
+        # Without this environment, Lightning would detect that of a cluster.
         plugins = _as_list(trainer.get("plugins"))
-        return {**kept, "devices": _devices(trainer), "plugins": [*plugins, {"class_path": _ENVIRONMENT}]}
-    return {**kept, "devices": world.local_size, "num_nodes": world.nodes, "strategy": {"class_path": _STRATEGY}}
+        return {**settings, "devices": _devices(trainer), "plugins": [*plugins, {"class_path": _ENVIRONMENT}]}
+    return {**settings, "devices": world.local_size, "num_nodes": world.nodes, "strategy": {"class_path": _STRATEGY}}
 
 
 def _faults(trainer: Mapping[str, Any], world: World) -> list[tuple[str, str]]:
     faults = []
     for key, started, noun in (("devices", world.local_size, "process"), ("num_nodes", world.nodes, "machine")):
-        asked = _asked(trainer.get(key))
-        if asked not in (None, 1, started):
-            what = f"{asked} processes asked for" if key == "devices" else f"{asked} machines asked for"
-            several = noun + ("es" if noun == "process" else "s") if started > 1 else noun
-            faults.append(
-                (key, f"{what}, but the job was started with {started} {several}; leave it to {RANKS_VARIABLE}")
-            )
+        count = _number(trainer.get(key))
+        if count not in (None, 1, started):
+            plural = noun + ("es" if noun == "process" else "s")
+            got = f"the job was started with {started} {plural if started > 1 else noun}"
+            faults.append((key, f"{count} {plural} asked for, but {got}; leave it to {RANKS_VARIABLE}"))
     name = _name(trainer.get("strategy")).lower()
     if not name.startswith(_REPLACED):
         faults.append(("strategy", f"got {name}; every process holds the whole model here, leave the strategy out"))
@@ -61,8 +59,8 @@ def _faults(trainer: Mapping[str, Any], world: World) -> list[tuple[str, str]]:
     return faults
 
 
-def _asked(value: Any) -> Any:
-    """The number that a setting asks for; None where it leaves that open."""
+def _number(value: Any) -> Any:
+    """The number that ``devices`` or ``num_nodes`` asks for; None where it leaves that open."""
     if isinstance(value, list | tuple):
         return len(value)
     if isinstance(value, str):
@@ -71,9 +69,9 @@ def _asked(value: Any) -> Any:
 
 
 def _devices(trainer: Mapping[str, Any]) -> Any:
-    """Which device a single process takes: a list with one number chooses it."""
-    asked = trainer.get("devices")
-    return asked if isinstance(asked, list) and len(asked) == 1 else 1
+    """The device of a single process: a list with one number chooses it."""
+    devices = trainer.get("devices")
+    return devices if isinstance(devices, list) and len(devices) == 1 else 1
 
 
 def _name(strategy: Any) -> str:
@@ -86,7 +84,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 class RanksEnvironment(ClusterEnvironment):
-    """Tells Lightning what ``RSLP_RANKS`` says, whatever other variables a process has inherited."""
+    """Gives Lightning the ranks of ``RSLP_RANKS``, whatever a cluster's other variables say."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +92,7 @@ class RanksEnvironment(ClusterEnvironment):
 
     @property
     def creates_processes_externally(self) -> bool:
-        """Lightning starts no process of its own."""
+        """True, so that Lightning starts no processes."""
         return True
 
     @property
@@ -104,50 +102,49 @@ class RanksEnvironment(ClusterEnvironment):
 
     @property
     def main_port(self) -> int:
-        """Where rank 0 listens."""
+        """Port on which rank 0 listens."""
         return self._world.port
 
     @staticmethod
     def detect() -> bool:
-        """It is chosen, never guessed."""
+        """False: it is chosen in the trainer's config, never detected."""
         return False
 
     def world_size(self) -> int:
-        """Number of processes."""
+        """Number of ranks."""
         return self._world.size
 
     def set_world_size(self, size: int) -> None:
-        """Nothing: the environment says it."""
+        """Do nothing: ``RSLP_RANKS`` has the number."""
 
     def global_rank(self) -> int:
-        """Number of this process."""
+        """Number of this rank."""
         return self._world.rank
 
     def set_global_rank(self, rank: int) -> None:
-        """Nothing: the environment says it."""
+        """Do nothing: ``RSLP_RANKS`` has the number."""
 
     def local_rank(self) -> int:
-        """Number of this process on its machine."""
+        """Number of this rank on its machine."""
         return self._world.local_rank
 
     def node_rank(self) -> int:
-        """Number of the machine."""
+        """Number of this machine."""
         return self._world.node
 
 
 class SummedGradients(DDPStrategy):
-    """Data parallelism without the wrapper around the model.
+    """Data parallelism that sums gradients over ranks once per optimiser step, without DDP's wrapper.
 
-    Losses are divided by counts over all processes before they are differentiated, so gradients are to be summed, not
-    averaged, and once per optimiser step, after the backward pass of its last batch. Parameters may have gradients in
-    some steps only (decoders of datasets that are not in a step), and a process may have no sample of a batch.
+    Losses are divided by denominators over all ranks before the backward pass, so gradients are summed, not averaged.
+    Decoders have no gradient in steps without their dataset, and a rank may have no sample of a batch.
     """
 
     def __init__(self) -> None:
         super().__init__(cluster_environment=RanksEnvironment())
 
     def configure_ddp(self) -> None:
-        """Begin with the weights and buffers of rank 0, in place of wrapping the model."""
+        """Broadcast the weights and buffers of rank 0, and leave the model unwrapped."""
         model = self._module()
         collectives.broadcast(chain(model.parameters(), model.buffers()))
 
@@ -158,14 +155,7 @@ class SummedGradients(DDPStrategy):
         model: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Sum the gradients between the backward pass and everything that looks at them (clipping, callbacks).
-
-        Args:
-            optimizer: the optimiser.
-            closure: does the forward and backward passes.
-            model: the module, for the precision plugin.
-            **kwargs: of Lightning, handed on.
-        """
+        """Sum the gradients after the backward passes, before clipping and callbacks read them."""
 
         def summing() -> Any:
             result = closure()
@@ -175,7 +165,7 @@ class SummedGradients(DDPStrategy):
         return super().optimizer_step(optimizer, summing, model, **kwargs)
 
     def on_validation_start(self) -> None:
-        """Judge one model: running statistics have gone different ways since the start."""
+        """Broadcast rank 0's buffers, since running statistics differ between ranks."""
         collectives.broadcast(self._module().buffers())
 
     def _module(self) -> Module:

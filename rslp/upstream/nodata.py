@@ -21,7 +21,6 @@ from rslearn.config import DType
 from rslearn.train.dataset import DataInput
 from rslearn.train.model_context import RasterImage
 from rslearn.train.tasks.multi_task import MultiTask
-from rslearn.train.tasks.per_pixel_regression import PerPixelRegressionTask
 from rslearn.train.tasks.segmentation import SegmentationTask
 from rslearn.train.tasks.task import Task
 from rslearn.utils.array import nodata_eq
@@ -37,6 +36,7 @@ from rslearn.utils.raster_format import (
 from upath import UPath
 
 from rslp.runtime.slow_reads import refuse_pipes
+from rslp.upstream.task_kinds import kind_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 # Marks of a label's nodata pixels: outside of the file, of the task's nodata value, of the nodata value that the file
@@ -51,7 +51,11 @@ class UnusableLabel(ValueError):
 
 
 class LabelInput(DataInput):
-    """The raster of labels of a segmentation or a per-pixel regression.
+    """The raster of labels that a dense task learns from.
+
+    Args:
+        spec: the input that is read.
+        task: the dense task, with its ``nodata_value``.
 
     Attributes:
         nodata: the value in the file that is nodata by the task's ``nodata_value``; None for none.
@@ -63,7 +67,7 @@ class LabelInput(DataInput):
     stated: bool
     classes: frozenset[int] | None
 
-    def __init__(self, spec: DataInput, task: SegmentationTask | PerPixelRegressionTask) -> None:
+    def __init__(self, spec: DataInput, task: Any) -> None:
         # All arguments of rslearn's class.
         self.__dict__.update(vars(spec))
         self.nodata, self.stated, self.classes = task.nodata_value, task.nodata_value is not None, None
@@ -142,7 +146,7 @@ def with_labels(inputs: Mapping[str, DataInput], task: Task) -> dict[str, DataIn
         tasks = [reader for _, reader, source in label_readers(inputs, task) if source == name]
         if spec.data_type != "raster" or len(tasks) != 1:
             continue
-        if isinstance(tasks[0], SegmentationTask | PerPixelRegressionTask):
+        if kind_of(tasks[0]).dense:
             marked[name] = LabelInput(spec, tasks[0])
     return marked
 
@@ -190,7 +194,7 @@ def mask_unlabelled(task: Task, targets: dict[str, Any], masks: Mapping[str, tor
             continue
         valid = target["valid"].image
         valid.masked_fill_(masks[source], 0)
-        values = target["classes" if isinstance(part, SegmentationTask) else "values"].image
+        values = target[kind_of(part).target_key].image
         # Heads multiply losses by the valid mask: NaN times 0 is NaN, and an unknown class can't be looked up.
         values.masked_fill_(valid == 0, 0)
 

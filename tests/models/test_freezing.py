@@ -199,9 +199,9 @@ def test_batch_norms_that_train_do_not_keep_a_frozen_part_awake() -> None:
     FreezeUnfreeze.freeze(module[0])
     assert any(p.requires_grad for p in module[0].parameters())
     resting = FrozenInEvalMode()
-    resting.follow(module)
+    resting.update(module)
     assert [part.training for part in module.children()] == [False, True]
     assert module.training
     FreezeUnfreeze.make_trainable(module[0])
-    resting.follow(module)
+    resting.update(module)
     assert all(part.training for part in module.modules())

@@ -134,7 +134,7 @@ def test_labels_come_back_from_a_shared_head(offset: int, count: int, labels: li
         "boxes": torch.zeros(len(labels) + 2, 4),
         "scores": torch.zeros(len(labels) + 2),
     }
-    own = span.own(detections)
+    own = span.select(detections)
     assert own["labels"].tolist() == labels
     assert len(own["boxes"]) == len(own["scores"]) == len(labels)
 

@@ -86,7 +86,7 @@ def test_warm_up_is_the_formula_by_group_and_waits_for_the_thaw() -> None:
     parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(3)]
     groups = [{"params": [p], "warmup_steps": w} for p, w in zip(parameters, (4, 2, 0), strict=True)]
     optimizer = torch.optim.SGD(groups, lr=1.0)
-    optim.attach(optimizer)
+    optim.attach_warmup(optimizer)
     parameters[1].requires_grad = False
     moved: list[list[float]] = []
     for step in range(6):
@@ -108,7 +108,7 @@ def test_warm_up_goes_on_from_a_checkpoint_and_with_a_scheduler() -> None:
     def made() -> tuple[torch.nn.Parameter, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
         parameter = torch.nn.Parameter(torch.zeros(1))
         optimizer = torch.optim.SGD([{"params": [parameter], "warmup_steps": 4}], lr=1.0)
-        optim.attach(optimizer)
+        optim.attach_warmup(optimizer)
         return parameter, optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, [3], gamma=0.5)
 
     def moves(of: tuple[Any, Any, Any], steps: int) -> list[float]:
@@ -132,7 +132,7 @@ def test_warm_up_goes_on_from_a_checkpoint_and_with_a_scheduler() -> None:
 
 def test_without_warm_up_nothing_is_hooked_in() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    optim.attach(optimizer)
+    optim.attach_warmup(optimizer)
     assert set(optimizer.param_groups[0]).isdisjoint({"warmup_steps", "warmup_done"})
 
 

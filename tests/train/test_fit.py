@@ -293,7 +293,7 @@ def test_without_a_readable_checkpoint_nothing_is_trained_anew(tmp_path: Path, c
     run = start(tmp_path, config, die_at=5)
     for path in run.checkpoints.glob("*.ckpt"):
         path.write_bytes(b"no checkpoint")
-    with pytest.raises(CheckpointError, match=r"no checkpoint can be gone on from; remove them .*last\.ckpt"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint can be resumed from; remove them .*last\.ckpt"):
         fit(run)
 
 

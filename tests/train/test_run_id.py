@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_both_are_an_error(
     for path in (run.last, run.last.with_name("previous.ckpt"), run.best()):
         flip_middle(path)
     capsys.readouterr()
-    with pytest.raises(CheckpointError, match=r"^no checkpoint can be gone on from; remove them to start anew: .*$"):
+    with pytest.raises(CheckpointError, match=r"^no checkpoint can be resumed from; remove them to start anew: .*$"):
         fit(run)
     assert capsys.readouterr().err == ""
     with pytest.raises(CheckpointError, match=r"best\.ckpt can't be read .*--checkpoint names another"):
