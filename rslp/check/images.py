@@ -269,9 +269,9 @@ def _check_units(
         message += f"{values.high:.4g} in {example}); the normalisation takes {expected}"
         return [Finding(message, key_path, id="units")]
     bands = {
-        f"{label} like {units} ({band.low:.4g} .. {band.high:.4g})": units
+        f"{label} like {looks_like} ({band.low:.4g} .. {band.high:.4g})": looks_like
         for label, band in _by_band(view, name, stats)
-        if (units := units_of(name, band)) not in (None, expected)
+        if (looks_like := units_of(name, band)) not in (None, expected)
     }
     message = f"{who}: band {listed(bands)}; the normalisation takes {expected}"
     # Clear water is as dark as 8-bit numbers in the infrared: such a band alone is no error.
