@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -88,9 +88,10 @@ def check(config: Mapping[str, Any], *, effort: CheckOptions, console: Console) 
         bar = progress.add_task("parsing the config", total=None)
         parsed = parse(config)
         progress.remove_task(bar)
-        allow = _allowed(config, parsed, effort.allow)
+        allow = {name: (*effort.allow, *(pick(config, (*_ALLOW, name)) or ())) for name in parsed.modules}
         examined = _examine_all(config, parsed, effort=effort, progress=progress) if effort.data else []
-        examined = [_with_allowed(_with_background(dataset, parsed), allow) for dataset in examined]
+        examined = [_with_background(dataset, parsed) for dataset in examined]
+        examined = [replace(dataset, findings=_downgraded(dataset.findings, allow)) for dataset in examined]
         forward = _check_forward_all(examined, parsed, progress=progress) if effort.forward else []
     listings = [dataset.listing for dataset in examined if dataset.listing is not None]
     located = {listing.view.name: listing.windows for listing in listings if not is_placeless(listing.windows)}
@@ -99,33 +100,24 @@ def check(config: Mapping[str, Any], *, effort: CheckOptions, console: Console) 
     findings = [*parsed.findings, *_unknown_ids(config, effort.allow)]
     findings += [finding for dataset in examined for finding in dataset.findings] + forward + overlaps
     reports = tuple(dataset.report for dataset in examined if dataset.report is not None)
-    return CheckResult(reports, _without_repeats([_downgrade_allowed(finding, allow) for finding in findings]))
-
-
-def _allowed(config: Mapping[str, Any], parsed: ParsedConfig, everywhere: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The allowed ids of each dataset: those for all datasets, and its own in the config."""
-    by_dataset = pick(config, _ALLOW)
-    by_dataset = by_dataset if isinstance(by_dataset, Mapping) else {}
-    return {name: (*everywhere, *(by_dataset.get(name) or ())) for name in parsed.modules}
+    return CheckResult(reports, _without_repeats(_downgraded(findings, allow)))
 
 
 def _unknown_ids(config: Mapping[str, Any], everywhere: Sequence[str]) -> list[Finding]:
-    by_dataset = pick(config, _ALLOW)
-    findings = unknown_ids(everywhere, ())
+    findings, by_dataset = unknown_ids(everywhere, ()), pick(config, _ALLOW)
     for name, ids in by_dataset.items() if isinstance(by_dataset, Mapping) else ():
         findings += unknown_ids(ids or (), (*_ALLOW, name))
     return findings
 
 
-def _downgrade_allowed(finding: Finding, allow: Mapping[str, Sequence[str]]) -> Finding:
-    """Turn an error that is allowed for its dataset into a warning."""
-    depth = len(DATA_MODULES)
-    dataset = str(finding.at[depth]) if finding.at[:depth] == DATA_MODULES and len(finding.at) > depth else ""
-    return downgrade_allowed(finding, allow.get(dataset, ()))
-
-
-def _with_allowed(examined: _Examined, allow: Mapping[str, Sequence[str]]) -> _Examined:
-    return replace(examined, findings=[_downgrade_allowed(finding, allow) for finding in examined.findings])
+def _downgraded(findings: Iterable[Finding], allow: Mapping[str, Sequence[str]]) -> list[Finding]:
+    """Turn errors that are allowed for their dataset into warnings."""
+    depth, downgraded = len(DATA_MODULES), []
+    for finding in findings:
+        within = finding.at[:depth] == DATA_MODULES and len(finding.at) > depth
+        dataset = str(finding.at[depth]) if within else ""
+        downgraded.append(downgrade_allowed(finding, allow.get(dataset, ())))
+    return downgraded
 
 
 def _examine_all(
@@ -195,7 +187,7 @@ def _overlap_finding(overlap: Overlap, listings: Sequence[ListedDataset], allowe
     view = next(listing.view for listing in listings if listing.view.name == overlap.dataset)
     same = overlap.trained == overlap.dataset
     ground = "its own training windows" if same else f"training windows of {overlap.trained!r}"
-    message = f"dataset {overlap.dataset!r}: {overlap.count} of {overlap.of} {overlap.split} windows "
+    message = f"dataset {overlap.dataset!r}: {overlap.count} of {overlap.total} {overlap.split} windows "
     message += f"({overlap.share:.1%}) lie on {ground}, e.g. {overlap.example[0]} on {overlap.example[1]}"
     key_path = (*view.at, f"{overlap.split}_config")
     if overlap.share > allowed:

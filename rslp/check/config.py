@@ -130,13 +130,14 @@ def _accepted(cli: CheckCLI, config: Mapping[str, Any]) -> ParsedConfig:
     try:
         module.model.set_datasets(data.tasks())
     except ConfigError as error:
-        findings = [Finding(problem.what, tuple(problem.key.split("."))) for problem in error.problems]
+        findings = _findings_of(error)
     try:
         # With one window per dataset this checks only that options which name datasets name these.
         check_fit(dict.fromkeys(data.data_modules, 1), data.batch_sizes, data.mixture)
     except ConfigError as error:
         findings += [Finding(p.what, _data_key_path(config, argument_of(p.key))) for p in error.problems]
-    findings += training_faults(config, module, data.tasks())
+    findings += [*_restore_faults(module), *_optimizer_faults(config, module)]
+    findings += _callback_faults(config, module, data.tasks())
     return ParsedConfig(data.data_modules, module, tuple(findings))
 
 
@@ -180,15 +181,9 @@ def _parser_finding(config: Mapping[str, Any], error: BaseException) -> Finding:
     return Finding(message, tuple(quoted[:1]))
 
 
-def training_faults(config: Mapping[str, Any], module: JointModule, tasks: Mapping[str, list[str]]) -> list[Finding]:
-    """Check restored weights, optimiser, scheduler and the names that callbacks refer to.
-
-    Args:
-        config: the run config.
-        module: the module that was made from it; its weights are left as they are.
-        tasks: the tasks of each dataset.
-    """
-    return [*_restore_faults(module), *_optimizer_faults(config, module), *_callback_faults(config, module, tasks)]
+def _findings_of(error: ConfigError, default: KeyPath = ()) -> list[Finding]:
+    """A finding for each problem of an error, at its own key or else at the default one."""
+    return [Finding(p.what, tuple(p.key.split(".")) if p.key else default) for p in error.problems]
 
 
 def _restore_faults(module: JointModule) -> Iterator[Finding]:
@@ -197,12 +192,11 @@ def _restore_faults(module: JointModule) -> Iterator[Finding]:
         if module.restore_config is not None:
             weights_of(module.restore_config, module.model)
     except ConfigError as error:
-        for problem in error.problems:
-            yield Finding(problem.what, tuple(problem.key.split(".")))
+        yield from _findings_of(error)
 
 
 def _optimizer_faults(config: Mapping[str, Any], module: JointModule) -> Iterator[Finding]:
-    """Make optimiser and scheduler."""
+    """Make optimiser and scheduler, and report why one can't be made; the module's weights stay as they are."""
     key_path = _OPTIMIZER
     try:
         optimizer = module.optimizer_factory.build(module)
@@ -213,8 +207,7 @@ def _optimizer_faults(config: Mapping[str, Any], module: JointModule) -> Iterato
                 message = "a plateau scheduler follows the validation score, and there is no validation"
                 yield Finding(message, _LIMIT_VAL_BATCHES)
     except ConfigError as error:
-        for problem in error.problems:
-            yield Finding(problem.what, tuple(problem.key.split(".")) if problem.key else key_path)
+        yield from _findings_of(error, key_path)
     except (*CONSTRUCTOR_ERRORS, UserError) as error:
         reason = " ".join(str(error).split())[:300]
         argument = _quoted_argument(pick(config, (*key_path, "init_args")), reason)

@@ -76,15 +76,7 @@ def _required(parser: ArgumentParser) -> list[str]:
 
 
 def class_of(value: Any, kind: Any) -> tuple[Any, Mapping[str, Any], KeyPath] | None:
-    """Find the class that a mapping describes.
-
-    Args:
-        value: a part of a config.
-        kind: the type that the part should have.
-
-    Returns:
-        The class, its arguments and their key path within the mapping; None if it describes no class of that type.
-    """
+    """The class that a mapping describes, its arguments, and their key path within; None if none of that type."""
     if not isinstance(value, Mapping):
         return None
     if isinstance(value.get("class_path"), str):

@@ -20,7 +20,7 @@ from rslearn.train.transforms.resize import Resize
 
 from rslp import upstream
 from rslp.check.findings import Finding, listed, warning
-from rslp.check.images import InputSummary, Patch, check_images, check_layers, check_sizes, image_sizes, remark_constant
+from rslp.check.images import InputSummary, Patch, check_images, check_layers, check_sizes, image_sizes
 from rslp.check.labels import LabelSummary, TaskLabels, check_labels, compare_splits
 from rslp.check.reading import Reading
 from rslp.check.view import DatasetView, list_splits
@@ -164,7 +164,7 @@ def report(listing: ListedDataset, read: Sequence[tuple[str, Reading]]) -> Datas
         if spec.data_type == "raster" and not spec.is_target and stats:
             summary, of_images = check_images(view, name, stats)
             inputs.append(summary)
-            findings += [*of_images, *remark_constant(view, name, stats)]
+            findings += of_images
     labels, of_labels = _labels(view, read)
     sizes = {split: sorted(image_sizes(view.split(split), windows)) for split, windows in listing.windows.items()}
     counts = {split: len(windows) for split, windows in listing.windows.items()}

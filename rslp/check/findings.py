@@ -48,7 +48,7 @@ FINDING_IDS: Mapping[str, str] = {
     "label-declared": "label files declare a nodata value that the task does not name",
     "forward": "two samples don't go through transforms, model and loss",
     "overlap": "held-out windows lie on training windows",
-    "no-locations": "most windows have the same bounds, so that overlaps can't be told",
+    "no-locations": "most windows have the same bounds, so that overlaps can't be found",
 }
 # Ids that can't be allowed, since no run can start with these errors.
 UNANSWERABLE = (CONFIG, "folder")

@@ -241,6 +241,10 @@ def check_images(view: DatasetView, name: str, stats: Mapping[str, ImageStats]) 
         findings += _check_units(view, name, stats, expected=expected, key_path=expected_by)
     if name in _SENTINEL2 and not findings:
         findings += _check_offset(who, stats, key_path)
+    if constant := [label for label, band in _by_band(view, name, stats) if band.low == band.high]:
+        # Most often a band that was not downloaded.
+        message = f"{who}: band {listed(constant)} holds a single value in all windows read"
+        findings.append(warning(message, (*key_path, "bands"), id="band-constant"))
     return summary, findings
 
 
@@ -299,10 +303,3 @@ def _by_band(view: DatasetView, name: str, stats: Mapping[str, ImageStats]) -> l
     count = min(len(image.bands) for image in stats.values())
     ranges = [joined(image.bands[index] for image in stats.values()) for index in range(count)]
     return [(names[index] if index < len(names) else str(index), band) for index, band in enumerate(ranges)]
-
-
-def remark_constant(view: DatasetView, name: str, stats: Mapping[str, ImageStats]) -> list[Finding]:
-    """Warn of a band with one value everywhere, which is most often a band that was not downloaded."""
-    constant = [label for label, band in _by_band(view, name, stats) if band.low == band.high]
-    message = f"dataset {view.name!r}: input {name!r}: band {listed(constant)} holds a single value in all windows read"
-    return [warning(message, (*view.at, "inputs", name, "bands"), id="band-constant")] if constant else []

@@ -51,7 +51,7 @@ class TaskLabels:
         task: the task.
         at: key path of its arguments.
         split: the split.
-        found: for each window its ``group/name`` and its label.
+        windows: for each window its ``group/name`` and its label.
         declared: the nodata values that the files of rasters with nodata declare; None for files that declare none.
         outside: for windows with features outside of them, the number of these.
     """
@@ -61,7 +61,7 @@ class TaskLabels:
     task: Task
     at: KeyPath
     split: str
-    found: Sequence[tuple[str, Label]]
+    windows: Sequence[tuple[str, Label]]
     declared: Sequence[float | None] = ()
     outside: Mapping[str, int] = field(default_factory=dict)
 
@@ -109,7 +109,7 @@ def _named(labels: TaskLabels, task: ClassificationTask | DetectionTask) -> tupl
     """Check features whose property names a class."""
     single = isinstance(task, ClassificationTask)
     counts, unknown, empty = Counter[str](), Counter[str](), []
-    for window, values in _values(labels.found, task.property_name):
+    for window, values in _values(labels.windows, task.property_name):
         if not values:
             empty.append(window)
         # A window's class is that of its first feature.
@@ -124,7 +124,7 @@ def _named(labels: TaskLabels, task: ClassificationTask | DetectionTask) -> tupl
     if isinstance(task, ClassificationTask):
         findings += _unlabelled(labels, task, empty)
     empty = [window for window in empty if window not in labels.outside]
-    if not single and labels.found and len(empty) == len(labels.found) and not _all_elsewhere(labels):
+    if not single and labels.windows and len(empty) == len(labels.windows) and not _all_elsewhere(labels):
         message = f"{labels.who}: no object with the property {task.property_name!r} in {len(empty)} windows"
         key_path = (*labels.at, "property_name")
         error = labels.split == "train"
@@ -137,7 +137,7 @@ def _unlabelled(labels: TaskLabels, task: ClassificationTask | RegressionTask, e
     empty = [window for window in empty if window not in labels.outside]
     if not empty or task.allow_invalid:
         return []
-    message = f"{labels.who}: {len(empty)} of {len(labels.found)} windows have no label with the property "
+    message = f"{labels.who}: {len(empty)} of {len(labels.windows)} windows have no label with the property "
     message += f"{task.property_name!r}, e.g. {empty[0]}{_properties(labels)}"
     return [Finding(message, (*labels.at, "property_name"), id="label-lacking")]
 
@@ -147,7 +147,7 @@ def _first_values(labels: TaskLabels, task: ClassificationTask | DetectionTask |
     if isinstance(task, DetectionTask):
         parts = {
             window: len(shape.geoms)
-            for window, label in labels.found
+            for window, label in labels.windows
             if isinstance(label, list)
             for shape in (feature.geometry.shp for feature in label)
             if isinstance(shape, BaseMultipartGeometry) and len(shape.geoms) > 1
@@ -156,10 +156,10 @@ def _first_values(labels: TaskLabels, task: ClassificationTask | DetectionTask |
         message = f"{labels.who}: features of {len(parts)} windows have several parts, e.g. {example} "
         message += f"({parts.get(str(example))} parts): each becomes one box; make each part a feature of its own"
         return [warning(message, labels.at, id="label-parts")] if parts else []
-    values = {window: list(dict.fromkeys(values)) for window, values in _values(labels.found, task.property_name)}
+    values = {window: list(dict.fromkeys(values)) for window, values in _values(labels.windows, task.property_name)}
     several = {window: distinct for window, distinct in values.items() if len(distinct) > 1}
     example = next(iter(several), None)
-    message = f"{labels.who}: {len(several)} of {len(labels.found)} windows have labels of several values, e.g. "
+    message = f"{labels.who}: {len(several)} of {len(labels.windows)} windows have labels of several values, e.g. "
     message += f"{example}: {listed(several.get(str(example), []))}; the first is taken"
     return [warning(message, (*labels.at, "property_name"), id="label-several")] if several else []
 
@@ -169,7 +169,9 @@ def _elsewhere(labels: TaskLabels) -> list[Finding]:
     count = sum(labels.outside.values())
     if not count:
         return []
-    message = f"{labels.who}: {count} features in {len(labels.outside)} of {len(labels.found)} windows lie outside of "
+    message = (
+        f"{labels.who}: {count} features in {len(labels.outside)} of {len(labels.windows)} windows lie outside of "
+    )
     message += (
         f"their window, e.g. of {next(iter(labels.outside))}: another CRS, or x and y exchanged? They are left out"
     )
@@ -177,7 +179,7 @@ def _elsewhere(labels: TaskLabels) -> list[Finding]:
 
 
 def _all_elsewhere(labels: TaskLabels) -> bool:
-    return bool(labels.outside) and not any(label for _, label in labels.found if isinstance(label, list))
+    return bool(labels.outside) and not any(label for _, label in labels.windows if isinstance(label, list))
 
 
 def _class_name(value: Any, task: ClassificationTask | DetectionTask) -> str | None:
@@ -193,7 +195,7 @@ def _class_name(value: Any, task: ClassificationTask | DetectionTask) -> str | N
 
 def _properties(labels: TaskLabels) -> str:
     """The end of a message that lists the properties of the features."""
-    names = {key for _, label in labels.found if isinstance(label, list) for f in label for key in f.properties or {}}
+    names = {key for _, label in labels.windows if isinstance(label, list) for f in label for key in f.properties or {}}
     return f"; properties there: {listed(sorted(names))}" if names else ""
 
 
@@ -221,7 +223,7 @@ def _measured(labels: TaskLabels, task: RegressionTask) -> tuple[LabelSummary, l
     numbers: list[float] = []
     invalid: list[Any] = []
     empty: list[str] = []
-    for window, values in _values(labels.found, task.property_name):
+    for window, values in _values(labels.windows, task.property_name):
         if not values:
             empty.append(window)
             continue
@@ -252,7 +254,7 @@ def _mapped(labels: TaskLabels, task: PerPixelRegressionTask) -> tuple[LabelSumm
 
 def _pixels(labels: TaskLabels, nodata: float | None) -> tuple[Any, list[Finding]]:
     """The label pixels of all windows that are neither nodata nor outside of their file; findings about the others."""
-    images = [(window, label.image.numpy()) for window, label in labels.found if isinstance(label, RasterImage)]
+    images = [(window, label.image.numpy()) for window, label in labels.windows if isinstance(label, RasterImage)]
     if not images:
         return np.empty(0), []
     values = np.concatenate([image.ravel() for _, image in images])

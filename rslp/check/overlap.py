@@ -29,7 +29,7 @@ class Overlap:
         split: "val" or "test".
         trained: the dataset of the training windows.
         count: held-out windows that overlap.
-        of: held-out windows of the split.
+        total: held-out windows of the split.
         example: one pair of windows, ``group/name``.
     """
 
@@ -37,13 +37,13 @@ class Overlap:
     split: str
     trained: str
     count: int
-    of: int
+    total: int
     example: tuple[str, str]
 
     @property
     def share(self) -> float:
         """Share of the held-out windows that overlap."""
-        return self.count / self.of
+        return self.count / self.total
 
 
 def footprints(windows: Sequence[Window]) -> _Polygons:

@@ -176,7 +176,7 @@ def _misspelt_tags(view: DatasetView, dataset: Dataset, split: str) -> list[Find
     for tag, value in (view.split(split).tags or {}).items():
         options = [window.options for window in dataset.load_windows() if tag in window.options]
         not_selected = [option[tag] for option in options if not upstream.has_tags(option, {tag: value})]
-        if similar := [other for other in not_selected if _normalised(other) == _normalised(value)]:
+        if similar := [other for other in not_selected if _same_word(other, value)]:
             message = f"dataset {view.name!r}, split {split!r}: tag {tag}: {value!r} does not choose {len(similar)} "
             message += f"windows with {tag}: {similar[0]!r}"
             key_path = (*view.at, _split_key(view, split), "tags", tag)
@@ -184,8 +184,8 @@ def _misspelt_tags(view: DatasetView, dataset: Dataset, split: str) -> list[Find
     return findings
 
 
-def _normalised(value: Any) -> str:
-    return str(value).strip().lower()
+def _same_word(first: Any, second: Any) -> bool:
+    return str(first).strip().lower() == str(second).strip().lower()
 
 
 def _split_key(view: DatasetView, split: str) -> str:

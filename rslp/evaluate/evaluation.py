@@ -16,7 +16,7 @@ from rslp.evaluate.rows import Evaluation, rows_of
 from rslp.evaluate.table import print_table
 from rslp.io import write_atomic
 from rslp.rundir import RunDir
-from rslp.train.build import InstantiatedRun, build
+from rslp.train.build import build
 from rslp.train.checkpoints import load_weights, read_with_digest
 
 
@@ -43,7 +43,9 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
     upstream.keep_signal_handlers(cli.trainer)
     evaluations = []
     for split in splits:
-        _run_split(cli, split)
+        loop = cli.trainer.validate if split == "val" else cli.trainer.test
+        with explain_worker_death():
+            loop(cli.model, datamodule=cli.datamodule, verbose=False)
         if split not in cli.model.results:
             raise RunError(f"nothing of the {split} split was evaluated: trainer.limit_{split}_batches is 0")
         evaluation = Evaluation(
@@ -100,12 +102,6 @@ def checkpoint_of(run: RunDir, named: str | None) -> Path:
 def name_in(run: RunDir, path: Path) -> str:
     """A path as text, relative to the run directory if it lies inside."""
     return str(path.relative_to(run.path) if path.is_relative_to(run.path) else path)
-
-
-def _run_split(cli: InstantiatedRun, split: str) -> None:
-    loop = cli.trainer.validate if split == "val" else cli.trainer.test
-    with explain_worker_death():
-        loop(cli.model, datamodule=cli.datamodule, verbose=False)
 
 
 def samples_fingerprint(sources: Mapping[str, SampleSource]) -> str:
