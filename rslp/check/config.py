@@ -106,8 +106,12 @@ def _parse(config: Mapping[str, Any]) -> ParsedConfig:
         try:
             cli = _run_parser(config)
         except (argparse.ArgumentError, SystemExit, UserError, MisconfigurationException, *CONSTRUCTOR_ERRORS) as error:
-            return _refused(config, error)
-        return _accepted(cli, config)
+            refusal: BaseException = error
+        else:
+            return _accepted(cli, config)
+        # Outside of the handler: there this error would become the context of all that are raised next, and be
+        # reported in their place (`as_user_error` looks for the user's mistake among the contexts).
+        return _refused(config, refusal)
 
 
 def _run_parser(config: Mapping[str, Any]) -> CheckCLI:
