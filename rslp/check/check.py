@@ -1,11 +1,11 @@
-"""The whole check: the config, then every dataset, then the datasets against each other."""
+"""The check of a run: the config first, then each dataset, then overlaps between the datasets."""
 
 from __future__ import annotations
 
 import os
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rslearn.dataset import Window
 from rslearn.dataset.storage.file import FileWindowStorage
 
-from rslp.check.config import DATA_MODULES, ParsedConfig, parse
+from rslp.check.config import ParsedConfig, parse
 from rslp.check.dataset import DatasetReport, ListedDataset, list_dataset, report
 from rslp.check.findings import Finding, KeyPath, downgrade_allowed, unknown_ids, warning
 from rslp.check.forward import check_forward
@@ -24,21 +24,22 @@ from rslp.check.overlap import Overlap, find_overlaps, is_placeless
 from rslp.check.reading import Reading, read_window
 from rslp.check.view import open_view
 from rslp.config import pick
+from rslp.config.datasets import DATA_MODULES
 from rslp.data.bad_samples import lacks_background
 
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """How much is looked at.
+    """How much of a config and its data is checked.
 
     Attributes:
         images: windows of each split whose images are read.
         labels: windows of each split whose labels are read.
         max_overlap: share of the held-out windows that may lie on training windows; more is an error.
         threads: how many windows are read at a time.
-        data: whether the datasets are looked at, beside the config.
+        data: whether the datasets are checked, beside the config.
         forward: whether two samples of each dataset are sent through the model.
-        allow: ids of errors that are warnings in all datasets; the config may allow more in some.
+        allow: ids of errors that become warnings in all datasets; the config may allow more for single datasets.
     """
 
     images: int = 16
@@ -50,22 +51,24 @@ class CheckOptions:
     allow: Sequence[str] = ()
 
 
-_ALLOW: KeyPath = ("data", "init_args", "check_allow")
-# What is known of one dataset in the end: listing and report, None if it can't be opened, and what is wrong.
-_Examined = tuple[ListedDataset | None, DatasetReport | None, list[Finding]]
-
-
 @dataclass(frozen=True)
 class CheckResult:
-    """The outcome.
-
-    Attributes:
-        reports: one per dataset.
-        findings: everything that was found, of the config first.
-    """
+    """Result of a check: a report for each dataset, and all findings, those about the config first."""
 
     reports: tuple[DatasetReport, ...]
     findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class _Examined:
+    """Result of reading one dataset; listing and report are None if its folder can't be opened."""
+
+    findings: Sequence[Finding]
+    listing: ListedDataset | None = None
+    report: DatasetReport | None = None
+
+
+_ALLOW: KeyPath = ("data", "init_args", "check_allow")
 
 
 def check(config: Mapping[str, Any], *, effort: CheckOptions, console: Console) -> CheckResult:
@@ -73,139 +76,132 @@ def check(config: Mapping[str, Any], *, effort: CheckOptions, console: Console) 
 
     Args:
         config: the run config, its paths resolved.
-        effort: how much is looked at.
+        effort: how much is checked.
         console: where the progress bar is drawn.
 
     Returns:
-        Reports and findings; nothing is raised for a user's mistake.
+        Reports and findings; a mistake of the user is a finding and raises nothing.
     """
     with _progress(console) as progress, warnings.catch_warnings():
         # The filter that reading sets for each window is not safe among threads; this one outlives them all.
         warnings.filterwarnings("ignore", message="Falling back to item-level time range", category=FutureWarning)
-        step = progress.add_task("parsing the config", total=None)
+        bar = progress.add_task("parsing the config", total=None)
         parsed = parse(config)
-        progress.remove_task(step)
+        progress.remove_task(bar)
+        allow = {name: (*effort.allow, *(pick(config, (*_ALLOW, name)) or ())) for name in parsed.modules}
         examined = _examine_all(config, parsed, effort=effort, progress=progress) if effort.data else []
-        allow = _allowed(config, parsed, effort.allow)
-        examined = [_with_background(one, parsed) for one in examined]
-        examined = [(*one[:2], [_downgrade_allowed(finding, allow) for finding in one[2]]) for one in examined]
-        played = _check_forward_all(examined, parsed, progress=progress) if effort.forward else []
-    listings = [listing for listing, _, _ in examined if listing is not None]
-    placed = {listing.view.name: listing.windows for listing in listings if not is_placeless(listing.windows)}
-    found = [finding for _, _, findings in examined for finding in findings]
-    leaks = [_leak(overlap, listings, effort.max_overlap) for overlap in find_overlaps(placed)]
-    leaks += [_placeless(listing) for listing in listings if listing.view.name not in placed]
-    reports = tuple(report for _, report, _ in examined if report is not None)
-    findings = [*parsed.findings, *_unknown_ids(config, effort.allow), *found, *played, *leaks]
-    return CheckResult(reports, _once([_downgrade_allowed(finding, allow) for finding in findings]))
-
-
-def _allowed(config: Mapping[str, Any], parsed: ParsedConfig, everywhere: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The ids that are allowed, by dataset."""
-    own = pick(config, _ALLOW)
-    own = own if isinstance(own, Mapping) else {}
-    return {name: (*everywhere, *(own.get(name) or ())) for name in parsed.modules}
+        examined = [_with_background(dataset, parsed) for dataset in examined]
+        examined = [replace(dataset, findings=_downgraded(dataset.findings, allow)) for dataset in examined]
+        forward = _check_forward_all(examined, parsed, progress=progress) if effort.forward else []
+    listings = [dataset.listing for dataset in examined if dataset.listing is not None]
+    located = {listing.view.name: listing.windows for listing in listings if not is_placeless(listing.windows)}
+    overlaps = [_overlap_finding(overlap, listings, effort.max_overlap) for overlap in find_overlaps(located)]
+    overlaps += [_no_locations(listing) for listing in listings if listing.view.name not in located]
+    findings = [*parsed.findings, *_unknown_ids(config, effort.allow)]
+    findings += [finding for dataset in examined for finding in dataset.findings] + forward + overlaps
+    reports = tuple(dataset.report for dataset in examined if dataset.report is not None)
+    return CheckResult(reports, _without_repeats(_downgraded(findings, allow)))
 
 
 def _unknown_ids(config: Mapping[str, Any], everywhere: Sequence[str]) -> list[Finding]:
-    own = pick(config, _ALLOW)
-    given = own.items() if isinstance(own, Mapping) else ()
-    return [
-        *unknown_ids(everywhere, ()),
-        *(one for name, ids in given for one in unknown_ids(ids or (), (*_ALLOW, name))),
-    ]
+    findings, by_dataset = unknown_ids(everywhere, ()), pick(config, _ALLOW)
+    for name, ids in by_dataset.items() if isinstance(by_dataset, Mapping) else ():
+        findings += unknown_ids(ids or (), (*_ALLOW, name))
+    return findings
 
 
-def _downgrade_allowed(finding: Finding, allow: Mapping[str, Sequence[str]]) -> Finding:
-    """A finding as its dataset's config answers it."""
-    size = len(DATA_MODULES)
-    name = str(finding.at[size]) if finding.at[:size] == DATA_MODULES and len(finding.at) > size else ""
-    return downgrade_allowed(finding, allow.get(name, ()))
+def _downgraded(findings: Iterable[Finding], allow: Mapping[str, Sequence[str]]) -> list[Finding]:
+    """Turn errors that are allowed for their dataset into warnings."""
+    depth, downgraded = len(DATA_MODULES), []
+    for finding in findings:
+        within = finding.at[:depth] == DATA_MODULES and len(finding.at) > depth
+        dataset = str(finding.at[depth]) if within else ""
+        downgraded.append(downgrade_allowed(finding, allow.get(dataset, ())))
+    return downgraded
 
 
 def _examine_all(
     config: Mapping[str, Any], parsed: ParsedConfig, *, effort: CheckOptions, progress: Progress
 ) -> list[_Examined]:
-    step = progress.add_task("reading windows", total=0)
+    bar = progress.add_task("reading windows", total=0)
+    lock = threading.Lock()
+    given = pick(config, ("data", "init_args", "read_timeout"))
+    read_timeout = given if isinstance(given, int | float) and given > 0 else None
 
     def examine(name: str) -> _Examined:
-        node: Any = config
-        for key in (*DATA_MODULES, name, "init_args"):
-            node = node[key]
+        key_path = (*DATA_MODULES, name, "init_args")
         # A dataset is opened by the thread that lists it: some storages (SQLite) belong to one thread.
-        view = open_view(name, at=(*DATA_MODULES, name, "init_args"), config=node, module=parsed.modules[name])
+        view = open_view(name, at=key_path, config=pick(config, key_path), module=parsed.modules[name])
         if isinstance(view, Finding):
-            return None, None, [view]
+            return _Examined([view])
         listing = list_dataset(view, patch=patch_of(config))
         jobs = list(listing.sample(images=effort.images, labels=effort.labels))
         with lock:
-            progress.update(step, total=(progress.tasks[-1].total or 0) + len(jobs))
+            progress.update(bar, total=(progress.tasks[-1].total or 0) + len(jobs))
 
         def read(job: tuple[str, Window, bool]) -> tuple[str, Reading]:
-            result = job[0], read_window(view, job[1], images=job[2], read_timeout=limit)
-            progress.advance(step)
-            return result
+            split, window, images = job
+            reading = read_window(view, window, images=images, read_timeout=read_timeout)
+            progress.advance(bar)
+            return split, reading
 
         run = readers.map if isinstance(view.dataset.storage, FileWindowStorage) else map
-        made = report(listing, list(run(read, jobs)))
-        return listing, made, list(made.findings)
+        dataset_report = report(listing, list(run(read, jobs)))
+        return _Examined(dataset_report.findings, listing, dataset_report)
 
-    lock = threading.Lock()
-    given = pick(config, ("data", "init_args", "read_timeout"))
-    limit = given if isinstance(given, int | float) and given > 0 else None
     with ThreadPoolExecutor(effort.threads) as datasets, ThreadPoolExecutor(effort.threads) as readers:
         return list(datasets.map(examine, parsed.modules))
 
 
 def _with_background(examined: _Examined, parsed: ParsedConfig) -> _Examined:
-    """A dataset, and its tasks in which objects have the class that the detector takes for background."""
-    listing, made, findings = examined
-    if listing is None or made is None or parsed.module is None:
+    """Add an error for each task whose objects have the class that the detector takes for background."""
+    if examined.listing is None or examined.report is None or parsed.module is None:
         return examined
-    wrong = []
-    for name, (task, _, at) in listing.view.tasks.items():
+    findings = list(examined.findings)
+    view, needs_background = examined.listing.view, parsed.module.model.with_background()
+    for name, (task, _, key_path) in view.tasks.items():
         classes = getattr(task, "classes", None)
-        if name not in parsed.module.model.with_background() or not classes:
+        if name not in needs_background or not classes:
             continue
-        if any(summary.classes.get(classes[0]) for summary in made.labels.get(name, {}).values()):
-            what = f"dataset {listing.view.name!r}, task {name!r}: {lacks_background(classes)}"
-            wrong.append(Finding(what, (*at, "classes"), id="background"))
-    return listing, made, [*findings, *wrong]
+        if any(summary.classes.get(classes[0]) for summary in examined.report.labels.get(name, {}).values()):
+            message = f"dataset {view.name!r}, task {name!r}: {lacks_background(classes)}"
+            findings.append(Finding(message, (*key_path, "classes"), id="background"))
+    return replace(examined, findings=findings)
 
 
 def _check_forward_all(examined: Sequence[_Examined], parsed: ParsedConfig, *, progress: Progress) -> list[Finding]:
-    """A batch of each dataset without an error, if there is a model."""
+    """Send a batch of each dataset without an error through the model, if there is one."""
     findings: list[Finding] = []
     if parsed.module is None or any(finding.error for finding in parsed.findings):
         return findings
-    step = progress.add_task("a batch of each dataset", total=len(examined))
-    for listing, _, found in examined:
-        if listing is not None and not any(finding.error for finding in found):
+    bar = progress.add_task("a batch of each dataset", total=len(examined))
+    for dataset in examined:
+        if dataset.listing is not None and not any(finding.error for finding in dataset.findings):
+            listing = dataset.listing
             findings += check_forward(listing.view, listing.windows["train"], parsed.module.model)
-        progress.advance(step)
+        progress.advance(bar)
     return findings
 
 
-def _leak(overlap: Overlap, listings: Sequence[ListedDataset], allowed: float) -> Finding:
+def _overlap_finding(overlap: Overlap, listings: Sequence[ListedDataset], allowed: float) -> Finding:
     view = next(listing.view for listing in listings if listing.view.name == overlap.dataset)
-    whose = (
-        "its own training windows" if overlap.trained == overlap.dataset else f"training windows of {overlap.trained!r}"
-    )
-    what = f"dataset {overlap.dataset!r}: {overlap.count} of {overlap.of} {overlap.split} windows "
-    what += f"({overlap.share:.1%}) lie on {whose}, e.g. {overlap.example[0]} on {overlap.example[1]}"
-    at = (*view.at, f"{overlap.split}_config")
+    same = overlap.trained == overlap.dataset
+    ground = "its own training windows" if same else f"training windows of {overlap.trained!r}"
+    message = f"dataset {overlap.dataset!r}: {overlap.count} of {overlap.total} {overlap.split} windows "
+    message += f"({overlap.share:.1%}) lie on {ground}, e.g. {overlap.example[0]} on {overlap.example[1]}"
+    key_path = (*view.at, f"{overlap.split}_config")
     if overlap.share > allowed:
-        return Finding(f"{what}; {allowed:.1%} are allowed", at, id="overlap")
-    return warning(what, at, id="overlap")
+        return Finding(f"{message}; {allowed:.1%} are allowed", key_path, id="overlap")
+    return warning(message, key_path, id="overlap")
 
 
-def _placeless(listing: ListedDataset) -> Finding:
-    what = f"dataset {listing.view.name!r}: most windows have the same bounds, so it has no locations; "
-    return warning(f"{what}overlaps with it can't be told", (*listing.view.at, "path"), id="no-locations")
+def _no_locations(listing: ListedDataset) -> Finding:
+    message = f"dataset {listing.view.name!r}: most windows have the same bounds, so it has no locations; "
+    return warning(f"{message}overlaps with it can't be found", (*listing.view.at, "path"), id="no-locations")
 
 
-def _once(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """Each finding once, as an error if it is one anywhere."""
+def _without_repeats(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Each finding once, as an error if any of its repeats is one."""
     best: dict[tuple[str, object], Finding] = {}
     for finding in findings:
         key = (finding.what, finding.at)

@@ -1,7 +1,7 @@
-"""Which part of a config is wrong: arguments by the signatures of their classes, and classes made one by one.
+"""Find every wrong argument of a config, with its key: by the signatures of classes, and by making them one by one.
 
-The run's parser stops at the first fault and answers with pages. This walk asks the same library about one part after
-the other, so that every fault is found and each has its key.
+The run's parser stops at the first error and prints pages. The functions here ask the same library about one part of a
+config after the other, so that each error is found and has its key.
 """
 
 from __future__ import annotations
@@ -27,31 +27,46 @@ from rslp.runtime.class_paths import resolve
 from rslp.suggest import did_you_mean
 from rslp.train.build import as_user_error
 
+# What constructors of rslearn, Lightning and torch raise for wrong arguments.
+CONSTRUCTOR_ERRORS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    OSError,
+    ImportError,
+)
+
+_MIXTURE = "mixture."
+# Fields of the mixture, and the arguments of the data module that set them.
+_ARGUMENTS = {"mode": "sample_mode", "stop": "refill_batches", "limits": "per_dataset_patch_limit"}
+
 
 @dataclass(frozen=True)
 class Parameter:
-    """An argument of a class: its name, type, and whether it must be given."""
+    """Type of an argument of a class, and whether it must be given."""
 
-    name: str
     type: Any
     required: bool
 
 
 def parameters(kind: Any) -> dict[str, Parameter]:
-    """The arguments of a class as the parser knows them, those of its bases behind ``**kwargs`` too."""
+    """The arguments of a class as the parser knows them, including those that ``**kwargs`` passes to its bases."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "x", fail_untyped=False)
-    needed = _needed(parser)
-    found = {}
+    required = _required(parser)
+    known = {}
     for action in parser._actions:
         root, _, name = action.dest.partition(".")
         if root == "x" and name and not name.endswith(".help"):
-            found[name] = Parameter(name, getattr(action, "_typehint", None) or Any, action.dest in needed)
-    return found
+            known[name] = Parameter(getattr(action, "_typehint", None) or Any, action.dest in required)
+    return known
 
 
-def _needed(parser: ArgumentParser) -> list[str]:
-    """The required arguments, which only the parser's complaint about their absence tells."""
+def _required(parser: ArgumentParser) -> list[str]:
+    """The required arguments; the parser names them only in its error about their absence."""
     try:
         parser.parse_object({})
     except argparse.ArgumentError as error:
@@ -61,18 +76,18 @@ def _needed(parser: ArgumentParser) -> list[str]:
 
 
 def class_of(value: Any, kind: Any) -> tuple[Any, Mapping[str, Any], KeyPath] | None:
-    """The class that a mapping stands for, its arguments and where they stand in it; None if it is none of the type."""
+    """The class that a mapping describes, its arguments, and their key path within; None if none of that type."""
     if not isinstance(value, Mapping):
         return None
     if isinstance(value.get("class_path"), str):
         kinds = tuple(option for option in options_of(kind) if inspect.isclass(option))
         try:
-            # Where the type says nothing, as in the run's parser: a torch module, or nothing.
-            found = resolve(value["class_path"], kinds or (torch.nn.Module,))
+            # Without a type the run's parser takes torch modules alone.
+            resolved = resolve(value["class_path"], kinds or (torch.nn.Module,))
         except (ImportError, AttributeError, ValueError):
             return None
         arguments = value.get("init_args")
-        return found, arguments if isinstance(arguments, Mapping) else {}, ("init_args",)
+        return resolved, arguments if isinstance(arguments, Mapping) else {}, ("init_args",)
     for option in options_of(kind):
         if inspect.isclass(option) and option.__module__ != "builtins" and not typing.get_origin(option):
             return option, value, ()
@@ -80,7 +95,7 @@ def class_of(value: Any, kind: Any) -> tuple[Any, Mapping[str, Any], KeyPath] | 
 
 
 def items_of(value: Any, kind: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """Key, item and type of what a mapping or list holds."""
+    """The items of a mapping or list of a type: key or position, item, and the type that the item should have."""
     for option in options_of(kind):
         origin, arguments = typing.get_origin(option), typing.get_args(option)
         if not inspect.isclass(origin) or not arguments:
@@ -102,8 +117,8 @@ def options_of(kind: Any) -> tuple[Any, ...]:
     return (kind,)
 
 
-def spoken(kind: Any) -> str:
-    """A type as a person says it: ``int or null``, ``one of random, cycle``."""
+def type_text(kind: Any) -> str:
+    """A type in words: ``int or null``, ``one of random, cycle``."""
     options = []
     for option in options_of(kind):
         if typing.get_origin(option) is typing.Literal:
@@ -127,23 +142,23 @@ def telling_line(message: str) -> str:
 
 
 def argument_problems(value: Any, kind: Any, at: KeyPath) -> list[Finding]:
-    """What is wrong with a value that should be of a type; nothing if the parser takes it.
+    """Find what is wrong with a part of a config; nothing if the parser accepts it.
 
     Args:
-        value: what the config holds.
-        kind: the type.
-        at: where it stands.
+        value: the part of the config.
+        kind: the type that it should have.
+        at: its key path.
     """
-    message = _refusal(value, kind)
+    message = _parser_error(value, kind)
     if message is None:
         return []
-    deeper = [fault for part in _parts(value, kind, at) for fault in part]
-    if isinstance(value, list) and len(deeper) > 1 and all(fault.at[:-1] == at for fault in deeper):
+    deeper = [finding for findings in _problems_of_parts(value, kind, at) for finding in findings]
+    if isinstance(value, list) and len(deeper) > 1 and all(finding.at[:-1] == at for finding in deeper):
         return [Finding(f"{deeper[0].what} (and {len(deeper) - 1} more here)", deeper[0].at)]
-    return deeper or [Finding(_unfit(value, kind) or telling_line(message), at)]
+    return deeper or [Finding(_expected(value, kind) or telling_line(message), at)]
 
 
-def _refusal(value: Any, kind: Any) -> str | None:
+def _parser_error(value: Any, kind: Any) -> str | None:
     parser = ArgumentParser(exit_on_error=False)
     try:
         parser.add_argument("--value", type=kind)
@@ -153,39 +168,39 @@ def _refusal(value: Any, kind: Any) -> str | None:
     return None
 
 
-def _parts(value: Any, kind: Any, at: KeyPath) -> Iterator[list[Finding]]:
-    """The faults of the parts of a value that was refused as a whole."""
+def _problems_of_parts(value: Any, kind: Any, at: KeyPath) -> Iterator[list[Finding]]:
+    """Find what is wrong with each argument or item of a value that the parser refused."""
     if isinstance(value, Mapping) and isinstance(path := value.get("class_path"), str):
-        unknown = _import_fault(path, at)
-        if unknown:
-            yield [unknown]
+        not_importable = _import_problem(path, at)
+        if not_importable:
+            yield [not_importable]
             return
-        strange = [key for key in value if key not in ("class_path", "init_args", "dict_kwargs")]
-        yield [Finding(f"unknown key{did_you_mean(key, ['class_path', 'init_args'])}", (*at, key)) for key in strange]
-    found = class_of(value, kind)
-    if found is None:
-        for key, item, inner in items_of(value, kind):
-            yield argument_problems(item, inner, (*at, key))
+        unknown = [key for key in value if key not in ("class_path", "init_args", "dict_kwargs")]
+        yield [Finding(f"unknown key{did_you_mean(key, ['class_path', 'init_args'])}", (*at, key)) for key in unknown]
+    described = class_of(value, kind)
+    if described is None:
+        for key, item, item_kind in items_of(value, kind):
+            yield argument_problems(item, item_kind, (*at, key))
         return
-    made, arguments, inside = found
-    place, known = (*at, *inside), parameters(made)
-    name = getattr(made, "__name__", str(made))
+    cls, arguments, inside = described
+    key_path, known = (*at, *inside), parameters(cls)
+    name = getattr(cls, "__name__", str(cls))
     for key, argument in arguments.items():
         if key in known:
-            yield argument_problems(argument, known[key].type, (*place, key))
+            yield argument_problems(argument, known[key].type, (*key_path, key))
         else:
-            yield [Finding(f"{name} has no argument {key!r}{did_you_mean(key, known)}", (*place, key))]
+            yield [Finding(f"{name} has no argument {key!r}{did_you_mean(key, known)}", (*key_path, key))]
     missing = [key for key, parameter in known.items() if parameter.required and key not in arguments]
     if missing:
         yield [Finding(f"{name} needs the argument {listed(missing)}", at)]
 
 
-def _import_fault(path: str, at: KeyPath) -> Finding | None:
+def _import_problem(path: str, at: KeyPath) -> Finding | None:
     try:
         resolve(path, (object,))
     except (ImportError, ValueError) as error:
-        other = "; rslearn_projects has a package of this name too: copy the class into a module of your own"
-        return Finding(f"{path!r} can't be imported: {error}{other * path.startswith('rslp.')}", (*at, "class_path"))
+        hint = "; rslearn_projects has a package of this name too: copy the class into a module of your own"
+        return Finding(f"{path!r} can't be imported: {error}{hint * path.startswith('rslp.')}", (*at, "class_path"))
     except AttributeError:
         module, _, name = path.rpartition(".")
         known = [key for key in dir(importlib.import_module(module)) if not key.startswith("_")]
@@ -193,33 +208,25 @@ def _import_fault(path: str, at: KeyPath) -> Finding | None:
     return None
 
 
-def _unfit(value: Any, kind: Any) -> str | None:
-    """Say what was wanted; None where the parser's own words are better."""
+def _expected(value: Any, kind: Any) -> str | None:
+    """Which type was expected instead of a value; None where the parser's own message is clearer."""
     if not isinstance(value, Mapping | list):
         quotes = "; write it in quotes" if str in options_of(kind) and value is not None else ""
-        return f"expected {spoken(kind)}; got {value!r}{quotes}"
+        return f"expected {type_text(kind)}; got {value!r}{quotes}"
     named = any(inspect.isclass(option) for option in options_of(kind))
     if named and isinstance(value, Mapping) and "class_path" in value and class_of(value, kind) is None:
-        return f"expected {spoken(kind)}; got the class {str(value['class_path']).rpartition('.')[2]}"
+        return f"expected {type_text(kind)}; got the class {str(value['class_path']).rpartition('.')[2]}"
     return None
-
-
-# What constructors of rslearn, Lightning and torch raise at arguments that they don't like.
-MADE_WRONG = (ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError, OSError, ImportError)
-
-_MIXTURE = "mixture."
-# Fields of the mixture -> the arguments of the data module that set them.
-_ARGUMENTS = {"mode": "sample_mode", "stop": "refill_batches", "limits": "per_dataset_patch_limit"}
 
 
 @dataclass(frozen=True)
 class Node:
-    """A class that a config asks for.
+    """A class that a config describes.
 
     Attributes:
-        kind: the class, or the function that makes one.
+        kind: the class, or the function that makes an object of one.
         arguments: its arguments.
-        at: where the arguments stand.
+        at: key path of the arguments.
     """
 
     kind: Any
@@ -231,7 +238,7 @@ def make(node: Node) -> Any:
     """Parse the arguments of one class and make it.
 
     Raises:
-        ArgumentError: the parser refuses them.
+        ArgumentError: the parser refuses the arguments.
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(node.kind, "x", fail_untyped=False)
@@ -239,64 +246,64 @@ def make(node: Node) -> Any:
 
 
 def nodes_of(value: Any, kind: Any, at: KeyPath) -> Iterator[Node]:
-    """The classes that a value asks for, deepest first."""
-    found = class_of(value, kind)
-    if found is not None:
-        made, arguments, inside = found
-        known = parameters(made)
+    """The classes that a part of a config describes, deepest first."""
+    described = class_of(value, kind)
+    if described is not None:
+        cls, arguments, inside = described
+        known = parameters(cls)
         for name, argument in arguments.items():
             if name in known:
                 yield from nodes_of(argument, known[name].type, (*at, *inside, name))
-        yield Node(made, arguments, (*at, *inside))
+        yield Node(cls, arguments, (*at, *inside))
     else:
-        for key, item, inner in items_of(value, kind):
-            yield from nodes_of(item, inner, (*at, key))
+        for key, item, item_kind in items_of(value, kind):
+            yield from nodes_of(item, item_kind, (*at, key))
 
 
 def constructor_faults(value: Any, kind: Any, at: KeyPath) -> tuple[list[Finding], dict[KeyPath, Any]]:
-    """Make every class that a value asks for, deepest first; one that holds a broken one is left out.
+    """Make every class that a part of a config describes, deepest first, except those around one that failed.
 
     Returns:
-        What is wrong, and what was made, by the place of its arguments.
+        The errors of constructors, and the objects by the key path of their arguments.
     """
     findings: list[Finding] = []
-    made: dict[KeyPath, Any] = {}
+    objects: dict[KeyPath, Any] = {}
     broken: list[KeyPath] = []
     for node in nodes_of(value, kind, at):
-        if any(place[: len(node.at)] == node.at for place in broken):
+        if any(key_path[: len(node.at)] == node.at for key_path in broken):
             continue
         try:
-            made[node.at] = make(node)
+            objects[node.at] = make(node)
         except argparse.ArgumentError:
-            broken.append(node.at)  # faults_of says it better
-        except (*MADE_WRONG, UserError) as error:
+            broken.append(node.at)  # argument_problems reports it, more clearly
+        except (*CONSTRUCTOR_ERRORS, UserError) as error:
             broken.append(node.at)
-            findings += _raised(node, error)
-    return findings, made
+            findings += _constructor_findings(node, error)
+    return findings, objects
 
 
-def _raised(node: Node, error: BaseException) -> list[Finding]:
+def _constructor_findings(node: Node, error: BaseException) -> list[Finding]:
     name = getattr(node.kind, "__name__", str(node.kind))
     error = as_user_error(error) or error
     if isinstance(error, ConfigError):
         findings = []
         for problem in error.problems:
-            # `HeliosNormalize.band_names.x` names the argument within the class, `data.init_args.x` in the config.
+            # The key may begin with the class (`HeliosNormalize.band_names.x`) or with the config's own key path.
             key = problem.key.removeprefix(f"{name}.").removeprefix(f"{'.'.join(map(str, node.at))}.")
-            words = argument_of(key)
-            known = words[:1] and (words[0] in node.arguments or words[0] in parameters(node.kind))
-            findings.append(Finding(f"{name}: {problem.what}", (*node.at, *words) if known else node.at))
+            argument = argument_of(key)
+            known = argument[:1] and (argument[0] in node.arguments or argument[0] in parameters(node.kind))
+            findings.append(Finding(f"{name}: {problem.what}", (*node.at, *argument) if known else node.at))
         return findings
     if isinstance(error, UserError):
-        return [Finding(" ".join(str(error).split()), (*node.at, *_named_in(node, str(error))))]
+        return [Finding(" ".join(str(error).split()), (*node.at, *_mentioned_argument(node, str(error))))]
     return [Finding(f"{name} refuses its arguments: {telling_line(str(error)) or type(error).__name__}", node.at)]
 
 
 def argument_of(key: str) -> KeyPath:
-    """The argument that a message's key is about: the mixture's own words are not those that a config has.
+    """The key path, within the data module's arguments, of the key in an error message.
 
     Args:
-        key: dotted key, for example ``mixture.limits.crops``.
+        key: dotted key; fields of the mixture have other names there than in configs (``mixture.limits.crops``).
     """
     if not key.startswith(_MIXTURE):
         return tuple(key.split(".")) if key else ()
@@ -304,9 +311,9 @@ def argument_of(key: str) -> KeyPath:
     return (_ARGUMENTS.get(first, first), *rest)
 
 
-def _named_in(node: Node, message: str) -> KeyPath:
-    """The argument whose value a message quotes, or whose name; the last of these in the message."""
-    words = {name: str(value) for name, value in node.arguments.items() if isinstance(value, str | int)}
-    spoken = [name for name in words if name.replace("_", " ") in message or name in message]
-    quoted = [name for name, value in words.items() if len(value) > 3 and value in message]
-    return tuple((spoken or quoted)[:1])
+def _mentioned_argument(node: Node, message: str) -> KeyPath:
+    """The first argument whose name stands in a message, or else whose value does."""
+    values = {name: str(value) for name, value in node.arguments.items() if isinstance(value, str | int)}
+    named = [name for name in values if name.replace("_", " ") in message or name in message]
+    quoted = [name for name, value in values.items() if len(value) > 3 and value in message]
+    return tuple((named or quoted)[:1])

@@ -1,4 +1,4 @@
-"""Everything that is asked of one dataset, and the report of the answers."""
+"""The checks of one dataset: first those that read no image, then those of the windows that were read; its report."""
 
 from __future__ import annotations
 
@@ -17,50 +17,53 @@ from rslearn.train.transforms.resize import Resize
 
 from rslp import upstream
 from rslp.check.findings import Finding, listed, warning
-from rslp.check.images import InputSummary, Patch, check_images, check_layers, check_sizes, image_sizes, remark_constant
+from rslp.check.images import InputSummary, Patch, check_images, check_layers, check_sizes, image_sizes
 from rslp.check.labels import LabelSummary, TaskLabels, check_labels, compare_splits
 from rslp.check.reading import Reading
 from rslp.check.view import DatasetView, list_splits
 from rslp.upstream.task_kinds import kind_of
 
-# What changes where on the ground a pixel lies, and what only changes the number of pixels over the same ground.
+# Transforms that change which ground a pixel covers, and those that cover the same ground with more or fewer pixels.
 MOVING, SCALING = (Flip, Crop, Pad), (Resize, AdaptivePooling)
 
 
 def check_alignment(view: DatasetView, split: str) -> list[Finding]:
-    """Transforms of a split that leave labels, or a modality, where they were."""
+    """Find transforms of a split that change images and not their labels, or not all modalities, or labels alone."""
     findings = []
     modalities = {name for normaliser, _ in view.normalisers(split) for name in normaliser.band_names}
-    for transform, place in view.transforms(split):
+    for transform, key_path in view.transforms(split):
         if not isinstance(transform, MOVING + SCALING):
             continue
-        moved = _selected(transform)
-        images = sorted(name.removeprefix("input/") for name in moved if not name.startswith("target/"))
-        left = [item for name, (task, _, _) in view.tasks.items() for item in _left(transform, task, name, view)]
-        still = sorted(modalities - set(images)) if isinstance(transform, MOVING) and modalities & set(images) else []
+        moves = isinstance(transform, MOVING)
+        changed = _selected(transform)
+        images = sorted(name.removeprefix("input/") for name in changed if not name.startswith("target/"))
+        tasks = view.tasks.items()
+        labels = [label for name, (task, *_) in tasks for label in _unchanged_labels(transform, task, name, view)]
+        unchanged = sorted(modalities - set(images)) if moves and modalities & set(images) else []
         who = f"dataset {view.name!r}: {type(transform).__name__}"
-        if images and left:
-            what = f"{who} changes {listed(images)} and not the labels {listed(left)}: they no longer fit together"
-            findings.append(warning(f"{what}; add them to its {_argument(transform, left)}", place, id="alignment"))
-        elif images and still:
-            what = f"{who} changes {listed(images)} and not {listed(still)}: they no longer fit together"
-            findings.append(warning(what, place, id="alignment"))
-        elif not images and moved and isinstance(transform, MOVING):
-            findings.append(
-                warning(f"{who} changes labels ({listed(sorted(moved))}) and no image", place, id="alignment")
-            )
+        if images and labels:
+            message = f"{who} changes {listed(images)} and not the labels {listed(labels)}: they no longer fit together"
+            message += f"; add them to its {_selector_argument(transform, labels)}"
+        elif images and unchanged:
+            message = f"{who} changes {listed(images)} and not {listed(unchanged)}: they no longer fit together"
+        elif not images and changed and moves:
+            message = f"{who} changes labels ({listed(sorted(changed))}) and no image"
+        else:
+            continue
+        findings.append(warning(message, key_path, id="alignment"))
     return findings
 
 
 def _selected(transform: torch.nn.Module) -> set[str]:
+    """The inputs and targets that a transform changes, as ``input/<name>`` and ``target/<name>``."""
     names: set[str] = set()
     for attribute in ("image_selectors", "box_selectors", "selectors"):
         names.update(getattr(transform, attribute, None) or ())
     return {name if name.startswith(("input/", "target/")) else f"input/{name}" for name in names}
 
 
-def _left(transform: torch.nn.Module, task: Task, name: str, view: DatasetView) -> Iterator[str]:
-    """The labels of a task that a transform of images should change, and does not."""
+def _unchanged_labels(transform: torch.nn.Module, task: Task, name: str, view: DatasetView) -> Iterator[str]:
+    """The labels of a task that a transform of its images should change, and does not."""
     target = f"target/{name}" if isinstance(view.module.task, MultiTask) else "target"
     kind, needed = kind_of(task), list[str]()
     if kind.unit == "object":
@@ -72,21 +75,21 @@ def _left(transform: torch.nn.Module, task: Task, name: str, view: DatasetView) 
     return (item for item in needed if item not in moved)
 
 
-def _argument(transform: torch.nn.Module, left: list[str]) -> str:
+def _selector_argument(transform: torch.nn.Module, labels: list[str]) -> str:
     if isinstance(transform, SCALING):
-        return "selectors, or leave the size as it is: it has none for boxes"
-    return "image_selectors" if all(item.count("/") > 1 for item in left) else "box_selectors"
+        return "selectors, or leave the size as it is: it has no selectors for boxes"
+    return "image_selectors" if all(item.count("/") > 1 for item in labels) else "box_selectors"
 
 
 @dataclass(frozen=True)
 class ListedDataset:
-    """A dataset before anything of its windows was read.
+    """A dataset whose windows are listed and not read yet.
 
     Attributes:
         view: the dataset.
         windows: the windows by split.
         findings: what is wrong so far.
-        readable: whether it makes sense to read windows.
+        readable: whether windows should be read; not if a layer or band is missing, which would fail in each of them.
     """
 
     view: DatasetView
@@ -95,7 +98,10 @@ class ListedDataset:
     readable: bool
 
     def sample(self, *, images: int, labels: int) -> Iterator[tuple[str, Window, bool]]:
-        """Split, window, and whether its images are to be read; a split's order is by hash, so the first are random."""
+        """Choose windows to read: split, window, and whether its images are read.
+
+        The first windows of each split are chosen; splits are ordered by hash, so that these are random ones.
+        """
         if self.readable:
             for split, windows in self.windows.items():
                 for index, window in enumerate(windows[: max(images, labels)]):
@@ -104,12 +110,12 @@ class ListedDataset:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What a person wants to see of a dataset before a long run.
+    """Summary of a dataset, for the tables that a person reads before a long run.
 
     Attributes:
         name: its key.
         windows: number of windows by split.
-        sizes: the image sizes (width, height) in pixels, by split.
+        sizes: image sizes (width, height) in pixels, by split.
         batch_size: samples in a batch.
         inputs: its image inputs.
         labels: by task and split.
@@ -126,27 +132,26 @@ class DatasetReport:
 
 
 def list_dataset(view: DatasetView, *, patch: Patch | None) -> ListedDataset:
-    """Check what can be told without reading an image: layers, bands, windows, sizes."""
+    """Check a dataset without reading an image: layers, bands, windows, transforms, sizes."""
     findings = check_layers(view)
-    windows, lost = list_splits(view)
-    # That windows lack a layer which the dataset does not have would be said twice.
-    named = {finding.at for finding in findings}
-    findings += [finding for finding in lost if finding.at not in named]
+    windows, of_windows = list_splits(view)
+    # A layer that the dataset lacks is reported once, not again as missing in windows.
+    known = {finding.at for finding in findings}
+    findings += [finding for finding in of_windows if finding.at not in known]
     for split in windows:
         findings += check_alignment(view, split)
     if patch is not None:
         findings += check_sizes(view, windows, patch)
-    # A layer or band that is not there would fail again in each window.
     missing = any(finding.at[len(view.at) :][:1] == ("inputs",) and finding.error for finding in findings)
     return ListedDataset(view, windows, tuple(findings), not missing)
 
 
 def report(listing: ListedDataset, read: Sequence[tuple[str, Reading]]) -> DatasetReport:
-    """Check what was read.
+    """Check the windows that were read, and summarise the dataset.
 
     Args:
         listing: the dataset.
-        read: split and reading of each window that was read.
+        read: split and contents of each window.
     """
     view = listing.view
     findings = [*listing.findings, *_unreadable(view, read)]
@@ -154,58 +159,57 @@ def report(listing: ListedDataset, read: Sequence[tuple[str, Reading]]) -> Datas
     for name, spec in view.module.inputs.items():
         stats = {reading.window: reading.images[name] for _, reading in read if name in reading.images}
         if spec.data_type == "raster" and not spec.is_target and stats:
-            summary, found = check_images(view, name, stats)
+            summary, of_images = check_images(view, name, stats)
             inputs.append(summary)
-            findings += [*found, *remark_constant(view, name, stats)]
-    labels, found = _labels(view, read)
+            findings += of_images
+    labels, of_labels = _labels(view, read)
     sizes = {split: sorted(image_sizes(view.split(split), windows)) for split, windows in listing.windows.items()}
     counts = {split: len(windows) for split, windows in listing.windows.items()}
-    return DatasetReport(view.name, counts, sizes, view.module.batch_size, inputs, labels, [*findings, *found])
+    return DatasetReport(view.name, counts, sizes, view.module.batch_size, inputs, labels, [*findings, *of_labels])
 
 
 def _unreadable(view: DatasetView, read: Sequence[tuple[str, Reading]]) -> list[Finding]:
-    who, at, found = f"dataset {view.name!r}:", (*view.at, "path"), []
+    key_path, findings = (*view.at, "path"), []
     for of_nodata in (False, True):
-        faults = [one for _, one in read if one.fault and one.of_nodata == of_nodata]
-        if faults:
-            what = f"{who} {len(faults)} of {len(read)} windows can't be read, e.g. "
-            what += f"{faults[0].window}: {faults[0].fault}"
-            found.append(Finding(what, at, id="label-declared") if of_nodata else Finding(what, at, id="unreadable"))
-    return found
+        failed = [reading for _, reading in read if reading.fault and reading.of_nodata == of_nodata]
+        if failed:
+            message = f"dataset {view.name!r}: {len(failed)} of {len(read)} windows can't be read, e.g. "
+            message += f"{failed[0].window}: {failed[0].fault}"
+            unreadable = Finding(message, key_path, id="unreadable")
+            findings.append(Finding(message, key_path, id="label-declared") if of_nodata else unreadable)
+    return findings
 
 
 def _labels(
     view: DatasetView, read: Sequence[tuple[str, Reading]]
 ) -> tuple[dict[str, dict[str, LabelSummary]], list[Finding]]:
+    """Summarise and check the labels of each task and split."""
     summaries: dict[str, dict[str, LabelSummary]] = {}
     findings = []
-    for name, (task, mapping, at) in view.tasks.items():
-        source = next((key for key, role in mapping.items() if role == "targets"), None)
+    for name, (task, mapping, key_path) in view.tasks.items():
+        source = next((input_name for input_name, role in mapping.items() if role == "targets"), None)
         if source is None or source not in view.module.inputs:
             findings.append(_no_targets(view, name))
             continue
         for split in dict.fromkeys(split for split, _ in read):
-            own = [r for where, r in read if where == split and source in r.labels]
-            found = [(r.window, upstream.filtered(task, r.labels[source])) for r in own]
-            if not found:
+            readings = [reading for of, reading in read if of == split and source in reading.labels]
+            if not readings:
                 continue
-            declared = {str(r.declared[source]): r.declared[source] for r in own if source in r.declared}
-            outside = {r.window: r.outside[source] for r in own if r.outside.get(source)}
-            labels = TaskLabels(view.name, name, task, at, split, found, tuple(declared.values()), outside)
-            summary, wrong = check_labels(labels)
-            findings += wrong
-            seen = summaries.setdefault(name, {})
-            if "train" in seen:
-                findings += compare_splits(labels, seen["train"], summary)
-            seen[split] = summary
+            windows = [(r.window, upstream.filtered(task, r.labels[source])) for r in readings]
+            declared = {str(r.declared[source]): r.declared[source] for r in readings if source in r.declared}
+            outside = {r.window: r.outside[source] for r in readings if r.outside.get(source)}
+            labels = TaskLabels(view.name, name, task, key_path, split, windows, tuple(declared.values()), outside)
+            summary, of_labels = check_labels(labels)
+            findings += of_labels
+            by_split = summaries.setdefault(name, {})
+            if "train" in by_split:
+                findings += compare_splits(labels, by_split["train"], summary)
+            by_split[split] = summary
     return summaries, findings
 
 
 def _no_targets(view: DatasetView, task: str) -> Finding:
-    what = f"dataset {view.name!r}: task {task!r} gets no targets: input_mapping.{task} must map one of the inputs "
-    names = ", ".join(name for name, spec in view.module.inputs.items() if spec.is_target) or "none is a target"
-    return Finding(
-        f"{what}to `targets`; target inputs: {names}",
-        (*view.at, "task", "init_args", "input_mapping", task),
-        id="no-targets",
-    )
+    targets = ", ".join(name for name, spec in view.module.inputs.items() if spec.is_target) or "none is a target"
+    message = f"dataset {view.name!r}: task {task!r} gets no targets: input_mapping.{task} must map one of the inputs "
+    message += f"to `targets`; target inputs: {targets}"
+    return Finding(message, (*view.at, "task", "init_args", "input_mapping", task), id="no-targets")

@@ -1,4 +1,4 @@
-"""What a check found: a fault or a remark, and the key of the run config that it is about."""
+"""Findings of a check: errors and warnings, each with an id and the key of the run config that it is about."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rslp.suggest import did_you_mean
 
 KeyPath = tuple[str | int, ...]
 
-# The findings by their ids, which stay: configs name them, and docs/check.md lists them.
+# Ids and meanings of all findings. An id never changes: configs name it, and docs/check.md lists it.
 CONFIG = "config"
 FINDING_IDS: Mapping[str, str] = {
     CONFIG: "the run config can't be run as it stands: keys, types, classes, optimiser, callbacks",
@@ -48,22 +48,22 @@ FINDING_IDS: Mapping[str, str] = {
     "label-declared": "label files declare a nodata value that the task does not name",
     "forward": "two samples don't go through transforms, model and loss",
     "overlap": "held-out windows lie on training windows",
-    "no-locations": "most windows have the same bounds, so that overlaps can't be told",
+    "no-locations": "most windows have the same bounds, so that overlaps can't be found",
 }
-# Nothing can be run with these.
+# Ids that can't be allowed, since no run can start with these errors.
 UNANSWERABLE = (CONFIG, "folder")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a person should know before the run.
+    """One error or warning about a run config or its data.
 
     Attributes:
         what: what is wrong, what was got, what would be right.
-        at: key path in the run config; the nearest key that the config holds is where it is shown.
+        at: key path in the run config; where the config lacks the key, the nearest key above it is shown.
         error: whether the run must not start; else it is a warning.
-        id: which of ``KINDS`` it is.
-        allowed: whether it would be an error, had the config not allowed it.
+        id: one of ``FINDING_IDS``.
+        allowed: whether it is a warning only because the config allows it.
     """
 
     what: str
@@ -74,32 +74,31 @@ class Finding:
 
 
 def warning(what: str, at: KeyPath = (), *, id: str = CONFIG) -> Finding:
-    """A remark that stops nobody."""
+    """Make a finding that does not stop the run."""
     return Finding(what, at, error=False, id=id)
 
 
 def downgrade_allowed(finding: Finding, allow: Sequence[str]) -> Finding:
-    """The finding; a warning if it is an error that is allowed."""
+    """Turn an error whose id is allowed into a warning; others are returned as they are."""
     if finding.error and finding.id in allow and finding.id not in UNANSWERABLE:
         return replace(finding, error=False, allowed=True)
     return finding
 
 
 def unknown_ids(allow: Sequence[str], at: KeyPath) -> list[Finding]:
-    """Ids that are allowed and that no finding has, or that can't be allowed."""
-    found = []
-    for one in allow:
-        if one in UNANSWERABLE:
-            found.append(Finding(f"{one!r} can't be allowed: nothing can be run with it", at))
-        elif one not in FINDING_IDS:
-            found.append(
-                Finding(f"no finding has the id {one!r}{did_you_mean(one, FINDING_IDS, otherwise='known')}", at)
-            )
-    return found
+    """Find ids in a list of allowed ones that no finding has, or that can't be allowed; ``at`` is the list's key."""
+    findings = []
+    for id_ in allow:
+        if id_ in UNANSWERABLE:
+            findings.append(Finding(f"{id_!r} can't be allowed: nothing can be run with it", at))
+        elif id_ not in FINDING_IDS:
+            hint = did_you_mean(id_, FINDING_IDS, otherwise="known")
+            findings.append(Finding(f"no finding has the id {id_!r}{hint}", at))
+    return findings
 
 
 def listed(names: object, most: int = 6) -> str:
-    """Names for a message, cut after a few: ``a, b, c and 4 more``."""
+    """Join names for a message, cut after a few: ``a, b, c and 4 more``."""
     words = [str(name) for name in names] if isinstance(names, list | tuple | set | dict) else [str(names)]
-    rest = f" and {len(words) - most} more" if len(words) > most else ""
-    return ", ".join(words[:most]) + rest
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more

@@ -1,4 +1,4 @@
-"""Send two samples of a dataset through the model: what only shows when layers meet."""
+"""Send two samples of a dataset through the model, to find layers and data that do not fit together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rslearn.dataset import Window
 from rslearn.train.dataset import SplitConfig
 from rslearn.train.model_context import ModelContext
 
-from rslp.check.config_errors import MADE_WRONG
+from rslp.check.config_errors import CONSTRUCTOR_ERRORS
 from rslp.check.findings import Finding, KeyPath
 from rslp.check.images import ENCODER_PATH
 from rslp.check.view import DatasetView
@@ -29,7 +29,10 @@ def check_forward(view: DatasetView, windows: Sequence[Window], model: JointMode
     Args:
         view: the dataset.
         windows: its training windows.
-        model: the model, its datasets set; it is left in training mode.
+        model: the model, its datasets set; left in training mode.
+
+    Returns:
+        An error if an exception is raised, or one for each loss that is not finite.
     """
     try:
         with seeded(0):
@@ -39,16 +42,16 @@ def check_forward(view: DatasetView, windows: Sequence[Window], model: JointMode
                 output = model(ModelContext(inputs=batch.inputs, metadatas=batch.metadatas), batch.targets)
     except UserError as error:
         return [Finding(f"dataset {view.name!r}: {' '.join(str(error).split())}", (*view.at, "path"), id="forward")]
-    except (*MADE_WRONG, IndexError) as error:
-        what = " ".join(str(error).split())[:300] or "without a message"
-        message = f"dataset {view.name!r}: two samples don't go through the model: {type(error).__name__}: {what}"
+    except (*CONSTRUCTOR_ERRORS, IndexError) as error:
+        reason = " ".join(str(error).split())[:300] or "without a message"
+        message = f"dataset {view.name!r}: two samples don't go through the model: {type(error).__name__}: {reason}"
         return [Finding(message, _failing_part(view, error), id="forward")]
-    odd = [name for name, loss in output.loss_dict.items() if not torch.isfinite(loss).all()]
-    return [Finding(f"dataset {view.name!r}: the loss {name} is not finite", view.at, id="forward") for name in odd]
+    bad = [name for name, loss in output.loss_dict.items() if not torch.isfinite(loss).all()]
+    return [Finding(f"dataset {view.name!r}: the loss {name} is not finite", view.at, id="forward") for name in bad]
 
 
 def _batch(view: DatasetView, windows: Sequence[Window]) -> Batch:
-    # Only these windows are listed anew, whatever the size of the dataset.
+    # With the names given, only these windows are listed, whatever the size of the dataset.
     narrowed = SplitConfig.merge_and_validate([view.split("train"), SplitConfig(names=[w.name for w in windows])])
     module = copy.copy(view.module)
     module.split_configs = {**module.split_configs, "train": narrowed}
@@ -57,7 +60,7 @@ def _batch(view: DatasetView, windows: Sequence[Window]) -> Batch:
 
 
 def _failing_part(view: DatasetView, error: BaseException) -> KeyPath:
-    """Decoder, encoder or data, by the functions that the exception went through."""
+    """Key path of the decoder, the encoder or the data, by the functions in the exception's traceback."""
     names = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
     if "_decode" in names:
         return (*_DECODERS, next(iter(view.tasks)))

@@ -1,4 +1,4 @@
-"""Do held-out windows lie on ground that any dataset trains on? Joint training sees those pixels."""
+"""Find held-out windows on ground that any dataset trains on, since joint training sees those pixels."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from rslearn.dataset import Window
 
 # Neighbours share an edge, and reprojection bends it: less than this share of a window is no overlap.
 _TOUCHING = 0.01
-# Fewer windows than these may well lie on one place.
+# Fewer windows than these may well share one location.
 _FEW = 4
-_Shapes = NDArray[np.object_]
+_Polygons = NDArray[np.object_]
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Held-out windows of one dataset over training windows of one dataset.
+    """Held-out windows of one dataset on training windows of the same or another dataset.
 
     Attributes:
-        dataset: whose windows are held out.
+        dataset: the dataset of the held-out windows.
         split: "val" or "test".
-        trained: the dataset that trains there; may be the same.
+        trained: the dataset of the training windows.
         count: held-out windows that overlap.
-        of: held-out windows of the split.
+        total: held-out windows of the split.
         example: one pair of windows, ``group/name``.
     """
 
@@ -37,23 +37,20 @@ class Overlap:
     split: str
     trained: str
     count: int
-    of: int
+    total: int
     example: tuple[str, str]
 
     @property
     def share(self) -> float:
-        """Share of the held-out windows."""
-        return self.count / self.of
+        """Share of the held-out windows that overlap."""
+        return self.count / self.total
 
 
-def footprints(windows: Sequence[Window]) -> _Shapes:
-    """The windows' outlines in one CRS: longitude and latitude, degrees.
+def footprints(windows: Sequence[Window]) -> _Polygons:
+    """The outlines of windows: one polygon each, in longitude and latitude (degrees).
 
-    Args:
-        windows: any windows; the corners of all that share a projection are turned in one go.
-
-    Returns:
-        One polygon per window.
+    The corners of all windows in one projection are transformed in one call. A window beyond the reach of its
+    projection has an empty outline, which overlaps nothing.
     """
     corners = np.empty((len(windows), 4, 2))
     by_crs: dict[str, list[int]] = {}
@@ -66,24 +63,23 @@ def footprints(windows: Sequence[Window]) -> _Shapes:
         flat = corners[indices].reshape(-1, 2)
         lon, lat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(flat[:, 0], flat[:, 1])
         corners[indices] = np.stack([lon, lat], axis=1).reshape(-1, 4, 2)
-    known = np.isfinite(corners).all(axis=(1, 2))
-    # Beyond the reach of its projection: an empty outline, which nothing overlaps.
-    shapes: _Shapes = np.full(len(windows), shapely.Polygon(), dtype=object)
-    shapes[known] = shapely.polygons(corners[known])
-    for index in np.flatnonzero(known)[np.ptp(corners[known][..., 0], axis=1) > 180]:
-        shapes[index] = _across_180(corners[index])
-    return shapes
+    finite = np.isfinite(corners).all(axis=(1, 2))
+    outlines: _Polygons = np.full(len(windows), shapely.Polygon(), dtype=object)
+    outlines[finite] = shapely.polygons(corners[finite])
+    for index in np.flatnonzero(finite)[np.ptp(corners[finite][..., 0], axis=1) > 180]:
+        outlines[index] = _across_180(corners[index])
+    return outlines
 
 
 def _across_180(corners: NDArray[np.float64]) -> shapely.Geometry:
     """The outline of a window on both sides of the 180th meridian, or around a pole (corners ``4 2``, degrees)."""
-    turned = np.where(corners[:, :1] < 0, corners + np.array([360, 0]), corners)
-    if np.ptp(turned[:, 0]) > 180:
+    shifted = np.where(corners[:, :1] < 0, corners + np.array([360, 0]), corners)
+    if np.ptp(shifted[:, 0]) > 180:
         latitude = corners[np.abs(corners[:, 1]).argmin(), 1]
         return shapely.box(-180, latitude, 180, 90) if latitude > 0 else shapely.box(-180, -90, 180, latitude)
-    whole = shapely.Polygon(turned)
-    east = shapely.intersection(whole, shapely.box(0, -90, 180, 90))
-    west = shapely.intersection(whole, shapely.box(180, -90, 360, 90))
+    outline = shapely.Polygon(shifted)
+    east = shapely.intersection(outline, shapely.box(0, -90, 180, 90))
+    west = shapely.intersection(outline, shapely.box(180, -90, 360, 90))
     return shapely.union(east, shapely.affinity.translate(west, -360))
 
 
@@ -93,9 +89,9 @@ def is_placeless(windows: Mapping[str, Sequence[Window]]) -> bool:
     Args:
         windows: its windows by split.
     """
-    places = Counter((w.projection.crs.to_string(), tuple(w.bounds)) for found in windows.values() for w in found)
-    total = sum(places.values())
-    return total >= _FEW and max(places.values()) > total / 2
+    locations = Counter((w.projection.crs.to_string(), tuple(w.bounds)) for split in windows.values() for w in split)
+    total = sum(locations.values())
+    return total >= _FEW and max(locations.values()) > total / 2
 
 
 def find_overlaps(windows: Mapping[str, Mapping[str, Sequence[Window]]]) -> list[Overlap]:
@@ -107,29 +103,29 @@ def find_overlaps(windows: Mapping[str, Mapping[str, Sequence[Window]]]) -> list
     Returns:
         One entry for each pair of (dataset, held-out split) and training dataset with an overlap, the largest first.
     """
-    shapes = {
-        (name, split): footprints(found) for name, splits in windows.items() for split, found in splits.items() if found
+    outlines = {
+        (name, split): footprints(of_split)
+        for name, splits in windows.items()
+        for split, of_split in splits.items()
+        if of_split
     }
-    trees = {name: shapely.STRtree(found) for (name, split), found in shapes.items() if split == "train"}
+    trees = {name: shapely.STRtree(polygons) for (name, split), polygons in outlines.items() if split == "train"}
     overlaps = []
-    for (name, split), held in shapes.items():
+    for (name, split), polygons in outlines.items():
         if split == "train":
             continue
         for trained, tree in trees.items():
-            pairs = _pairs(held, tree)
+            pairs = _overlapping_pairs(polygons, tree)
             if len(pairs):
-                one, other = windows[name][split][pairs[0, 0]], windows[trained]["train"][pairs[0, 1]]
-                example = (f"{one.group}/{one.name}", f"{other.group}/{other.name}")
-                overlaps.append(Overlap(name, split, trained, len(np.unique(pairs[:, 0])), len(held), example))
+                held_out, training = windows[name][split][pairs[0, 0]], windows[trained]["train"][pairs[0, 1]]
+                example = (f"{held_out.group}/{held_out.name}", f"{training.group}/{training.name}")
+                overlaps.append(Overlap(name, split, trained, len(np.unique(pairs[:, 0])), len(polygons), example))
     return sorted(overlaps, key=lambda overlap: -overlap.share)
 
 
-def _pairs(held: _Shapes, tree: shapely.STRtree) -> NDArray[np.int64]:
-    """``N 2``: index of a held-out and of a training window that share ground."""
-    pairs: NDArray[np.int64] = tree.query(held, predicate="intersects").T
-    if len(pairs) == 0:
-        return pairs
-    one, other = held[pairs[:, 0]], tree.geometries[pairs[:, 1]]
-    smaller = np.minimum(shapely.area(one), shapely.area(other))
-    kept: NDArray[np.int64] = pairs[shapely.area(shapely.intersection(one, other)) > _TOUCHING * smaller]
-    return kept
+def _overlapping_pairs(held_out: _Polygons, training: shapely.STRtree) -> NDArray[np.int64]:
+    """Index of a held-out and of a training window that overlap, int64 ``N 2``."""
+    pairs: NDArray[np.int64] = training.query(held_out, predicate="intersects").T
+    first, second = held_out[pairs[:, 0]], training.geometries[pairs[:, 1]]
+    smaller = np.minimum(shapely.area(first), shapely.area(second))
+    return np.compress(shapely.area(shapely.intersection(first, second)) > _TOUCHING * smaller, pairs, axis=0)

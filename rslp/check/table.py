@@ -1,4 +1,4 @@
-"""The summary that a person looks at before a long run."""
+"""Tables that summarise the checked datasets, for a person to read before a long run."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _MOST_CLASSES = 12
 
 
 def summary_tables(reports: Sequence[DatasetReport]) -> list[Table]:
-    """What the run will see, from the windows that were read: datasets, images by input, labels by task.
+    """Make three tables from the windows that were read: datasets, images by input, labels by task.
 
-    All of it can be read in a terminal of 80 columns: what is too wide goes on in the next line, and nothing is cut.
+    They fit a terminal of 80 columns: wide cells are wrapped, and nothing is cut.
     """
     datasets = _table("datasets", ("dataset", "windows: train / val / test", "size, px", "batch"))
     images = _table("images", ("dataset", "input", "bands", "dates", "values", "nodata"))
     labels = _table("labels", ("dataset", "task", "split", "seen"))
     for report in reports:
         windows = " / ".join(str(report.windows[split]) for split in SPLITS if split in report.windows)
-        sizes = ", ".join(dict.fromkeys(_size(sizes) for sizes in report.sizes.values()))
+        sizes = ", ".join(dict.fromkeys(_size_text(sizes) for sizes in report.sizes.values()))
         datasets.add_row(report.name, windows, sizes, str(report.batch_size or ""))
         for row, entry in enumerate(report.inputs):
-            images.add_row(report.name if row == 0 else "", *_input(entry))
+            images.add_row(report.name if row == 0 else "", *_input_cells(entry))
         for task, splits in report.labels.items():
             for row, split in enumerate(split for split in SPLITS if split in splits):
-                labels.add_row(*((report.name, task) if row == 0 else ("", "")), split, _labels(splits[split]))
+                labels.add_row(*((report.name, task) if row == 0 else ("", "")), split, _label_counts(splits[split]))
         images.add_section()
         labels.add_section()
     return [datasets, images, labels]
@@ -45,13 +45,13 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def _size(sizes: Sequence[tuple[int, int]]) -> str:
+def _size_text(sizes: Sequence[tuple[int, int]]) -> str:
     if not sizes:
         return ""
     return f"{sizes[0][0]}x{sizes[0][1]}" + (f" … {sizes[-1][0]}x{sizes[-1][1]}" if len(sizes) > 1 else "")
 
 
-def _input(entry: InputSummary) -> list[str]:
+def _input_cells(entry: InputSummary) -> list[str]:
     low, high = entry.dates
     values = "" if entry.values.empty else f"{entry.values.low:.4g} .. {entry.values.high:.4g}"
     units = f" {entry.units}" if entry.units else ""
@@ -59,13 +59,14 @@ def _input(entry: InputSummary) -> list[str]:
     return [entry.name, str(entry.bands), dates, values + units, f"{entry.nodata:.0%}"]
 
 
-def _labels(seen: LabelSummary) -> str:
-    if not math.isnan(seen.low):
-        return f"{seen.low:g} .. {seen.high:g}"
-    total = sum(seen.classes.values())
+def _label_counts(summary: LabelSummary) -> str:
+    """The range of a regression's labels, or the share of each class."""
+    if not math.isnan(summary.low):
+        return f"{summary.low:g} .. {summary.high:g}"
+    total = sum(summary.classes.values())
     if not total:
         return "nothing"
-    ordered = sorted(seen.classes.items(), key=lambda item: -item[1])
+    ordered = sorted(summary.classes.items(), key=lambda item: -item[1])
     shares = [f"{name} {count / total:.0%}" for name, count in ordered[:_MOST_CLASSES]]
-    rest = f", … {len(ordered) - _MOST_CLASSES} more classes" if len(ordered) > _MOST_CLASSES else ""
-    return ", ".join(shares) + rest
+    more = f", … {len(ordered) - _MOST_CLASSES} more classes" if len(ordered) > _MOST_CLASSES else ""
+    return ", ".join(shares) + more

@@ -1,4 +1,4 @@
-"""One dataset as the checks see it: its folder, what the config asks of it, and its windows by split."""
+"""One dataset for the checks: its folder, its arguments in the run config, its transforms, its windows by split."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ from rslearn.train.tasks.multi_task import MultiTask
 
 from rslp import upstream
 from rslp.check.findings import Finding, KeyPath, listed, warning
+from rslp.config import pick
 from rslp.data.samples import open_dataset
 from rslp.errors import DataError
 
 SPLITS = ("train", "val", "test")
-_BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)
+_LISTING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @runtime_checkable
 class Normaliser(Protocol):
-    """What a normalisation tells of the values that it takes: per modality the bands, in order."""
+    """A transform that normalises bands; ``band_names`` has for each modality its bands in order."""
 
     band_names: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
 class DatasetView:
-    """One dataset.
+    """One dataset and its part of the run config.
 
     Attributes:
         name: its key in the run config.
         at: key path of its data module's arguments.
-        config: these arguments as the run config holds them.
-        module: rslearn's data module made of them.
+        config: these arguments.
+        module: rslearn's data module made from them.
         dataset: the dataset on disk.
     """
 
@@ -49,35 +50,34 @@ class DatasetView:
     dataset: Dataset
 
     def split(self, name: str) -> SplitConfig:
-        """The merged settings of a split."""
+        """The settings of a split, merged with the default ones."""
         return upstream.split_config(self.module, name)
 
     @property
     def tasks(self) -> dict[str, tuple[Task, dict[str, str], KeyPath]]:
-        """Per task: the task, its mapping of inputs, and where its arguments stand."""
-        at = (*self.at, "task", "init_args")
+        """For each task's name the task, its mapping of inputs, and the key path of its arguments."""
+        key_path = (*self.at, "task", "init_args")
         task = self.module.task
         if not isinstance(task, MultiTask):
-            return {self.name: (task, {name: name for name in self.module.inputs}, at)}
+            return {self.name: (task, {name: name for name in self.module.inputs}, key_path)}
         return {
-            name: (one, dict(task.input_mapping.get(name, {})), (*at, "tasks", name, "init_args"))
-            for name, one in task.tasks.items()
+            name: (subtask, dict(task.input_mapping.get(name, {})), (*key_path, "tasks", name, "init_args"))
+            for name, subtask in task.tasks.items()
         }
 
     def transforms(self, split: str) -> list[tuple[torch.nn.Module, KeyPath]]:
-        """The transforms of a split, each with the place of its arguments."""
-        own = self.config.get(f"{split}_config")
-        where = f"{split}_config" if isinstance(own, Mapping) and own.get("transforms") else "default_config"
-        found = enumerate(self.split(split).transforms or [])
-        return [(one, (*self.at, where, "transforms", position, "init_args")) for position, one in found]
+        """The transforms of a split, each with the key path of its arguments."""
+        key = f"{split}_config" if pick(self.config, (f"{split}_config", "transforms")) else "default_config"
+        transforms = enumerate(self.split(split).transforms or [])
+        return [(transform, (*self.at, key, "transforms", i, "init_args")) for i, transform in transforms]
 
     def normalisers(self, split: str) -> list[tuple[Normaliser, KeyPath]]:
-        """The normalisations of a split, each with the place of its arguments."""
-        return [(one, place) for one, place in self.transforms(split) if isinstance(one, Normaliser)]
+        """The normalisations of a split, each with the key path of its arguments."""
+        return [(transform, key) for transform, key in self.transforms(split) if isinstance(transform, Normaliser)]
 
 
 def open_view(name: str, *, at: KeyPath, config: Mapping[str, Any], module: RslearnDataModule) -> DatasetView | Finding:
-    """Open a dataset's folder, or tell why it can't be."""
+    """Open a dataset's folder; a finding if it can't be opened."""
     try:
         return DatasetView(name, at, config, module, open_dataset(name, module))
     except DataError as error:
@@ -85,117 +85,116 @@ def open_view(name: str, *, at: KeyPath, config: Mapping[str, Any], module: Rsle
 
 
 class _ListedOnce:
-    """A dataset that reads its windows' metadata once for all splits."""
+    """A dataset that reads the metadata of its windows once for all splits.
+
+    Attributes:
+        strays: the folders among the windows that are no windows.
+    """
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
-        self._known: dict[tuple[tuple[str, tuple[str, ...]], ...], list[Window]] = {}
+        self._windows: dict[tuple[tuple[str, tuple[str, ...]], ...], list[Window]] = {}
         self.strays: dict[str, None] = {}
 
     def load_windows(self, **selection: Sequence[str]) -> list[Window]:
         key = tuple((name, tuple(values)) for name, values in sorted(selection.items()))
-        if key not in self._known:
-            self._known[key], strays = upstream.load_windows(self._dataset, **selection)
+        if key not in self._windows:
+            self._windows[key], strays = upstream.load_windows(self._dataset, **selection)
             self.strays |= dict.fromkeys(strays)
-        return self._known[key]
+        return self._windows[key]
 
 
 def list_splits(view: DatasetView) -> tuple[dict[str, list[Window]], list[Finding]]:
-    """The windows of each split as the run will see them; an empty one is an error.
+    """List the windows of each split as the run will list them; an empty split is an error.
 
-    A test split that selects what another split selects was not configured, and is left out.
+    The test split is listed only if the config has a ``test_config``.
     """
     listed_once = _ListedOnce(view.dataset)
     dataset = cast(Dataset, listed_once)
     windows: dict[str, list[Window]] = {}
     findings: list[Finding] = []
-    for split in _configured(view):
+    for split in SPLITS if pick(view.config, ("test_config",)) else SPLITS[:2]:
         config = view.split(split)
         labels = not config.get_skip_targets()
         inputs = {name: spec for name, spec in view.module.inputs.items() if labels or not spec.is_target}
         try:
             windows[split] = upstream.list_windows(dataset, inputs, config)
-            findings += _lost(view, dataset, split, inputs=inputs, kept=len(windows[split]))
-        except _BROKEN as error:
-            what = f"dataset {view.name!r}: its windows can't be listed: {type(error).__name__}: {error}"
-            return windows, [*findings, Finding(what, (*view.at, "path"), id="folder")]
-        except DataError as error:
-            what = f"dataset {view.name!r}: {error}"
-            return windows, [*findings, Finding(what, (*view.at, "path"), id="folder")]
+            findings += _lacking(view, dataset, split, inputs=inputs, count=len(windows[split]))
+        except (*_LISTING_ERRORS, DataError) as error:
+            reason = error if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+            message = f"dataset {view.name!r}: its windows can't be listed: {reason}"
+            return windows, [*findings, Finding(message, (*view.at, "path"), id="folder")]
     if listed_once.strays:
-        what = f"left out, being no windows (they have no metadata.json): {listed(listed_once.strays)}"
-        findings.append(warning(f"dataset {view.name!r}: {what}", (*view.at, "path"), id="stray"))
+        message = f"left out, being no windows (they have no metadata.json): {listed(listed_once.strays)}"
+        findings.append(warning(f"dataset {view.name!r}: {message}", (*view.at, "path"), id="stray"))
     return windows, findings
 
 
-def _configured(view: DatasetView) -> list[str]:
-    own = view.config.get("test_config")
-    return list(SPLITS) if isinstance(own, Mapping) and own else list(SPLITS[:2])
-
-
-def _lost(view: DatasetView, dataset: Dataset, split: str, *, inputs: dict[str, DataInput], kept: int) -> list[Finding]:
-    """Why a split has no window, or fewer than its tags select."""
+def _lacking(
+    view: DatasetView, dataset: Dataset, split: str, *, inputs: dict[str, DataInput], count: int
+) -> list[Finding]:
+    """Find out why a split has no window, or fewer (``count``) than its tags select."""
     config = view.split(split)
-    bare = SplitConfig.merge_and_validate([config])
-    bare.num_samples = None
-    tagged = upstream.list_windows(dataset, {}, bare)
-    wanted = min(len(tagged), config.num_samples or len(tagged))
-    place = (*view.at, _place_of(view, split))
-    unlike = _unlike(view, dataset, split)
-    if kept == wanted and kept:
-        return unlike
+    unlimited = SplitConfig.merge_and_validate([config])
+    unlimited.num_samples = None
+    selected = upstream.list_windows(dataset, {}, unlimited)
+    findings = _misspelt_tags(view, dataset, split)
+    if count and count == min(len(selected), config.num_samples or len(selected)):
+        return findings
     lacking = {
-        name: len(tagged) - len(upstream.list_windows(dataset, {name: spec}, bare)) for name, spec in inputs.items()
+        name: len(selected) - len(upstream.list_windows(dataset, {name: spec}, unlimited))
+        for name, spec in inputs.items()
     }
     worst = max(lacking, key=lambda name: lacking[name], default=None)
-    reason = f"dataset {view.name!r}, split {split!r}: "
+    who = f"dataset {view.name!r}, split {split!r}: "
     if worst and lacking[worst]:
-        layers = listed(view.module.inputs[worst].layers)
-        what = f"{lacking[worst]} of {len(tagged)} windows lack a layer of input {worst!r} ({layers})"
-        what += _unmarked(tagged, view.module.inputs[worst])
-        at = (*view.at, "inputs", worst, "layers")
-        if kept:
-            return [*unlike, warning(reason + what, at, id="layer-lacking")]
-        return [Finding(f"{reason}no windows are left: {what}", at, id="split-empty")]
-    if kept:
-        return unlike
+        spec, key_path = view.module.inputs[worst], (*view.at, "inputs", worst, "layers")
+        message = f"{lacking[worst]} of {len(selected)} windows lack a layer of input {worst!r} "
+        message += f"({listed(spec.layers)}){_unmarked(selected, spec)}"
+        if count:
+            return [*findings, warning(who + message, key_path, id="layer-lacking")]
+        return [Finding(f"{who}no windows are left: {message}", key_path, id="split-empty")]
+    if count:
+        return findings
     every = dataset.load_windows()
-    what = f"no windows: groups {config.groups}, names {config.names}, tags {config.tags} select 0 of {len(every)}"
-    return [Finding(f"{reason}{what}{_seen(every, config)}", place, id="split-empty")]
+    message = f"no windows: groups {config.groups}, names {config.names}, tags {config.tags} select 0 of {len(every)}"
+    key_path = (*view.at, _split_key(view, split))
+    return [Finding(f"{who}{message}{_existing_values(every, config)}", key_path, id="split-empty")]
 
 
 def _unmarked(windows: Sequence[Window], spec: DataInput) -> str:
-    """Whether layers are there that rslearn takes for unfinished."""
-    names = [get_layer_and_group_from_dir_name(option)[0] for option in spec.layers]
-    there = [(w.window_root / "layers" / name, w.is_layer_completed(name)) for w in windows for name in names]
-    unmarked = [folder for folder, completed in there if not completed and folder.exists()]
+    """The end of a message that counts layers which are on disk and which rslearn takes for unfinished."""
+    names = [get_layer_and_group_from_dir_name(folder)[0] for folder in spec.layers]
+    layers = [(w.window_root / "layers" / name, w.is_layer_completed(name)) for w in windows for name in names]
+    unmarked = [folder for folder, completed in layers if not completed and folder.exists()]
     return f"; {len(unmarked)} are there without the file `completed`, e.g. {unmarked[0]}" if unmarked else ""
 
 
-def _unlike(view: DatasetView, dataset: Dataset, split: str) -> list[Finding]:
-    """Windows that a tag does not choose since their option is spelt another way."""
-    found = []
+def _misspelt_tags(view: DatasetView, dataset: Dataset, split: str) -> list[Finding]:
+    """Find windows that a tag does not select, though their option differs from it only in case or spaces."""
+    findings = []
     for tag, value in (view.split(split).tags or {}).items():
-        have = [window.options for window in dataset.load_windows() if tag in window.options]
-        lost = [options[tag] for options in have if not upstream.has_tags(options, {tag: value})]
-        if near := [one for one in lost if _spelt(one) == _spelt(value)]:
-            what = f"dataset {view.name!r}, split {split!r}: tag {tag}: {value!r} does not choose {len(near)} windows "
-            at = (*view.at, _place_of(view, split), "tags", tag)
-            found.append(warning(f"{what}with {tag}: {near[0]!r}", at, id="tag-spelling"))
-    return found
+        options = [window.options for window in dataset.load_windows() if tag in window.options]
+        not_selected = [option[tag] for option in options if not upstream.has_tags(option, {tag: value})]
+        if similar := [other for other in not_selected if _same_word(other, value)]:
+            message = f"dataset {view.name!r}, split {split!r}: tag {tag}: {value!r} does not choose {len(similar)} "
+            message += f"windows with {tag}: {similar[0]!r}"
+            key_path = (*view.at, _split_key(view, split), "tags", tag)
+            findings.append(warning(message, key_path, id="tag-spelling"))
+    return findings
 
 
-def _spelt(value: Any) -> str:
-    return str(value).strip().lower()
+def _same_word(first: Any, second: Any) -> bool:
+    return str(first).strip().lower() == str(second).strip().lower()
 
 
-def _place_of(view: DatasetView, split: str) -> str:
-    own = view.config.get(f"{split}_config")
-    return f"{split}_config" if isinstance(own, Mapping) and own else "default_config"
+def _split_key(view: DatasetView, split: str) -> str:
+    """The key of the settings of a split."""
+    return f"{split}_config" if pick(view.config, (f"{split}_config",)) else "default_config"
 
 
-def _seen(windows: Sequence[Window], config: SplitConfig) -> str:
-    """What the windows do have of what was asked for."""
+def _existing_values(windows: Sequence[Window], config: SplitConfig) -> str:
+    """The end of a message that names the groups or tags of the windows, where those selected do not exist."""
     groups = sorted({window.group for window in windows})
     if config.groups and not set(config.groups) & set(groups):
         return f"; its groups: {listed(groups)}"

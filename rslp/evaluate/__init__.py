@@ -1,1 +1,1 @@
-"""From a checkpoint to rows of metrics, and from rows to what a person reads."""
+"""After a run: from a checkpoint to rows of metrics, tables and predictions."""

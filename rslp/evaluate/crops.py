@@ -1,4 +1,4 @@
-"""From predictions of crops to whole windows: what a window still waits for, and which of two crops counts."""
+"""Assemble the predictions of crops to predictions of windows, and merge them where crops overlap."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from rslp.errors import ConfigError, Problem
 from rslp.upstream.task_kinds import kind_of
 
 Raster = npt.NDArray[Any]
-# What a task says of one crop, or of one window: a raster C H W, or features in pixels of the window's projection.
+# A task's prediction of a crop or window: a raster C H W, or features in pixels of the window's projection.
 TaskPrediction = Raster | list[Feature]
 _BYTE = 256
 
 
 @dataclass(frozen=True)
 class PredictedWindow:
-    """A window with what was predicted for all of its crops.
+    """The predictions of a window's crops.
 
     Attributes:
-        metadata: of its first crop; the window's place is the same in all.
-        crops: for each crop its bounds, and by task what was said of it.
+        metadata: metadata of its first crop; what they say about the window is the same for all crops.
+        crops: for each crop its bounds and its predictions by task.
     """
 
     metadata: SampleMetadata
@@ -43,49 +43,52 @@ class PredictedWindow:
 
     @property
     def identity(self) -> tuple[str, str]:
-        """Group and name."""
+        """Group and name of the window."""
         return self.metadata.window_group, self.metadata.window_name
 
     def of(self, task: str) -> list[PendingCropOutput]:
-        """What one task says, crop by crop."""
-        return [PendingCropOutput(bounds, said[task]) for bounds, said in self.crops]
+        """The predictions of one task, crop by crop."""
+        return [PendingCropOutput(bounds, predictions[task]) for bounds, predictions in self.crops]
 
 
 @dataclass
 class WindowAssembler:
-    """The windows of one dataset that are not whole yet.
+    """Collects the predictions of crops of one dataset until all crops of a window are there.
 
-    A window with a crop that can't be used is left out: half a map would pass for a whole one.
+    A window with a bad sample is left out, since half a map would look like a complete one.
 
     Attributes:
         tasks: the dataset's tasks by name.
     """
 
     tasks: dict[str, Task]
-    _waiting: dict[str, PredictedWindow] = field(default_factory=dict)
+    _incomplete: dict[str, PredictedWindow] = field(default_factory=dict)
     _broken: set[str] = field(default_factory=set)
 
     def take(self, batch: Batch, outputs: Sequence[dict[str, Any]]) -> Iterator[PredictedWindow]:
-        """Add a batch's outputs by task; gives the windows that are whole by it."""
+        """Add the outputs of a batch, by task for each sample; yield the windows that are complete now."""
         for fault in batch.faults:
             window = fault.sample.rpartition("/")[0]
             self._broken.add(window)
-            self._waiting.pop(window, None)
+            self._incomplete.pop(window, None)
         for metadata, output in zip(batch.metadatas, outputs, strict=True):
             window = f"{batch.dataset}/{metadata.window_group}/{metadata.window_name}"
             if window in self._broken:
                 continue
-            whole = self._waiting.setdefault(window, PredictedWindow(metadata, []))
-            said = {name: task_prediction(task, output[name], metadata) for name, task in self.tasks.items()}
-            whole.crops.append((metadata.crop_bounds, said))
-            if len(whole.crops) == metadata.num_crops_in_window:
-                yield self._waiting.pop(window)
+            predicted = self._incomplete.setdefault(window, PredictedWindow(metadata, []))
+            predictions = {name: task_prediction(task, output[name], metadata) for name, task in self.tasks.items()}
+            predicted.crops.append((metadata.crop_bounds, predictions))
+            if len(predicted.crops) == metadata.num_crops_in_window:
+                yield self._incomplete.pop(window)
 
 
 def task_prediction(task: Task, output: Any, metadata: SampleMetadata) -> TaskPrediction:
-    """A head's output for one crop as raster or features, as the task makes them.
+    """Turn a head's output for one crop into a raster or features, by the task's ``process_output``.
 
-    What a task says of a crop as a whole is a box around the crop: rslearn puts a point at its corner.
+    A prediction of a whole crop (class or number) becomes a box around the crop; rslearn makes a point at its corner.
+
+    Raises:
+        TypeError: the task predicts several things at once.
     """
     said = task.process_output(_plain(output), metadata)
     if isinstance(said, dict):
@@ -97,19 +100,19 @@ def task_prediction(task: Task, output: Any, metadata: SampleMetadata) -> TaskPr
 
 
 def _plain(output: Any) -> Any:
-    """On the CPU, and in a number format that numpy knows."""
+    """Move tensors to the CPU, floating point ones as float32, since numpy has no bfloat16."""
     if isinstance(output, dict):
         return {name: _plain(value) for name, value in output.items()}
     return output.cpu().float() if torch.is_floating_point(output) else output.cpu()
 
 
 class DetectionMerger(CropPredictionMerger):
-    """Merges the detections of crops: where crops overlap, each object counts in one of them, see ``rslp.data.crops``.
+    """Merges the detections of crops; where crops overlap, each object is taken from one of them.
 
-    What lies outside the window is dropped.
+    ``rslp.data.crops.own_area`` says from which. Objects whose centre lies outside of the window are dropped.
 
     Args:
-        overlap_pixels: what neighbouring crops share.
+        overlap_pixels: width of the strip that neighbouring crops share, px.
     """
 
     def __init__(self, overlap_pixels: int = 0) -> None:
@@ -122,26 +125,26 @@ class DetectionMerger(CropPredictionMerger):
         layer_config: LayerConfig,  # noqa: ARG002
     ) -> list[Feature]:
         """The detections of the window."""
-        found: list[Feature] = []
+        detections: list[Feature] = []
         for output in sorted(outputs, key=lambda output: (output.bounds[0], output.bounds[1])):
             x0, y0, x1, y1 = own_area(output.bounds, window.bounds, overlap=self._overlap)
             centres = [feature.geometry.shp.centroid for feature in output.output]
             inside = [x0 <= centre.x < x1 and y0 <= centre.y < y1 for centre in centres]
-            found += [feature for feature, counts in zip(output.output, inside, strict=True) if counts]
-        return found
+            detections += [feature for feature, is_inside in zip(output.output, inside, strict=True) if is_inside]
+        return detections
 
 
 def merger_for(task: Task, outputs: Sequence[PendingCropOutput], *, overlap: int, name: str) -> CropPredictionMerger:
-    """How a task's outputs for the crops of a window become one.
+    """Choose how the predictions of a window's crops are merged.
 
     Args:
         task: the task.
-        outputs: its outputs.
-        overlap: pixels that neighbouring crops share.
+        outputs: its predictions.
+        overlap: width of the strip that neighbouring crops share, px.
         name: the task's name, for messages.
 
     Raises:
-        ConfigError: rasters of a size that does not fit the crops.
+        ConfigError: the size of a raster does not fit its crop.
     """
     if isinstance(outputs[0].output, np.ndarray):
         factor = _factor(outputs[0], name=name)
@@ -150,20 +153,20 @@ def merger_for(task: Task, outputs: Sequence[PendingCropOutput], *, overlap: int
 
 
 def _factor(output: PendingCropOutput, *, name: str) -> int:
-    """How many pixels of the window one of the output is wide; an output may be padded beyond its crop."""
+    """Width of an output pixel in pixels of the window, 1 for an output padded beyond its crop."""
     height, width = output.output.shape[-2:]
     x0, y0, x1, y1 = output.bounds
     if width >= x1 - x0 and height >= y1 - y0:
         return 1
     factor = (x1 - x0) // width
     if (width * factor, height * factor) != (x1 - x0, y1 - y0):
-        what = f"predicts {width} x {height} px for crops of {x1 - x0} x {y1 - y0} px: no whole number of pixels each"
-        raise ConfigError(Problem(what, key=f"model.init_args.model.init_args.decoders.{name}"))
+        message = f"predicts {width} x {height} px for crops of {x1 - x0} x {y1 - y0} px, which is not a whole fraction"
+        raise ConfigError(Problem(message, key=f"model.init_args.model.init_args.decoders.{name}"))
     return int(factor)
 
 
 def layer_for(task: Task, outputs: Sequence[PendingCropOutput]) -> LayerConfig:
-    """A layer that can hold what a task says: classes as small integers, other rasters as 32-bit floats."""
+    """A layer for a task's predictions: class rasters as uint8 or uint16, other rasters as float32, or features."""
     first = outputs[0].output
     if not isinstance(first, np.ndarray):
         return LayerConfig(type=LayerType.VECTOR)

@@ -16,14 +16,14 @@ from rslp.evaluate.rows import Evaluation, rows_of
 from rslp.evaluate.table import print_table
 from rslp.io import write_atomic
 from rslp.rundir import RunDir
-from rslp.train.build import InstantiatedRun, build
+from rslp.train.build import build
 from rslp.train.checkpoints import load_weights, read_with_digest
 
 
 def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = None) -> list[Evaluation]:
-    """Evaluate a checkpoint, write ``eval/<checkpoint>/<split>.json``, print a table.
+    """Evaluate a checkpoint on some splits, write ``eval/<checkpoint>/<split>.json``, print a table.
 
-    ``eval/<split>.json`` is a copy of the best checkpoint's.
+    The best checkpoint's file is copied to ``eval/<split>.json``.
 
     Args:
         run: the run directory.
@@ -31,7 +31,7 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
         checkpoint: path of the checkpoint; the run's best one when None.
 
     Raises:
-        RunError: the run has no checkpoint yet, or a split is left out by its config.
+        RunError: the run has no checkpoint yet, or its config excludes a split.
         CheckpointError: the checkpoint can't be read or does not fit the run's model.
     """
     path = checkpoint_of(run, checkpoint)
@@ -39,11 +39,13 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
     cli = build(run, training=False)
     load_weights(cli.model, content, path=path)
     cli.model.on_load_checkpoint(content)
-    # Lightning would note a SIGTERM and go on: a scheduler that asks for the machine would have to kill it.
+    # With Lightning's own handler a SIGTERM would not end the evaluation, and a scheduler would have to kill it.
     upstream.keep_signal_handlers(cli.trainer)
     evaluations = []
     for split in splits:
-        _run_split(cli, split)
+        loop = cli.trainer.validate if split == "val" else cli.trainer.test
+        with explain_worker_death():
+            loop(cli.model, datamodule=cli.datamodule, verbose=False)
         if split not in cli.model.results:
             raise RunError(f"nothing of the {split} split was evaluated: trainer.limit_{split}_batches is 0")
         evaluation = Evaluation(
@@ -69,10 +71,10 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
 
 
 def _folder_of(run: RunDir, path: Path, digest: str) -> str:
-    """The folder of a checkpoint's evaluations: its name if it is one that the run chooses, or a part of its hash."""
-    own = path.resolve().parent == run.checkpoints.resolve() and path.suffix == ".ckpt"
-    chosen = own and (path.stem in ("best", "last") or path.stem.startswith("best-"))
-    return path.stem if chosen else digest[:12]
+    """The folder of a checkpoint's evaluations: ``best``, ``best-<dataset>`` or ``last``; 12 digits of others' hash."""
+    inside = path.resolve().parent == run.checkpoints.resolve() and path.suffix == ".ckpt"
+    named = inside and (path.stem in ("best", "last") or path.stem.startswith("best-"))
+    return path.stem if named else digest[:12]
 
 
 def _write(run: RunDir, evaluation: Evaluation, *, folder: str) -> None:
@@ -86,7 +88,7 @@ def checkpoint_of(run: RunDir, named: str | None) -> Path:
     """The checkpoint to use: the named one, or the run's best.
 
     Raises:
-        RunError: it is not there.
+        RunError: the file does not exist.
     """
     path = Path(named) if named else run.best()
     if not path.exists():
@@ -98,18 +100,12 @@ def checkpoint_of(run: RunDir, named: str | None) -> Path:
 
 
 def name_in(run: RunDir, path: Path) -> str:
-    """A path as it is written down: relative to the run directory where it lies inside."""
+    """A path as text, relative to the run directory if it lies inside."""
     return str(path.relative_to(run.path) if path.is_relative_to(run.path) else path)
 
 
-def _run_split(cli: InstantiatedRun, split: str) -> None:
-    loop = cli.trainer.validate if split == "val" else cli.trainer.test
-    with explain_worker_death():
-        loop(cli.model, datamodule=cli.datamodule, verbose=False)
-
-
 def samples_fingerprint(sources: Mapping[str, SampleSource]) -> str:
-    """Hash over which samples a split holds: two evaluations are comparable if theirs are equal."""
+    """Hash the identities of a split's samples; evaluations with equal hashes are comparable."""
     digest = hashlib.sha256()
     for _, source in sorted(sources.items()):
         for identity in sorted(source.identity(i) for i in range(len(source))):
@@ -118,10 +114,9 @@ def samples_fingerprint(sources: Mapping[str, SampleSource]) -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that this code runs from; None for an installed package."""
+    """The git commit of this code; None for an installed package."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True)
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return answer.stdout.strip()

@@ -1,4 +1,4 @@
-"""Evaluation rows: the one format that tables, comparisons and reports are made from."""
+"""Evaluation rows: the JSON format of metrics from which tables, comparisons and reports are made."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rslp.errors import RunError
 from rslp.train.metrics import THRESHOLD, TaskResult
 
 SCHEMA = 2
-# Metrics whose name ends in one of these are errors: less is better.
-_ERRORS = ("mse", "rmse", "l1", "mae", "mape", "loss")
-# Names of schema 1.
-_FORMER = {"faults": "bad_samples"}
+# Ends of the names of metrics of which lower values are better.
+_LOWER_IS_BETTER = ("mse", "rmse", "l1", "mae", "mape", "loss")
+# Keys of schema 1 with another name in schema 2.
+_RENAMED = {"faults": "bad_samples"}
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,19 @@ class MetricRow:
     Attributes:
         dataset: the dataset's key.
         task: the task's name.
-        metric: as logged.
-        value: of the model; None where the split has no label to compute it from, or it is no finite number.
-        n: windows with a valid label: what it was computed from.
-        floor: value of the best constant prediction, for the primary metric; None for others.
-        higher_is_better: direction; None for what is no measure of quality, such as a threshold.
-        primary: whether checkpoints are selected by it.
-        class_name: for a value of one class alone; written as ``class``.
+        metric: the metric's name, as logged.
+        value: the metric; None if the split has no label to compute it from, or if it is not finite.
+        n: windows with a valid label, from which the value was computed.
+        floor: for the primary metric its value for the best constant prediction; None for others.
+        higher_is_better: direction; None for values that do not measure quality, such as a threshold.
+        primary: whether it is the task's primary metric, which selects checkpoints.
+        class_name: the class of a metric of one class; ``class`` in the file.
         low: lower end of the value's confidence interval; None while none is computed.
         high: its upper end.
-        interval: what the interval was drawn over: ``window`` or ``block``; None without one.
-        n_windows: windows that were evaluated, also those without a valid label.
+        interval: unit of resampling of the interval: ``window`` or ``block``; None without one.
+        n_windows: evaluated windows, including those without a valid label.
         valid_share: share of their label pixels (for labels of whole samples, of the samples) that are valid.
-        classes: the classes that the value is a mean over, of primary metrics.
+        classes: for primary metrics the classes over which the value is a mean.
     """
 
     dataset: str
@@ -59,19 +59,19 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one split says of one checkpoint.
+    """Metrics of one checkpoint on one split.
 
     Attributes:
         run: ``project/experiment``.
         split: ``val`` or ``test``.
-        checkpoint: its path, relative to the run directory where it lies inside.
+        checkpoint: path of the checkpoint, relative to the run directory if it lies inside.
         checkpoint_sha256: its hash.
         step: optimiser steps it was trained for.
         commit: git commit of the code, None outside a checkout.
         data_fingerprint: hash over the samples' identities.
         score: mean normalised score of the tasks.
-        bad_samples: the samples that could not be used and are in no value, with what is wrong with each.
-        rows: the values.
+        bad_samples: a message for each sample that could not be used and is left out of all values.
+        rows: the metrics.
     """
 
     run: str
@@ -94,23 +94,23 @@ class Evaluation:
 
     @classmethod
     def parse(cls, text: str) -> Evaluation:
-        """Read what ``json`` wrote, or what a version with schema 1 did; what that lacks is None.
+        """Read the text of an evaluation file of schema 2 or 1; fields that schema 1 lacks are None.
 
         Raises:
-            RunError: it is damaged, or of a schema that is not known.
+            RunError: the text is damaged, or has another schema.
         """
         try:
             content = json.loads(text)
             if content["schema"] not in (1, SCHEMA):
                 raise RunError(f"evaluation rows of schema {content['schema']}; this version knows 1 and {SCHEMA}")
-            rows = tuple(_parsed(row) for row in content.pop("rows"))
-            content = {_FORMER.get(key, key): value for key, value in content.items() if key != "schema"}
+            rows = tuple(_parse_row(row) for row in content.pop("rows"))
+            content = {_RENAMED.get(key, key): value for key, value in content.items() if key != "schema"}
             return cls(**{**content, "bad_samples": tuple(content["bad_samples"])}, rows=rows)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise RunError(f"no evaluation rows, or damaged ones: {error!r}") from error
+            raise RunError(f"not a file of evaluation rows, or a damaged one: {error!r}") from error
 
 
-def _parsed(row: dict[str, Any]) -> MetricRow:
+def _parse_row(row: dict[str, Any]) -> MetricRow:
     known = {field.name for field in fields(MetricRow)}
     content = {name: value for name, value in {**row, "class_name": row["class"]}.items() if name in known}
     classes = content.get("classes")
@@ -118,7 +118,7 @@ def _parsed(row: dict[str, Any]) -> MetricRow:
 
 
 def rows_of(results: Mapping[tuple[str, str], TaskResult]) -> tuple[MetricRow, ...]:
-    """Rows of all tasks; each task's primary metric comes first."""
+    """Make the rows of all tasks from results by (dataset, task); each task's primary metric comes first."""
     rows: list[MetricRow] = []
     for (dataset, task), result in sorted(results.items()):
         names: Sequence[str] = sorted(result.values, key=lambda name: (name != result.primary, name))
@@ -135,7 +135,7 @@ def _row(dataset: str, *, task: str, metric: str, result: TaskResult) -> MetricR
         value=_finite(result.values[metric]),
         n=result.n,
         floor=_finite(result.floor) if primary else None,
-        higher_is_better=None if metric == THRESHOLD else not metric.lower().endswith(_ERRORS),
+        higher_is_better=None if metric == THRESHOLD else not metric.lower().endswith(_LOWER_IS_BETTER),
         primary=primary,
         n_windows=result.n_windows,
         valid_share=result.valid_share,
@@ -144,5 +144,5 @@ def _row(dataset: str, *, task: str, metric: str, result: TaskResult) -> MetricR
 
 
 def _finite(value: float | None) -> float | None:
-    """The value, if JSON can hold it."""
+    """The value, or None if it is not finite, which JSON can't express."""
     return value if value is not None and math.isfinite(value) else None

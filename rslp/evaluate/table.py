@@ -1,4 +1,4 @@
-"""Evaluations as a table on the terminal."""
+"""Tables of evaluations and predictions for the terminal."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from rich.table import Table
 
 from rslp.evaluate.rows import Evaluation, MetricRow
 
+# So many names of classes are printed.
 _SHOWN = 12
 
 
 def table(evaluations: Sequence[Evaluation]) -> Table:
-    """One line per task: its primary metric, and for each split the value and its floor, and what it is of."""
+    """Make a table with a line per task: its primary metric, for each split value and floor, and numbers of windows."""
     title = f"{evaluations[0].run}: {evaluations[0].checkpoint}, step {evaluations[0].step}"
     caption = "floor: the best constant prediction; score: 0 floor, 1 best; n: windows; valid: share of label pixels"
     view = Table(title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    # Where there is little room, names go on in the next line; numbers are never cut.
+    # On a narrow terminal names are wrapped; numbers are never cut.
     view.add_column("dataset", overflow="fold")
     view.add_column("metric", overflow="fold")
     for evaluation in evaluations:
@@ -29,10 +30,10 @@ def table(evaluations: Sequence[Evaluation]) -> Table:
     for name in ("n", "valid"):
         view.add_column(name, justify="right", no_wrap=True)
     for key, rows in _by_task(evaluations).items():
-        found = [row for row in rows if row is not None]
+        present = [row for row in rows if row is not None]
         cells = [cell for row in rows for cell in _cells(row)]
-        windows = [str(row.n if row.n_windows is None else row.n_windows) for row in found]
-        view.add_row(_name(key), found[0].metric, *cells, _lines(windows), _lines(_share(row) for row in found))
+        windows = [str(row.n if row.n_windows is None else row.n_windows) for row in present]
+        view.add_row(_name(key), present[0].metric, *cells, _lines(windows), _lines(map(_share, present)))
     view.add_section()
     scores = [cell for e in evaluations for cell in ("" if e.score is None else f"{e.score:.3f}", "")]
     view.add_row("score", "mean", *scores)
@@ -40,7 +41,7 @@ def table(evaluations: Sequence[Evaluation]) -> Table:
 
 
 def _by_task(evaluations: Sequence[Evaluation]) -> dict[tuple[str, str], list[MetricRow | None]]:
-    """The primary rows by dataset and task, one for each evaluation."""
+    """For each dataset and task its primary row in each evaluation."""
     splits = [{(r.dataset, r.task): r for r in evaluation.rows if r.primary} for evaluation in evaluations]
     return {key: [rows.get(key) for rows in splits] for key in sorted({key for rows in splits for key in rows})}
 
@@ -55,37 +56,34 @@ def _cells(row: MetricRow | None) -> tuple[str, str]:
 
 
 def _share(row: MetricRow) -> str:
-    """A percentage that says 100 of nothing less."""
+    """The valid share as a percentage, rounded down, so that 100% means all."""
     if row.valid_share is None:
         return ""
     return "100%" if row.valid_share == 1 else f"{math.floor(row.valid_share * 1000) / 10:.1f}%"
 
 
 def _lines(texts: Iterable[str]) -> str:
-    """A line for each split; one if they are alike."""
-    found = list(texts)
-    return found[0] if len(set(found)) == 1 else "\n".join(found)
+    """One line for each split, or a single one if all are equal."""
+    lines = list(texts)
+    return lines[0] if len(set(lines)) == 1 else "\n".join(lines)
 
 
 def notes(evaluations: Sequence[Evaluation], *, unmoved: Iterable[str] = ()) -> list[str]:
-    """What numbers alone do not say: the classes that means run over, and scores that never moved.
+    """Write the lines below the table: the classes over which means are taken, and scores that never moved.
 
     Args:
         evaluations: as for ``table``.
         unmoved: tasks, as ``<dataset>/<task>``, that were no better than their baseline in any epoch.
     """
-    said = []
+    lines = []
     for key, rows in _by_task(evaluations).items():
         classes = {e.split: row.classes for e, row in zip(evaluations, rows, strict=True) if row and row.classes}
-        parts = [f"{_listed(names)}{_of(split, classes)}" for split, names in classes.items()]
+        differ = len(set(classes.values())) > 1
+        parts = [_listed(names) + (f" ({split})" if differ else "") for split, names in classes.items()]
         if parts:
-            said.append(f"{_name(key)}: classes: {'; '.join(dict.fromkeys(parts))}")
-    said += [f"{task}: the score was 0 in every epoch, no better than the floor" for task in unmoved]
-    return said
-
-
-def _of(split: str, classes: Mapping[str, tuple[str, ...] | None]) -> str:
-    return f" ({split})" if len(set(classes.values())) > 1 else ""
+            lines.append(f"{_name(key)}: classes: {'; '.join(dict.fromkeys(parts))}")
+    lines += [f"{task}: the score was 0 in every epoch, no better than the floor" for task in unmoved]
+    return lines
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -94,7 +92,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def print_table(evaluations: Sequence[Evaluation], *, unmoved: Iterable[str] = ()) -> None:
-    """Print to the terminal."""
+    """Print the table of evaluations and its notes."""
     console = Console()
     console.print(table(evaluations))
     for note in notes(evaluations, unmoved=unmoved):
@@ -102,19 +100,23 @@ def print_table(evaluations: Sequence[Evaluation], *, unmoved: Iterable[str] = (
 
 
 def predictions(summary: Mapping[str, Any]) -> Table:
-    """One line per task: how many windows were predicted, and where they lie."""
+    """Make a table with a line per task: how many windows were predicted, and where the predictions are.
+
+    Args:
+        summary: the content of the file that marks a complete prediction.
+    """
     title = f"{summary['run']}: {summary['checkpoint']}, step {summary['step']}"
     view = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in ("dataset", "split", "windows", "left out", "written to"):
         view.add_column(name, justify="right" if name in ("windows", "left out") else "left", overflow="fold")
-    for dataset, told in summary["datasets"].items():
-        for task, where in told["tasks"].items():
-            name = dataset if dataset == task else f"{dataset} / {task}"
-            place = where["files"].partition("*")[0] if "files" in where else f"layer {where['layer']}"
-            view.add_row(name, told["split"], str(told["windows"]), str(told["left_out"] or ""), place)
+    for dataset, entry in summary["datasets"].items():
+        for task, output in entry["tasks"].items():
+            place = output["files"].partition("*")[0] if "files" in output else f"layer {output['layer']}"
+            counts = str(entry["windows"]), str(entry["left_out"] or "")
+            view.add_row(_name((dataset, task)), entry["split"], *counts, place)
     return view
 
 
 def print_predictions(summary: Mapping[str, Any]) -> None:
-    """Print to the terminal."""
+    """Print the table of predictions."""
     Console().print(predictions(summary))

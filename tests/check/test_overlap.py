@@ -45,7 +45,7 @@ def test_the_same_ground_in_another_projection_is_found() -> None:
     there = window("v", (column, row, column + 16, row + 16), mercator)
     away = window("w", (column + 200, row, column + 216, row + 16), mercator)
     found = find_overlaps({"a": {"train": [window("t", square(0, 0))]}, "b": {"test": [there, away]}})
-    assert [(o.dataset, o.split, o.trained, o.count, o.of, o.example) for o in found] == [
+    assert [(o.dataset, o.split, o.trained, o.count, o.total, o.example) for o in found] == [
         ("b", "test", "a", 1, 2, ("g/v", "g/t"))
     ]
 
@@ -86,7 +86,7 @@ def test_a_window_beyond_its_projection_overlaps_nothing() -> None:
     lost = Projection(CRS.from_epsg(32633), 1e9, -1e9)
     windows = [window("t", (10, 10, 20, 20), lost), window("u", square(0, 0))]
     (own,) = find_overlaps({"a": {"train": windows, "val": windows}})
-    assert (own.count, own.of, own.example) == (1, 2, ("g/u", "g/u"))
+    assert (own.count, own.total, own.example) == (1, 2, ("g/u", "g/u"))
 
 
 def at(name: str, lon: float, lat: float, epsg: int, size: int = 64) -> Window:

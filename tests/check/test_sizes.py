@@ -15,7 +15,7 @@ def encoder(path: str, **arguments: Any) -> dict[str, Any]:
 
 
 def test_galileo_takes_a_smaller_image_as_one_patch() -> None:
-    assert patch_of(encoder("rslp.helios.galileo.Galileo", patch_size=8)) == Patch(8, shrinks=True)
+    assert patch_of(encoder("rslp.helios.galileo.Galileo", patch_size=8)) == Patch(8, shrinks_when_small=True)
     assert patch_of(encoder("rslp.helios.model.Helios", patch_size=8)) == Patch(8)
     assert patch_of(encoder("rslp.helios.model.Helios", forward_kwargs={"patch_size": 4})) == Patch(4)
     assert patch_of(encoder("some.Encoder")) is None
@@ -28,4 +28,4 @@ def test_galileo_takes_a_smaller_image_as_one_patch() -> None:
 )  # fmt: skip
 def test_images_are_cut_without_a_rest(size: tuple[int, int], divided: bool, shrunk: bool) -> None:
     assert Patch(8).divides(*size) == divided
-    assert Patch(8, shrinks=True).divides(*size) == shrunk
+    assert Patch(8, shrinks_when_small=True).divides(*size) == shrunk

@@ -21,10 +21,13 @@ from rslp.check.reading import (
     SCALED,
     Range,
     all_offset,
+    expected_units,
     measure,
     offset_groups,
     units_of,
 )
+from rslp.errors import DataError
+from rslp.helios.images.units import Sentinel1Units, Survey, check_range
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,21 @@ from rslp.check.reading import (
 )
 def test_units_are_named(modality: str, low: float, high: float, whole: bool, units: str | None) -> None:
     assert units_of(modality, Range(low, high, whole)) == units
+
+
+@given(
+    st.sampled_from(["sentinel2_l2a", "landsat", "sentinel1"]),
+    st.sampled_from(["linear", "db"]),
+    st.lists(st.one_of(st.floats(-200, 200), st.sampled_from([-120.0, -1.0, 0.0, 3.0])), min_size=2, max_size=2),
+)
+def test_what_a_run_refuses_looks_like_other_units(
+    modality: str, sentinel1_units: Sentinel1Units, ends: list[float]
+) -> None:
+    low, high = sorted(ends)
+    try:
+        check_range(modality, Survey(None, (True,), low, high), sentinel1_units)
+    except DataError:
+        assert units_of(modality, Range(low, high, False)) != expected_units(modality, sentinel1_units)
 
 
 def test_nothing_measured_has_no_units() -> None:

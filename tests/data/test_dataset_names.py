@@ -36,6 +36,6 @@ def test_a_window_that_leads_out_replaces_no_folder(identity: tuple[str, str], t
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "mine").touch()
     folder = RunFolder(tmp_path / "predictions" / "d", tmp_path / "predictions" / ".d")
-    with pytest.raises(DataError, match="can't be that of a folder"), folder._whole(identity):
+    with pytest.raises(DataError, match="can't name a folder"), folder._complete_folder(identity):
         pass
     assert (tmp_path / "x" / "mine").exists()

@@ -76,5 +76,5 @@ def test_a_schema_to_come_is_refused() -> None:
         FORMER.replace('"rows"', '"rovs"'),
         FORMER.replace('"step"', '"stop"'),
     ):
-        with pytest.raises(RunError, match="no evaluation rows, or damaged ones"):
+        with pytest.raises(RunError, match="not a file of evaluation rows, or a damaged one"):
             Evaluation.parse(torn)

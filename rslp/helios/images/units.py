@@ -13,7 +13,12 @@ from rslp.errors import DataError
 Sentinel1Units = Literal["linear", "db"]
 
 # Nodata values of the usual products are -9999, -32768 and -99999; valid values of all modalities are far above.
-_NODATA_BELOW = -9999.0
+NODATA_BELOW = -9999.0
+# Digital numbers of Sentinel-2 and Landsat exceed 3 somewhere, reflectance never does.
+MAX_REFLECTANCE = 3.0
+# Power of Sentinel-1 is never negative, apart from tiny values that noise removal leaves, and not above 3 (5 dB) in all
+# pixels and both polarisations; dB is never below -120.
+MIN_POWER, MAX_POWER, MIN_DECIBELS = -1.0, 3.0, -120.0
 _ZERO_IS_NODATA = frozenset({"sentinel1", "sentinel2_l2a", "landsat"})
 # Well below the noise floor of Sentinel-1 (about -22 to -30 dB), so that a zero left by noise removal stays dark but
 # does not become an outlier that dominates its patch.
@@ -48,14 +53,14 @@ def survey_image(modality: str, image: torch.Tensor) -> Survey:
         return Survey(None, (False,) * image.shape[1], math.nan, math.nan)
     low, high = (value.item() for value in image.aminmax())
     # NaN makes both NaN, which compares as false: the quick way out is taken by images without nodata only.
-    if low > _NODATA_BELOW and high < math.inf and (low > 0 or high < 0 or modality not in _ZERO_IS_NODATA):
+    if low > NODATA_BELOW and high < math.inf and (low > 0 or high < 0 or modality not in _ZERO_IS_NODATA):
         return Survey(None, (True,) * image.shape[1], low, high)
     # The extrema over bands are C times smaller than the image and show NaN, infinity and nodata values, too.
     lows, highs = image.amin(dim=0), image.amax(dim=0)
     empty = (lows == 0) & (highs == 0) if modality in _ZERO_IS_NODATA else torch.zeros_like(lows, dtype=torch.bool)
-    odd = ~(lows > _NODATA_BELOW) | ~(highs < math.inf)
+    odd = ~(lows > NODATA_BELOW) | ~(highs < math.inf)
     if bool(odd.any()):
-        nodata = ~((image > _NODATA_BELOW) & (image < math.inf)) | empty
+        nodata = ~((image > NODATA_BELOW) & (image < math.inf)) | empty
         measured = image[~nodata]
         valid_dates = tuple((~nodata).transpose(0, 1).flatten(1).any(dim=1).tolist())
         low, high = (measured.amin().item(), measured.amax().item()) if measured.numel() else (math.nan, math.nan)
@@ -89,15 +94,15 @@ def check_range(modality: str, survey: Survey, sentinel1_units: Sentinel1Units) 
     """
     low, high = survey.low, survey.high
     text = f"{modality} values lie in {low:.4g} .. {high:.4g}"
-    if modality in ("sentinel2_l2a", "landsat") and high <= 3:
+    if modality in ("sentinel2_l2a", "landsat") and high <= MAX_REFLECTANCE:
         raise DataError(f"{text}: this looks like reflectance, digital numbers (hundreds to thousands) are expected")
     if modality != "sentinel1":
         return
-    if low > 3:
+    if low > MAX_POWER:
         raise DataError(f"{text}: neither linear power nor dB, this looks like amplitude or digital numbers")
-    if sentinel1_units == "linear" and low < -1:
+    if sentinel1_units == "linear" and low < MIN_POWER:
         raise DataError(f"{text}: linear power is never negative, this looks like dB; set sentinel1_units to db")
     if sentinel1_units == "db" and low >= 0:
         raise DataError(f"{text}: dB has negative values, this looks like linear power; set sentinel1_units to linear")
-    if sentinel1_units == "db" and low < -120:
+    if sentinel1_units == "db" and low < MIN_DECIBELS:
         raise DataError(f"{text}: too low for dB, this looks like scaled integers")
