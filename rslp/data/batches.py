@@ -1,8 +1,4 @@
-"""Batches: from sample keys to collated samples, and from there to the device.
-
-Lightning's own way visits and copies every object of a batch, down to the coordinate systems in its metadata: on small
-batches it takes longer than the heads. torch's way of pinning passes over dataclasses, and raster images are some.
-"""
+"""Batches: which samples a batch has, how a worker reads and collates them, and how they get to the device."""
 
 from __future__ import annotations
 
@@ -60,7 +56,9 @@ _TRIES = 20
 _LESS_MEMORY = "set data.init_args.num_workers lower, or make batches smaller"
 
 
-def read(source: SampleSource, key: SampleKey, *, replace: bool) -> tuple[Sample | None, tuple[BadSample, ...]]:
+def read_or_replace(
+    source: SampleSource, key: SampleKey, *, replace: bool
+) -> tuple[Sample | None, tuple[BadSample, ...]]:
     """Read a sample; a fault is returned, since an exception raised in a worker would arrive as pages of traceback.
 
     The sample that takes a faulty one's place is drawn by hash(seed, dataset, window, draw, try): like every sample a
@@ -140,24 +138,24 @@ class Batch(NamedTuple):
     inputs: list[dict[str, Any]]
     targets: list[dict[str, Any]]
     metadatas: list[SampleMetadata]
-    faults: tuple[BadSample, ...] = ()
+    bad_samples: tuple[BadSample, ...] = ()
     features: Features | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch with inputs, targets and features on a device."""
-        return self if device.type == "cpu" else self._through(lambda value: tensors_to(value, device))
+        return self if device.type == "cpu" else self._map(lambda value: tensors_to(value, device))
 
     def pin_memory(self) -> Batch:
-        """The batch with them in page-locked memory; torch's loader calls this."""
-        return self._through(tensors_pinned)
+        """The batch with inputs, targets and features in page-locked memory; torch's loader calls this."""
+        return self._map(tensors_pinned)
 
-    def _through(self, act: Callable[[Any], Any]) -> Batch:
+    def _map(self, act: Callable[[Any], Any]) -> Batch:
         return self._replace(inputs=act(self.inputs), targets=act(self.targets), features=act(self.features))
 
 
 @dataclass(frozen=True)
 class BatchKey:
-    """Which samples make a batch.
+    """The samples of a batch, before they are read.
 
     Attributes:
         dataset: the key of their dataset.
@@ -169,12 +167,11 @@ class BatchKey:
 
     @classmethod
     def of(cls, planned: mixture.PlannedBatch, *, views: Mapping[str, int | None] | None = None) -> BatchKey:
-        """The real samples of a planned batch: what a filler stands for is not even read.
+        """The key of a planned batch; its filler sample is left out, so it is not even read.
 
         Args:
             planned: the batch.
-            views: for each dataset how many fixed views its samples have: of draw d, view d modulo their number is
-                taken.
+            views: for each dataset how many fixed views its samples have; draw d then becomes view d modulo this number.
         """
         count = (views or {}).get(planned.dataset)
         drawn = zip(planned.indices[: planned.real], planned.draws[: planned.real], strict=True)
@@ -182,15 +179,15 @@ class BatchKey:
         return cls(planned.dataset, tuple(keys))
 
     def among(self, indices: Sequence[int]) -> BatchKey:
-        """The same places in a selection of the dataset's samples."""
+        """The key with each sample index i replaced by ``indices[i]``, for a plan over a selection of samples."""
         return replace(self, samples=tuple(replace(key, index=indices[key.index]) for key in self.samples))
 
 
 class CachedBatches(Protocol):
-    """Batches of one dataset that need not be encoded any more."""
+    """Gives batches of one dataset with cached features, see ``FeatureCache``."""
 
     def batch(self, key: BatchKey) -> Batch | None:
-        """A batch with features; None if those of one of its samples are not kept."""
+        """A batch with features; None unless the features of all its samples are cached."""
 
 
 class JointDataset(Dataset[Batch]):
@@ -216,7 +213,9 @@ class JointDataset(Dataset[Batch]):
         if key.samples and (kept := self._kept.get(key.dataset)) and (batch := kept.batch(key)) is not None:
             return batch
         source = self._sources[key.dataset]
-        return collate([read(source, sample, replace=self._replace) for sample in key.samples], dataset=key.dataset)
+        return collate(
+            [read_or_replace(source, sample, replace=self._replace) for sample in key.samples], dataset=key.dataset
+        )
 
 
 def collate(read: Sequence[tuple[Sample | None, tuple[BadSample, ...]]], *, dataset: str) -> Batch:
@@ -248,10 +247,10 @@ class StagedLoader:
         return self._length
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        """Iterate over what is still to come; nothing is asked before the first item is."""
+        """Iterate over the remaining steps; the inner loader is made when the first item is taken."""
         stage = self._stage()
         if self._made is None or self._made[0] is not stage:
-            # The workers of the stage before end with its loader.
+            # The former loader's workers end with it, before new ones start.
             self._made = None
             self._made = stage, self._make(stage)
         yield from self._made[1]
@@ -262,11 +261,11 @@ class StagedLoader:
 
 
 class StepSampler(Sampler[list[BatchKey]]):
-    """Yields the batches of each optimiser step, from where the run stands.
+    """Yields the batch keys of each optimiser step, from the run's present position in the epoch.
 
     Args:
         length: number of steps of an epoch.
-        steps: called at each start of an iteration; gives the steps that are still to come.
+        steps: called at each start of an iteration; returns the remaining steps.
     """
 
     def __init__(self, length: int, steps: Callable[[], Iterator[list[BatchKey]]]) -> None:
@@ -278,5 +277,68 @@ class StepSampler(Sampler[list[BatchKey]]):
         return self._length
 
     def __iter__(self) -> Iterator[list[BatchKey]]:
-        """Iterate over what is still to come."""
+        """Iterate over the remaining steps."""
         return self._steps()
+
+
+def tensors_to(value: Any, device: torch.device) -> Any:
+    """Copy the tensors in containers and dataclasses to a device; other values are shared.
+
+    Quicker than Lightning's way, which copies every object of a batch, down to the projections in its metadata.
+    """
+    # To the CPU the copy has to be waited for: the values would be read before they are there.
+    return _map_tensors(value, lambda tensor: tensor.to(device, non_blocking=device.type != "cpu"))
+
+
+def tensors_pinned(value: Any) -> Any:
+    """Copy the tensors in containers and dataclasses, which torch's way would leave out, to page-locked memory."""
+    return _map_tensors(value, torch.Tensor.pin_memory)
+
+
+def _map_tensors(value: Any, act: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        if value.numel() > 1 and not any(value.stride()):
+            # One value that is expanded to the shape of an image: only the value is copied.
+            return act(value[(0,) * value.ndim]).expand(value.shape)
+        return act(value)
+    if isinstance(value, Mapping):
+        return {key: _map_tensors(item, act) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_map_tensors(item, act) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        # Raster images and features; their values that are not tensors (dates) are shared.
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+        return dataclasses.replace(value, **{name: _map_tensors(item, act) for name, item in fields.items()})
+    return value
+
+
+@contextmanager
+def explain_worker_death() -> Iterator[None]:
+    """Turn the death of a worker process, in a block, into one line that says how it died and what helps.
+
+    Raises:
+        MachineError: a worker that read samples was killed, or memory ran out in one.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError, MemoryError) as error:
+        if (death := upstream.worker_death(error)) is not None:
+            message = f"a process that reads samples {_explanation(death)}"
+        elif memory.is_out_of_memory(error):
+            message = f"memory ran out (limit: {memory.limits()}): {_LESS_MEMORY}"
+        else:
+            raise
+        raise MachineError(f"{message}; the same command goes on from its last checkpoint, if there is one") from error
+
+
+def _explanation(death: str) -> str:
+    if "Terminated" in death:
+        return f"was ended from outside ({death})"
+    if "Killed" in death:
+        why = f"was killed (SIGKILL), as the kernel does when memory runs out (limit: {memory.limits()})"
+    elif "signal: Bus" in death:
+        shared = shutil.disk_usage("/dev/shm").total / 2**20
+        why = f"died ({death}), as happens when shared memory is full (/dev/shm: {shared:.0f} MiB)"
+    else:
+        why = f"died ({death}), as happens when memory runs out (limit: {memory.limits()})"
+    return f"{why}: {_LESS_MEMORY}"

@@ -130,7 +130,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
             steps_per_dataset=steps_per_dataset,
             datasets_per_step=datasets_per_step,
         )
-        self.faults = BadSampleRecord(BadSamplePolicy(on_fault, max_faults, read_timeout))
+        self.bad_sample_record = BadSampleRecord(BadSamplePolicy(on_fault, max_faults, read_timeout))
         self.store_settings = SampleCacheSettings(
             store=_word(store), limit=_bytes(store_limit_gb), read_timeout=read_timeout
         )
@@ -179,7 +179,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
                     split=split,
                     seed=self.seed,
                     store=self._store_for(split, name),
-                    read_timeout=self.faults.policy.read_timeout,
+                    read_timeout=self.bad_sample_record.policy.read_timeout,
                 )
                 for name, dm in self.data_modules.items()
             }
@@ -252,14 +252,14 @@ class MultiDatasetDataModule(L.LightningDataModule):
             name: [i for i in range(len(source)) if source.window(i) not in self._predicted.get(name, ())]
             for name, source in self.sources("predict").items()
         }
-        plan = mixture.evaluation({name: len(indices) for name, indices in left.items()}, self.batch_sizes)
+        plan = mixture.plan_evaluation({name: len(indices) for name, indices in left.items()}, self.batch_sizes)
         steps = [[BatchKey.of(batch).among(left[batch.dataset])] for batch in plan]
         return self._stage_loader("predict", StepSampler(len(steps), lambda: iter(steps)), {})
 
     def evaluation_dataloader(self, split: str) -> StagedLoader:
         """Every sample of a split exactly once over all processes, dataset by dataset, one batch an item."""
         world, rank = self._ranks()
-        plan = mixture.evaluation(self.sizes(split), self.batch_sizes, world=world, rank=rank)
+        plan = mixture.plan_evaluation(self.sizes(split), self.batch_sizes, world=world, rank=rank)
         steps = [[BatchKey.of(batch)] for batch in plan]
         keys = {name: [(index, 0) for index in range(size)] for name, size in self.sizes(split).items()}
         return self._loader(split, len(steps), lambda: iter(steps), lambda: keys)
@@ -278,9 +278,11 @@ class MultiDatasetDataModule(L.LightningDataModule):
             DataError: the policy is to stop, or nothing could be read in a sample's place.
         """
         for part in batch:
-            self.faults.take(part.faults)
-            if self.trainer is not None and self.trainer.training and part.faults and not part.inputs:
-                raise DataError(f"dataset {part.dataset!r}: no sample can be read; the last: {part.faults[-1].message}")
+            self.bad_sample_record.add(part.bad_samples)
+            if self.trainer is not None and self.trainer.training and part.bad_samples and not part.inputs:
+                raise DataError(
+                    f"dataset {part.dataset!r}: no sample can be read; the last: {part.bad_samples[-1].message}"
+                )
         return batch
 
     def transfer_batch_to_device(
@@ -294,16 +296,16 @@ class MultiDatasetDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on with: the samples that were skipped."""
-        return {"faults": self.faults.state_dict()}
+        return {"faults": self.bad_sample_record.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the record of the run that is gone on with."""
-        self.faults.load_state_dict(state_dict["faults"])
+        self.bad_sample_record.load_state_dict(state_dict["faults"])
 
     def _epoch(self, epoch: int, *, rank: int | None = None) -> mixture.EpochBatches:
         world, own = self._ranks()
         rank = own if rank is None else rank
-        return mixture.epoch(
+        return mixture.plan_epoch(
             self.sizes("train"), self.batch_sizes, self.mixture, seed=self.seed, epoch=epoch, world=world, rank=rank
         )
 
@@ -336,7 +338,9 @@ class MultiDatasetDataModule(L.LightningDataModule):
         workers = 0 if set(kept) >= set(self.data_modules) else self.num_workers
         return DataLoader(
             JointDataset(
-                self.sources(split), replace=split == "train" and self.faults.policy.skips_bad_samples, kept=kept
+                self.sources(split),
+                replace=split == "train" and self.bad_sample_record.policy.skips_bad_samples,
+                kept=kept,
             ),
             batch_sampler=sampler,
             num_workers=workers,

@@ -187,9 +187,9 @@ class SampleSource:
         chosen: np.ndarray[Any, np.dtype[np.uint64]] = fingerprints[self._crops[:, 0]]
         return chosen ^ (self._crops[:, 1:2].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
 
-    def holds(self, index: int) -> bool:
+    def window_is_unchanged(self, index: int) -> bool:
         """Whether the sample's window still is what ``prints`` says."""
-        return self._windows.holds(self._place(index).window)
+        return self._windows.window_is_unchanged(self._place(index).window)
 
     def window(self, index: int) -> tuple[str, str]:
         """Group and name of the window that a sample is of."""
@@ -254,7 +254,7 @@ class SampleSource:
             return None
         labels = {name: spec for name, spec in self._inputs.items() if spec.is_target}
         places = [self._place(index) for index in indices]
-        windows = self._windows.fingerprint([place.window for place in places], labels)
+        windows = self._windows.combined_fingerprint([place.window for place in places], labels)
         if windows is None:
             return None
         try:

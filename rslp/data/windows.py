@@ -31,7 +31,7 @@ class Windows(Protocol):
     def bounds(self, i: int) -> PixelBounds:
         """A window's bounds (pixels)."""
 
-    def fingerprint(self, numbers: Iterable[int], inputs: Mapping[str, DataInput]) -> str | None:
+    def combined_fingerprint(self, numbers: Iterable[int], inputs: Mapping[str, DataInput]) -> str | None:
         """What is read of some windows depends on this; None where nobody can tell.
 
         Args:
@@ -64,7 +64,7 @@ class Windows(Protocol):
     def fingerprints(self, inputs: Mapping[str, DataInput]) -> Array | None:
         """What each window holds of some inputs: ``N 2`` words that change with any of its files; None if unknown."""
 
-    def holds(self, i: int) -> bool:
+    def window_is_unchanged(self, i: int) -> bool:
         """Whether a window still is what ``prints`` says."""
 
     def has_single_item_groups(self, inputs: Mapping[str, DataInput]) -> bool:
@@ -97,7 +97,7 @@ class DirectWindows:
 
     folder = None
 
-    def fingerprint(self, numbers: Iterable[int], inputs: Mapping[str, DataInput]) -> str | None:  # noqa: ARG002
+    def combined_fingerprint(self, numbers: Iterable[int], inputs: Mapping[str, DataInput]) -> str | None:  # noqa: ARG002
         """Nobody can tell without reading."""
         return None
 
@@ -120,7 +120,7 @@ class DirectWindows:
         """Nothing: only an index knows what the files looked like."""
         return None
 
-    def holds(self, i: int) -> bool:  # noqa: ARG002
+    def window_is_unchanged(self, i: int) -> bool:  # noqa: ARG002
         """Unknown."""
         return False
 

@@ -70,7 +70,7 @@ class WindowAssembler:
 
     def take(self, batch: Batch, outputs: Sequence[dict[str, Any]]) -> Iterator[PredictedWindow]:
         """Add a batch's outputs by task; gives the windows that are whole by it."""
-        for fault in batch.faults:
+        for fault in batch.bad_samples:
             window = fault.sample.rpartition("/")[0]
             self._broken.add(window)
             self._waiting.pop(window, None)

@@ -130,7 +130,7 @@ def predict(run: RunDir, *, checkpoint: str | None = None) -> int:
             "step": content["global_step"],
             "commit": git_commit(),
             "data_fingerprint": data,
-            "faults": cli.datamodule.faults.messages("predict"),
+            "faults": cli.datamodule.bad_sample_record.messages("predict"),
             "datasets": {
                 name: {
                     "split": splits[name],

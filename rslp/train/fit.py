@@ -220,7 +220,7 @@ def _train(cli: InstantiatedRun, *, run: RunDir, resume: Resume | None) -> int:
 
 def _finish(cli: InstantiatedRun, *, run: RunDir) -> None:
     """Say what was done and what was left out, and mark the run as done."""
-    trainer, faults = cli.trainer, cli.datamodule.faults.counts()
+    trainer, faults = cli.trainer, cli.datamodule.bad_sample_record.counts()
     left_out = [f"{count} {split} samples that can't be used" for split, count in faults.items()]
     if odd := len(cli.model.finite.skipped):
         left_out.append(f"{odd} steps that were not finite")

@@ -131,7 +131,9 @@ class JointModule(RslearnLightningModule):
             data.setup("fit")
             learnt: baselines.Baselines = {}
             if self.trainer.is_global_zero:
-                learnt = baselines.fit_baselines(data.sources("train"), skip=data.faults.policy.skips_bad_samples)
+                learnt = baselines.fit_baselines(
+                    data.sources("train"), skip=data.bad_sample_record.policy.skips_bad_samples
+                )
             self.constants = self.trainer.strategy.broadcast(learnt)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -102,7 +102,7 @@ def _records(path: Path, folder: Path) -> dict[str, str]:
     found = {}
     for entry in read_entries(path):
         at = tuple(int(entry[key]) for key in ("segment", "offset", "payload", "head", "checksum"))
-        found[f"{name}: {entry['print'].tolist()}"] = digest_of([bytes(part) for part in reader.read(at)])  # type: ignore[arg-type]
+        found[f"{name}: {entry['fingerprint'].tolist()}"] = digest_of([bytes(part) for part in reader.read(at)])  # type: ignore[arg-type]
     return found
 
 

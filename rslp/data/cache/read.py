@@ -80,7 +80,7 @@ class CachedWindows:
         x0, y0, x1, y1 = self._index.bounds[self._rows[i]].tolist()
         return x0, y0, x1, y1
 
-    def fingerprint(self, numbers: Iterable[int], inputs: Mapping[str, DataInput]) -> str | None:
+    def combined_fingerprint(self, numbers: Iterable[int], inputs: Mapping[str, DataInput]) -> str | None:
         """What is read of some windows depends on this; None where the store can't tell, or does not hold it all.
 
         Args:
@@ -153,7 +153,7 @@ class CachedWindows:
         # Records do not hold the window's time range, samples do.
         return fingerprints ^ self._index.texts["times"].digests(self._rows)
 
-    def holds(self, i: int) -> bool:
+    def window_is_unchanged(self, i: int) -> bool:
         """Whether a window still is what ``prints`` says."""
         return self._unchanged(i)
 

@@ -28,7 +28,7 @@ from rslp.io import write_atomic
 
 ENTRY_DTYPE = np.dtype(
     [
-        ("print", "<u8", 2),
+        ("fingerprint", "<u8", 2),
         ("segment", "<u8"),
         ("offset", "<u8"),
         ("payload", "<u8"),
@@ -49,7 +49,7 @@ class RecordEntry:
     """Where a record lies.
 
     Attributes:
-        print: what the record depends on; the latest entry of a print counts.
+        fingerprint: what the record depends on; the latest entry of a print counts.
         segment: the segment's number.
         offset: where the payload begins in it; the head follows the payload.
         payload: bytes of the payload.
@@ -58,7 +58,7 @@ class RecordEntry:
         state: ``GOOD``; ``UNFIT``: the window can't be packed, the head is the reason.
     """
 
-    print: tuple[int, int]
+    fingerprint: tuple[int, int]
     segment: int
     offset: int
     payload: int
@@ -74,7 +74,7 @@ def append_entries(path: Path, entries: Iterable[RecordEntry]) -> None:
         OSError: the disk is full, or can't be written.
     """
     rows = np.array(
-        [(e.print, e.segment, e.offset, e.payload, e.head, e.state, e.checksum, 0) for e in entries], ENTRY_DTYPE
+        [(e.fingerprint, e.segment, e.offset, e.payload, e.head, e.state, e.checksum, 0) for e in entries], ENTRY_DTYPE
     )
     rows["check"] = _check(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,8 +110,8 @@ def sound_entries(path: Path) -> tuple[Array, int]:
 def _check(rows: Array) -> Array:
     mixed = np.full(len(rows), 0x9E3779B97F4A7C15, np.uint64)
     for part in (
-        rows["print"][:, 0],
-        rows["print"][:, 1],
+        rows["fingerprint"][:, 0],
+        rows["fingerprint"][:, 1],
         *(rows[name] for name in ("segment", "offset", "payload", "head", "state", "checksum")),
     ):
         mixed = (mixed ^ part.astype(np.uint64)) * np.uint64(0xFF51AFD7ED558CCD)
@@ -124,11 +124,11 @@ def find_entries(entries: Array, fingerprints: Array) -> Array:
     if not len(entries) or not len(fingerprints):
         return np.full(len(fingerprints), -1, np.int64)
     # Sorted by the first word alone: two windows that share it would merely not be found.
-    order = np.argsort(entries["print"][:, 0], kind="stable")
-    keys = entries["print"][order, 0]
+    order = np.argsort(entries["fingerprint"][:, 0], kind="stable")
+    keys = entries["fingerprint"][order, 0]
     at = np.searchsorted(keys, fingerprints[:, 0], side="right") - 1
     found = order[np.maximum(at, 0)]
-    return np.where((at >= 0) & (entries["print"][found] == fingerprints).all(axis=1), found, -1)
+    return np.where((at >= 0) & (entries["fingerprint"][found] == fingerprints).all(axis=1), found, -1)
 
 
 @dataclass(frozen=True)
@@ -318,7 +318,7 @@ class SegmentReader:
     def check(self, names: str) -> tuple[int, int]:
         """Compare the checksums of all records in some catalogues; the numbers of records and of damaged ones."""
         entries = self.entries(names)
-        latest = entries[np.unique(find_entries(entries, entries["print"]))]
+        latest = entries[np.unique(find_entries(entries, entries["fingerprint"]))]
         places = np.sort(latest[self._are_valid(latest)][["segment", "offset", "payload", "head", "checksum"]])
         bad = len(latest) - len(places) + sum(self.read(place) is None for place in places.tolist())
         return len(latest), bad

@@ -57,10 +57,10 @@ def supply(size: int, batch: int, limit: int | None, *, whole: bool) -> Supply:
     """
     offer = size if limit is None else min(size, limit)
     if whole:
-        stream = Stream(size=size, chapter=offer, batch=batch)
+        stream = Stream(size=size, samples_per_cycle=offer, batch=batch)
         return Supply(stream=stream, passes=offer / batch, need=stream.batches, most=stream.batches)
     cut = batch if offer == size else offer // -(-offer // batch)
-    stream = Stream(size=size, chapter=size, batch=cut)
+    stream = Stream(size=size, samples_per_cycle=size, batch=cut)
     largest = -(-size // stream.batches)
     most = math.inf if limit is None else limit // largest
     need = stream.batches if limit is None else min(stream.batches, limit // largest)

@@ -20,7 +20,7 @@ from rslp.data.mixture.settings import Mixture, Stop, check_fit, check_place
 from rslp.data.mixture.stream import Stream, generator, shuffled
 from rslp.errors import UsageError
 
-__all__ = ["EpochBatches", "Mixture", "PlannedBatch", "Stop", "epoch", "evaluation"]
+__all__ = ["EpochBatches", "Mixture", "PlannedBatch", "Stop", "plan_epoch", "plan_evaluation"]
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class EpochBatches:
         return tuple(held[1][first:stop].tolist())
 
 
-def epoch(
+def plan_epoch(
     sizes: Mapping[str, int],
     batch_sizes: Mapping[str, int],
     mixture: Mixture,
@@ -211,7 +211,7 @@ def epoch(
     return EpochBatches(parts, line=line, step_sizes=step_sizes, seed=seed, world=world, rank=rank)
 
 
-def evaluation(
+def plan_evaluation(
     sizes: Mapping[str, int], batch_sizes: Mapping[str, int], *, world: int = 1, rank: int = 0
 ) -> EpochBatches:
     """Go through all datasets once, one after the other by name, for validation, test and prediction.
@@ -233,7 +233,9 @@ def evaluation(
     check_place(epoch=0, world=world, rank=rank)
     check_fit(sizes, batch_sizes)
     names = [name for name in sorted(sizes) if sizes[name]]
-    streams = [Stream(size=sizes[name], chapter=sizes[name], batch=batch_sizes[name] * world) for name in names]
+    streams = [
+        Stream(size=sizes[name], samples_per_cycle=sizes[name], batch=batch_sizes[name] * world) for name in names
+    ]
     line = np.repeat(np.arange(len(names)), np.array([each.batches for each in streams], dtype=np.int64))
     parts = [_Part(name, each, 0) for name, each in zip(names, streams, strict=True)]
     return EpochBatches(parts, line=line, step_sizes=None, seed=None, world=world, rank=rank)

@@ -30,7 +30,7 @@ def shuffled(size: int, *, seed: int, dataset: str, number: int) -> npt.NDArray[
 class Stream:
     """The endless sequence of one dataset's global batches.
 
-    The stream of samples (pass 0, pass 1, …, each ``size`` long) is cut into chapters of equal length, and each chapter
+    The stream of samples (pass 0, pass 1, …, each ``size`` long) is cut into cycles of equal length, and each cycle
     into the same number of batches of nearly equal size. No batch reaches over the end of a pass, so none holds a
     sample twice, and all its samples have been drawn equally often before.
 
@@ -39,24 +39,24 @@ class Stream:
 
     Attributes:
         size: samples in the dataset, hence in a pass; at least 1.
-        chapter: samples in a chapter, 1 to ``size``: what one epoch takes under ``stop: all``.
+        samples_per_cycle: samples in a cycle, 1 to ``size``: what one epoch takes under ``stop: all``.
         batch: the largest number of samples in a global batch.
     """
 
     size: int
-    chapter: int
+    samples_per_cycle: int
     batch: int
 
     @property
     def batches(self) -> int:
-        """How many batches make a chapter.
+        """How many batches make a cycle.
 
-        A chapter that holds the end of a pass may need one more batch than another; then all chapters have one more, so
+        A cycle that holds the end of a pass may need one more batch than another; then all cycles have one more, so
         that every epoch has the same length.
         """
-        common = math.gcd(self.size, self.chapter)
-        never_split = common == self.chapter or common % self.batch == 0
-        return -(-self.chapter // self.batch) + (0 if never_split else 1)
+        common = math.gcd(self.size, self.samples_per_cycle)
+        never_split = common == self.samples_per_cycle or common % self.batch == 0
+        return -(-self.samples_per_cycle // self.batch) + (0 if never_split else 1)
 
     def span(self, number: int) -> tuple[int, int, int]:
         """Find a batch: its pass, and the first and one-past-last position in that pass's order.
@@ -65,23 +65,23 @@ class Stream:
             number: the batch's number in the stream, from 0.
         """
         batches = self.batches
-        chapter, index = divmod(number, batches)
-        begin = chapter * self.chapter
-        head = min(self.size - begin % self.size, self.chapter)  # samples before the end of the pass
+        cycle, index = divmod(number, batches)
+        begin = cycle * self.samples_per_cycle
+        head = min(self.size - begin % self.size, self.samples_per_cycle)  # samples before the end of the pass
         cuts = self._cuts_of_head(head, batches)
         if index < cuts:
             start, stop = head * index // cuts, head * (index + 1) // cuts
         else:
-            tail, rest, index = self.chapter - head, batches - cuts, index - cuts
+            tail, rest, index = self.samples_per_cycle - head, batches - cuts, index - cuts
             start, stop = head + tail * index // rest, head + tail * (index + 1) // rest
         number_of_pass, first = divmod(begin + start, self.size)
         return number_of_pass, first, first + stop - start
 
     def _cuts_of_head(self, head: int, batches: int) -> int:
-        """How many of a chapter's batches lie before the end of the pass: its part of them, where sizes allow."""
-        tail = self.chapter - head
+        """How many of a cycle's batches lie before the end of the pass: its part of them, where sizes allow."""
+        tail = self.samples_per_cycle - head
         if tail == 0:
             return batches
         least = max(-(-head // self.batch), batches - tail)
         most = min(head, batches + (-tail // self.batch))
-        return max(least, min(most, round(batches * head / self.chapter)))
+        return max(least, min(most, round(batches * head / self.samples_per_cycle)))
