@@ -22,102 +22,10 @@ from rslp.errors import DataError, MachineError
 from rslp.models.joint import Features
 from rslp.runtime import memory
 
-
-def tensors_to(value: Any, device: torch.device) -> Any:
-    """The tensors in containers and dataclasses on a device; containers are made anew, other values are shared."""
-    # On the way back to the CPU one has to wait: the values would be read before they are there.
-    return _each(value, lambda tensor: tensor.to(device, non_blocking=device.type != "cpu"))
-
-
-def tensors_pinned(value: Any) -> Any:
-    """The tensors in memory from which a device can fetch them while the processor goes on; see ``tensors_to``."""
-    return _each(value, torch.Tensor.pin_memory)
-
-
-def _each(value: Any, act: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    if isinstance(value, torch.Tensor):
-        if value.numel() > 1 and not any(value.stride()):
-            # One value that stands for a whole image: it stays one.
-            return act(value[(0,) * value.ndim]).expand(value.shape)
-        return act(value)
-    if isinstance(value, Mapping):
-        return {key: _each(item, act) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_each(item, act) for item in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        # Raster images and features; what they hold besides tensors (dates) is shared.
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
-        return dataclasses.replace(value, **{name: _each(item, act) for name, item in fields.items()})
-    return value
-
-
-# So many others are tried; where all of them are broken, the dataset is.
+# At most this many other samples are tried in place of a bad one; where all are bad, the dataset is broken.
 _TRIES = 20
 _LESS_MEMORY = "set data.init_args.num_workers lower, or make batches smaller"
-
-
-def read_or_replace(
-    source: SampleSource, key: SampleKey, *, replace: bool
-) -> tuple[Sample | None, tuple[BadSample, ...]]:
-    """Read a sample; a fault is returned, since an exception raised in a worker would arrive as pages of traceback.
-
-    The sample that takes a faulty one's place is drawn by hash(seed, dataset, window, draw, try): like every sample a
-    pure function of the key, so that a resumed run and any number of workers read the same.
-
-    Args:
-        source: the dataset.
-        key: which sample.
-        replace: whether to read another one in place of one that can't be used.
-
-    Returns:
-        the sample, None if there is none to be had, and the faults met on the way.
-    """
-    faults: list[BadSample] = []
-    index = key.index
-    for number in range(1 + (_TRIES if replace else 0)):
-        try:
-            return source.sample(index, draw=key.draw), tuple(faults)
-        except DataError as error:
-            faults.append(BadSample(source.split, source.identity(index), " ".join(str(error).split())))
-        seed = stable_seed(source.seed, "instead of", source.identity(key.index), key.draw, number)
-        index = random.Random(seed).randrange(len(source))
-    return None, tuple(faults)
-
-
-@contextmanager
-def explain_worker_death() -> Iterator[None]:
-    """Say in one line how a worker process died, and what helps.
-
-    Raises:
-        MachineError: a worker that read samples was killed, or memory ran out in one.
-    """
-    try:
-        yield
-    except (RuntimeError, OSError, EOFError, MemoryError) as error:
-        if (death := upstream.worker_death(error)) is not None:
-            what = f"a process that reads samples {_end_of(death)}"
-        elif memory.is_out_of_memory(error):
-            what = f"memory ran out (limit: {memory.limits()}): {_LESS_MEMORY}"
-        else:
-            raise
-        raise MachineError(f"{what}; the same command goes on from its last checkpoint, if there is one") from error
-
-
-def _end_of(death: str) -> str:
-    """How a worker ended, and what helps."""
-    if "Terminated" in death:
-        return f"was ended from outside ({death})"
-    if "Killed" in death:
-        why = f"was killed (SIGKILL), as the kernel does when memory runs out (limit: {memory.limits()})"
-    elif "signal: Bus" in death:
-        shared = shutil.disk_usage("/dev/shm").total / 2**20
-        why = f"died ({death}), as happens when shared memory is full (/dev/shm: {shared:.0f} MiB)"
-    else:
-        why = f"died ({death}), as happens when memory runs out (limit: {memory.limits()})"
-    return f"{why}: {_LESS_MEMORY}"
-
-
-# The datasets of which batches are kept; a stage of a run.
+# The feature caches to read from, by dataset; another object when they changed.
 Stage = Mapping[str, "CachedBatches"]
 
 
@@ -127,11 +35,11 @@ class Batch(NamedTuple):
     Attributes:
         dataset: the key of the dataset that all samples are of.
         inputs: for each sample its inputs, rasters ``C T H W``; empty for a process without a share in the batch, and
-            if none of the batch's samples can be used.
+            if all of the batch's samples are bad.
         targets: for each sample its targets by task.
-        metadatas: for each sample where it comes from; ``dataset_source`` is the dataset's key.
-        faults: samples that can't be used, which are not in it.
-        features: what the frozen encoder gives for the samples, if that is kept; inputs are then not read.
+        metadatas: for each sample its window, crop and times; ``dataset_source`` is the dataset's key.
+        bad_samples: bad samples that were met while the batch was read; they are not part of it.
+        features: cached outputs of the frozen encoder for the samples; the inputs were then not read.
     """
 
     dataset: str
@@ -171,7 +79,7 @@ class BatchKey:
 
         Args:
             planned: the batch.
-            views: for each dataset how many fixed views its samples have; draw d then becomes view d modulo this number.
+            views: for each dataset how many fixed views its samples have: draw d is then view d modulo this number.
         """
         count = (views or {}).get(planned.dataset)
         drawn = zip(planned.indices[: planned.real], planned.draws[: planned.real], strict=True)
@@ -193,36 +101,69 @@ class CachedBatches(Protocol):
 class JointDataset(Dataset[Batch]):
     """All datasets of a split behind one ``__getitem__`` that takes a ``BatchKey``.
 
-    Whole batches, not samples, are its items, so that an item of the loader is the list of an optimiser step's batches.
+    Its items are whole batches, not samples, so that an item of the loader is the list of an optimiser step's batches.
 
     Args:
         sources: the datasets.
-        replace: whether another sample takes the place of one that can't be used.
-        kept: for datasets whose features are kept, what gives a batch made of them, or None.
+        replace: whether another sample takes the place of a bad one.
+        feature_caches: by dataset; the samples of other datasets are read from their files.
     """
 
     def __init__(
-        self, sources: Mapping[str, SampleSource], *, replace: bool, kept: Mapping[str, CachedBatches] | None = None
+        self, sources: Mapping[str, SampleSource], *, replace: bool, feature_caches: Stage | None = None
     ) -> None:
         self._sources = sources
         self._replace = replace
-        self._kept = kept or {}
+        self._feature_caches = feature_caches or {}
 
     def __getitem__(self, key: BatchKey) -> Batch:
-        """The batch, with the faults that were met on the way to it."""
-        if key.samples and (kept := self._kept.get(key.dataset)) and (batch := kept.batch(key)) is not None:
+        """The batch, with the bad samples that were met while it was read."""
+        cache = self._feature_caches.get(key.dataset)
+        if key.samples and cache and (batch := cache.batch(key)) is not None:
             return batch
         source = self._sources[key.dataset]
-        return collate(
-            [read_or_replace(source, sample, replace=self._replace) for sample in key.samples], dataset=key.dataset
-        )
+        samples = [read_or_replace(source, sample, replace=self._replace) for sample in key.samples]
+        return collate(samples, dataset=key.dataset)
+
+
+def read_or_replace(
+    source: SampleSource, key: SampleKey, *, replace: bool
+) -> tuple[Sample | None, tuple[BadSample, ...]]:
+    """Read a sample; bad samples are returned, since an exception from a worker would arrive as pages of traceback.
+
+    The sample that takes a bad one's place is drawn by hash(seed, dataset, window, draw, try): like every sample a
+    pure function of the key, so that a resumed run and any number of workers read the same.
+
+    Args:
+        source: the dataset.
+        key: which sample.
+        replace: whether to read another sample in place of a bad one.
+
+    Returns:
+        The sample, or None if no try gave a good one, and all bad samples that were met.
+    """
+    bad_samples: list[BadSample] = []
+    index = key.index
+    for number in range(1 + (_TRIES if replace else 0)):
+        try:
+            return source.sample(index, draw=key.draw), tuple(bad_samples)
+        except DataError as error:
+            bad_samples.append(BadSample(source.split, source.identity(index), " ".join(str(error).split())))
+        seed = stable_seed(source.seed, "instead of", source.identity(key.index), key.draw, number)
+        index = random.Random(seed).randrange(len(source))
+    return None, tuple(bad_samples)
 
 
 def collate(read: Sequence[tuple[Sample | None, tuple[BadSample, ...]]], *, dataset: str) -> Batch:
-    """Put samples of a dataset side by side; nothing is stacked, since decoders stack what they need."""
+    """A batch of samples of one dataset; nothing is stacked, since decoders stack what they need.
+
+    Args:
+        read: for each sample what ``read_or_replace`` returns.
+        dataset: the dataset's key.
+    """
     good = [sample for sample, _ in read if sample is not None]
-    faults = tuple(fault for _, of_sample in read for fault in of_sample)
-    return Batch(dataset, [s[0] for s in good], [s[1] for s in good], [s[2] for s in good], faults)
+    bad_samples = tuple(bad for _, bad_of_sample in read for bad in bad_of_sample)
+    return Batch(dataset, [s[0] for s in good], [s[1] for s in good], [s[2] for s in good], bad_samples)
 
 
 class StagedLoader:

@@ -247,7 +247,7 @@ def start(truth: Truth, *, direct: Callable[[], None] = lambda: None) -> list[st
 
     with heard() as lines, patch.object(upstream, "read_inputs", noticed):
         module = MultiDatasetDataModule(truth.modules, num_workers=0)
-        module.store_settings = module.store_settings.__class__(workers=0)
+        module.cache_settings = module.cache_settings.__class__(workers=0)
         for split, source in sources(module).items():
             for index, expected in enumerate(truth.samples[split]):
                 assert_same(source.sample(index), expected)

@@ -96,7 +96,7 @@ class DataModuleLike(Protocol):
     def sources(self, split: str) -> Mapping[str, SampleSource]:
         """The samples of a split by dataset."""
 
-    def store_folder(self, name: str) -> Path | None:
+    def cache_folder(self, name: str) -> Path | None:
         """The folder of a dataset's sample cache; None if it has none."""
 
     def dataset_config(self, name: str) -> bytes:
@@ -211,7 +211,7 @@ class FrozenStage:
         self, name: str, *, split: str, data: DataModuleLike, trainer: Trainer, model: JointModel, draws: int
     ) -> FeatureCache | None:
         """Open the feature cache of a dataset and split; None unless caching pays or the cache exists already."""
-        source, folder = data.sources(split)[name], data.store_folder(name)
+        source, folder = data.sources(split)[name], data.cache_folder(name)
         fingerprints = source.fingerprints()
         if folder is None or fingerprints is None:
             return None

@@ -201,13 +201,13 @@ def test_where_a_store_lies(path: Path, tmp_path: Path, monkeypatch: pytest.Monk
     from upath import UPath
 
     monkeypatch.setenv("RSLP_CACHE", str(tmp_path / "cache"))
-    assert cache.store_folder(UPath(path), "auto") == path / ".rslp-store"
-    elsewhere = cache.store_folder(UPath(path), str(tmp_path / "here"))
+    assert cache.cache_folder(UPath(path), "auto") == path / ".rslp-store"
+    elsewhere = cache.cache_folder(UPath(path), str(tmp_path / "here"))
     assert elsewhere.parent == tmp_path / "here" / "stores"
     assert elsewhere.name.startswith("places-")
-    assert cache.store_folder(UPath("memory://places"), "auto").parent == tmp_path / "cache" / "stores"
+    assert cache.cache_folder(UPath("memory://places"), "auto").parent == tmp_path / "cache" / "stores"
     monkeypatch.setattr(os, "access", lambda *_: False)
-    assert cache.store_folder(UPath(path), "auto").parent == tmp_path / "cache" / "stores"
+    assert cache.cache_folder(UPath(path), "auto").parent == tmp_path / "cache" / "stores"
 
 
 def test_the_command_packs_and_verifies_the_datasets_of_a_run_config(

@@ -233,4 +233,4 @@ def test_a_file_system_that_does_not_tell_of_changes_has_no_store(
     monkeypatch.setattr(refresh, "_TIMES", ())
     with pytest.raises(AssertionError):
         opened(Path(url), at(url))
-    assert "tells neither a hash nor a time" in caplog.text
+    assert "gives neither a hash nor a time" in caplog.text

@@ -108,7 +108,7 @@ def test_a_damaged_record_is_named_once_and_kept_anew(
     for _ in range(3):
         assert_holds(feature_cache, {(1, 0)}, of={(0, 0), (1, 0)})
     assert [one.message for one in caplog.records] == [
-        f"dataset 'places': {segment} is damaged: what differs from its checksum is not used any more, and made anew"
+        f"dataset 'places': {segment} is damaged: records that differ from their checksum are made again"
     ]
     # The next start knows of it before it reads anything.
     other = opened(tmp_path / "name", source)
