@@ -167,12 +167,12 @@ def collate(read: Sequence[tuple[Sample | None, tuple[BadSample, ...]]], *, data
 
 
 class StagedLoader:
-    """One loader to Lightning; inside, another one for each stage of a run.
+    """One loader for Lightning, which makes a new inner loader when the feature caches change.
 
     Args:
         length: number of steps of an epoch.
-        stage: called at each start of an iteration; what it returns tells stages apart by identity.
-        make: makes the loader of a stage.
+        stage: called at each start of an iteration; the inner loader stays as long as it returns the same object.
+        make: makes an inner loader.
     """
 
     def __init__(
@@ -202,12 +202,7 @@ class StagedLoader:
 
 
 class StepSampler(Sampler[list[BatchKey]]):
-    """Yields the batch keys of each optimiser step, from the run's present position in the epoch.
-
-    Args:
-        length: number of steps of an epoch.
-        steps: called at each start of an iteration; returns the remaining steps.
-    """
+    """Yields the batch keys of each remaining optimiser step, which ``steps`` returns at each start of an iteration."""
 
     def __init__(self, length: int, steps: Callable[[], Iterator[list[BatchKey]]]) -> None:
         self._length = length

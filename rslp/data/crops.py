@@ -46,12 +46,7 @@ class CropPlace:
 
 
 def crop_place(metadata: SampleMetadata, *, overlap: int) -> CropPlace:
-    """The place of a sample's crop in its window.
-
-    Args:
-        metadata: metadata of the sample.
-        overlap: pixels that neighbouring crops of a window share.
-    """
+    """The place of a sample's crop in its window; neighbouring crops share ``overlap`` pixels."""
     crop, window = metadata.crop_bounds, metadata.window_bounds
     alone = metadata.num_crops_in_window == 1
     own = own_area(crop, window, overlap=None if alone else overlap)

@@ -32,12 +32,7 @@ class Windows(Protocol):
         """A window's bounds x0, y0, x1, y1 (px)."""
 
     def combined_fingerprint(self, numbers: Iterable[int], inputs: Mapping[str, DataInput]) -> str | None:
-        """One fingerprint of the content of some windows; None where it is not known without reading them.
-
-        Args:
-            numbers: the windows' numbers.
-            inputs: the inputs whose content counts.
-        """
+        """One fingerprint of some windows' content of some inputs; None where it is not known without reading."""
 
     @property
     def folder(self) -> Path | None:

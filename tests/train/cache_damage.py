@@ -195,7 +195,7 @@ def prepared(root: Path) -> Truth:
         entry = next(
             e
             for path in sorted(cache.glob("*.cat"))
-            for e in read_entries(path)
+            for e in read_entries(path)[0]
             if e["segment"] == int(segment.stem, 16)
         )
         raw = bytearray(segment.read_bytes())

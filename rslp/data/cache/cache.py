@@ -135,13 +135,7 @@ class SampleCache:
         self._reader = SegmentReader(folder, dataset=name)
 
     def windows(self, inputs: Mapping[str, DataInput], config: SplitConfig, *, split: str = "") -> CachedWindows:
-        """The windows of a split; missing records are packed first, if there is room.
-
-        Args:
-            inputs: the inputs of a sample.
-            config: the split's settings.
-            split: the split's name, for messages.
-        """
+        """The windows of a split, with these settings; missing records are packed first, if there is room."""
         rows = select(self.index, inputs, config)
         self.pack(rows, inputs, split=split)
         records = {name: self._records_of(data_input, rows) for name, data_input in inputs.items()}
@@ -192,11 +186,6 @@ class SampleCache:
 
         Only this finds files whose content was replaced without a change of size, times and inode.
 
-        Args:
-            rows: rows of the index.
-            inputs: the inputs of a sample.
-            split: the split's name, for messages.
-
         Returns:
             The number of records that differed.
         """
@@ -217,14 +206,16 @@ class SampleCache:
     def _run(self, tasks: list[Task], inputs: Mapping[str, DataInput], title: str, *, verify: bool = False) -> int:
         """Run tasks in processes, with a progress bar, and publish their entries; returns the number of entries."""
         by_key = {self._key(data_input): data_input for data_input in inputs.values()}
+        fingerprints = {key: self._fingerprints(data_input) for key, data_input in by_key.items()}
+        limit = self._settings.read_timeout
         job = PackJob(
             self._dataset.path,
             self.folder,
             self.index,
             by_key,
-            {key: self._fingerprints(data_input) for key, data_input in by_key.items()},
+            fingerprints,
             verify,
-            read_timeout=self._settings.read_timeout,
+            read_timeout=limit,
             name=self.name,
         )
         workers = self._settings.workers if self._settings.workers is not None else default_workers()

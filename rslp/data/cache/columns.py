@@ -22,25 +22,14 @@ _ALIGN = 64
 
 @dataclass(frozen=True)
 class Columns:
-    """An opened file of columns.
-
-    Attributes:
-        meta: JSON values that were written with the arrays.
-        arrays: the arrays by name, read-only views of the mapped file.
-    """
+    """An opened file of columns: arrays, read-only views of the mapped file, and the JSON values stored with them."""
 
     meta: Mapping[str, Any]
     arrays: Mapping[str, Array]
 
 
 def write_columns(path: Path, arrays: Mapping[str, Array], *, meta: Mapping[str, Any]) -> None:
-    """Write a file of columns, atomically.
-
-    Args:
-        path: the file.
-        arrays: arrays of any plain dtype.
-        meta: JSON values to store with them.
-    """
+    """Write a file of columns, arrays of any plain dtype, atomically; ``meta`` are JSON values to store with them."""
     layout: dict[str, Any] = {}
     parts: list[bytes] = []
     offset = 0

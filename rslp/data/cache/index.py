@@ -239,13 +239,7 @@ def layer_of(option: str) -> str:
 
 
 def select(index: WindowIndex, inputs: Mapping[str, DataInput], config: SplitConfig) -> Array:
-    """The rows of a split's windows; the same windows in the same order as ``upstream.list_windows``.
-
-    Args:
-        index: the dataset's windows.
-        inputs: the inputs of a sample.
-        config: the split's settings.
-    """
+    """The rows of a split's windows; the same windows in the same order as ``upstream.list_windows``."""
     rows = index.order
     for wanted, column in ((config.groups, index.texts["group"]), (config.names, index.names)):
         if wanted:

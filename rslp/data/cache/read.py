@@ -81,12 +81,7 @@ class CachedWindows:
         return x0, y0, x1, y1
 
     def combined_fingerprint(self, numbers: Iterable[int], inputs: Mapping[str, DataInput]) -> str | None:
-        """One fingerprint of the content of some windows; None if one changed or is not wholly cached.
-
-        Args:
-            numbers: the windows' numbers.
-            inputs: the inputs whose content counts.
-        """
+        """One fingerprint of some windows' content of some inputs; None if one changed or is not wholly cached."""
         digest = hashlib.sha256()
         texts = self._index.texts
         fingerprints = {

@@ -274,11 +274,7 @@ def decode_raster(
 
 
 def encode_vector(groups: Sequence[Sequence[Feature]], window: Window) -> tuple[bytes, bytes]:
-    """Payload and head of a vector input.
-
-    Args:
-        groups: the features of each item group.
-        window: their window.
+    """Payload and head of a vector input, from the features of each item group.
 
     Raises:
         UncacheableWindow: JSON or WKB would change the features.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -27,8 +26,9 @@ from rslp.data.cache.window_state import (
     WindowState,
     digest,
     location_text,
+    metadata_fields,
     parsed_metadata,
-    pixel_bounds,
+    salted_digest,
 )
 from rslp.runtime.children import pool as pool_of
 
@@ -107,8 +107,10 @@ def refresh_local_index(
     names = {g: sorted(e.name for e in os.scandir(windows / g) if not e.name.startswith(".")) for g in groups}
     identities = [(group, name) for group, group_names in names.items() for name in group_names]
     unchanged, to_scan = _unchanged_rows(old, windows, identities, workers)
-    scan = partial(_scan_windows, str(windows), tuple(layers))
-    states = [state for part in _map_in_processes(scan, to_scan, workers) for state in part] if to_scan else []
+    states: list[WindowState] = []
+    if to_scan:
+        scan = partial(_scan_windows, str(windows), tuple(layers))
+        states = [state for part in _map_in_processes(scan, to_scan, workers) for state in part]
     # Files and folders that are no windows are scanned each time, since they may have become windows.
     if old is not None and not states and len(unchanged) == len(old) and old.groups == groups:
         return old
@@ -188,13 +190,7 @@ def refresh_remote_index(
 ) -> WindowIndex:
     """List all objects, fetch the metadata of windows that changed, and write a new index if any did.
 
-    Args:
-        store: the folder of the sample cache.
-        key: fingerprint of the set of layers; part of the index's name.
-        windows: the folder ``windows`` of the dataset, a path of the file system.
-        layers: the layers whose objects count.
-        fs: the file system.
-        old: the newest index, if there is one.
+    The arguments are those of ``refresh_local_index``; ``windows`` is a path of the file system ``fs``.
 
     Raises:
         OSError: the object store can't be reached.
@@ -319,25 +315,17 @@ def _remote_state(group: str, name: str, objects: Objects, raw: bytes, layers: S
     return WindowState(
         group=group,
         name=name,
-        bounds=pixel_bounds(metadata, root),
-        projection=json.dumps(metadata["projection"]),
-        times=json.dumps(metadata.get("time_range") or None),
-        options=json.dumps(metadata["options"]),
+        **metadata_fields(metadata, root),
         completed="|".join(folder for folder in folders if f"layers/{folder}/{MARKER}" in relevant),
         layout="",
         shortcut=_objects_digest(objects, layers),
-        base=_salted_digest(location, ["items.json"] if "items.json" in relevant else [], relevant, now),
-        layers={layer: _salted_digest(layer + location, paths, relevant, now) for layer, paths in files.items()},
+        base=_files_digest(location, ["items.json"] if "items.json" in relevant else [], relevant, now),
+        layers={layer: _files_digest(layer + location, paths, relevant, now) for layer, paths in files.items()},
         fresh=any(_is_fresh(state, now) for state in relevant.values()),
     )
 
 
-def _salted_digest(salt: str, paths: Sequence[str], objects: Objects, now: int) -> bytes:
-    lines = [salt]
-    for path in paths:
-        # Of marker files only their existence counts.
-        lines.append(path if path.endswith(f"/{MARKER}") else f"{path} {objects[path][0]}")
-        if _is_fresh(objects[path], now):
-            # Random bytes, so that no later scan has the same digest.
-            lines.append(os.urandom(DIGEST).hex())
-    return digest("\n".join(lines).encode())
+def _files_digest(salt: str, paths: Sequence[str], objects: Objects, now: int) -> bytes:
+    # Of marker files only their existence counts.
+    texts = (path if path.endswith(f"/{MARKER}") else f"{path} {objects[path][0]}" for path in paths)
+    return salted_digest(salt, zip(texts, (_is_fresh(objects[path], now) for path in paths), strict=True))

@@ -96,17 +96,12 @@ def append_entries(path: Path, entries: Iterable[RecordEntry]) -> None:
         os.fsync(handle.fileno())
 
 
-def read_entries(path: Path) -> Array:
-    """All undamaged entries of a catalogue, oldest first; none if there is no such file.
+def read_entries(path: Path) -> tuple[Array, int]:
+    """The undamaged entries of a catalogue, oldest first, and the number of damaged ones; none if there is no file.
 
     Raises:
         OSError: the file can't be read.
     """
-    return sound_entries(path)[0]
-
-
-def sound_entries(path: Path) -> tuple[Array, int]:
-    """As ``read_entries``, and the number of entries that are damaged."""
     try:
         raw = mapped(path)
     except (FileNotFoundError, ValueError):
@@ -278,8 +273,8 @@ class SegmentReader:
         self._touched += payload
         if self._touched > _HELD_BYTES:
             self._touched = payload
-            for one in self._segments.values():
-                one.release_pages()
+            for mapped_segment in self._segments.values():
+                mapped_segment.release_pages()
         return view[offset:middle], bytes(view[middle : middle + head])
 
     def entries(self, names: str) -> Array:
@@ -291,7 +286,7 @@ class SegmentReader:
     def _entries_of(self, catalogue: Path) -> Array:
         """The undamaged entries of a catalogue; damaged ones are removed from the file, with a warning."""
         try:
-            good, bad = sound_entries(catalogue)
+            good, bad = read_entries(catalogue)
         except OSError as error:
             self._warn(catalogue, f"can't be read, so the records that it lists are made again ({error.strerror})")
             return np.empty(0, ENTRY_DTYPE)

@@ -9,7 +9,7 @@ import json
 import os
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -114,10 +114,7 @@ def scan_window(root: str, group: str, name: str, layers: Sequence[str]) -> Wind
     return WindowState(
         group=group,
         name=name,
-        bounds=pixel_bounds(metadata, root),
-        projection=json.dumps(metadata["projection"]),
-        times=json.dumps(metadata.get("time_range") or None),
-        options=json.dumps(metadata["options"]),
+        **metadata_fields(metadata, root),
         completed="|".join(completed),
         layout="\n".join(layout),
         shortcut=NEVER if fresh else digest(array("q", [v for stamp in stamps.values() for v in stamp]).tobytes()),
@@ -181,15 +178,9 @@ def _stamp(path: str, dir_fd: int | None) -> Stamp:
 
 
 def _files_digest(salt: str, paths: Sequence[str], stamps: dict[str, Stamp], now: int) -> bytes:
-    lines = [salt]
-    for path in paths:
-        stamp = stamps.get(path)
-        # Marker files have no stamp: only their existence counts.
-        lines.append(f"{path} {stamp}" if stamp else path)
-        if stamp and _is_fresh(stamp, now):
-            # Random bytes, so that no later scan has the same digest.
-            lines.append(os.urandom(DIGEST).hex())
-    return digest("\n".join(lines).encode())
+    # Marker files have no stamp: only their existence counts.
+    found = ((path, stamps.get(path)) for path in paths)
+    return salted_digest(salt, ((f"{p} {s}", _is_fresh(s, now)) if s else (p, False) for p, s in found))
 
 
 def _is_fresh(stamp: Stamp, now: int) -> bool:
@@ -204,6 +195,34 @@ def location_text(group: str, name: str, metadata: dict[str, Any]) -> str:
 def digest(raw: bytes) -> bytes:
     """A digest of ``DIGEST`` bytes."""
     return blake2b(raw, digest_size=DIGEST).digest()
+
+
+def metadata_fields(metadata: dict[str, Any], root: str) -> dict[str, Any]:
+    """The fields of ``WindowState`` that come from a window's metadata.
+
+    Raises:
+        ValueError: the bounds are not whole pixels.
+    """
+    bounds = tuple(metadata["bounds"])
+    if not all(isinstance(value, int) for value in bounds):
+        raise ValueError(f"{root}/metadata.json: the bounds {metadata['bounds']} are not whole pixels")
+    return {
+        "bounds": bounds,
+        "projection": json.dumps(metadata["projection"]),
+        "times": json.dumps(metadata.get("time_range") or None),
+        "options": json.dumps(metadata["options"]),
+    }
+
+
+def salted_digest(salt: str, files: Iterable[tuple[str, bool]]) -> bytes:
+    """A digest of files, each a text that changes with the file, and whether the file was written a moment ago."""
+    lines = [salt]
+    for text, is_fresh in files:
+        lines.append(text)
+        if is_fresh:
+            # Random bytes, so that no later scan has the same digest.
+            lines.append(os.urandom(DIGEST).hex())
+    return digest("\n".join(lines).encode())
 
 
 def parsed_metadata(raw: bytes, root: str) -> dict[str, Any]:
@@ -223,15 +242,3 @@ def parsed_metadata(raw: bytes, root: str) -> dict[str, Any]:
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"{root}/metadata.json is not what rslearn writes: {reason}") from error
     return metadata
-
-
-def pixel_bounds(metadata: dict[str, Any], root: str) -> tuple[int, int, int, int]:
-    """A window's bounds x0, y0, x1, y1 (px).
-
-    Raises:
-        ValueError: the bounds are not whole pixels.
-    """
-    x0, y0, x1, y1 = metadata["bounds"]
-    if not all(isinstance(value, int) for value in (x0, y0, x1, y1)):
-        raise ValueError(f"{root}/metadata.json: the bounds {metadata['bounds']} are not whole pixels")
-    return x0, y0, x1, y1

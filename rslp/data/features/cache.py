@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rslp.data.batches import Batch, BatchKey
-from rslp.data.cache.cache import cache_lock
 from rslp.data.cache.columns import Array
 from rslp.data.cache.segments import RecordEntry, SegmentReader, SegmentWriter, append_entries
 from rslp.data.features.codec import CachedBatch, CachedSample, decode, encode
@@ -236,13 +234,3 @@ def evict_unused(folder: Path, *, needed: int, allowed: int, keep: Path) -> int:
 def _last_used(folder: Path) -> float:
     in_use = folder / _IN_USE
     return in_use.stat().st_mtime if in_use.exists() else 0.0
-
-
-@contextmanager
-def cache_writer_lock(folder: Path, *, is_rank_zero: bool) -> Iterator[None]:
-    """Lock a feature cache for the writers of one job; rank 0 takes the lock for all of them."""
-    if not is_rank_zero:
-        yield
-        return
-    with cache_lock(folder):
-        yield

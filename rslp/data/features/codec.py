@@ -90,14 +90,7 @@ class CachedSample:
 
 
 class CachedBatch(NamedTuple):
-    """Several cached samples, see ``CachedSample``.
-
-    Attributes:
-        features: features of all samples together, batch dimension ``B`` first, float32.
-        inputs: inputs of each sample.
-        targets: targets of each sample.
-        metadatas: metadata of each sample.
-    """
+    """Several cached samples, see ``CachedSample``; ``features`` are those of all samples, ``B`` first, float32."""
 
     features: Any
     inputs: list[dict[str, Any]]
@@ -138,11 +131,7 @@ def encode(sample: CachedSample) -> tuple[bytes, bytes]:
 
 
 def decode(records: Sequence[Record]) -> CachedBatch | None:
-    """Decode records into a batch; None if the samples' features are of different shapes.
-
-    Args:
-        records: payload and head of each sample; the batch shares no memory with them.
-    """
+    """Decode records into a batch, which shares no memory with them; None if features are of different shapes."""
     feature_forms, other_forms, owns = zip(*(head.split(b"\n", 2) for _, head in records), strict=True)
     if len(set(feature_forms)) != 1:
         return None
@@ -308,23 +297,19 @@ def sample_of(features: Any, i: int) -> Any:
     Raises:
         UncacheableSample: features of an unknown type.
     """
+    one = slice(i, i + 1)
     if type(features) is FeatureVector:
-        return FeatureVector(features.feature_vector[i : i + 1])
+        return FeatureVector(features.feature_vector[one])
+    if type(features) not in (FeatureMaps, TokenFeatureMaps):
+        raise UncacheableSample(f"features that are a {type(features).__name__}")
+    maps = [tensor[one] for tensor in features.feature_maps]
     if type(features) is FeatureMaps:
-        return FeatureMaps([tensor[i : i + 1] for tensor in features.feature_maps])
-    if type(features) is TokenFeatureMaps:
-        masks = None if features.masks is None else [mask[i : i + 1] for mask in features.masks]
-        return TokenFeatureMaps([tensor[i : i + 1] for tensor in features.feature_maps], masks)
-    raise UncacheableSample(f"features that are a {type(features).__name__}")
+        return FeatureMaps(maps)
+    return TokenFeatureMaps(maps, None if features.masks is None else [mask[one] for mask in features.masks])
 
 
 def narrowed(features: Any, dtype: torch.dtype) -> Any:
-    """Features in another floating point type.
-
-    Args:
-        features: as ``sample_of`` returns them.
-        dtype: ``torch.float32`` or narrower.
-    """
+    """Features, as ``sample_of`` returns them, in another floating point type."""
     if type(features) is FeatureVector:
         return FeatureVector(features.feature_vector.to(dtype))
     maps = [tensor.to(dtype) for tensor in features.feature_maps]

@@ -31,13 +31,7 @@ from rslp.runtime.children import FORKED
 
 @dataclass(frozen=True, order=True)
 class Block:
-    """Neighbouring samples in one view.
-
-    Attributes:
-        view: number of the view.
-        start: index of the first sample.
-        stop: index after the last.
-    """
+    """Samples ``start`` to ``stop - 1`` of a dataset in one view."""
 
     view: int
     start: int
@@ -49,25 +43,13 @@ class Block:
 
 
 def blocks(keys: Iterable[tuple[int, int]], *, size: int, samples: int) -> list[Block]:
-    """The blocks that hold these samples, in order.
-
-    Args:
-        keys: index and view of samples.
-        size: number of samples in a block.
-        samples: number of samples in the dataset.
-    """
+    """The blocks of ``size`` samples with these keys (index and view), in order; ``samples`` are in the dataset."""
     numbers = {(view, index // size) for index, view in keys}
     return [Block(view, n * size, min(samples, (n + 1) * size)) for view, n in sorted(numbers)]
 
 
 def caching_pays(*, samples: int, views: int, draws: float) -> bool:
-    """Whether fewer samples are encoded with a feature cache than if each draw is encoded.
-
-    Args:
-        samples: number of samples in the dataset.
-        views: number of views of each sample.
-        draws: number of samples drawn while the encoder is frozen.
-    """
+    """Whether a cache of all samples in all views needs fewer encodings than all draws while the encoder is frozen."""
     return draws > samples * views
 
 

@@ -36,11 +36,9 @@ def json_fingerprint(*parts: Any) -> str:
 
 
 def of_dataset(description: Any, *, config: bytes) -> Any:
-    """JSON values that decide how a dataset's samples are read and transformed, apart from the files of a window.
+    """JSON values that decide how samples are read and transformed, from a dataset's part of the run config.
 
-    Args:
-        description: the dataset's part of the run config.
-        config: the content of the dataset's ``config.json``.
+    ``config`` is the content of its ``config.json``.
     """
     return [relevant(description), hashlib.sha256(config).hexdigest(), referenced_digests(description)]
 

@@ -16,8 +16,9 @@ from lightning.pytorch import Trainer
 from rslearn.train.callbacks.freeze_unfreeze import FreezeUnfreeze
 
 from rslp import upstream
+from rslp.data.cache.cache import cache_lock
 from rslp.data.features import fingerprint
-from rslp.data.features.cache import FOLDER, FeatureCache, cache_writer_lock, delete_if_unused
+from rslp.data.features.cache import FOLDER, FeatureCache, delete_if_unused
 from rslp.data.features.encoding import Block, Encoding, blocks, caching_pays
 from rslp.data.features.settings import FeatureSettings
 from rslp.data.samples import SampleSource
@@ -271,10 +272,11 @@ class FrozenStage:
         """Compute the missing features; the blocks are divided among the ranks."""
         is_rank_zero, caches = collectives.is_rank_zero(), self._caches_by_split[split]
         with ExitStack() as stack:
-            for feature_cache, _, _ in work.values():
-                stack.enter_context(cache_writer_lock(feature_cache.folder, is_rank_zero=is_rank_zero))
             todo: list[tuple[str, Block]] = []
             if is_rank_zero:
+                # Rank 0 locks the caches for all ranks.
+                for feature_cache, _, _ in work.values():
+                    stack.enter_context(cache_lock(feature_cache.folder))
                 for name, (feature_cache, source, drawn) in work.items():
                     # Another run may have computed them while this one waited for the lock.
                     feature_cache.reload_views({view for _, view in drawn})

@@ -57,7 +57,7 @@ def start(path: Path, *, slow: float) -> Python:
 def entries(path: Path) -> list[tuple[str, Any]]:
     found = []
     for file in sorted((path / ".rslp-store").glob("records-*.cat")):
-        found += [(file.name, tuple(entry["fingerprint"].tolist())) for entry in segments.read_entries(file)]
+        found += [(file.name, tuple(entry["fingerprint"].tolist())) for entry in segments.read_entries(file)[0]]
     return found
 
 
@@ -245,9 +245,9 @@ def test_torn_entries_are_passed_over_and_cut_off(tmp_path: Path) -> None:
     segments.append_entries(file, made[:2])
     with file.open("r+b") as handle:
         handle.truncate(segments.ENTRY_DTYPE.itemsize * 2 - 5)
-    assert segments.read_entries(file)["fingerprint"].tolist() == [[0, 1]]
+    assert segments.read_entries(file)[0]["fingerprint"].tolist() == [[0, 1]]
     segments.append_entries(file, made[2:])
-    assert segments.read_entries(file)["fingerprint"].tolist() == [[0, 1], [2, 3], [3, 4]]
+    assert segments.read_entries(file)[0]["fingerprint"].tolist() == [[0, 1], [2, 3], [3, 4]]
 
 
 def exchange_in_place(path: Path) -> None:

@@ -86,7 +86,7 @@ class Remote:
 def entries(tmp_path: Path) -> set[Any]:
     found: set[Any] = set()
     for file in (tmp_path / "cache").rglob("records-*.cat"):
-        found |= {(file.name, *entry["fingerprint"].tolist()) for entry in segments.read_entries(file)}
+        found |= {(file.name, *entry["fingerprint"].tolist()) for entry in segments.read_entries(file)[0]}
     return found
 
 
