@@ -63,5 +63,5 @@ def pack(
             raise DataError(f"{done.dataset}: there is no store for it: `store` is off, or the reason stands above")
         told = f", {done.damaged} of {done.checked} were damaged" if verify else ""
         told += f", {done.differing} records differed from the dataset" if verify is True else ""
-        sys.stdout.write(f"{done.dataset}: {done.windows} windows in {done.folder}, {done.made} records made{told}\n")
+        sys.stdout.write(f"{done.dataset}: {done.windows} windows in {done.folder}, {done.packed} records made{told}\n")
     return 0

@@ -181,7 +181,7 @@ class StagedLoader:
         self._length = length
         self._stage = stage
         self._make = make
-        self._made: tuple[Stage, Iterable[list[Batch]]] | None = None
+        self._current: tuple[Stage, Iterable[list[Batch]]] | None = None
 
     def __len__(self) -> int:
         """Steps of a full epoch, also when the iteration starts inside one."""
@@ -190,15 +190,15 @@ class StagedLoader:
     def __iter__(self) -> Iterator[list[Batch]]:
         """Iterate over the remaining steps; the inner loader is made when the first item is taken."""
         stage = self._stage()
-        if self._made is None or self._made[0] is not stage:
+        if self._current is None or self._current[0] is not stage:
             # The former loader's workers end with it, before new ones start.
-            self._made = None
-            self._made = stage, self._make(stage)
-        yield from self._made[1]
+            self._current = None
+            self._current = stage, self._make(stage)
+        yield from self._current[1]
 
     def close(self) -> None:
         """End the workers."""
-        self._made = None
+        self._current = None
 
 
 class StepSampler(Sampler[list[BatchKey]]):

@@ -105,7 +105,7 @@ def counted_target(
     *,
     metadata: SampleMetadata,
     place: CropPlace,
-    whole: Mapping[str, Any] | None,
+    unclipped_target: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """A target in which pixels that count in another crop are invalid, and objects that count here are marked.
 
@@ -114,7 +114,7 @@ def counted_target(
         target: rslearn's target of the task.
         metadata: metadata of the sample.
         place: the place of the sample's crop.
-        whole: for detection the target without clipped boxes.
+        unclipped_target: for detection the target without clipped boxes.
     """
     crop = _from_corner(metadata.crop_bounds, metadata.crop_bounds)
     if isinstance(task, SegmentationTask | PerPixelRegressionTask):
@@ -126,9 +126,9 @@ def counted_target(
             labelled = labelled & (target["classes"].image >= 0)
         pixels = torch.stack([labelled.sum(), mask.sum().long()])
         return {**target, "valid": RasterImage(image, timestamps=valid.timestamps), PIXELS: pixels}
-    if isinstance(task, DetectionTask) and place.own is not None and whole is not None:
+    if isinstance(task, DetectionTask) and place.own is not None and unclipped_target is not None:
         low, high = torch.tensor(_from_corner(metadata.window_bounds, metadata.crop_bounds)).float().reshape(2, 2)
-        boxes = whole["boxes"]
+        boxes = unclipped_target["boxes"]
         in_window = ((boxes[:, 2:] > low) & (boxes[:, :2] < high)).all(dim=1)
         # A centre outside the window moves to its edge: the object counts in a crop that shows it.
         centres = ((boxes[:, :2] + boxes[:, 2:]) / 2).clamp(low, high - 0.5)

@@ -26,7 +26,7 @@ class PackResult:
         dataset: the dataset's key.
         folder: the folder of its sample cache; None if it has none.
         windows: windows of the splits.
-        made: records that were made.
+        packed: records that were made.
         differing: records that differed from the dataset.
         checked: records and cached features whose checksums were compared.
         damaged: those of the checked ones that are damaged.
@@ -35,7 +35,7 @@ class PackResult:
     dataset: str
     folder: Path | None
     windows: int = 0
-    made: int = 0
+    packed: int = 0
     differing: int = 0
     checked: int = 0
     damaged: int = 0
@@ -66,7 +66,7 @@ def pack_datasets(
         if sample_cache is None:
             yield PackResult(dataset, None)
             continue
-        windows = made = differing = 0
+        windows = packed = differing = 0
         checked, damaged = sample_cache.check() if verify else (0, 0)
         inputs = with_labels(module.inputs, module.task)
         for split in splits:
@@ -74,8 +74,8 @@ def pack_datasets(
             windows += len(rows)
             if verify is True:
                 differing += sample_cache.verify(rows, inputs, split=split)
-            made += sample_cache.pack(rows, inputs, split=split, again=True)
-        yield PackResult(dataset, sample_cache.folder, windows, made, differing, checked, damaged)
+            packed += sample_cache.pack(rows, inputs, split=split, again=True)
+        yield PackResult(dataset, sample_cache.folder, windows, packed, differing, checked, damaged)
 
 
 def _instantiate(config: Any, name: str) -> MultiDatasetDataModule:
@@ -83,11 +83,11 @@ def _instantiate(config: Any, name: str) -> MultiDatasetDataModule:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(L.LightningDataModule, "data")
     try:
-        made = parser.instantiate_classes(parser.parse_object({"data": config})).data
+        data = parser.instantiate_classes(parser.parse_object({"data": config})).data
     except ArgumentError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ConfigError(Problem(" ".join(lines[:3]), file=name, key="data")) from error
-    if not isinstance(made, MultiDatasetDataModule):
-        message = f"{type(made).__name__} has no sample caches; use rslp.train.MultiDatasetDataModule"
+    if not isinstance(data, MultiDatasetDataModule):
+        message = f"{type(data).__name__} has no sample caches; use rslp.train.MultiDatasetDataModule"
         raise ConfigError(Problem(message, file=name, key="data.class_path"))
-    return made
+    return data

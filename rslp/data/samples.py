@@ -322,13 +322,15 @@ class SampleSource:
     ) -> dict[str, Any]:
         """The targets, with pixels and objects marked that count in this crop, not in a neighbouring one."""
         place = crops.crop_place(metadata, overlap=self.overlap)
-        whole: dict[str, Any] = {}
+        unclipped: dict[str, Any] = {}
         if self._unclipped is not None and place.own is not None:
-            whole = upstream.process_inputs(self._unclipped, raw, metadata=metadata, load_targets=True)[1]
+            unclipped = upstream.process_inputs(self._unclipped, raw, metadata=metadata, load_targets=True)[1]
         if not isinstance(self.task, MultiTask):
-            return crops.counted_target(self.task, targets, metadata=metadata, place=place, whole=whole)
+            return crops.counted_target(self.task, targets, metadata=metadata, place=place, unclipped_target=unclipped)
         return {
-            name: crops.counted_target(task, targets[name], metadata=metadata, place=place, whole=whole.get(name))
+            name: crops.counted_target(
+                task, targets[name], metadata=metadata, place=place, unclipped_target=unclipped.get(name)
+            )
             for name, task in self.task.tasks.items()
         }
 

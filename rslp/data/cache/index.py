@@ -81,12 +81,12 @@ class WindowIndex:
         if stamp_digest(root, self.texts["layout"][row]) == self.digests["shortcut"][row].tobytes():
             return True
         try:
-            now = scan_window(root, *self.identity(row), self.layers)
+            state = scan_window(root, *self.identity(row), self.layers)
         except (OSError, ValueError, DataError):
             return False
-        if now is None:
+        if state is None:
             return False
-        digests = {"base": now.base, **{f"layer/{layer}": digest for layer, digest in now.layers.items()}}
+        digests = {"base": state.base, **{f"layer/{layer}": digest for layer, digest in state.layers.items()}}
         return all(self.digests[name][row].tobytes() == digest for name, digest in digests.items())
 
     def projection(self, row: int) -> Projection:
@@ -241,9 +241,9 @@ def layer_of(option: str) -> str:
 def select(index: WindowIndex, inputs: Mapping[str, DataInput], config: SplitConfig) -> Array:
     """The rows of a split's windows; the same windows in the same order as ``upstream.list_windows``."""
     rows = index.order
-    for wanted, column in ((config.groups, index.texts["group"]), (config.names, index.names)):
-        if wanted:
-            times = Counter(wanted)
+    for names, column in ((config.groups, index.texts["group"]), (config.names, index.names)):
+        if names:
+            times = Counter(names)
             # As in rslearn, a window whose name is listed twice is two samples.
             counts = np.array([times[column.distinct(code)] for code in range(len(column.ends))], np.int64)
             rows = np.repeat(rows, counts[column.codes[rows]])

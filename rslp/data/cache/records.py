@@ -201,12 +201,12 @@ def encode_raster(groups: Sequence[ItemGroup], *, narrow: Sequence[str], crops: 
     arrays = [group.image.numpy() for group in groups]
     if len({(a.shape[0], *a.shape[2:]) for a in arrays}) != 1:
         raise UncacheableWindow(f"item groups of different shapes: {', '.join(str(a.shape) for a in arrays)}")
-    whole = np.concatenate(arrays, axis=1) if len(arrays) > 1 else np.ascontiguousarray(arrays[0])
-    stored = _narrowed(whole, narrow)
+    stacked = np.concatenate(arrays, axis=1) if len(arrays) > 1 else np.ascontiguousarray(arrays[0])
+    stored = _narrowed(stacked, narrow)
     head = {
         "dtype": stored.dtype.str,
-        "final": whole.dtype.str,
-        "shape": whole.shape,
+        "final": stacked.dtype.str,
+        "shape": stacked.shape,
         "steps": [a.shape[1] for a in arrays],
         "times": [
             None if group.times is None else [[start.isoformat(), end.isoformat()] for start, end in group.times]
@@ -217,16 +217,16 @@ def encode_raster(groups: Sequence[ItemGroup], *, narrow: Sequence[str], crops: 
     return stored.tobytes(), json.dumps(head).encode()
 
 
-def _narrowed(whole: Array, dtypes: Sequence[str]) -> Array:
+def _narrowed(array: Array, dtypes: Sequence[str]) -> Array:
     for dtype in sorted(map(np.dtype, dtypes), key=lambda dtype: dtype.itemsize):
-        if dtype.itemsize >= whole.dtype.itemsize:
+        if dtype.itemsize >= array.dtype.itemsize:
             break
         with np.errstate(invalid="ignore"):
-            small = whole.astype(dtype)
+            small = array.astype(dtype)
         # Compared bit by bit: a negative zero would be lost in an integer, and is equal to 0.
-        if np.array_equal(small.astype(whole.dtype).view(np.uint32), whole.view(np.uint32)):
+        if np.array_equal(small.astype(array.dtype).view(np.uint32), array.view(np.uint32)):
             return small
-    return whole
+    return array
 
 
 @lru_cache(maxsize=4096)

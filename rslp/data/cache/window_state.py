@@ -179,8 +179,8 @@ def _stamp(path: str, dir_fd: int | None) -> Stamp:
 
 def _files_digest(salt: str, paths: Sequence[str], stamps: dict[str, Stamp], now: int) -> bytes:
     # Marker files have no stamp: only their existence counts.
-    found = ((path, stamps.get(path)) for path in paths)
-    return salted_digest(salt, ((f"{p} {s}", _is_fresh(s, now)) if s else (p, False) for p, s in found))
+    stamped = ((path, stamps.get(path)) for path in paths)
+    return salted_digest(salt, ((f"{p} {s}", _is_fresh(s, now)) if s else (p, False) for p, s in stamped))
 
 
 def _is_fresh(stamp: Stamp, now: int) -> bool:
