@@ -111,12 +111,8 @@ class BadSampleRecord:
                 continue
             recorded[bad.sample] = bad.message
             sys.stderr.write(f"skipped ({bad.split}): {bad.message}\n")
-            if self.total() > self.policy.max_faults:
+            if sum(self.counts().values()) > self.policy.max_faults:
                 raise DataError(self._too_many())
-
-    def total(self) -> int:
-        """The number of different samples that were skipped."""
-        return sum(map(len, self._messages.values()))
 
     def counts(self) -> dict[str, int]:
         """The number of different skipped samples by split, without splits that have none."""

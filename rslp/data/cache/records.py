@@ -109,16 +109,24 @@ def _on_grid(source: DatasetReader, projection: Projection) -> bool:
 
 
 def layer_options(window: Window, data_input: DataInput) -> list[tuple[str, int]]:
-    """The item groups (layer, number) that rslearn reads, or of which it draws one, in its order."""
-    if not data_input.load_all_item_groups:
-        options = [get_layer_and_group_from_dir_name(option) for option in data_input.layers]
-        return [option for option in options if window.is_layer_completed(*option)]
-    completed = window.list_completed_layers()
-    return [
-        (layer, group)
-        for layer in data_input.layers
-        for group in sorted(group for name, group in completed if name == layer)
-    ]
+    """The item groups (layer, number) that rslearn reads, or of which it draws one, in its order.
+
+    Raises:
+        UncacheableWindow: there is none.
+    """
+    if data_input.load_all_item_groups:
+        completed = window.list_completed_layers()
+        options = [
+            (layer, group)
+            for layer in data_input.layers
+            for group in sorted(group for name, group in completed if name == layer)
+        ]
+    else:
+        named = [get_layer_and_group_from_dir_name(option) for option in data_input.layers]
+        options = [option for option in named if window.is_layer_completed(*option)]
+    if not options:
+        raise UncacheableWindow("no complete item group")
+    return options
 
 
 def read_rasters(dataset: Dataset, window: Window, data_input: DataInput) -> list[ItemGroup]:
@@ -128,8 +136,6 @@ def read_rasters(dataset: Dataset, window: Window, data_input: DataInput) -> lis
         UncacheableWindow: there is no item group, or one that rslearn would refuse.
     """
     options = layer_options(window, data_input)
-    if not options:
-        raise UncacheableWindow("no complete item group")
     marking = upstream.with_nodata_marked(dataset, data_input)
     item_groups: dict[tuple[str, int], ItemGroup] = {}
     for layer in dict.fromkeys(layer for layer, _ in options):
@@ -155,12 +161,9 @@ def read_vectors(dataset: Dataset, window: Window, data_input: DataInput) -> lis
     Raises:
         UncacheableWindow: there is no item group.
     """
-    options = layer_options(window, data_input)
-    if not options:
-        raise UncacheableWindow("no complete item group")
     return [
         window.data.read_vector(layer, dataset.layers[layer].instantiate_vector_format(), group_idx=group)
-        for layer, group in options
+        for layer, group in layer_options(window, data_input)
     ]
 
 
