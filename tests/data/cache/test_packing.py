@@ -28,7 +28,7 @@ from tests.tiny import run_config, write_dataset
 PACK = """
 import sys, time
 from pathlib import Path
-from rslp.train.store import packing
+from rslp.data.cache import pack as packing
 from tests.tiny import run_config, write_dataset
 from tests.data.cache.places import stored
 slow = float(sys.argv[2])
