@@ -28,13 +28,13 @@ from tests.tiny import run_config, write_dataset
 PACK = """
 import sys, time
 from pathlib import Path
-from rslp.data.cache import pack as packing
+from rslp.data.cache import pack
 from tests.tiny import run_config, write_dataset
 from tests.data.cache.places import stored
 slow = float(sys.argv[2])
-packing.CHUNK = 1
-done = packing.Packer.pack
-packing.Packer.pack = lambda self, tasks: (time.sleep(slow), done(self, tasks))[1]
+pack.CHUNK = 1
+done = pack.Packer.pack
+pack.Packer.pack = lambda self, tasks: (time.sleep(slow), done(self, tasks))[1]
 print(len(stored(Path(sys.argv[1]))), flush=True)
 """
 
