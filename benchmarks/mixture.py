@@ -15,7 +15,7 @@ from rows import Curve, Report, report, row
 from rslearn.train.data_module import DistributedPerDatasetBatchSampler
 from rslearn.train.dataset import MultiDataset
 
-from rslp.data.mixture.mixture import Mixture, epoch
+from rslp.data.mixture.mixture import Mixture, plan_epoch
 
 LARGE = {
     "8 datasets of 1M samples": ({f"d{i}": 1_000_000 for i in range(8)}, Mixture()),
@@ -87,7 +87,7 @@ def _rslearn(sizes: dict[str, int]) -> float:
 
 def _ours(sizes: dict[str, int]) -> float:
     begun = time.perf_counter()
-    planned = epoch(sizes, dict.fromkeys(sizes, BATCH), Mixture(), seed=0, epoch=1)
+    planned = plan_epoch(sizes, dict.fromkeys(sizes, BATCH), Mixture(), seed=0, epoch=1)
     given = sum(1 for _ in planned.starting_at(0))
     _expect(given, sizes)
     return time.perf_counter() - begun
@@ -101,7 +101,7 @@ def _expect(given: int, sizes: dict[str, int]) -> None:
 def _large(sizes: dict[str, int], mixture: Mixture) -> tuple[float, float, float]:
     """Seconds to plan, seconds to enter in the middle, microseconds for a batch."""
     start = time.perf_counter()
-    planned = epoch(sizes, dict.fromkeys(sizes, BATCH), mixture, seed=0, epoch=100)
+    planned = plan_epoch(sizes, dict.fromkeys(sizes, BATCH), mixture, seed=0, epoch=100)
     plan = time.perf_counter()
     batches = planned.starting_at(len(planned) // 2)
     next(batches)

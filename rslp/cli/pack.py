@@ -59,9 +59,9 @@ def pack(
     from rslp.data.pack import pack_datasets
 
     for done in pack_datasets(config, splits=splits or known, verify=verify, name=last.name):
-        if done.store is None:
+        if done.folder is None:
             raise DataError(f"{done.dataset}: there is no store for it: `store` is off, or the reason stands above")
         told = f", {done.damaged} of {done.checked} were damaged" if verify else ""
         told += f", {done.differing} records differed from the dataset" if verify is True else ""
-        sys.stdout.write(f"{done.dataset}: {done.windows} windows in {done.store}, {done.made} records made{told}\n")
+        sys.stdout.write(f"{done.dataset}: {done.windows} windows in {done.folder}, {done.packed} records made{told}\n")
     return 0

@@ -1,7 +1,8 @@
-"""What a crop of a window counts for in an evaluation: each pixel and each object in one of the crops that hold it.
+"""Overlapping crops in an evaluation: each pixel and each object of a window counts in exactly one of its crops.
 
-It is the crop that a merged prediction of the window takes the pixel from (rslearn's ``RasterMerger``): of neighbouring
-crops that share pixels, each gives up half of them at its left and upper edge, and then the later one counts.
+It is the crop from which a merged prediction of the window takes the pixel (rslearn's ``RasterMerger``): where crops
+overlap, a crop drops the first half of the shared pixels at its left and upper edge, and covers earlier crops with the
+second half.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ from rslearn.utils.geometry import PixelBounds
 
 from rslp.upstream.task_kinds import kind_of
 
-# In a target: which of its boxes are counted in this crop, and the boxes as they are in the window; how many of its
-# label pixels are valid, and of how many.
+# Keys that are added to a target: which of its boxes count in this crop, bool ``N``; its boxes unclipped by the crop,
+# ``N 4``; the number of labelled pixels and of pixels that count, ``2``.
 COUNTED, WHOLE, PIXELS = "counted", "whole_boxes", "label_pixels"
 
 
 @dataclass(frozen=True)
 class CropPlace:
-    """Where a sample lies.
+    """The place of a sample's crop in its window.
 
     Attributes:
-        window: group and name of its window.
-        offset: where it begins, in pixels from the window's upper left corner (x, y).
-        own: the pixels that it counts for, from its own corner; None for a sample that counts as a whole.
-        alone: whether it is the only sample of its window.
+        window: group and name of the window.
+        offset: upper left corner of the crop, x and y from the window's upper left corner (px).
+        own: the area that counts in this crop, x0, y0, x1, y1 from the crop's corner (px); None for the whole crop.
+        alone: whether the crop is the only sample of its window.
     """
 
     window: tuple[str, str]
@@ -45,12 +46,7 @@ class CropPlace:
 
 
 def crop_place(metadata: SampleMetadata, *, overlap: int) -> CropPlace:
-    """Where a sample lies.
-
-    Args:
-        metadata: the sample's.
-        overlap: pixels that neighbouring crops of a window share.
-    """
+    """The place of a sample's crop in its window; neighbouring crops share ``overlap`` pixels."""
     crop, window = metadata.crop_bounds, metadata.window_bounds
     alone = metadata.num_crops_in_window == 1
     own = own_area(crop, window, overlap=None if alone else overlap)
@@ -64,12 +60,12 @@ def _from_corner(area: PixelBounds, crop: PixelBounds) -> PixelBounds:
 
 
 def own_area(crop: PixelBounds, window: PixelBounds, *, overlap: int | None) -> PixelBounds:
-    """The pixels that a crop counts for.
+    """The area of a window that counts in one of its crops, x0, y0, x1, y1 (px).
 
     Args:
-        crop: its bounds.
-        window: those of its window.
-        overlap: pixels that neighbouring crops share; None for a crop that has no neighbours.
+        crop: bounds of the crop (px).
+        window: bounds of the window (px).
+        overlap: pixels that neighbouring crops share; None for a crop without neighbours.
     """
     inside = [max(crop[0], window[0]), max(crop[1], window[1]), min(crop[2], window[2]), min(crop[3], window[3])]
     if overlap is not None:
@@ -85,22 +81,22 @@ def own_area(crop: PixelBounds, window: PixelBounds, *, overlap: int | None) -> 
 
 @lru_cache(maxsize=4096)
 def _starts(size: tuple[int, int], overlap: int, window: PixelBounds) -> tuple[list[int], list[int]]:
-    """Where the crops of a window begin, by column and by row."""
+    """The x of all crops of a window, and their y, each once and sorted."""
     crops = get_window_crop_options(size, (overlap, overlap), window)
     return sorted({crop[0] for crop in crops}), sorted({crop[1] for crop in crops})
 
 
 def unclipped(task: Task) -> Task | None:
-    """The task with boxes that reach beyond a crop, which tell where an object's centre is; None without detection."""
+    """The detection tasks of a task, without clipping of boxes, so that centres of objects are right; None if none."""
     if isinstance(task, MultiTask):
         parts = {name: unclipped(part) for name, part in task.tasks.items()}
-        found = {name: part for name, part in parts.items() if part is not None}
-        return MultiTask(found, {name: task.input_mapping[name] for name in found}) if found else None
+        tasks = {name: part for name, part in parts.items() if part is not None}
+        return MultiTask(tasks, {name: task.input_mapping[name] for name in tasks}) if tasks else None
     if not isinstance(task, DetectionTask):
         return None
-    whole = copy.copy(task)
-    whole.clip_boxes = False
-    return whole
+    detection = copy.copy(task)
+    detection.clip_boxes = False
+    return detection
 
 
 def counted_target(
@@ -109,16 +105,16 @@ def counted_target(
     *,
     metadata: SampleMetadata,
     place: CropPlace,
-    whole: Mapping[str, Any] | None,
+    unclipped_target: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """A target with what of it counts in this crop.
+    """A target in which pixels that count in another crop are invalid, and objects that count here are marked.
 
     Args:
-        task: which kind it is.
+        task: the task.
         target: rslearn's target of the task.
-        metadata: the sample's.
-        place: the sample's.
-        whole: of a detection the target without clipping.
+        metadata: metadata of the sample.
+        place: the place of the sample's crop.
+        unclipped_target: for detection the target without clipped boxes.
     """
     crop = _from_corner(metadata.crop_bounds, metadata.crop_bounds)
     kind = kind_of(task)
@@ -131,20 +127,20 @@ def counted_target(
             labelled = labelled & (target[kind.target_key].image >= 0)
         pixels = torch.stack([labelled.sum(), mask.sum().long()])
         return {**target, "valid": RasterImage(image, timestamps=valid.timestamps), PIXELS: pixels}
-    if isinstance(task, DetectionTask) and place.own is not None and whole is not None:
+    if isinstance(task, DetectionTask) and place.own is not None and unclipped_target is not None:
         low, high = torch.tensor(_from_corner(metadata.window_bounds, metadata.crop_bounds)).float().reshape(2, 2)
-        boxes = whole["boxes"]
-        seen = ((boxes[:, 2:] > low) & (boxes[:, :2] < high)).all(dim=1)
-        # What reaches into the window from outside counts where it is seen.
+        boxes = unclipped_target["boxes"]
+        in_window = ((boxes[:, 2:] > low) & (boxes[:, :2] < high)).all(dim=1)
+        # A centre outside the window moves to its edge: the object counts in a crop that shows it.
         centres = ((boxes[:, :2] + boxes[:, 2:]) / 2).clamp(low, high - 0.5)
         if task.clip_boxes:
             boxes = boxes.clamp(low.repeat(2), high.repeat(2))
-        return {**target, COUNTED: seen & _inside(centres, place.own), WHOLE: boxes}
+        return {**target, COUNTED: in_window & _inside(centres, place.own), WHOLE: boxes}
     return dict(target)
 
 
 def _mask(own: PixelBounds, crop: PixelBounds, *, like: torch.Tensor) -> torch.Tensor:
-    """1 where the centre of a label's pixel lies in an area, else 0: ``H W`` of the label's own resolution."""
+    """1 where the centre of a label's pixel lies in ``own``, else 0; ``H W`` in the resolution of the label."""
     sides = []
     for axis, count in ((1, like.shape[0]), (0, like.shape[1])):
         centres = (torch.arange(count) + 0.5) * (crop[axis + 2] / count)
@@ -153,13 +149,13 @@ def _mask(own: PixelBounds, crop: PixelBounds, *, like: torch.Tensor) -> torch.T
 
 
 def _inside(points: torch.Tensor, area: PixelBounds) -> torch.Tensor:
-    """Which points ``N 2`` lie in an area."""
+    """Which points (``N 2``) lie in an area, bool ``N``."""
     (x, y), (x0, y0, x1, y1) = points.unbind(1), area
     return (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
 
 
 def own_detections(output: Mapping[str, Any], place: CropPlace) -> dict[str, torch.Tensor]:
-    """The detections of a sample that count, by their centres, in pixels from the window's corner."""
+    """The detections whose centres count in this crop, in pixels from the window's corner."""
     boxes = output["boxes"]
     keep = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
     if place.own is not None:
@@ -169,7 +165,7 @@ def own_detections(output: Mapping[str, Any], place: CropPlace) -> dict[str, tor
 
 
 def own_objects(target: Mapping[str, Any], place: CropPlace) -> dict[str, torch.Tensor]:
-    """The objects of a sample's target that count, as they are in the window, in pixels from its corner."""
+    """The objects of a target that count in this crop, unclipped by it, in pixels from the window's corner."""
     boxes = target.get(WHOLE, target["boxes"])
     keep = target.get(COUNTED, torch.ones(len(boxes), dtype=torch.bool, device=boxes.device))
     moved = boxes + boxes.new_tensor(place.offset * 2)
@@ -177,7 +173,7 @@ def own_objects(target: Mapping[str, Any], place: CropPlace) -> dict[str, torch.
 
 
 def joined(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The detections, or the objects, of a window from those of its crops."""
+    """Concatenate the detections, or the objects, of a window's crops."""
     return {
         name: torch.cat([part[name] for part in parts]) if parts[0][name].ndim else parts[0][name] for name in parts[0]
     }

@@ -1,4 +1,4 @@
-"""The joint data module: several rslearn datasets, one per batch, and one batch or several per optimiser step."""
+"""The joint data module: several rslearn datasets, one dataset per batch, one or more batches per optimiser step."""
 
 from __future__ import annotations
 
@@ -37,41 +37,41 @@ class MultiDatasetDataModule(L.LightningDataModule):
     """Samples of several datasets, mixed batch by batch; an item of its loaders is the list of a step's batches.
 
     Args:
-        data_modules: the datasets by key; of each, rslearn's own description is used (path, inputs, task, splits).
+        data_modules: the datasets by key, each as rslearn's data module (path, inputs, task, splits).
         num_workers: processes that read samples; 0 reads in the training process. None means one per processor beyond
             the first, 8 at most, of the processors that each training process of the machine has.
-        sample_mode: how the next dataset is chosen, see ``rslp.data.mixture.mixture``.
+        sample_mode: how the next dataset is chosen, see ``rslp.data.mixture.settings.Mixture``.
         batch_sizes: samples per batch and process: one number for all, or by dataset; None means each dataset's own.
-        refill_batches: go on until the longest dataset is through, drawing shorter ones again; the same as
-            ``stop: longest``.
-        per_dataset_patch_limit: at most so many samples of each dataset per training epoch, over all processes: one
-            number for all, or by dataset for some.
-        steps_per_dataset: batches in a row of one dataset in mode ``reptile``.
-        disabled_datasets: keys that are left out.
+        refill_batches: an epoch ends when the longest dataset has been gone through, shorter ones being drawn again;
+            the same as ``stop: longest``.
+        per_dataset_patch_limit: the largest number of samples of a dataset in a training epoch, over all processes:
+            one number for all datasets, or a number for some.
+        steps_per_dataset: number of consecutive batches of one dataset in mode ``reptile``.
+        disabled_datasets: keys of datasets that are left out.
         weights: relative shares by dataset, for mode ``weights``.
         temperature: T of mode ``temperature``: shares are proportional to n^(1/T).
         steps_per_epoch: a fixed number of optimiser steps per epoch instead of the datasets' lengths.
         datasets_per_step: how many different datasets give one batch each to an optimiser step.
         stop: when an epoch ends: ``all`` (default): every dataset has been gone through once; ``shortest``: the first
-            one is through; ``longest``: the last one is, shorter ones being drawn again.
-        on_fault: what is done about a sample that can't be used: ``stop``, or ``skip``, which draws another one in its
-            place in training and leaves it out of an evaluation.
-        max_faults: so many different samples may be skipped in each process; one more ends the run.
-        read_timeout: seconds after which a read that has not returned makes its sample one that can't be used; null
-            waits for ever. A read that takes a minute is told of in any case.
-        store: where decoded windows are kept: ``auto`` (beside each dataset, or in the cache folder if that can't be
-            written), ``off`` (read the datasets each time), or a folder.
-        store_limit_gb: GB that one dataset's store may take; half of the free disk in any case.
-        frozen_views: while the encoder is frozen, each sample is drawn as one of so many fixed views, whose features
-            can be kept; null draws afresh each time.
-        features: whether the features of a frozen encoder are kept in the datasets' stores: ``auto``, where fewer
-            samples are encoded then, or ``off``.
-        features_dtype: in which floating point numbers they are kept.
-        features_limit_gb: GB that the features of one dataset may take; half of the free disk in any case.
-        check_allow: by dataset the ids of findings of the check that are warnings there; no effect on the training.
+            dataset is used up; ``longest``: the last one is, shorter ones being drawn again.
+        on_fault: what is done about a bad sample: ``stop``, or ``skip``, which draws another one in its place in
+            training and leaves it out of an evaluation.
+        max_faults: number of different samples that may be skipped in each process; one more ends the run.
+        read_timeout: seconds after which a read is given up and its sample counts as bad; null waits for ever. A read
+            that takes a minute is reported in any case.
+        store: where the sample caches lie: ``auto`` (beside each dataset, or in the cache folder if that can't be
+            written), ``off`` (no cache: read the datasets each time), or a folder.
+        store_limit_gb: GB that one dataset's sample cache may take; never more than half of the free disk.
+        frozen_views: number of fixed views from which a sample is drawn while the encoder is frozen, so that its
+            features can be cached; null draws a new view each time.
+        features: whether the features of a frozen encoder are cached on disk: ``auto``, where fewer samples are
+            encoded that way, or ``off``.
+        features_dtype: floating point type in which features are stored.
+        features_limit_gb: GB that the features of one dataset may take; never more than half of the free disk.
+        check_allow: by dataset the ids of the check's findings that count as warnings there; no effect on training.
 
     Raises:
-        ConfigError: no dataset, an option that names an absent one, or a dataset that can't be trained on.
+        ConfigError: no dataset, an option that names an absent dataset, or a dataset that can't be trained on.
     """
 
     def __init__(
@@ -130,26 +130,26 @@ class MultiDatasetDataModule(L.LightningDataModule):
             steps_per_dataset=steps_per_dataset,
             datasets_per_step=datasets_per_step,
         )
-        self.faults = BadSampleRecord(BadSamplePolicy(on_fault, max_faults, read_timeout))
-        self.store_settings = SampleCacheSettings(
+        self.bad_sample_record = BadSampleRecord(BadSamplePolicy(on_fault, max_faults, read_timeout))
+        self.cache_settings = SampleCacheSettings(
             store=_word(store), limit=_bytes(store_limit_gb), read_timeout=read_timeout
         )
         limit = _bytes(features_limit_gb)
         self.frozen = FrozenStage(FeatureSettings(frozen_views, _word(features) == "auto", features_dtype, limit))
-        self._stores: dict[str, SampleCache | None] = {}
+        self._sample_caches: dict[str, SampleCache | None] = {}
         # Set from the run config's top-level `seed` before training starts.
         self.seed = 0
-        # Set from the model: tasks in which no object can have class 0.
+        # Set from the model: the tasks whose class 0 is background, which no object can have.
         self.background: Set[str] = frozenset()
         self._sources: dict[str, dict[str, SampleSource]] = {}
         self._loaders: list[StagedLoader] = []
         self._predicted: Mapping[str, Collection[tuple[str, str]]] = {}
 
     def accumulate(self, rounds: int) -> None:
-        """Make each optimiser step of so many rounds of batches: an existing config's ``accumulate_grad_batches``.
+        """Set how many rounds of batches make an optimiser step, from a config's ``accumulate_grad_batches``.
 
         Raises:
-            ConfigError: it is no whole number of at least 1.
+            ConfigError: ``rounds`` is not a whole number of at least 1.
         """
         self.mixture = replace(self.mixture, accumulate=rounds)
 
@@ -175,8 +175,9 @@ class MultiDatasetDataModule(L.LightningDataModule):
                     data_module=dm,
                     split=split,
                     seed=self.seed,
-                    store=self._store_for(split, name),
-                    read_timeout=self.faults.policy.read_timeout,
+                    # A prediction reads each window once: caching it would cost more than it saves.
+                    sample_cache=None if split == "predict" else self.sample_cache(name),
+                    read_timeout=self.bad_sample_record.policy.read_timeout,
                 )
                 for name, dm in self.data_modules.items()
             }
@@ -184,31 +185,28 @@ class MultiDatasetDataModule(L.LightningDataModule):
             source.background = self.background
         return self._sources[split]
 
-    def _store_for(self, split: str, name: str) -> SampleCache | None:
-        # What is predicted is read once: keeping it would cost more than it saves.
-        return None if split == "predict" else self.store(name)
-
-    def store(self, name: str) -> SampleCache | None:
-        """A dataset's store, opened once; None where there is none.
+    def sample_cache(self, name: str) -> SampleCache | None:
+        """A dataset's sample cache, opened once; None if it has none.
 
         Raises:
             DataError: the dataset is missing or broken.
         """
-        if name not in self._stores:
+        if name not in self._sample_caches:
             module = self.data_modules[name]
             dataset = open_dataset(name, module)
             with slow_read_watch.over(f"dataset {name!r}: the list of its windows"):
-                store = open_sample_cache(name, dataset=dataset, inputs=module.inputs, settings=self.store_settings)
-            self._stores[name] = store
-        return self._stores[name]
+                self._sample_caches[name] = open_sample_cache(
+                    name, dataset=dataset, inputs=module.inputs, settings=self.cache_settings
+                )
+        return self._sample_caches[name]
 
-    def store_folder(self, name: str) -> Path | None:
-        """Where a dataset's store lies; None where there is none."""
-        store = self.store(name)
-        return None if store is None else store.folder
+    def cache_folder(self, name: str) -> Path | None:
+        """The folder of a dataset's sample cache; None if it has none."""
+        sample_cache = self.sample_cache(name)
+        return None if sample_cache is None else sample_cache.folder
 
     def dataset_config(self, name: str) -> bytes:
-        """What is in a dataset's ``config.json``."""
+        """The content of a dataset's ``config.json``."""
         content: bytes = (self.data_modules[name].path / "config.json").read_bytes()
         return content
 
@@ -221,7 +219,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
         return self._epoch(0).steps
 
     def train_dataloader(self) -> StagedLoader:
-        """Optimiser steps of the mixture; a new iterator begins where the run stands, also inside an epoch."""
+        """Optimiser steps of the mixture; an iterator begins at the run's present position, also inside an epoch."""
         self.setup("fit")
         return self._loader("train", self.steps(), self._training_steps, self._training_keys)
 
@@ -234,50 +232,52 @@ class MultiDatasetDataModule(L.LightningDataModule):
         return self.evaluation_dataloader("test")
 
     def predict_test_split(self, datasets: Iterable[str]) -> None:
-        """Predict the windows of the test split in datasets that do not say what is to be predicted."""
+        """Predict the windows of the test split in these datasets, which have no ``predict_config``."""
         for name in datasets:
             splits = self.data_modules[name].split_configs
             splits["predict"] = splits["test"]
 
     def leave_out(self, predicted: Mapping[str, Collection[tuple[str, str]]]) -> None:
-        """Predict no more of these windows: group and name, by dataset."""
+        """Leave windows that are predicted already (group and name, by dataset) out of the prediction."""
         self._predicted = predicted
 
     def predict_dataloader(self) -> DataLoader[object]:
-        """Every sample of the windows that are still to be predicted once, window by window, one batch an item."""
+        """Every sample of the windows that are not predicted yet, once, window by window; an item has one batch."""
         left = {
             name: [i for i in range(len(source)) if source.window(i) not in self._predicted.get(name, ())]
             for name, source in self.sources("predict").items()
         }
-        plan = mixture.evaluation({name: len(indices) for name, indices in left.items()}, self.batch_sizes)
+        plan = mixture.plan_evaluation({name: len(indices) for name, indices in left.items()}, self.batch_sizes)
         steps = [[BatchKey.of(batch).among(left[batch.dataset])] for batch in plan]
         return self._stage_loader("predict", StepSampler(len(steps), lambda: iter(steps)), {})
 
     def evaluation_dataloader(self, split: str) -> StagedLoader:
-        """Every sample of a split exactly once over all processes, dataset by dataset, one batch an item."""
+        """Every sample of a split exactly once over all processes, dataset by dataset; an item has one batch."""
         world, rank = self._ranks()
-        plan = mixture.evaluation(self.sizes(split), self.batch_sizes, world=world, rank=rank)
+        plan = mixture.plan_evaluation(self.sizes(split), self.batch_sizes, world=world, rank=rank)
         steps = [[BatchKey.of(batch)] for batch in plan]
         keys = {name: [(index, 0) for index in range(size)] for name, size in self.sizes(split).items()}
         return self._loader(split, len(steps), lambda: iter(steps), lambda: keys)
 
     def teardown(self, stage: str) -> None:  # noqa: ARG002
-        """End the reading workers, and let go of kept features."""
+        """End the reading workers and close the feature caches."""
         self.frozen.close()
         for loader in self._loaders:
             loader.close()
         self._loaders.clear()
 
     def on_before_batch_transfer(self, batch: list[Batch], dataloader_idx: int) -> list[Batch]:  # noqa: ARG002
-        """Record the samples that can't be used, in the order of training, however far workers read ahead.
+        """Record bad samples, in the order of training, however far workers read ahead.
 
         Raises:
-            DataError: the policy is to stop, or nothing could be read in a sample's place.
+            DataError: the policy is to stop, too many were skipped, or no good sample could be read for a batch.
         """
         for part in batch:
-            self.faults.take(part.faults)
-            if self.trainer is not None and self.trainer.training and part.faults and not part.inputs:
-                raise DataError(f"dataset {part.dataset!r}: no sample can be read; the last: {part.faults[-1].message}")
+            self.bad_sample_record.add(part.bad_samples)
+            if self.trainer is not None and self.trainer.training and part.bad_samples and not part.inputs:
+                raise DataError(
+                    f"dataset {part.dataset!r}: no sample can be read; the last: {part.bad_samples[-1].message}"
+                )
         return batch
 
     def transfer_batch_to_device(
@@ -290,17 +290,17 @@ class MultiDatasetDataModule(L.LightningDataModule):
         return [part.to(device) for part in batch]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on with: the samples that were skipped."""
-        return {"faults": self.faults.state_dict()}
+        """The record of the skipped samples, for a checkpoint."""
+        return {"faults": self.bad_sample_record.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the record of the run that is gone on with."""
-        self.faults.load_state_dict(state_dict["faults"])
+        """Restore the record of the skipped samples."""
+        self.bad_sample_record.load_state_dict(state_dict["faults"])
 
     def _epoch(self, epoch: int, *, rank: int | None = None) -> mixture.EpochBatches:
         world, own = self._ranks()
         rank = own if rank is None else rank
-        return mixture.epoch(
+        return mixture.plan_epoch(
             self.sizes("train"), self.batch_sizes, self.mixture, seed=self.seed, epoch=epoch, world=world, rank=rank
         )
 
@@ -310,7 +310,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
         return ([BatchKey.of(batch, views=views) for batch in step] for step in self._epoch(epoch).steps_from(start))
 
     def _training_keys(self) -> dict[str, list[tuple[int, int]]]:
-        """Index and view of all samples of the epoch, of all processes, as often as they are drawn."""
+        """Index and view of all samples that all ranks draw in the epoch, repeated as often as they are drawn."""
         epoch, _ = upstream.training_position(self.trainer) if self.trainer else (0, 0)
         views = self.frozen.views(self.sources("train"))
         drawn: dict[str, list[tuple[int, int]]] = {name: [] for name in self.data_modules}
@@ -323,23 +323,25 @@ class MultiDatasetDataModule(L.LightningDataModule):
         loader = StagedLoader(
             length,
             stage=lambda: self.frozen.feature_caches(split, data=self, trainer=self.trainer, keys=keys),
-            make=lambda kept: self._stage_loader(split, StepSampler(length, steps), kept),
+            make=lambda caches: self._stage_loader(split, StepSampler(length, steps), caches),
         )
         self._loaders.append(loader)
         return loader
 
-    def _stage_loader(self, split: str, sampler: StepSampler, kept: Stage) -> DataLoader[object]:
-        # Kept features take less time to read than to send from one process to another.
-        workers = 0 if set(kept) >= set(self.data_modules) else self.num_workers
+    def _stage_loader(self, split: str, sampler: StepSampler, feature_caches: Stage) -> DataLoader[object]:
+        # Cached features take less time to read than to send from one process to another.
+        workers = 0 if set(feature_caches) >= set(self.data_modules) else self.num_workers
         return DataLoader(
             JointDataset(
-                self.sources(split), replace=split == "train" and self.faults.policy.skips_bad_samples, kept=kept
+                self.sources(split),
+                replace=split == "train" and self.bad_sample_record.policy.skips_bad_samples,
+                feature_caches=feature_caches,
             ),
             batch_sampler=sampler,
             num_workers=workers,
             multiprocessing_context=FORKED if workers else None,
             persistent_workers=workers > 0,
-            # Batches of different datasets take unlike times to read and to train on; a deeper queue evens that out.
+            # Batches of different datasets take different times to read and to train on; a deep queue evens that out.
             prefetch_factor=4 if workers > 0 else None,
             collate_fn=list,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
@@ -373,10 +375,10 @@ def _names(option: int | dict[str, int] | None) -> set[str]:
 
 def _refuse_absent(option: str, *, names: set[str], known: set[str]) -> None:
     if absent := sorted(names - known):
-        what = f"names the dataset {absent[0]!r}, which is not among {', '.join(sorted(known))}"
-        raise ConfigError(Problem(what, key=f"{_DATA_KEY}.{option}"))
+        message = f"names the dataset {absent[0]!r}, which is not among {', '.join(sorted(known))}"
+        raise ConfigError(Problem(message, key=f"{_DATA_KEY}.{option}"))
 
 
 def _word(switch: str | bool) -> str:
-    """Give what was written: without quotes, YAML reads ``off`` as false."""
+    """The word that the user wrote: without quotes, YAML reads ``off`` as false."""
     return switch if isinstance(switch, str) else "auto" if switch else "off"

@@ -1,4 +1,4 @@
-"""Arguments of a dataset that no joint run can have: tasks without labels to train on, splits without pixels."""
+"""Checks of each dataset's arguments: names, tasks and crop sizes that a joint run can't have are refused."""
 
 from __future__ import annotations
 
@@ -17,35 +17,36 @@ SKIPS_TARGETS = "is not supported: training and evaluation need the labels; in p
 
 
 def refuse_datasets(data_modules: Mapping[str, RslearnDataModule]) -> None:
-    """Refuse what would end in a traceback, or do nothing.
+    """Refuse arguments that would have no effect, or end in a traceback.
 
     Args:
         data_modules: the datasets by key.
 
     Raises:
-        ConfigError: all that is wrong, each with its key.
+        ConfigError: all problems, each with its key.
     """
     problems = []
-    for name, module in data_modules.items():
-        at = f"data_modules.{name}.init_args"
-        tasks = tasks_by_name(module.task, name)
-        for named in dict.fromkeys((name, *tasks)):
-            if "/" in named or named in ("", ".", "..") or not named.isprintable():
-                what = f"{named!r} can't be the name of a dataset or a task: files are called by it"
-                problems.append(Problem(what, key="data_modules"))
+    for dataset, module in data_modules.items():
+        key = f"data_modules.{dataset}.init_args"
+        tasks = tasks_by_name(module.task, dataset)
+        for name in dict.fromkeys((dataset, *tasks)):
+            if "/" in name or name in ("", ".", "..") or not name.isprintable():
+                message = f"{name!r} can't be the name of a dataset or a task: files are called by it"
+                problems.append(Problem(message, key="data_modules"))
         for task in tasks.values():
             if isinstance(task, EmbeddingTask | PerPixelTimestepTask):
-                what = f"{type(task).__name__} is not supported: it has no label of a class or a value to train on"
-                problems.append(Problem(what, key=f"{at}.task"))
+                message = f"{type(task).__name__} is not supported: it has no label of a class or a value to train on"
+                problems.append(Problem(message, key=f"{key}.task"))
         for split in ("train", "val", "test", "predict"):
             config = upstream.split_config(module, split)
-            problems += [Problem(f"{key}: {what}", key=f"{at}.{split}_config") for key, what in _faults(config, split)]
+            problems += [Problem(f"{k}: {text}", key=f"{key}.{split}_config") for k, text in _problems(config, split)]
     if problems:
         raise ConfigError(problems)
 
 
-def _faults(config: SplitConfig, split: str) -> Iterator[tuple[str, str]]:
-    # A test split may serve predictions alone.
+def _problems(config: SplitConfig, split: str) -> Iterator[tuple[str, str]]:
+    """Yield (key of the split's settings, problem)."""
+    # A test split may be for predictions alone.
     if split in ("train", "val") and config.get_skip_targets():
         yield "skip_targets", SKIPS_TARGETS
     size, overlap = config.get_crop_size(), config.get_overlap_pixels()

@@ -1,4 +1,4 @@
-"""Pack the datasets of a run config without a run."""
+"""Fill the sample caches of a run config's datasets without a run, and compare them with the datasets."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from rslp.upstream.nodata import with_labels
 
 
 @dataclass(frozen=True)
-class Packing:
-    """What became of one dataset.
+class PackResult:
+    """Counts for one dataset.
 
     Attributes:
-        dataset: its key.
-        store: the folder of its store; None where there is none.
+        dataset: the dataset's key.
+        folder: the folder of its sample cache; None if it has none.
         windows: windows of the splits.
-        made: records that were made.
-        differing: records that were found to differ from the dataset.
-        checked: records and kept features of which the checksums were compared.
-        damaged: of these, those that are damaged.
+        packed: records that were made.
+        differing: records that differed from the dataset.
+        checked: records and cached features whose checksums were compared.
+        damaged: those of the checked ones that are damaged.
     """
 
     dataset: str
-    store: Path | None
+    folder: Path | None
     windows: int = 0
-    made: int = 0
+    packed: int = 0
     differing: int = 0
     checked: int = 0
     damaged: int = 0
@@ -43,51 +43,51 @@ class Packing:
 
 def pack_datasets(
     config: Mapping[str, Any], *, splits: Sequence[str], verify: bool | Literal["checksums"], name: str
-) -> Iterator[Packing]:
+) -> Iterator[PackResult]:
     """Pack the splits of every dataset.
 
     Args:
-        config: a run config with usable paths.
+        config: a run config with absolute paths.
         splits: names of splits.
         verify: compare checksums first; if true, also every record with the dataset.
-        name: the config's file in messages.
+        name: the config's file, for messages.
 
     Yields:
-        A line for each dataset, when it is done.
+        The result of each dataset, when it is done.
 
     Raises:
-        ConfigError: the part ``data`` of the config can't be parsed, or is no joint data module.
+        ConfigError: the section ``data`` of the config can't be parsed, or is no joint data module.
         DataError: a dataset is missing or broken.
     """
-    data = _parsed(config.get("data"), name)
-    data.store_settings = replace(data.store_settings, check_all=True)
+    data = _instantiate(config.get("data"), name)
+    data.cache_settings = replace(data.cache_settings, check_all=True)
     for dataset, module in data.data_modules.items():
-        store = data.store(dataset)
-        if store is None:
-            yield Packing(dataset, None)
+        sample_cache = data.sample_cache(dataset)
+        if sample_cache is None:
+            yield PackResult(dataset, None)
             continue
-        windows = made = differing = 0
-        checked, damaged = store.check() if verify else (0, 0)
+        windows = packed = differing = 0
+        checked, damaged = sample_cache.check() if verify else (0, 0)
         inputs = with_labels(module.inputs, module.task)
         for split in splits:
-            rows = select(store.index, inputs, module.split_configs[split])
+            rows = select(sample_cache.index, inputs, module.split_configs[split])
             windows += len(rows)
             if verify is True:
-                differing += store.verify(rows, inputs, what=split)
-            made += store.pack(rows, inputs, what=split, again=True)
-        yield Packing(dataset, store.folder, windows, made, differing, checked, damaged)
+                differing += sample_cache.verify(rows, inputs, split=split)
+            packed += sample_cache.pack(rows, inputs, split=split, again=True)
+        yield PackResult(dataset, sample_cache.folder, windows, packed, differing, checked, damaged)
 
 
-def _parsed(config: Any, name: str) -> MultiDatasetDataModule:
+def _instantiate(config: Any, name: str) -> MultiDatasetDataModule:
     upstream.prepare_parser()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(L.LightningDataModule, "data")
     try:
-        made = parser.instantiate_classes(parser.parse_object({"data": config})).data
+        data = parser.instantiate_classes(parser.parse_object({"data": config})).data
     except ArgumentError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ConfigError(Problem(" ".join(lines[:3]), file=name, key="data")) from error
-    if not isinstance(made, MultiDatasetDataModule):
-        message = f"{type(made).__name__} has no stores; use rslp.train.MultiDatasetDataModule"
+    if not isinstance(data, MultiDatasetDataModule):
+        message = f"{type(data).__name__} has no sample caches; use rslp.train.MultiDatasetDataModule"
         raise ConfigError(Problem(message, file=name, key="data.class_path"))
-    return made
+    return data

@@ -42,23 +42,24 @@ from rslp.runtime.slow_reads import read_with_notice, slow_read_watch
 from rslp.upstream import nodata, vectors
 from rslp.upstream.task_kinds import tasks_by_name
 
+# Inputs by name, targets by task, metadata.
 Sample = tuple[dict[str, Any], dict[str, Any], SampleMetadata]
-# What a transform raises at an image that it can't take.
-# Of what a library says of a config, in a message.
-_LONGEST = 300
-_TRANSFORM_FAULTS = (DataError, ValueError, LookupError, AssertionError, RuntimeError)
-# Between two attempts to read an input, as in rslearn.
+# Exceptions of transforms that can't handle an image.
+_TRANSFORM_ERRORS = (DataError, ValueError, LookupError, AssertionError, RuntimeError)
+# The pause between two attempts to read an input, as in rslearn.
 RETRY_SECONDS = 5.0
+# The longest part of a library's error text that is shown.
+_MAX_TEXT = 300
 
 
 @dataclass(frozen=True)
 class SampleKey:
-    """Which sample to draw.
+    """One draw of a sample.
 
     Attributes:
         dataset: the dataset's key.
         index: the sample's index in its split.
-        draw: how often the mixture has drawn it before; 0 outside training.
+        draw: how often the mixture has drawn it before, or the number of its view; 0 outside training.
     """
 
     dataset: str
@@ -73,7 +74,7 @@ def stable_seed(*parts: object) -> int:
 
 
 def seed_torch(seed: int, device: torch.device) -> None:
-    """``torch.manual_seed``; on the CPU without what that spends on devices not in use, a stack trace for each kind."""
+    """As ``torch.manual_seed``, which on the CPU also seeds devices that are not in use, with a costly stack trace."""
     if device.type == "cpu":
         torch.default_generator.manual_seed(seed)
     else:
@@ -82,7 +83,7 @@ def seed_torch(seed: int, device: torch.device) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run a block with python's, numpy's and torch's global generators seeded, and put them back afterwards."""
+    """Run a block with Python's, numpy's and torch's global generators seeded, and restore them afterwards."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)
@@ -96,8 +97,14 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a sample lies: the window's number, its crop if all are loaded, and the crop's index and their number."""
+class _SampleCrop:
+    """The crop of a sample.
+
+    Attributes:
+        window: the window's number.
+        bounds: x0, y0, x1, y1 (px); None for the whole window, or a crop that is drawn at random.
+        crop: the crop's index in its window, and the number of crops of the window.
+    """
 
     window: int
     bounds: PixelBounds | None
@@ -109,15 +116,15 @@ class SampleSource:
 
     Args:
         name: the dataset's key in the run config.
-        data_module: rslearn's description of the dataset: path, inputs, task, settings of the splits.
+        data_module: rslearn's data module of the dataset: path, inputs, task, settings of the splits.
         split: "train", "val", "test" or "predict".
         seed: the run's seed.
-        store: the dataset's store, if there is one.
-        read_timeout: seconds that reading an input may take; None means for ever.
+        sample_cache: the dataset's sample cache; None reads the dataset's own files.
+        read_timeout: seconds after which reading an input is given up; None waits for ever.
 
     Raises:
-        DataError: the folder or its config.json is missing or unreadable, no window is left, or labels are to be
-            skipped that an evaluation needs.
+        DataError: the folder or its config.json is missing or unreadable, the split has no windows, or the split's
+            settings skip the labels, which only a prediction can do without.
     """
 
     def __init__(
@@ -127,7 +134,7 @@ class SampleSource:
         data_module: RslearnDataModule,
         split: str,
         seed: int,
-        store: SampleCache | None = None,
+        sample_cache: SampleCache | None = None,
         read_timeout: float | None = None,
     ) -> None:
         self.name = name
@@ -136,20 +143,20 @@ class SampleSource:
         self.seed = seed
         self._retries = data_module.retries
         self._read_timeout = read_timeout
-        # The tasks whose class 0 is background to the model, which no object can have.
+        # Tasks whose class 0 the model takes for background, so that no object can have it.
         self.background: Set[str] = frozenset()
         self._config = upstream.split_config(data_module, split)
         self._load_targets = split != "predict" and not self._config.get_skip_targets()
         if split != "predict" and not self._load_targets:
             raise DataError(f"dataset {name!r}, split {split!r}: skip_targets {SKIPS_TARGETS}")
-        # Training is on what crops hold; an evaluation counts what several of them hold once.
+        # Training uses all that is in a crop; an evaluation counts pixels and objects in several crops once.
         self._counts_once = split in ("val", "test")
         self._unclipped = crops.unclipped(self.task) if self._counts_once else None
         inputs = nodata.with_labels(data_module.inputs, data_module.task)
         self._inputs = {k: v for k, v in inputs.items() if self._load_targets or not v.is_target}
         self._transforms = Sequential(*map(self._for_missing_targets, self._config.transforms or []))
-        self._windows = self._list_windows(store, data_module)
-        # A prediction is of whole windows: where only a crop would be drawn, all of them are loaded.
+        self._windows = self._list_windows(sample_cache, data_module)
+        # A prediction covers whole windows: where one random crop would be drawn, all crops are loaded.
         tiled = self._config.get_load_all_crops() or (split == "predict" and self._config.get_crop_size() is not None)
         self._crops = self._list_crops() if tiled else None
         if not len(self):
@@ -160,41 +167,41 @@ class SampleSource:
             )
 
     def __len__(self) -> int:
-        """Number of samples: windows, or crops where the split loads all of them."""
+        """Number of samples: windows, or crops where the split loads all crops."""
         return len(self._windows) if self._crops is None else len(self._crops)
 
     def identity(self, index: int) -> str:
         """``dataset/group/window/x0_y0_x1_y1``, the bounds in pixels of the window's projection."""
-        place = self._place(index)
-        bounds = place.bounds or self._windows.bounds(place.window)
-        group, name = self._windows.identity(place.window)
+        crop = self._crop(index)
+        bounds = crop.bounds or self._windows.bounds(crop.window)
+        group, name = self._windows.identity(crop.window)
         return f"{self.name}/{group}/{name}/" + "_".join(map(str, bounds))
 
     @property
     def is_deterministic(self) -> bool:
         """Whether a sample is the same at each draw: no random crop, no choice of item groups, no random transform."""
-        whole = self._crops is not None or self._config.get_crop_size() is None
+        has_fixed_crops = self._crops is not None or self._config.get_crop_size() is None
         return (
-            whole
+            has_fixed_crops
             and upstream.are_deterministic(self._config.transforms or [])
             and self._windows.has_single_item_groups(self._inputs)
         )
 
     def fingerprints(self) -> np.ndarray[Any, np.dtype[np.uint64]] | None:
-        """What each sample is read from, as ``N 2`` words that change with any file; None if that is not known."""
+        """Content fingerprint of each sample, uint64 ``N 2``, which changes with any of its files; None if unknown."""
         fingerprints = self._windows.fingerprints(self._inputs)
         if fingerprints is None or self._crops is None:
             return fingerprints
         chosen: np.ndarray[Any, np.dtype[np.uint64]] = fingerprints[self._crops[:, 0]]
         return chosen ^ (self._crops[:, 1:2].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
 
-    def holds(self, index: int) -> bool:
-        """Whether the sample's window still is what ``prints`` says."""
-        return self._windows.holds(self._place(index).window)
+    def window_is_unchanged(self, index: int) -> bool:
+        """Whether the sample's window still has the fingerprint that ``fingerprints`` gives."""
+        return self._windows.window_is_unchanged(self._crop(index).window)
 
     def window(self, index: int) -> tuple[str, str]:
-        """Group and name of the window that a sample is of."""
-        return self._windows.identity(self._place(index).window)
+        """Group and name of the sample's window."""
+        return self._windows.identity(self._crop(index).window)
 
     @property
     def overlap(self) -> int:
@@ -202,7 +209,7 @@ class SampleSource:
         return 0 if self._crops is None else self._config.get_overlap_pixels()
 
     def windows_with(self, layer: str) -> set[tuple[str, str]]:
-        """Group and name of the windows that have a layer already."""
+        """Group and name of the windows in which a layer is completed."""
         return {
             self._windows.identity(i) for i in range(len(self._windows)) if self._windows[i].is_layer_completed(layer)
         }
@@ -211,23 +218,23 @@ class SampleSource:
         """Read and transform one sample.
 
         Args:
-            index: which one.
-            draw: how often it was drawn before; another draw is another crop and another augmentation.
+            index: the sample's index in the split.
+            draw: how often it was drawn before; each draw has its own random crop and augmentation.
 
         Returns:
             (inputs, targets by task, metadata); rasters are ``C T H W``.
 
         Raises:
-            DataError: it can't be read; the message names dataset and window.
+            DataError: the sample is bad; the message names dataset and window.
         """
-        what = self.identity(index)
-        rng = random.Random(stable_seed(self.seed, what, draw))
-        raw, (inputs, targets, metadata) = self._read(index, what=what, wanted=self._inputs, rng=rng, draw_crop=True)
+        identity = self.identity(index)
+        rng = random.Random(stable_seed(self.seed, identity, draw))
+        raw, (inputs, targets, metadata) = self._read(index, identity, specs=self._inputs, rng=rng, draw_crop=True)
         inputs.update({name: raw[name] for name, spec in self._inputs.items() if spec.passthrough and name in raw})
-        with seeded(rng.getrandbits(63)), as_data_error(f"{what}: the transforms fail", kinds=_TRANSFORM_FAULTS):
+        with seeded(rng.getrandbits(63)), as_data_error(f"{identity}: the transforms fail", kinds=_TRANSFORM_ERRORS):
             inputs, targets = self._transforms(inputs, targets)
-        # Here, since a transform may mend an image (fill its gaps) or spoil it (the logarithm of 0).
-        check_finite(inputs, inputs=self._inputs, what=what)
+        # After the transforms, since one may repair an image (fill its gaps) or spoil it (the logarithm of 0).
+        check_finite(inputs, inputs=self._inputs, sample=identity)
         return inputs, targets, upstream.with_dataset(metadata, self.name)
 
     def targets(self, index: int) -> dict[str, Any]:
@@ -237,130 +244,137 @@ class SampleSource:
             DataError: as ``sample``.
         """
         labels = {name: spec for name, spec in self._inputs.items() if spec.is_target}
-        what = self.identity(index)
-        rng = random.Random(stable_seed(self.seed, what, "targets"))
-        return self._read(index, what=what, wanted=labels, rng=rng, draw_crop=False)[1][1]
+        identity = self.identity(index)
+        rng = random.Random(stable_seed(self.seed, identity, "targets"))
+        return self._read(index, identity, specs=labels, rng=rng, draw_crop=False)[1][1]
 
-    def note(self, what: str, indices: Sequence[int]) -> Path | None:
-        """The file that may keep what was learnt from the targets of some samples; another one as soon as they change.
+    def note(self, content: str, indices: Sequence[int]) -> Path | None:
+        """The file in which a result that was computed from targets may be stored; another one when they change.
 
         Args:
-            what: names what is learnt, and how.
-            indices: the samples.
+            content: which result, and how it is computed.
+            indices: the samples whose targets it depends on.
 
         Returns:
-            None where it can't be told what the targets depend on: without a store, or with a task of the user's own.
+            None where targets can't be fingerprinted: without a sample cache, or for a task of the user's own class.
         """
-        if self._windows.folder is None or not _known(self.task):
+        if self._windows.folder is None or not _is_rslearn_task(self.task):
             return None
         labels = {name: spec for name, spec in self._inputs.items() if spec.is_target}
-        places = [self._place(index) for index in indices]
-        windows = self._windows.fingerprint([place.window for place in places], labels)
+        sample_crops = [self._crop(index) for index in indices]
+        windows = self._windows.combined_fingerprint([crop.window for crop in sample_crops], labels)
         if windows is None:
             return None
         try:
-            how = pickle.dumps([self.task, labels])
+            pickled = pickle.dumps([self.task, labels])
         except (pickle.PicklingError, TypeError, AttributeError):
             return None
-        parts = (what, self.seed, self.name, [(place.bounds, place.crop) for place in places], windows, how.hex())
-        digest = hashlib.sha256(repr([*parts, version("rslearn")]).encode()).hexdigest()
+        bounds = [(crop.bounds, crop.crop) for crop in sample_crops]
+        parts = [content, self.seed, self.name, bounds, windows, pickled.hex(), version("rslearn")]
+        digest = hashlib.sha256(repr(parts).encode()).hexdigest()
         return self._windows.folder / f"note-{digest[:32]}.col"
 
     def _read(
-        self, index: int, *, what: str, wanted: dict[str, DataInput], rng: random.Random, draw_crop: bool
+        self, index: int, identity: str, *, specs: dict[str, DataInput], rng: random.Random, draw_crop: bool
     ) -> tuple[upstream.RawInputs, Sample]:
-        place = self._place(index)
+        """Read some inputs of a sample and make its targets: the raw inputs, and the sample before transforms."""
+        crop = self._crop(index)
         size = self._config.get_crop_size() if draw_crop else None
-        bounds = place.bounds or upstream.draw_crop(self._windows.bounds(place.window), size, rng)
+        bounds = crop.bounds or upstream.draw_crop(self._windows.bounds(crop.window), size, rng)
         raw: upstream.RawInputs = {}
-        for name, spec in wanted.items():
-            layer = f"{what}: layer {', '.join(spec.layers)}"
+        for name, spec in specs.items():
+            layer = f"{identity}: layer {', '.join(spec.layers)}"
             with as_data_error(f"{layer}: can't read the sample"):
-                reading = partial(self._read_input, place.window, {name: spec}, bounds=bounds, rng=rng)
+                reading = partial(self._read_input, crop.window, {name: spec}, bounds=bounds, rng=rng)
                 raw |= read_with_notice(self._read_timeout, reading, what=layer)
-        metadata = self._metadata(place, bounds)
-        raw, hidden = nodata.remove_marks(raw, wanted)
-        with as_data_error(f"{what}: layer {', '.join(self._layers_of(None))}: can't read the label"):
-            for _, one, name in nodata.label_readers(raw, self.task):
-                vectors.refuse_null(one, upstream.filtered(one, raw[name]))
-            raw |= {name: vectors.whole_pixels(one, raw[name]) for _, one, name in nodata.label_readers(raw, self.task)}
+        metadata = self._metadata(crop, bounds)
+        raw, unlabelled = nodata.remove_marks(raw, specs)
+        with as_data_error(f"{identity}: layer {', '.join(self._label_layers(None))}: can't read the label"):
+            readers = [(task, name) for _, task, name in nodata.label_readers(raw, self.task)]
+            for task, name in readers:
+                vectors.refuse_null(task, upstream.filtered(task, raw[name]))
+            raw |= {name: vectors.whole_pixels(task, raw[name]) for task, name in readers}
             inputs, targets = upstream.process_inputs(
                 self.task, raw, metadata=metadata, load_targets=self._load_targets
             )
         if self._load_targets:
-            nodata.mask_unlabelled(self.task, targets, hidden)
-            self._check(targets, what=what)
+            nodata.mask_unlabelled(self.task, targets, unlabelled)
+            self._check_targets(targets, identity=identity)
         if self._counts_once:
-            targets = self._counted(targets, raw=raw, metadata=metadata)
+            targets = self._count_once(targets, raw=raw, metadata=metadata)
         return raw, (inputs, targets, metadata)
 
     def _read_input(
         self, window: int, inputs: dict[str, DataInput], *, bounds: PixelBounds, rng: random.Random
     ) -> upstream.RawInputs:
-        """Read an input; where the file system fails, again after a pause, as often as ``retries`` says."""
-        drawn = rng.getstate()
+        """Read an input; after an error of the file system again, up to ``retries`` times, with pauses."""
+        state = rng.getstate()
         for _ in range(self._retries):
             try:
                 return self._windows.read(window, bounds=bounds, inputs=inputs, rng=rng)
             except OSError:
                 # The next attempt draws the same item group.
-                rng.setstate(drawn)
+                rng.setstate(state)
                 time.sleep(RETRY_SECONDS)
         return self._windows.read(window, bounds=bounds, inputs=inputs, rng=rng)
 
-    def _counted(self, targets: dict[str, Any], *, raw: upstream.RawInputs, metadata: SampleMetadata) -> dict[str, Any]:
-        """The targets with what of them counts in this crop."""
+    def _count_once(
+        self, targets: dict[str, Any], *, raw: upstream.RawInputs, metadata: SampleMetadata
+    ) -> dict[str, Any]:
+        """The targets, with pixels and objects marked that count in this crop, not in a neighbouring one."""
         place = crops.crop_place(metadata, overlap=self.overlap)
-        whole: dict[str, Any] = {}
+        unclipped: dict[str, Any] = {}
         if self._unclipped is not None and place.own is not None:
-            whole = upstream.process_inputs(self._unclipped, raw, metadata=metadata, load_targets=True)[1]
+            unclipped = upstream.process_inputs(self._unclipped, raw, metadata=metadata, load_targets=True)[1]
         if not isinstance(self.task, MultiTask):
-            return crops.counted_target(self.task, targets, metadata=metadata, place=place, whole=whole)
+            return crops.counted_target(self.task, targets, metadata=metadata, place=place, unclipped_target=unclipped)
         return {
-            name: crops.counted_target(task, targets[name], metadata=metadata, place=place, whole=whole.get(name))
+            name: crops.counted_target(
+                task, targets[name], metadata=metadata, place=place, unclipped_target=unclipped.get(name)
+            )
             for name, task in self.task.tasks.items()
         }
 
-    def _metadata(self, place: _Place, bounds: PixelBounds) -> SampleMetadata:
-        """Without ``dataset_source``, which rslearn's MultiTask would take for a task's name."""
-        group, name = self._windows.identity(place.window)
+    def _metadata(self, crop: _SampleCrop, bounds: PixelBounds) -> SampleMetadata:
+        group, name = self._windows.identity(crop.window)
         return SampleMetadata(
             window_group=group,
             window_name=name,
-            window_bounds=self._windows.bounds(place.window),
+            window_bounds=self._windows.bounds(crop.window),
             crop_bounds=bounds,
-            crop_idx=place.crop[0],
-            num_crops_in_window=place.crop[1],
-            time_range=self._windows.time_range(place.window),
-            projection=self._windows.projection(place.window),
+            crop_idx=crop.crop[0],
+            num_crops_in_window=crop.crop[1],
+            time_range=self._windows.time_range(crop.window),
+            projection=self._windows.projection(crop.window),
+            # Set later: rslearn's MultiTask would take it for a task's name.
             dataset_source=None,
         )
 
-    def _check(self, targets: dict[str, Any], *, what: str) -> None:
-        """Check the labels of each task, before a transform touches them."""
+    def _check_targets(self, targets: dict[str, Any], *, identity: str) -> None:
+        """Check the labels of each task, before a transform changes them."""
         for name, task in tasks_by_name(self.task, self.name).items():
             target = targets[name] if isinstance(self.task, MultiTask) else targets
-            layers = self._layers_of(name if isinstance(self.task, MultiTask) else None)
-            where = f"{what}: layer {', '.join(layers)}"
-            check_target(task, target, what=where, background=name in self.background)
+            layers = self._label_layers(name if isinstance(self.task, MultiTask) else None)
+            label = f"{identity}: layer {', '.join(layers)}"
+            check_target(task, target, label=label, background=name in self.background)
 
-    def _layers_of(self, task: str | None) -> list[str]:
-        """The layers that hold the labels, of one task of several or of all."""
-        of = self.task.input_mapping[task] if task is not None and isinstance(self.task, MultiTask) else self._inputs
-        read = [self._inputs[name] for name in of if name in self._inputs]
-        return sorted({layer for spec in read if spec.is_target for layer in spec.layers})
+    def _label_layers(self, task: str | None) -> list[str]:
+        """The layers with the labels of one task of a MultiTask, or of all tasks."""
+        names = self.task.input_mapping[task] if task is not None and isinstance(self.task, MultiTask) else self._inputs
+        specs = [self._inputs[name] for name in names if name in self._inputs]
+        return sorted({layer for spec in specs if spec.is_target for layer in spec.layers})
 
     def _for_missing_targets(self, transform: torch.nn.Module) -> torch.nn.Module:
-        """The transform; where no labels are read, one that leaves out what it can't find of them."""
+        """The transform; where no labels are read, a copy that passes over missing targets."""
         if self._load_targets or not isinstance(transform, Transform):
             return transform
-        told = copy.copy(transform)
-        told.skip_missing = True
-        return told
+        lenient = copy.copy(transform)
+        lenient.skip_missing = True
+        return lenient
 
-    def _list_windows(self, store: SampleCache | None, data_module: RslearnDataModule) -> Windows:
-        if store is not None:
-            return store.windows(self._inputs, self._config, what=self.split)
+    def _list_windows(self, sample_cache: SampleCache | None, data_module: RslearnDataModule) -> Windows:
+        if sample_cache is not None:
+            return sample_cache.windows(self._inputs, self._config, split=self.split)
         dataset = open_dataset(self.name, data_module)
         try:
             with slow_read_watch.over(f"dataset {self.name!r}: the list of its windows"):
@@ -368,14 +382,14 @@ class SampleSource:
         except DataError as error:
             raise DataError(f"dataset {self.name!r}: {error}") from error
 
-    def _place(self, index: int) -> _Place:
+    def _crop(self, index: int) -> _SampleCrop:
         if self._crops is None:
-            return _Place(index, None, (0, 1))
+            return _SampleCrop(index, None, (0, 1))
         window, number, count, *bounds = self._crops[index].tolist()
-        return _Place(window, (bounds[0], bounds[1], bounds[2], bounds[3]), (number, count))
+        return _SampleCrop(window, (bounds[0], bounds[1], bounds[2], bounds[3]), (number, count))
 
     def _list_crops(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """A row for each crop: its window, its index, the number of crops in the window, and its bounds."""
+        """A row for each crop: its window, its index, the number of crops in the window, its bounds (``N 7``)."""
         rows: list[tuple[int, ...]] = []
         for i in range(len(self._windows)):
             crops = upstream.all_crops(self._windows.bounds(i), self._config)
@@ -383,10 +397,10 @@ class SampleSource:
         return np.array(rows, np.int64).reshape(-1, 7)
 
 
-def _known(task: Task) -> bool:
-    """Whether a task is one of rslearn's, whose code is known by its version."""
+def _is_rslearn_task(task: Task) -> bool:
+    """Whether a task, and each part of a MultiTask, is of rslearn: then its version identifies its code."""
     tasks = [task, *task.tasks.values()] if isinstance(task, MultiTask) else [task]
-    return all(type(one).__module__.startswith("rslearn.train.tasks.") for one in tasks)
+    return all(type(part).__module__.startswith("rslearn.train.tasks.") for part in tasks)
 
 
 def open_dataset(name: str, data_module: RslearnDataModule) -> Dataset:
@@ -397,20 +411,20 @@ def open_dataset(name: str, data_module: RslearnDataModule) -> Dataset:
     """
     path = data_module.path
     if not (path / "config.json").is_file():
-        what = "has no config.json, so it is no rslearn dataset" if path.exists() else "does not exist"
-        raise DataError(f"dataset {name!r}: {Path(str(path)) if '://' not in str(path) else path} {what}")
+        problem = "has no config.json, so it is no rslearn dataset" if path.exists() else "does not exist"
+        raise DataError(f"dataset {name!r}: {Path(str(path)) if '://' not in str(path) else path} {problem}")
     try:
-        # Formats are made when they are first used, by a parser that would end the process.
-        described = json.loads(substitute_env_vars_in_string((path / "config.json").read_text()))
-        for at, reason in class_paths.refusals(described):
-            raise DataError(f"dataset {name!r}: {path}/config.json: {'.'.join(map(str, at))}: {reason}")
+        # Checked before rslearn instantiates the classes that the file names.
+        config = json.loads(substitute_env_vars_in_string((path / "config.json").read_text()))
+        for key_path, reason in class_paths.refusals(config):
+            raise DataError(f"dataset {name!r}: {path}/config.json: {'.'.join(map(str, key_path))}: {reason}")
         return upstream.open_dataset(path)
     except ValidationError as error:
-        said = {"extra_forbidden": "unknown key"}
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {said.get(e['type'], e['msg'])}" for e in error.errors())
-        raise DataError(f"dataset {name!r}: {path}/config.json: {wrong}") from error
+        texts = {"extra_forbidden": "unknown key"}
+        listed = "; ".join(f"{'.'.join(map(str, e['loc']))}: {texts.get(e['type'], e['msg'])}" for e in error.errors())
+        raise DataError(f"dataset {name!r}: {path}/config.json: {listed}") from error
     except (ValueError, LookupError, TypeError, AttributeError, ImportError, OSError, SystemExit) as error:
-        # jsonargparse, which makes a storage that a config names, ends the process at one that is none.
+        # jsonargparse, which instantiates the storage that a config names, ends the process where it can't.
         cause = error.__context__ or error if isinstance(error, SystemExit) else error
-        what = f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:_LONGEST]
-        raise DataError(f"dataset {name!r}: {path}/config.json is broken: {what}") from error
+        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:_MAX_TEXT]
+        raise DataError(f"dataset {name!r}: {path}/config.json is broken: {reason}") from error

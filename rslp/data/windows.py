@@ -1,4 +1,4 @@
-"""The windows of a split, and how what they hold is read."""
+"""The windows of a split and how their inputs are read: the protocol, and reading from the dataset itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rslp.data.cache.records import TimeRange
 
 
 class Windows(Protocol):
-    """The windows of a split, in its order."""
+    """The windows of a split, numbered in the split's order. ``CachedWindows`` reads them from the sample cache."""
 
     def __len__(self) -> int:
         """Number of windows."""
@@ -29,19 +29,14 @@ class Windows(Protocol):
         """Group and name of a window."""
 
     def bounds(self, i: int) -> PixelBounds:
-        """A window's bounds (pixels)."""
+        """A window's bounds x0, y0, x1, y1 (px)."""
 
-    def fingerprint(self, numbers: Iterable[int], inputs: Mapping[str, DataInput]) -> str | None:
-        """What is read of some windows depends on this; None where nobody can tell.
-
-        Args:
-            numbers: which windows.
-            inputs: what is read of them.
-        """
+    def combined_fingerprint(self, numbers: Iterable[int], inputs: Mapping[str, DataInput]) -> str | None:
+        """One fingerprint of some windows' content of some inputs; None where it is not known without reading."""
 
     @property
     def folder(self) -> Path | None:
-        """Where notes on the windows may be kept, if anywhere."""
+        """The folder of the sample cache; None if there is none."""
 
     def time_range(self, i: int) -> TimeRange | None:
         """A window's time range, if it has one."""
@@ -52,27 +47,32 @@ class Windows(Protocol):
     def read(
         self, i: int, *, bounds: PixelBounds, inputs: Mapping[str, DataInput], rng: random.Random
     ) -> upstream.RawInputs:
-        """Read what a sample needs of a window.
+        """Read the inputs of one sample.
 
         Args:
-            i: which window.
-            bounds: the crop to read, pixels.
-            inputs: what to read.
-            rng: where draws of item groups come from.
+            i: the window's number.
+            bounds: the crop to read, x0, y0, x1, y1 (px).
+            inputs: the inputs to read.
+            rng: random generator for the choice of item groups.
         """
 
     def fingerprints(self, inputs: Mapping[str, DataInput]) -> Array | None:
-        """What each window holds of some inputs: ``N 2`` words that change with any of its files; None if unknown."""
+        """Content fingerprint of each window, uint64 ``N 2``, which changes with any of its files; None if unknown."""
 
-    def holds(self, i: int) -> bool:
-        """Whether a window still is what ``prints`` says."""
+    def window_is_unchanged(self, i: int) -> bool:
+        """Whether a window's files still have the fingerprint that ``fingerprints`` gives."""
 
     def has_single_item_groups(self, inputs: Mapping[str, DataInput]) -> bool:
-        """Whether no window leaves a choice of item groups: each reading of it gives the same."""
+        """Whether each input has one item group at most in every window, so that each read gives the same."""
 
 
 class DirectWindows:
-    """Windows that are read from the dataset itself."""
+    """Windows that are read from the dataset itself; see ``Windows`` for the methods.
+
+    Fingerprints are unknown: only the index of a sample cache has the state of the files.
+    """
+
+    folder = None
 
     def __init__(self, dataset: Dataset, windows: Sequence[Window]) -> None:
         self._dataset = dataset
@@ -91,14 +91,12 @@ class DirectWindows:
         return self._windows[i].group, self._windows[i].name
 
     def bounds(self, i: int) -> PixelBounds:
-        """A window's bounds (pixels)."""
+        """A window's bounds x0, y0, x1, y1 (px)."""
         bounds: PixelBounds = self._windows[i].bounds
         return bounds
 
-    folder = None
-
-    def fingerprint(self, numbers: Iterable[int], inputs: Mapping[str, DataInput]) -> str | None:  # noqa: ARG002
-        """Nobody can tell without reading."""
+    def combined_fingerprint(self, numbers: Iterable[int], inputs: Mapping[str, DataInput]) -> str | None:  # noqa: ARG002
+        """Return None: unknown."""
         return None
 
     def time_range(self, i: int) -> TimeRange | None:
@@ -113,17 +111,17 @@ class DirectWindows:
     def read(
         self, i: int, *, bounds: PixelBounds, inputs: Mapping[str, DataInput], rng: random.Random
     ) -> upstream.RawInputs:
-        """Read what a sample needs of a window, see ``Windows``."""
+        """Read the inputs of one sample, see ``Windows``."""
         return upstream.read_inputs(self._dataset, self._windows[i], bounds=bounds, inputs=dict(inputs), rng=rng)
 
     def fingerprints(self, inputs: Mapping[str, DataInput]) -> Array | None:  # noqa: ARG002
-        """Nothing: only an index knows what the files looked like."""
+        """Return None: unknown."""
         return None
 
-    def holds(self, i: int) -> bool:  # noqa: ARG002
-        """Unknown."""
+    def window_is_unchanged(self, i: int) -> bool:  # noqa: ARG002
+        """Return False: unknown."""
         return False
 
     def has_single_item_groups(self, inputs: Mapping[str, DataInput]) -> bool:  # noqa: ARG002
-        """Unknown."""
+        """Return False: unknown."""
         return False

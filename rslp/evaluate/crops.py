@@ -67,7 +67,7 @@ class WindowAssembler:
 
     def take(self, batch: Batch, outputs: Sequence[dict[str, Any]]) -> Iterator[PredictedWindow]:
         """Add the outputs of a batch, by task for each sample; yield the windows that are complete now."""
-        for fault in batch.faults:
+        for fault in batch.bad_samples:
             window = fault.sample.rpartition("/")[0]
             self._broken.add(window)
             self._incomplete.pop(window, None)

@@ -57,7 +57,7 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
             commit=git_commit(),
             data_fingerprint=samples_fingerprint(cli.datamodule.sources(split)),
             score=cli.model.score(split),
-            bad_samples=tuple(cli.datamodule.faults.messages(split)),
+            bad_samples=tuple(cli.datamodule.bad_sample_record.messages(split)),
             rows=rows_of(cli.model.results[split]),
         )
         if cli.trainer.is_global_zero:

@@ -75,7 +75,7 @@ def predict(run: RunDir, *, checkpoint: str | None = None) -> int:
             "step": content["global_step"],
             "commit": git_commit(),
             "data_fingerprint": header["data_fingerprint"],
-            "faults": cli.datamodule.faults.messages("predict"),
+            "faults": cli.datamodule.bad_sample_record.messages("predict"),
             "datasets": {
                 name: {
                     "split": splits[name],

@@ -160,8 +160,8 @@ def _train(cli: InstantiatedRun, *, run: RunDir, resume: Resume | None) -> int:
 
 def _finish(cli: InstantiatedRun, *, run: RunDir) -> None:
     """Print a summary, and mark the run as done."""
-    trainer, faults = cli.trainer, cli.datamodule.faults.counts()
-    skipped = [f"{count} {split} samples that can't be used" for split, count in faults.items()]
+    trainer, bad_samples = cli.trainer, cli.datamodule.bad_sample_record.counts()
+    skipped = [f"{count} {split} samples that can't be used" for split, count in bad_samples.items()]
     if nonfinite := len(cli.model.finite.skipped):
         skipped.append(f"{nonfinite} steps that were not finite")
     without = f", without {', '.join(skipped)}" if skipped else ""
@@ -173,7 +173,7 @@ def _finish(cli: InstantiatedRun, *, run: RunDir) -> None:
     if unmoved := _unmoved(trainer):
         warning = "the score was 0 in every epoch, no better than the baseline: see the validation loss"
         _say(f"warning: {', '.join(unmoved)}: {warning}")
-    summary = {"faults": faults, "nonfinite_steps": nonfinite, "unmoved": unmoved, "score": cli.model.score("val")}
+    summary = {"faults": bad_samples, "nonfinite_steps": nonfinite, "unmoved": unmoved, "score": cli.model.score("val")}
     _write_state(run, trainer, state="done", step=trainer.global_step, **summary)
     if trainer.is_global_zero:
         run.mark_done(step=step, epoch=epoch, checkpoint=run.last, ended_early=early)

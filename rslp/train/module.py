@@ -132,7 +132,9 @@ class JointModule(RslearnLightningModule):
             data.setup("fit")
             fitted: baselines.Baselines = {}
             if self.trainer.is_global_zero:
-                fitted = baselines.fit_baselines(data.sources("train"), skip=data.faults.policy.skips_bad_samples)
+                fitted = baselines.fit_baselines(
+                    data.sources("train"), skip=data.bad_sample_record.policy.skips_bad_samples
+                )
             self.constants = self.trainer.strategy.broadcast(fitted)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

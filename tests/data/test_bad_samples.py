@@ -24,7 +24,7 @@ from rslearn.train.tasks.segmentation import SegmentationTask
 from rslearn.train.tasks.task import Task
 
 from rslp.data.bad_samples import BadSample, BadSamplePolicy, BadSampleRecord
-from rslp.data.batches import read
+from rslp.data.batches import read_or_replace
 from rslp.data.samples import SampleKey, SampleSource
 from rslp.errors import ConfigError, DataError, MachineError
 from rslp.evaluate.evaluation import evaluate
@@ -167,8 +167,8 @@ def test_a_sample_in_a_faulty_ones_place_is_a_pure_function_of_the_key(tmp_path:
     index = next(i for i in range(len(found)) if "/w000/" in found.identity(i))
     taken = set()
     for draw in range(6):
-        sample, faults = read(found, SampleKey("crops", index, draw), replace=True)
-        again, same_faults = read(source(path, "classify"), SampleKey("crops", index, draw), replace=True)
+        sample, faults = read_or_replace(found, SampleKey("crops", index, draw), replace=True)
+        again, same_faults = read_or_replace(source(path, "classify"), SampleKey("crops", index, draw), replace=True)
         assert sample is not None
         assert again is not None
         assert torch.equal(sample[0]["image"].image, again[0]["image"].image)
@@ -177,7 +177,7 @@ def test_a_sample_in_a_faulty_ones_place_is_a_pure_function_of_the_key(tmp_path:
         taken.add(sample[2].window_name)
     assert len(taken) > 1
     assert taken <= {"w001", "w003", "w005"}
-    assert read(found, SampleKey("crops", index, 0), replace=False)[0] is None
+    assert read_or_replace(found, SampleKey("crops", index, 0), replace=False)[0] is None
     assert fit_baselines({"crops": found}, skip=True) == {"crops": {"classify": 0.0}}
 
 
@@ -185,7 +185,7 @@ def test_a_dataset_without_one_good_sample_is_given_up(tmp_path: Path, clean: Pa
     path = Path(shutil.copytree(clean / "classify", tmp_path / "data"))
     for number in range(6):
         file_of(path, "image", f"w{number:03d}").write_bytes(b"")
-    sample, faults = read(source(path, "classify"), SampleKey("crops", 0, 0), replace=True)
+    sample, faults = read_or_replace(source(path, "classify"), SampleKey("crops", 0, 0), replace=True)
     assert sample is None
     assert len({fault.sample for fault in faults}) == 6
 
@@ -194,7 +194,7 @@ def test_the_limit_counts_samples_not_how_often_they_are_met(capsys: pytest.Capt
     record = BadSampleRecord(BadSamplePolicy("skip", max_faults=2))
     faults = [BadSample("train", name, f"{name}: gone") for name in "abc"]
     for _ in range(3):
-        record.take(faults[:2])
+        record.add(faults[:2])
     assert record.counts() == {"train": 2}
     assert capsys.readouterr().err.count("gone") == 2
     resumed = BadSampleRecord(BadSamplePolicy("skip", max_faults=2))
@@ -202,7 +202,7 @@ def test_the_limit_counts_samples_not_how_often_they_are_met(capsys: pytest.Capt
     with pytest.raises(
         DataError, match=r"3 samples can't be used, and max_faults is 2:\n  a: gone\n  b: gone\n  c: gone"
     ):
-        resumed.take(faults[2:])
+        resumed.add(faults[2:])
 
 
 @pytest.mark.parametrize(

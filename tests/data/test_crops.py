@@ -174,7 +174,7 @@ def windows(draw: st.DrawFn) -> tuple[list[tuple[int, int, int, int]], list[Any]
         target = TASK.process_inputs(raw, metadata=metadata)[1]
         whole = plain.process_inputs(raw, metadata=metadata)[1]
         place = crop_place(metadata, overlap=overlap)
-        target = counted_target(TASK, target, metadata=metadata, place=place, whole=whole)
+        target = counted_target(TASK, target, metadata=metadata, place=place, unclipped_target=whole)
         low, high = torch.tensor([-crop[0], -crop[1]] * 2), torch.tensor([side - crop[0], side - crop[1]] * 2)
         known = {**whole, "boxes": whole["boxes"].clamp(low, high), "scores": torch.ones(len(whole["boxes"]))}
         samples.append((known, target, place))

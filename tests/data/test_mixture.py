@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rslp.data.mixture.mixture import EpochBatches, Mixture, PlannedBatch, epoch, evaluation
+from rslp.data.mixture.mixture import EpochBatches, Mixture, PlannedBatch, plan_epoch, plan_evaluation
 from rslp.errors import ConfigError, DataError, UsageError
 
 SIZES = {"a": 40, "b": 10, "c": 3}  # 10, 3 and 1 batches of at most 4
@@ -22,7 +22,7 @@ FOUR = dict.fromkeys(SIZES, 4)
 def draw(
     mixture: Mixture, *, number: int = 0, seed: int = 0, sizes: dict[str, int] = SIZES, batch: int = 4
 ) -> EpochBatches:
-    return epoch(sizes, dict.fromkeys(sizes, batch), mixture, seed=seed, epoch=number)
+    return plan_epoch(sizes, dict.fromkeys(sizes, batch), mixture, seed=seed, epoch=number)
 
 
 def line(batches: EpochBatches) -> str:
@@ -139,7 +139,7 @@ def test_shares_tend_to_what_was_asked(mixture: Mixture, odds: tuple[float, ...]
 
 def test_proportional_draws_every_sample_equally_often_whatever_the_batch_sizes() -> None:
     sizes, batch_sizes = {"images": 4000, "points": 4000}, {"images": 2, "points": 40}
-    made = epoch(sizes, batch_sizes, Mixture(mode="proportional", steps_per_epoch=2100), seed=0, epoch=0)
+    made = plan_epoch(sizes, batch_sizes, Mixture(mode="proportional", steps_per_epoch=2100), seed=0, epoch=0)
     assert made.counts == {"images": 2000, "points": 100}
 
 
@@ -204,12 +204,12 @@ def test_steps_per_epoch_are_optimiser_steps() -> None:
 
 def test_batches_are_even_and_a_process_without_a_share_gets_filler() -> None:
     (one, two), (three, four) = (
-        [epoch({"a": n}, {"a": 8}, Mixture(), seed=0, epoch=0, world=2, rank=r)[0] for r in (0, 1)] for n in (9, 1)
+        [plan_epoch({"a": n}, {"a": 8}, Mixture(), seed=0, epoch=0, world=2, rank=r)[0] for r in (0, 1)] for n in (9, 1)
     )
     assert (one.global_size, one.real, two.real) == (9, 4, 5)
     assert (three.real, four.real) == (0, 1)
     assert three.indices == four.indices == (0,)
-    sizes = [b.global_size for b in epoch({"a": 9}, {"a": 8}, Mixture(), seed=0, epoch=0)]
+    sizes = [b.global_size for b in plan_epoch({"a": 9}, {"a": 8}, Mixture(), seed=0, epoch=0)]
     assert sizes == [4, 5]
 
 
@@ -236,9 +236,9 @@ def test_positions_out_of_range() -> None:
 
 
 def test_evaluation_of_nothing_in_one_dataset() -> None:
-    batches = list(evaluation({"a": 0, "b": 3}, {"a": 4, "b": 2}))
+    batches = list(plan_evaluation({"a": 0, "b": 3}, {"a": 4, "b": 2}))
     assert [(b.dataset, b.indices) for b in batches] == [("b", (0,)), ("b", (1, 2))]
-    assert list(evaluation({"a": 0}, {"a": 4})) == []
+    assert list(plan_evaluation({"a": 0}, {"a": 4})) == []
 
 
 def alone(code: str, *, hash_seed: str) -> str:
@@ -251,8 +251,8 @@ def alone(code: str, *, hash_seed: str) -> str:
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_no_hash_seed_matters(hash_seed: str) -> None:
-    code = "print(list(epoch({'a': 40, 'b': 10}, {'a': 4, 'b': 4}, Mixture(mode='random'), seed=3, epoch=2)))"
-    here = list(epoch({"a": 40, "b": 10}, {"a": 4, "b": 4}, Mixture(mode="random"), seed=3, epoch=2))
+    code = "print(list(plan_epoch({'a': 40, 'b': 10}, {'a': 4, 'b': 4}, Mixture(mode='random'), seed=3, epoch=2)))"
+    here = list(plan_epoch({"a": 40, "b": 10}, {"a": 4, "b": 4}, Mixture(mode="random"), seed=3, epoch=2))
     assert alone(code, hash_seed=hash_seed) == str(here)
 
 
@@ -322,7 +322,7 @@ def test_a_mixture_that_does_not_fit(
     sizes: dict[str, int], batch_sizes: dict[str, int], mixture: Mixture, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        epoch(sizes, batch_sizes, mixture, seed=0, epoch=0)
+        plan_epoch(sizes, batch_sizes, mixture, seed=0, epoch=0)
 
 
 @pytest.mark.parametrize(
@@ -335,14 +335,14 @@ def test_a_mixture_that_does_not_fit(
 )
 def test_a_process_that_cannot_be(place: dict[str, int], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        epoch(SIZES, FOUR, Mixture(), seed=0, **{"epoch": 0, **place})
+        plan_epoch(SIZES, FOUR, Mixture(), seed=0, **{"epoch": 0, **place})
 
 
 def test_nothing_to_draw() -> None:
     with pytest.raises(DataError, match=r"no samples to draw: b \(0\)"):
-        epoch({"a": 1, "b": 0}, {"a": 1, "b": 1}, Mixture(), seed=0, epoch=0)
+        plan_epoch({"a": 1, "b": 0}, {"a": 1, "b": 1}, Mixture(), seed=0, epoch=0)
     with pytest.raises(DataError, match="no dataset"):
-        epoch({}, {}, Mixture(), seed=0, epoch=0)
+        plan_epoch({}, {}, Mixture(), seed=0, epoch=0)
 
 
 def test_a_mixture_does_not_change_with_what_it_was_made_of() -> None:
@@ -396,7 +396,9 @@ def test_the_same_cycle_as_the_stock_sampler() -> None:
 
 def test_the_stock_sampler_lets_limits_grow_with_processes_and_ours_does_not() -> None:
     theirs = [b for r in (0, 1) for b in stock({"a": 40}, world=2, rank=r, per_dataset_patch_limit=8)]
-    ours = [b for r in (0, 1) for b in epoch({"a": 40}, {"a": 4}, Mixture(limits=8), seed=0, epoch=0, world=2, rank=r)]
+    ours = [
+        b for r in (0, 1) for b in plan_epoch({"a": 40}, {"a": 4}, Mixture(limits=8), seed=0, epoch=0, world=2, rank=r)
+    ]
     assert sum(b.real for b in theirs) == 16
     assert sum(b.real for b in ours) == 8
 
@@ -411,7 +413,7 @@ def test_the_stock_sampler_repeats_evaluation_samples_and_ours_does_not(refill: 
     ours = Counter(
         (b.dataset, i)
         for r in (0, 1)
-        for b in evaluation(sizes, dict.fromkeys(sizes, 4), world=2, rank=r)
+        for b in plan_evaluation(sizes, dict.fromkeys(sizes, 4), world=2, rank=r)
         for i in b.indices[: b.real]
     )
     assert max(theirs.values()) > 1

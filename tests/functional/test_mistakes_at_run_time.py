@@ -379,5 +379,5 @@ def test_what_is_no_window_is_left_out(place: Place, capfd: pytest.CaptureFixtur
     place.write_run("metrics.csv", place.run.metrics.read_bytes() + b"\xff\x00\xff")
     for _ in range(2):
         assert main(["helios", "run", "--run_dir", str(place.run.path)]) == 0
-        assert "error" not in (said := capfd.readouterr().err) and "no store" not in said
+        assert "error" not in (said := capfd.readouterr().err) and "no sample cache" not in said
     assert read_checkpoint(place.run.last)["epoch"] == 2

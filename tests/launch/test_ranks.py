@@ -95,7 +95,8 @@ def supervisor(code: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
     program = (
         "import os, sys; from pathlib import Path; from rslp.launch.processes import RankGroup, run_group\n"
         f"command = [sys.executable, '-c', {RANK + code!r}]\n"
-        f"sys.exit(run_group(command, RankGroup(per_node=2, port=1), logs=Path({str(folder)!r}), environment=os.environ))"
+        "group = RankGroup(per_node=2, port=1)\n"
+        f"sys.exit(run_group(command, group, logs=Path({str(folder)!r}), environment=os.environ))"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -74,7 +74,7 @@ def test_evaluations_of_that_time_are_read(old: tuple[Rows, dict[str, Evaluation
 def test_its_best_checkpoint_is_evaluated_as_it_was(place: Path, old: tuple[Rows, dict[str, Evaluation]]) -> None:
     said, notes = rslp(place, *LAUNCH, "--do_eval", "true")
     # The caches that it filled are of another format: one line for each dataset, and they are filled anew.
-    assert len(re.findall(r"listed anew: it is of another format", notes)) == 2, notes
+    assert len(re.findall(r"listed again: it is of another format", notes)) == 2, notes
     for split, before in old[1].items():
         now = Evaluation.parse(RunDir(place / RUN).evaluation(split).read_text())
         assert (now.checkpoint_sha256, now.step) == (before.checkpoint_sha256, before.step)

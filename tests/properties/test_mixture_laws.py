@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rslp.data.mixture.counts import counts
-from rslp.data.mixture.mixture import EpochBatches, Mixture, PlannedBatch, epoch, evaluation
+from rslp.data.mixture.mixture import EpochBatches, Mixture, PlannedBatch, plan_epoch, plan_evaluation
 from rslp.data.mixture.stream import Stream
 from rslp.errors import ConfigError
 
@@ -31,7 +31,7 @@ class Case:
     world: int
 
     def epoch(self, number: int, *, rank: int = 0) -> EpochBatches:
-        return epoch(
+        return plan_epoch(
             self.sizes, self.batch_sizes, self.mixture, seed=self.seed, epoch=number, world=self.world, rank=rank
         )
 
@@ -139,7 +139,7 @@ def test_without_limits_each_sample_is_in_each_epoch_once(case: Case) -> None:
 @given(cases(), st.integers(0, 50))
 def test_one_process_with_the_whole_batch_draws_the_same(case: Case, number: int) -> None:
     whole = {name: size * case.world for name, size in case.batch_sizes.items()}
-    alone = list(epoch(case.sizes, whole, case.mixture, seed=case.seed, epoch=number))
+    alone = list(plan_epoch(case.sizes, whole, case.mixture, seed=case.seed, epoch=number))
     assert [(b.dataset, list(b.indices)) for b in alone] == [(b.dataset, i) for b, i in case.drawn(number)]
     assert all(b.real == b.global_size == len(b.indices) for b in alone)
 
@@ -239,15 +239,15 @@ def test_rounded_quotas_are_off_by_less_than_one_in_an_epoch_and_by_little_in_ma
 @quick
 @given(st.integers(1, 80), st.integers(1, 30), st.data())
 def test_a_stream_is_cut_without_gaps_overlaps_or_torn_batches(size: int, batch: int, data: st.DataObject) -> None:
-    stream = Stream(size=size, chapter=data.draw(st.integers(1, size)), batch=batch)
+    stream = Stream(size=size, samples_per_cycle=data.draw(st.integers(1, size)), batch=batch)
     position = 0
     for number in range(stream.batches * 12):
         of, first, stop = stream.span(number)
         assert of * size + first == position
         assert first < stop <= size and stop - first <= batch
         position += stop - first
-        assert (number + 1) % stream.batches or position % stream.chapter == 0
-    assert stream.batches <= math.ceil(stream.chapter / batch) + 1
+        assert (number + 1) % stream.batches or position % stream.samples_per_cycle == 0
+    assert stream.batches <= math.ceil(stream.samples_per_cycle / batch) + 1
 
 
 @quick
@@ -260,7 +260,7 @@ def test_evaluation_counts_every_sample_once_on_any_number_of_processes(
 ) -> None:
     sizes = {name: size for name, (size, _) in given_sizes.items()}
     batch_sizes = {name: batch for name, (_, batch) in given_sizes.items()}
-    ranks = [list(evaluation(sizes, batch_sizes, world=world, rank=rank)) for rank in range(world)]
+    ranks = [list(plan_evaluation(sizes, batch_sizes, world=world, rank=rank)) for rank in range(world)]
     assert len({len(batches) for batches in ranks}) == 1
     real = [(b.dataset, i) for parts in zip(*ranks, strict=True) for b in parts for i in b.indices[: b.real]]
     assert real == [(name, i) for name in sorted(sizes) for i in range(sizes[name])]

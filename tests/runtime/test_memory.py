@@ -149,7 +149,7 @@ def test_a_worker_that_was_ended_from_outside_is_no_lack_of_memory() -> None:
         with pytest.raises(MachineError, match=says), explain_worker_death():
             raise RuntimeError(death)
         # As it arrives when it interrupts torch's wait for a batch.
-        with pytest.raises(MachineError, match=says), workers_watched():
+        with pytest.raises(MachineError, match=says), explain_worker_death():
             try:
                 raise RuntimeError(death)
             except RuntimeError as error:

@@ -184,8 +184,8 @@ def prepared(root: Path) -> Truth:
     for split, source in sources(MultiDatasetDataModule(modules, num_workers=0)).items():
         for place in sorted(truth.caches.glob("features/*")):
             bank = opened(place, source)
-            bank.look({0})
-            if bank.full(1):
+            bank.reload_views({0})
+            if bank.has_all_views(1):
                 found = [bank.read([(index, 0)]) for index in range(len(source))]
                 truth.features[place.name] = (split, [one for one in found if one is not None])
             bank.close()
@@ -195,7 +195,7 @@ def prepared(root: Path) -> Truth:
         entry = next(
             e
             for path in sorted(cache.glob("*.cat"))
-            for e in read_entries(path)
+            for e in read_entries(path)[0]
             if e["segment"] == int(segment.stem, 16)
         )
         raw = bytearray(segment.read_bytes())
@@ -247,7 +247,7 @@ def start(truth: Truth, *, direct: Callable[[], None] = lambda: None) -> list[st
 
     with heard() as lines, patch.object(upstream, "read_inputs", noticed):
         module = MultiDatasetDataModule(truth.modules, num_workers=0)
-        module.store_settings = module.store_settings.__class__(workers=0)
+        module.cache_settings = module.cache_settings.__class__(workers=0)
         for split, source in sources(module).items():
             for index, expected in enumerate(truth.samples[split]):
                 assert_same(source.sample(index), expected)
@@ -265,7 +265,7 @@ def read_features(place: Path, source: SampleSource, expected: list[CachedBatch]
         # What the stage of the frozen encoder says in one line; each batch is encoded as it comes.
         logging.getLogger("rslp.data.features").warning("dataset %r: %s", source.name, error)
         return
-    bank.look({0})
+    bank.reload_views({0})
     keys = [(index, 0) for index in range(len(expected))]
     for again in (False, True):
         for key, one in zip(keys, expected, strict=True):
@@ -279,7 +279,7 @@ def read_features(place: Path, source: SampleSource, expected: list[CachedBatch]
             if (index, view) in bank.missing(keys):
                 writer.add(index, view, CachedSample(one.features, one.inputs[0], one.targets[0], one.metadatas[0]))
         writer.close()
-        bank.look({0})
+        bank.reload_views({0})
     bank.close()
 
 

@@ -100,9 +100,9 @@ def _records(path: Path, folder: Path) -> dict[str, str]:
     # Each process that keeps features has a catalogue of its own; of samples there is one for each kind of input.
     name = place.parent if "features" in place.parts else place
     found = {}
-    for entry in read_entries(path):
+    for entry in read_entries(path)[0]:
         at = tuple(int(entry[key]) for key in ("segment", "offset", "payload", "head", "checksum"))
-        found[f"{name}: {entry['print'].tolist()}"] = digest_of([bytes(part) for part in reader.read(at)])  # type: ignore[arg-type]
+        found[f"{name}: {entry['fingerprint'].tolist()}"] = digest_of([bytes(part) for part in reader.read(at)])  # type: ignore[arg-type]
     return found
 
 

@@ -130,7 +130,7 @@ def test_checking_reads_both_caches(truth: Truth) -> None:
 
 
 def checked(truth: Truth) -> tuple[int, int]:
-    store = MultiDatasetDataModule(truth.modules, num_workers=0).store("classify")
+    store = MultiDatasetDataModule(truth.modules, num_workers=0).sample_cache("classify")
     assert store is not None
     return store.check()
 

@@ -360,11 +360,11 @@ def model(*names: str, cls: type[JointModel] = JointModel, **options: Any) -> Jo
 
 def training(*, epoch: int = 0, world: int = 1, rank: int = 0) -> Sequence[mixture.PlannedBatch]:
     sizes = dict.fromkeys(SIZES, 4)
-    return list(mixture.epoch(SIZES, sizes, mixture.Mixture(), seed=0, epoch=epoch, world=world, rank=rank))
+    return list(mixture.plan_epoch(SIZES, sizes, mixture.Mixture(), seed=0, epoch=epoch, world=world, rank=rank))
 
 
 def evaluation(*, world: int, rank: int) -> Sequence[mixture.PlannedBatch]:
-    return list(mixture.evaluation(SIZES, dict.fromkeys(SIZES, 4), world=world, rank=rank))
+    return list(mixture.plan_evaluation(SIZES, dict.fromkeys(SIZES, 4), world=world, rank=rank))
 
 
 @pytest.fixture(scope="module")

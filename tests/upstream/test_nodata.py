@@ -111,7 +111,7 @@ def source(path: Path, task: Task, *, cached: bool, dtype: str = "INT32", **sett
         cache = SampleCacheSettings(store=str(path.parent / f"{path.name}-cache"), workers=1)
         store = open_sample_cache("d", dataset=Dataset(UPath(path)), inputs=module.inputs, settings=cache)
         assert store is not None
-    return SampleSource("d", data_module=module, split="train", seed=0, store=store)
+    return SampleSource("d", data_module=module, split="train", seed=0, sample_cache=store)
 
 
 def _dtype(name: str) -> Any:

@@ -34,7 +34,7 @@ def source(path: Path, *, cached: bool, box_size: int | None = None) -> SampleSo
     if cached:
         settings = SampleCacheSettings(store=str(path.parent / "cache"), workers=1)
         store = open_sample_cache("d", dataset=open_dataset("d", module), inputs=module.inputs, settings=settings)
-    return SampleSource("d", data_module=module, split="train", seed=0, store=store)
+    return SampleSource("d", data_module=module, split="train", seed=0, sample_cache=store)
 
 
 def labelled(folder: Path, *geometries: Any, y: int = 0, **head: Any) -> Path:

@@ -1,1 +1,1 @@
-"""The sample store: windows decoded once, then read from a memory map, with the same bits as without it."""
+"""The sample cache: windows are decoded once, then read from a memory map, with the same bits as without it."""

@@ -1,4 +1,4 @@
-"""The sample store of one dataset: opened, brought up to date, packed, and read from."""
+"""The sample cache of one dataset: open it, refresh its index, pack missing records, and read windows from it."""
 
 from __future__ import annotations
 
@@ -35,17 +35,29 @@ from rslp.runtime import preemption
 from rslp.runtime.world import read_world
 from rslp.upstream.nodata import LabelInput
 
+CACHE_FOLDER = ".rslp-store"
+CACHE_VARIABLE = "RSLP_CACHE"
+FORMAT = 3
+# The sample cache takes at most this share of the disk's free room.
+_SHARE_OF_FREE = 0.5
+# Assumed size of a vector record, for the estimate of the room that is needed.
+_VECTOR_BYTES = 1000
+# Fewer windows than this are packed in this process.
+_WORTH_A_PROCESS = 32
+
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class SampleCacheSettings:
-    """What a person can choose.
+    """The user's choices.
 
     Attributes:
-        store: ``auto``, ``off``, or a folder for the stores of all datasets.
-        limit: bytes that one dataset's store may take, besides half of the free disk; None means no other limit.
+        store: ``auto``, ``off``, or a folder for the sample caches of all datasets.
+        limit: bytes that one dataset's cache may take, besides half of the free disk; None means no other limit.
         workers: processes that pack; None means one per processor.
         check_all: check every window at the start, also of a large dataset.
-        read_timeout: seconds that a packer may read an input of a window; None means for ever.
+        read_timeout: seconds after which reading an input of a window is given up; None waits for ever.
     """
 
     store: str = "auto"
@@ -55,17 +67,13 @@ class SampleCacheSettings:
     read_timeout: float | None = None
 
 
-CACHE_FOLDER = ".rslp-store"
-CACHE_VARIABLE = "RSLP_CACHE"
-
-
-def store_folder(dataset: UPath, store: str) -> Path:
-    """The folder of a dataset's store.
+def cache_folder(dataset: UPath, store: str) -> Path:
+    """The folder of a dataset's sample cache.
 
     Args:
         dataset: the dataset's folder, local or remote.
         store: ``auto``: beside the windows if they are local and the folder can be written, else in the folder of
-            ``RSLP_CACHE`` (default ``~/.cache/rslp``). Anything else is a folder that holds the stores of all datasets.
+            ``RSLP_CACHE`` (default ``~/.cache/rslp``). Anything else is a folder for the caches of all datasets.
     """
     if store == "auto":
         if isinstance(dataset.fs, LocalFileSystem):
@@ -78,7 +86,7 @@ def store_folder(dataset: UPath, store: str) -> Path:
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes free on the disk that a folder, or its nearest parent that exists, lies on."""
+    """Free bytes on the disk of a folder, which need not exist yet."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
@@ -86,35 +94,25 @@ def free_bytes(folder: Path) -> int:
 
 @contextmanager
 def cache_lock(folder: Path) -> Iterator[None]:
-    """Hold a store, or a bank of features, for one writer; others wait, and say for whom.
+    """Lock a sample cache or feature cache for one writer; others wait, with a message that names the holder.
 
     Raises:
-        Preempted: this process was asked to leave while it waited.
+        Preempted: this process was asked to stop while it waited.
     """
     wait = locks.waiting(f"is writing to {folder}", leave=preemption.raise_if_preempted)
     with locks.locked(folder / "lock", busy=wait):
         yield
 
 
-FORMAT = 3
-# Of the disk's free room, the store takes at most this share.
-_SHARE_OF_FREE = 0.5
-_VECTOR_BYTES = 1000
-# Fewer windows than this are packed in this process.
-_WORTH_A_PROCESS = 32
-
-log = logging.getLogger(__name__)
-
-
 class SampleCache:
-    """The store of one dataset.
+    """The sample cache of one dataset.
 
     Args:
         name: the dataset's key in the run config.
         dataset: the dataset.
-        folder: the store's folder.
-        index: the windows.
-        settings: what a person chose.
+        folder: the cache's folder.
+        index: the dataset's windows.
+        settings: the user's choices.
         trusted: the index was not checked against every window.
     """
 
@@ -136,89 +134,81 @@ class SampleCache:
         self._trusted = trusted
         self._reader = SegmentReader(folder, dataset=name)
 
-    def windows(self, inputs: Mapping[str, DataInput], config: SplitConfig, *, what: str = "") -> CachedWindows:
-        """The windows of a split; what is not packed yet is packed first, if it fits.
-
-        Args:
-            inputs: what a sample reads.
-            config: the split's settings.
-            what: names the split in messages.
-        """
+    def windows(self, inputs: Mapping[str, DataInput], config: SplitConfig, *, split: str = "") -> CachedWindows:
+        """The windows of a split, with these settings; missing records are packed first, if there is room."""
         rows = select(self.index, inputs, config)
-        self.pack(rows, inputs, what=what)
-        shelves = {name: self._records_of(data_input, rows) for name, data_input in inputs.items()}
+        self.pack(rows, inputs, split=split)
+        records = {name: self._records_of(data_input, rows) for name, data_input in inputs.items()}
         return CachedWindows(
-            self._dataset, index=self.index, rows=rows, shelves=shelves, reader=self._reader, trusted=self._trusted
+            self._dataset, index=self.index, rows=rows, records=records, reader=self._reader, trusted=self._trusted
         )
 
-    def pack(self, rows: Array, inputs: Mapping[str, DataInput], *, what: str = "", again: bool = False) -> int:
-        """Pack what is missing.
+    def pack(self, rows: Array, inputs: Mapping[str, DataInput], *, split: str = "", again: bool = False) -> int:
+        """Pack missing records.
 
         Args:
-            rows: windows of the index.
-            inputs: what a sample reads.
-            what: names the split in messages.
-            again: also try windows that could not be packed before; no room for them is then a ``MachineError``.
+            rows: rows of the index.
+            inputs: the inputs of a sample.
+            split: the split's name, for messages.
+            again: also try windows that could not be packed before, and raise if there is no room.
 
         Returns:
             The number of records that were made.
+
+        Raises:
+            MachineError: ``again``, and there is no room. Otherwise a warning says so.
         """
         if not self._missing(rows, inputs, again=again):
             return 0
         try:
             with cache_lock(self.folder):
-                # Another process may have packed while this one waited.
+                # Another process may have packed while this one waited for the lock.
                 tasks = self._missing(rows, inputs, again=again)
-                if lack := self._lack_of_room(tasks, inputs, what):
+                if lack := self._lack_of_room(tasks, inputs, split):
                     if again:
                         raise MachineError(lack)
                     log.warning("%s; the dataset is read without it", lack)
                     return 0
-                return self._work(tasks, inputs, f"packing {self.name} {what}")
+                return self._run(tasks, inputs, f"packing {self.name} {split}")
         except OSError as error:
             if again:
                 raise full_disk(error, self.folder / "data") or error from error
             log.warning(
-                "%s: the store %s can't take all windows (%s); the others are read from the dataset itself",
+                "%s: the sample cache %s can't take all windows (%s); the others are read from the dataset itself",
                 self.name,
                 self.folder,
                 error,
             )
             return 0
 
-    def verify(self, rows: Array, inputs: Mapping[str, DataInput], *, what: str = "") -> int:
-        """Compare records with the dataset byte by byte, and strike out those that differ.
+    def verify(self, rows: Array, inputs: Mapping[str, DataInput], *, split: str = "") -> int:
+        """Compare records with the dataset byte by byte, and exclude those that differ.
 
-        This alone finds content that was exchanged with sizes, times and inodes kept.
-
-        Args:
-            rows: windows of the index.
-            inputs: what a sample reads.
-            what: names the split in messages.
+        Only this finds files whose content was replaced without a change of size, times and inode.
 
         Returns:
             The number of records that differed.
         """
         keys = tuple(dict.fromkeys(self._key(data_input) for data_input in inputs.values()))
-        return self._work([(row, keys) for row in rows.tolist()], inputs, f"verifying {self.name} {what}", verify=True)
+        return self._run([(row, keys) for row in rows.tolist()], inputs, f"verifying {self.name} {split}", verify=True)
 
     def check(self) -> tuple[int, int]:
-        """Compare the checksums of all records that are there, and of all kept features.
+        """Compare the checksums of all records, and of all cached features.
 
         Returns:
-            The numbers of records and of damaged ones, which are made anew when they are needed.
+            The number of records, and of damaged ones, which are made again when they are needed.
         """
         feature_caches = [path for path in sorted(self.folder.glob("features/*")) if path.is_dir()]
-        found = [self._reader.check(path.name) for path in sorted(self.folder.glob("records-*.cat"))]
-        found += [SegmentReader(path, dataset=self.name).check("*.cat") for path in feature_caches]
-        return sum(records for records, _ in found), sum(damaged for _, damaged in found)
+        counts = [self._reader.check(path.name) for path in sorted(self.folder.glob("records-*.cat"))]
+        counts += [SegmentReader(path, dataset=self.name).check("*.cat") for path in feature_caches]
+        return sum(records for records, _ in counts), sum(damaged for _, damaged in counts)
 
-    def _work(self, tasks: list[Task], inputs: Mapping[str, DataInput], title: str, *, verify: bool = False) -> int:
-        """Work through tasks and publish the entries; returns how many there were."""
+    def _run(self, tasks: list[Task], inputs: Mapping[str, DataInput], title: str, *, verify: bool = False) -> int:
+        """Run tasks in processes, with a progress bar, and publish their entries; returns the number of entries."""
         by_key = {self._key(data_input): data_input for data_input in inputs.values()}
         fingerprints = {key: self._fingerprints(data_input) for key, data_input in by_key.items()}
         limit = self._settings.read_timeout
-        work = PackJob(
+        job = PackJob(
             self._dataset.path,
             self.folder,
             self.index,
@@ -229,10 +219,10 @@ class SampleCache:
             name=self.name,
         )
         workers = self._settings.workers if self._settings.workers is not None else default_workers()
-        portions = pack_all(work, tasks, workers=workers if len(tasks) >= _WORTH_A_PROCESS else 0)
+        portions = pack_all(job, tasks, workers=workers if len(tasks) >= _WORTH_A_PROCESS else 0)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        made = 0
-        # Of a job's processes, the first speaks.
+        published = 0
+        # Rank 0 alone prints.
         console = Console(stderr=True, quiet=not read_world(os.environ).first)
         if not console.is_terminal:
             console.print(f"{title.rstrip()}: {len(tasks)} windows, {self.folder}", highlight=False, soft_wrap=True)
@@ -244,13 +234,13 @@ class SampleCache:
                         self._reader.exclude_records(entries)
                     else:
                         append_entries(catalogue(self.folder, key), entries)
-                    made += len(entries)
+                    published += len(entries)
                 progress.advance(bar, portion.windows)
                 preemption.raise_if_preempted()
-        return made
+        return published
 
-    def _lack_of_room(self, tasks: list[Task], inputs: Mapping[str, DataInput], what: str) -> str:
-        """What to say if the records will not fit; empty if they will."""
+    def _lack_of_room(self, tasks: list[Task], inputs: Mapping[str, DataInput], split: str) -> str:
+        """The message if the records will not fit; empty if they will."""
         needed, free = self._estimate(tasks, inputs), free_bytes(self.folder)
         room, why = int(free * _SHARE_OF_FREE), "half of them may be taken"
         if self._settings.limit is not None:
@@ -259,12 +249,12 @@ class SampleCache:
         if needed <= room:
             return ""
         return (
-            f"{self.name} {what}: the sample cache {self.folder} would take {needed:,} bytes more, {free:,} are free, "
+            f"{self.name} {split}: the sample cache {self.folder} would take {needed:,} bytes more, {free:,} are free, "
             f"and {why}; `store: FOLDER` of the data module names another place"
         )
 
     def _estimate(self, tasks: list[Task], inputs: Mapping[str, DataInput]) -> int:
-        """Bytes that the records will take."""
+        """The bytes that the records will take, about."""
         total = 0
         sizes = {self._key(data_input): self._bytes_per_pixel(data_input) for data_input in inputs.values()}
         for row, keys in tasks:
@@ -279,19 +269,20 @@ class SampleCache:
         for option in data_input.layers:
             layer = layer_of(option)
             band_sets = self._dataset.layers[layer].band_sets if layer in self._dataset.layers else []
-            bands = len(data_input.bands or []) or max((len(one.bands) for one in band_sets), default=0)
-            wide = max((np.dtype(one.dtype.get_numpy_dtype()).itemsize for one in band_sets), default=4)
+            bands = len(data_input.bands or []) or max((len(s.bands) for s in band_sets), default=0)
+            itemsize = max((np.dtype(s.dtype.get_numpy_dtype()).itemsize for s in band_sets), default=4)
             groups = self._most_groups(layer) if data_input.load_all_item_groups else 1
-            total += bands * min(wide, 4) * groups
+            total += bands * min(itemsize, 4) * groups
         return total
 
     def _most_groups(self, layer: str) -> int:
+        """The largest number of item groups that a window has in a layer."""
         completed = self.index.texts["completed"]
         texts = [completed.distinct(code) for code in range(len(completed.ends))]
-        return max((sum(f.partition(".")[0] == layer for f in text.split("|")) for text in texts), default=1)
+        return max((sum(layer_of(folder) == layer for folder in text.split("|")) for text in texts), default=1)
 
     def _missing(self, rows: Array, inputs: Mapping[str, DataInput], *, again: bool) -> list[Task]:
-        """Rows with the keys of inputs that have no record."""
+        """The rows with missing records, each with the keys of the inputs that lack one."""
         missing: dict[int, list[str]] = {}
         completed = self.index.texts["completed"]
         present: dict[int, set[str]] = {
@@ -299,11 +290,11 @@ class SampleCache:
         }
         for name, data_input in inputs.items():
             key = self._key(data_input)
-            held = self._records_of(data_input, rows)
-            lost = held.numbers < 0
-            if again and len(held.entries):
-                lost |= held.entries["state"][np.maximum(held.numbers, 0)] == UNFIT
-            for row in rows[lost].tolist():
+            records = self._records_of(data_input, rows)
+            lacking = records.numbers < 0
+            if again and len(records.entries):
+                lacking |= records.entries["state"][np.maximum(records.numbers, 0)] == UNFIT
+            for row in rows[lacking].tolist():
                 keys = missing.setdefault(row, [])
                 if name in present[int(completed.codes[row])] and key not in keys:
                     keys.append(key)
@@ -322,12 +313,12 @@ class SampleCache:
 
 
 def input_key(dataset: Dataset, data_input: DataInput) -> str:
-    """Names the records of an input: everything in configs that decides on what it reads from a window.
+    """The fingerprint of all configuration that decides what an input reads from a window; it names the catalogue.
 
-    How inputs are called, and whether one item group or all of them make a sample, does not.
+    The name of the input, and whether one item group or all of them make a sample, do not count.
     """
     layers = sorted({layer_of(option) for option in data_input.layers})
-    what: dict[str, Any] = {
+    configuration: dict[str, Any] = {
         "format": FORMAT,
         "rslearn": version("rslearn"),
         "type": data_input.data_type,
@@ -345,22 +336,22 @@ def input_key(dataset: Dataset, data_input: DataInput) -> str:
             if layer in dataset.layers
         },
     }
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def open_sample_cache(
     name: str, *, dataset: Dataset, inputs: Mapping[str, DataInput], settings: SampleCacheSettings
 ) -> SampleCache | None:
-    """Open a dataset's store with an index that is up to date.
+    """Open a dataset's sample cache and refresh its index.
 
     Args:
         name: the dataset's key in the run config.
         dataset: the dataset.
-        inputs: all that its samples may read, targets too.
-        settings: what a person chose.
+        inputs: all inputs that samples may read, targets too.
+        settings: the user's choices.
 
     Returns:
-        The store, or None where there is to be none.
+        The sample cache, or None if it is off or can't be used, after a warning.
 
     Raises:
         DataError: a window's metadata can't be used.
@@ -368,10 +359,10 @@ def open_sample_cache(
     if settings.store == "off":
         return None
     if type(dataset.storage) is not FileWindowStorage:
-        log.warning("%s: only datasets that keep their windows in files have a store; it is read without one", name)
+        log.warning("%s: no sample cache, since the dataset's windows are not stored as files", name)
         return None
-    layers = sorted({layer_of(option) for one in inputs.values() for option in one.layers})
-    folder = store_folder(dataset.path, settings.store)
+    layers = sorted({layer_of(option) for data_input in inputs.values() for option in data_input.layers})
+    folder = cache_folder(dataset.path, settings.store)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         index, trusted = _open_index(name, dataset.path, folder, layers, check_all=settings.check_all)
@@ -380,7 +371,7 @@ def open_sample_cache(
     except (OSError, ValueError) as error:
         if settings.check_all and isinstance(error, DiskError):
             raise
-        log.warning("%s: no store in %s, the dataset is read without one: %s", name, folder, error)
+        log.warning("%s: no sample cache in %s, the dataset is read without one: %s", name, folder, error)
         return None
     return SampleCache(name, dataset=dataset, folder=folder, index=index, settings=settings, trusted=trusted)
 
@@ -388,7 +379,7 @@ def open_sample_cache(
 def _open_index(
     name: str, path: UPath, folder: Path, layers: list[str], *, check_all: bool
 ) -> tuple[WindowIndex, bool]:
-    """The index, brought up to date, or trusted to be."""
+    """The index, and whether it is used without a check of every window."""
     key = hashlib.sha256("\n".join(layers).encode()).hexdigest()[:12]
     old = refresh.latest_index(folder, key, dataset=name)
     if not isinstance(path.fs, LocalFileSystem):

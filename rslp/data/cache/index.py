@@ -1,4 +1,4 @@
-"""The window index: all windows of a dataset in columns of one memory-mapped file, and those that a split holds."""
+"""The window index: all windows of a dataset in one memory-mapped file, and the choice of a split's windows."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ _TEXTS = ("group", "projection", "times", "options", "completed", "layout")
 
 @dataclass(frozen=True)
 class WindowIndex:
-    """The windows of one dataset, as seen when the index was made.
+    """The windows of one dataset in the state they had when the index was made, one row each.
 
     Attributes:
-        path: the file that holds it.
-        layers: the layers whose files it knows of, sorted.
-        groups: time stamp (ns) of each group's folder: a window that is added or removed changes it.
-        names: the windows' names; the other texts are those of ``Seen``.
-        texts: columns of texts by name.
-        bounds: pixels, ``N 4``.
+        path: the index's file.
+        layers: the layers whose files are indexed, sorted.
+        groups: time stamp (ns) of each group's folder, which changes when a window is added or removed.
+        names: the windows' names.
+        texts: the columns ``group``, ``projection``, ``times``, ``options``, ``completed`` and ``layout`` of
+            ``WindowState``.
+        bounds: x0, y0, x1, y1 of each window (px), ``N 4``.
         order: rows in the order in which samples are numbered: by hash of the name, then by group.
-        digests: ``N 2`` words each; ``shortcut``, ``base`` and one per layer.
+        digests: the digests ``shortcut``, ``base`` and one per layer of ``WindowState``, each as uint64 ``N 2``.
     """
 
     path: Path
@@ -68,24 +69,24 @@ class WindowIndex:
         return list(zip(self.texts["group"].by_row(), self.names.by_row(), strict=True))
 
     def fingerprints(self, layers: Sequence[str]) -> Array:
-        """What records of these layers depend on, for each window: ``N 2`` words."""
+        """The fingerprint of each window's records of these layers, uint64 ``N 2``."""
         mixed = self.digests["base"].copy()
-        # Each digest is salted with its layer and window: their exclusive or is as good as a digest of them all.
+        # Each digest is salted with its layer and window, so their exclusive or is as good as a digest of them all.
         for layer in sorted(set(layers)):
             mixed ^= self.digests[f"layer/{layer}"]
         return mixed
 
     def window_is_unchanged(self, row: int, root: str) -> bool:
-        """Whether a window's folder is as it was when it was looked at, as far as records depend on it."""
+        """Whether a window's files still have the digests of the index; ``root`` is the window's folder."""
         if stamp_digest(root, self.texts["layout"][row]) == self.digests["shortcut"][row].tobytes():
             return True
         try:
-            now = scan_window(root, *self.identity(row), self.layers)
+            state = scan_window(root, *self.identity(row), self.layers)
         except (OSError, ValueError, DataError):
             return False
-        if now is None:
+        if state is None:
             return False
-        digests = {"base": now.base, **{f"layer/{layer}": digest for layer, digest in now.layers.items()}}
+        digests = {"base": state.base, **{f"layer/{layer}": digest for layer, digest in state.layers.items()}}
         return all(self.digests[name][row].tobytes() == digest for name, digest in digests.items())
 
     def projection(self, row: int) -> Projection:
@@ -97,7 +98,7 @@ class WindowIndex:
         return _time_range(self.texts["times"][row])
 
     def window(self, row: int, dataset: Dataset) -> Window:
-        """The window as rslearn would have loaded it."""
+        """The window as rslearn would load it."""
         group, name = self.identity(row)
         x0, y0, x1, y1 = self.bounds[row].tolist()
         return Window(
@@ -116,8 +117,8 @@ def open_index(path: Path) -> WindowIndex:
     """Open an index.
 
     Raises:
-        OSError: it can't be read.
-        ValueError: it is of another format, or damaged.
+        OSError: the file can't be read.
+        ValueError: the file is of another format, or damaged.
     """
     columns = read_columns(path)
     if columns.meta.get("format") != FORMAT:
@@ -138,36 +139,36 @@ def open_index(path: Path) -> WindowIndex:
 
 def write_index(
     path: Path,
-    seen: Sequence[WindowState],
+    states: Sequence[WindowState],
     *,
     layers: Sequence[str],
     groups: dict[str, int],
     old: WindowIndex | None = None,
-    kept: Array | None = None,
+    unchanged: Array | None = None,
 ) -> WindowIndex:
     """Write an index and open it.
 
     Args:
         path: the file to write.
-        seen: windows that were looked at.
-        layers: the layers whose files were looked at.
+        states: windows that were scanned.
+        layers: the layers whose files were scanned.
         groups: time stamps of the groups' folders.
         old: an earlier index, of the same layers.
-        kept: rows of it whose windows have not changed.
+        unchanged: rows of ``old`` to copy, whose windows have not changed.
 
     Raises:
-        DataError: a window's projection or time range is none.
+        DataError: a window's projection or time range can't be parsed.
     """
-    _refuse_unusable(seen)
-    rows = np.empty(0, np.int64) if kept is None else kept
-    columns = {name: [str(getattr(one, name)) for one in seen] for name in _TEXTS}
-    names = [one.name for one in seen]
+    _refuse_unusable(states)
+    rows = np.empty(0, np.int64) if unchanged is None else unchanged
+    columns = {name: [str(getattr(state, name)) for state in states] for name in _TEXTS}
+    names = [state.name for state in states]
     texts = {name: old.texts[name].joined(rows, more) if old else Texts.of(more) for name, more in columns.items()}
     all_names = old.names.joined(rows, names) if old else Texts.of(names)
-    bounds = np.array([one.bounds for one in seen], np.int64).reshape(-1, 4)
+    bounds = np.array([state.bounds for state in states], np.int64).reshape(-1, 4)
     arrays: dict[str, Array] = {"bounds": np.concatenate([old.bounds[rows], bounds]) if old else bounds}
     for name in _digest_names(layers):
-        fresh = np.frombuffer(b"".join(_digest(one, name) for one in seen), "<u8").reshape(-1, DIGEST // 8)
+        fresh = np.frombuffer(b"".join(_digest(state, name) for state in states), "<u8").reshape(-1, DIGEST // 8)
         arrays[f"digest/{name}"] = np.concatenate([old.digests[name][rows], fresh]) if old else fresh
     arrays["order"] = _order(all_names, texts["group"])
     for name, column in {**texts, "name": all_names}.items():
@@ -176,32 +177,31 @@ def write_index(
     return open_index(path)
 
 
-def _refuse_unusable(seen: Sequence[WindowState]) -> None:
-    for one in seen:
+def _refuse_unusable(states: Sequence[WindowState]) -> None:
+    for state in states:
         try:
-            projection_of(one.projection)
-            _time_range(one.times)
+            projection_of(state.projection)
+            _time_range(state.times)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise DataError(
-                f"window {one.group}/{one.name}: metadata.json is not what rslearn writes: {what}"
-            ) from error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            window = f"window {state.group}/{state.name}"
+            raise DataError(f"{window}: metadata.json is not what rslearn writes: {reason}") from error
 
 
 def _digest_names(layers: Sequence[str]) -> list[str]:
     return ["shortcut", "base", *(f"layer/{layer}" for layer in sorted(layers))]
 
 
-def _digest(seen: WindowState, name: str) -> bytes:
+def _digest(state: WindowState, name: str) -> bytes:
     if name.startswith("layer/"):
-        return seen.layers[name.removeprefix("layer/")]
-    return bytes(getattr(seen, name))
+        return state.layers[name.removeprefix("layer/")]
+    return bytes(getattr(state, name))
 
 
 def _order(names: Texts, groups: Texts) -> Array:
-    hashes = [hashlib.sha256(names.distinct(code).encode()).hexdigest() for code in range(len(names.ends))]
-    places = [groups.distinct(code) for code in range(len(groups.ends))]
-    keys = [(hashes[n], places[g]) for n, g in zip(names.codes.tolist(), groups.codes.tolist(), strict=True)]
+    hashes = [hashlib.sha256(name.encode()).hexdigest() for name in names.all()]
+    distinct_groups = groups.all()
+    keys = [(hashes[n], distinct_groups[g]) for n, g in zip(names.codes.tolist(), groups.codes.tolist(), strict=True)]
     return np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
 
 
@@ -221,7 +221,7 @@ def _time_range(text: str) -> TimeRange | None:
 
 
 class CompletedGroups:
-    """Stands in for a window where rslearn asks which item groups are complete."""
+    """A stand-in for rslearn's window with the completed item groups alone, for many windows at a time."""
 
     name = ""
 
@@ -234,31 +234,25 @@ class CompletedGroups:
 
 
 def layer_of(option: str) -> str:
-    """The layer of an input's option, which may name an item group: ``layer.1``."""
+    """The layer of an item group's name: ``layer`` for ``layer.1``."""
     return option.partition(".")[0]
 
 
 def select(index: WindowIndex, inputs: Mapping[str, DataInput], config: SplitConfig) -> Array:
-    """Rows of a split's windows; the same windows in the same order as ``upstream.list_windows``.
-
-    Args:
-        index: the dataset's windows.
-        inputs: what a sample reads.
-        config: the split's settings.
-    """
+    """The rows of a split's windows; the same windows in the same order as ``upstream.list_windows``."""
     rows = index.order
-    for wanted, column in ((config.groups, index.texts["group"]), (config.names, index.names)):
-        if wanted:
-            times = Counter(wanted)
-            # A name that is listed twice is a sample twice, as it is to rslearn.
+    for names, column in ((config.groups, index.texts["group"]), (config.names, index.names)):
+        if names:
+            times = Counter(names)
+            # As in rslearn, a window whose name is listed twice is two samples.
             counts = np.array([times[column.distinct(code)] for code in range(len(column.ends))], np.int64)
             rows = np.repeat(rows, counts[column.codes[rows]])
-    rows = _having_tags(index, rows, config.tags or {})
-    rows = _complete(index, rows, inputs)
+    rows = _with_tags(index, rows, config.tags or {})
+    rows = _with_inputs(index, rows, inputs)
     return rows[: config.num_samples] if config.num_samples else rows
 
 
-def _having_tags(index: WindowIndex, rows: Array, tags: dict[str, Any]) -> Array:
+def _with_tags(index: WindowIndex, rows: Array, tags: dict[str, Any]) -> Array:
     if not tags:
         return rows
     options = index.texts["options"]
@@ -268,7 +262,7 @@ def _having_tags(index: WindowIndex, rows: Array, tags: dict[str, Any]) -> Array
     return rows[good[options.codes[rows]]]
 
 
-def _complete(index: WindowIndex, rows: Array, inputs: Mapping[str, DataInput]) -> Array:
+def _with_inputs(index: WindowIndex, rows: Array, inputs: Mapping[str, DataInput]) -> Array:
     completed = index.texts["completed"]
     good = np.zeros(len(completed.ends), bool)
     for code in completed.used(rows):
@@ -278,6 +272,6 @@ def _complete(index: WindowIndex, rows: Array, inputs: Mapping[str, DataInput]) 
 
 
 def available(completed: str, inputs: Mapping[str, DataInput]) -> Sequence[str]:
-    """The inputs that a window with these item groups has."""
+    """The inputs that a window has; ``completed`` lists its completed item groups, see ``WindowState``."""
     window = cast(Window, CompletedGroups(completed))
     return [name for name, spec in inputs.items() if spec.required or is_data_input_available(spec, window)]

@@ -1,4 +1,4 @@
-"""Pack windows: decode them in several processes, each into a segment of its own, and publish what is done."""
+"""Pack windows: decode their inputs in several processes, each of which writes records into its own segment."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ _UNREADABLE = (UncacheableWindow, *READ_ERRORS, NotImplementedError, RuntimeErro
 
 @dataclass(frozen=True)
 class PackJob:
-    """What a packing process needs to know.
+    """Where a packing process reads from and writes to.
 
     Attributes:
         dataset: the dataset's folder.
-        store: the store's folder.
-        index: its windows.
-        inputs: inputs by the key of their records.
-        fingerprints: for each of them the windows' fingerprints.
-        verify: compare the records that are there with the dataset, instead of making new ones.
-        read_timeout: seconds that reading an input of a window may take; None means for ever.
-        name: the dataset's key, for messages.
+        folder: the folder of the sample cache.
+        index: the dataset's windows.
+        inputs: inputs by key, see ``input_key``.
+        fingerprints: for each key the fingerprints of all windows, uint64 ``N 2``.
+        verify: compare existing records with the dataset instead of making new ones.
+        read_timeout: seconds after which reading an input of a window is given up; None waits for ever.
+        name: the dataset's key in the run config, for messages.
     """
 
     dataset: UPath
-    store: Path
+    folder: Path
     index: WindowIndex
     inputs: Mapping[str, DataInput]
     fingerprints: Mapping[str, Any] = field(repr=False)
@@ -64,26 +64,26 @@ class PackJob:
 
 @dataclass(frozen=True)
 class Packed:
-    """What became of some windows.
+    """The result of some tasks.
 
     Attributes:
-        entries: new entries by the key of the input; of a comparison, those of the records that differ.
-        windows: how many windows were looked at.
-        moving: windows that changed while they were read; they are left for the next time.
+        entries: entries of new records by the key of the input; from ``Verifier`` those of records that differ.
+        windows: number of windows that were worked on.
+        skipped: number of windows that changed or could not be reached while they were read; they stay for next time.
     """
 
     entries: dict[str, list[RecordEntry]]
     windows: int
-    moving: int
+    skipped: int
 
 
 class EncodedInput(NamedTuple):
-    """What is written of an input of a window.
+    """One input of one window as a record.
 
     Attributes:
         payload: the data.
-        head: how to read it, or why there is none.
-        state: of its entry.
+        head: how to decode the payload, or the reason why the input can't be packed.
+        state: ``GOOD`` or ``UNFIT``.
     """
 
     payload: bytes
@@ -91,6 +91,7 @@ class EncodedInput(NamedTuple):
     state: int
 
 
+# A row of the index, and the keys of its inputs that have no record.
 Task = tuple[int, tuple[str, ...]]
 
 
@@ -98,148 +99,145 @@ class Packer:
     """Packs windows in this process.
 
     Attributes:
-        work: what is packed, and where to.
+        job: where to read from and write to.
     """
 
-    def __init__(self, work: PackJob) -> None:
-        self.work = work
+    def __init__(self, job: PackJob) -> None:
+        self.job = job
         self._open()
-        self._writer = SegmentWriter(work.store)
+        self._writer = SegmentWriter(job.folder)
 
     def pack(self, tasks: Sequence[Task]) -> Packed:
         """Pack some windows.
-
-        Args:
-            tasks: rows of the index, each with the keys of the inputs that are missing.
 
         Raises:
             DiskError: there is no room.
         """
         entries: dict[str, list[RecordEntry]] = {}
-        moving = 0
+        skipped = 0
         for row, keys in tasks:
-            window = self.work.index.window(row, self._dataset)
-            decoded = {key: self.decode(window, self.work.inputs[key]) for key in keys}
-            if None in decoded.values() or not self._still_holds(row, window):
-                # What was read may be of either state.
-                moving += 1
+            window = self.job.index.window(row, self._dataset)
+            decoded = {key: self.decode(window, self.job.inputs[key]) for key in keys}
+            if None in decoded.values() or not self._is_unchanged(row, window):
+                # The records may mix files from before and after a change.
+                skipped += 1
                 continue
             for key, record in decoded.items():
                 assert record is not None
                 entries.setdefault(key, []).append(self._write(self.record_fingerprint(key, row), record))
         self._writer.flush()
-        return Packed(entries, len(tasks), moving)
+        return Packed(entries, len(tasks), skipped)
 
     def close(self) -> None:
         """Close the segment."""
         self._writer.close()
 
     def _open(self) -> None:
-        self._dataset = upstream.open_dataset(self.work.dataset)
+        self._dataset = upstream.open_dataset(self.job.dataset)
         self._formats: list[GridCheckingFormat] = []
-        upstream.wrap_raster_formats(self._dataset, self._note)
+        upstream.wrap_raster_formats(self._dataset, self._wrap)
 
-    def _note(self, inner: Any) -> GridCheckingFormat:
+    def _wrap(self, inner: Any) -> GridCheckingFormat:
         self._formats.append(GridCheckingFormat(inner))
         return self._formats[-1]
 
     def record_fingerprint(self, key: str, row: int) -> tuple[int, int]:
-        """What a record of a window depends on."""
-        first, second = self.work.fingerprints[key][row].tolist()
+        """The fingerprint of a window's record of an input."""
+        first, second = self.job.fingerprints[key][row].tolist()
         return first, second
 
-    def _still_holds(self, row: int, window: Window) -> bool:
+    def _is_unchanged(self, row: int, window: Window) -> bool:
         root = str(window.window_root.path)
-        if self.work.is_local:
-            return self.work.index.window_is_unchanged(row, root)
-        return refresh.window_is_unchanged(self.work.index, row, root, self._dataset.path.fs)
+        if self.job.is_local:
+            return self.job.index.window_is_unchanged(row, root)
+        return refresh.window_is_unchanged(self.job.index, row, root, self._dataset.path.fs)
 
     def decode(self, window: Window, data_input: DataInput) -> EncodedInput | None:
-        """What an input of a window holds, or why it can't be packed; None if that may be the network's fault."""
-        what = f"{self.work.dataset}: window {window.group}/{window.name}: layer {', '.join(data_input.layers)}"
+        """Read and encode an input of a window; None where a later try may succeed (a timeout, the network)."""
+        subject = f"{self.job.dataset}: window {window.group}/{window.name}: layer {', '.join(data_input.layers)}"
         try:
-            return read_with_notice(self.work.read_timeout, lambda: self._decoded(window, data_input), what=what)
+            return read_with_notice(self.job.read_timeout, lambda: self._encode(window, data_input), what=subject)
         except DataError:
-            # Who trains on it says so. The formats are still in the hands of the read that was left behind.
+            # Training reports the timeout. The read that was given up still uses the formats, so open new ones.
             self._open()
             return None
 
-    def _decoded(self, window: Window, data_input: DataInput) -> EncodedInput | None:
-        for one in self._formats:
-            one.on_grid = True
+    def _encode(self, window: Window, data_input: DataInput) -> EncodedInput | None:
+        for raster_format in self._formats:
+            raster_format.on_grid = True
         try:
             if data_input.data_type == "vector":
                 groups = records.read_vectors(self._dataset, window, data_input)
                 return EncodedInput(*records.encode_vector(groups, window), segments.GOOD)
             rasters = records.read_rasters(self._dataset, window, data_input)
             plain = data_input.resolution_factor.numerator == data_input.resolution_factor.denominator == 1
-            crops = plain and all(one.on_grid for one in self._formats)
+            crops = plain and all(raster_format.on_grid for raster_format in self._formats)
             return EncodedInput(
                 *records.encode_raster(rasters, narrow=self._dtypes(data_input), crops=crops), segments.GOOD
             )
         except _UNREADABLE as error:
-            if isinstance(error, OSError) and not self.work.is_local:
+            if isinstance(error, OSError) and not self.job.is_local:
                 return None
-            # Whoever trains on it meets the same error on the direct way, if it is one.
+            # If this is an error of the data, training meets it when it reads the dataset itself.
             return EncodedInput(b"", f"{type(error).__name__}: {error}"[:500].encode(), segments.UNFIT)
 
     def _dtypes(self, data_input: DataInput) -> list[str]:
         layers = {layer_of(option) for option in data_input.layers}
-        found = {str(band_set.dtype.value) for name in layers for band_set in self._dataset.layers[name].band_sets}
-        return sorted(found) if len(found) == 1 else ["uint8", "uint16"]
+        dtypes = {str(band_set.dtype.value) for name in layers for band_set in self._dataset.layers[name].band_sets}
+        return sorted(dtypes) if len(dtypes) == 1 else ["uint8", "uint16"]
 
     def _write(self, fingerprint: tuple[int, int], record: EncodedInput) -> RecordEntry:
         try:
             return self._writer.add(fingerprint, record.payload, record.head, state=record.state)
         except OSError as error:
             size = len(record.payload) + len(record.head)
-            raise full_disk(error, self.work.store / "data", needed=size) or error from error
+            raise full_disk(error, self.job.folder / "data", needed=size) or error from error
 
 
 class Verifier(Packer):
-    """Decodes windows anew and compares them with their records."""
+    """Decodes windows again and compares them with their records."""
 
-    def __init__(self, work: PackJob) -> None:
-        super().__init__(work)
-        self._reader = SegmentReader(work.store, dataset=work.name)
-        self._shelves = {}
-        for key in work.inputs:
-            entries = self._reader.entries(segments.catalogue(work.store, key).name)
-            self._shelves[key] = InputRecords(entries, self._reader.find(entries, work.fingerprints[key]))
+    def __init__(self, job: PackJob) -> None:
+        super().__init__(job)
+        self._reader = SegmentReader(job.folder, dataset=job.name)
+        self._records = {}
+        for key in job.inputs:
+            entries = self._reader.entries(segments.catalogue(job.folder, key).name)
+            self._records[key] = InputRecords(entries, self._reader.find(entries, job.fingerprints[key]))
 
     def pack(self, tasks: Sequence[Task]) -> Packed:
-        """Compare some windows; the entries are those of what is not as the dataset has it."""
+        """Compare some windows; the result has the entries of the records that differ from the dataset."""
         entries: dict[str, list[RecordEntry]] = {}
         for row, keys in tasks:
-            window = self.work.index.window(row, self._dataset)
+            window = self.job.index.window(row, self._dataset)
             for key in keys:
-                place = self._shelves[key].place(row)
+                place = self._records[key].place(row)
                 if place is None:
                     continue
-                now = self.decode(window, self.work.inputs[key])
-                if now is not None and self._stored(place) != now:
+                decoded = self.decode(window, self.job.inputs[key])
+                if decoded is not None and self._stored(place) != decoded:
                     entries.setdefault(key, []).append(RecordEntry(self.record_fingerprint(key, row), *place))
         return Packed(entries, len(tasks), 0)
 
     def _stored(self, place: RecordPlace) -> EncodedInput | None:
-        found = self._reader.read(place)
-        return None if found is None else EncodedInput(bytes(found[0]), found[1], segments.GOOD)
+        record = self._reader.read(place)
+        return None if record is None else EncodedInput(bytes(record[0]), record[1], segments.GOOD)
 
 
-def _worker(work: PackJob) -> Packer:
-    return Verifier(work) if work.verify else Packer(work)
+def _packer(job: PackJob) -> Packer:
+    return Verifier(job) if job.verify else Packer(job)
 
 
-def pack_all(work: PackJob, tasks: Iterable[Task], *, workers: int) -> Iterator[Packed]:
-    """Pack windows; memory does not grow with their number.
+def pack_all(job: PackJob, tasks: Iterable[Task], *, workers: int) -> Iterator[Packed]:
+    """Pack windows, or verify their records; memory does not grow with their number.
 
     Args:
-        work: what is packed, and where to.
-        tasks: rows with the inputs that are missing.
-        workers: processes; below 2, everything is done in this one.
+        job: where to read from and write to.
+        tasks: rows of the index with keys of inputs.
+        workers: number of processes; below 2, everything is done in this one.
 
     Yields:
-        What became of each portion, as it is done.
+        The result of each portion of the tasks, as it is done.
 
     Raises:
         DiskError: there is no room.
@@ -247,26 +245,26 @@ def pack_all(work: PackJob, tasks: Iterable[Task], *, workers: int) -> Iterator[
     """
     portions = _portions(iter(tasks))
     if workers < 2:
-        packer = _worker(work)
+        packer = _packer(job)
         try:
             yield from map(packer.pack, portions)
         finally:
             packer.close()
         return
-    # Forked, as the loader's workers are: a fresh interpreter would import torch for seconds before it packs anything.
-    # But connections to object stores do not live on in a forked process.
-    how: Literal["fork", "spawn"] = "fork" if work.is_local else "spawn"
-    with pool_of(workers, how, what=f"packs windows into {work.store}", begin=_begin, argument=work) as pool:
+    # Forked, as the loader's workers are: a new interpreter would import torch for seconds before it packs anything.
+    # But connections to object stores do not survive a fork.
+    method: Literal["fork", "spawn"] = "fork" if job.is_local else "spawn"
+    with pool_of(workers, method, what=f"packs windows into {job.folder}", begin=_begin, argument=job) as pool:
         try:
-            running: set[Future[Packed]] = {pool.submit(_pack, one) for one in islice(portions, 3 * workers)}
+            running: set[Future[Packed]] = {pool.submit(_pack, portion) for portion in islice(portions, 3 * workers)}
             while running:
-                # any order: records are found by their fingerprints, wherever they lie
+                # The order has no effect: records are looked up by their fingerprints.
                 done, running = wait(running, return_when=FIRST_COMPLETED)
-                running |= {pool.submit(_pack, one) for one in islice(portions, len(done))}
+                running |= {pool.submit(_pack, portion) for portion in islice(portions, len(done))}
                 for future in done:
                     yield future.result()
         except BrokenProcessPool:
-            # Whoever asks a whole job to leave may end its processes first.
+            # A scheduler that stops a job may end the pool's processes before this one gets its signal.
             preemption.raise_if_preempted()
             raise
 
@@ -276,11 +274,12 @@ def _portions(tasks: Iterator[Task]) -> Iterator[list[Task]]:
         yield portion
 
 
+# The packer of a process of the pool.
 _PACKER: list[Packer] = []
 
 
-def _begin(work: PackJob) -> None:
-    _PACKER[:] = [_worker(work)]
+def _begin(job: PackJob) -> None:
+    _PACKER[:] = [_packer(job)]
 
 
 def _pack(tasks: list[Task]) -> Packed:
@@ -288,5 +287,5 @@ def _pack(tasks: list[Task]) -> Packed:
 
 
 def default_workers() -> int:
-    """Processes to pack with: one per processor that this process may use."""
+    """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1

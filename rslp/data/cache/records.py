@@ -1,4 +1,4 @@
-"""Records: one input of one window, decoded through rslearn, as bytes that give it back bit for bit."""
+"""Records: one input of one whole window, decoded through rslearn, as bytes and back, bit for bit."""
 
 from __future__ import annotations
 
@@ -33,15 +33,19 @@ from upath import UPath
 from rslp import upstream
 from rslp.data.cache.columns import Array
 
+TimeRange = tuple[datetime, datetime]
+
 # These formats refuse another projection and crop by whole pixels.
 _EXACT = (ImageTileRasterFormat, NumpyRasterFormat, SingleImageRasterFormat)
-# Coarser sources up to this factor; a pixel's centre is then far enough from the edge of its source pixel.
-_COARSEST = 64
+# A source's pixels may be up to this many times coarser: the centres of the window's pixels are then far enough from
+# the edges of the source's pixels.
+_MAX_FACTOR = 64
+# Distance from the grid above which a source lies off it (px).
 _OFF_GRID = 1e-4
 
 
 class UncacheableWindow(Exception):
-    """Something that a record can't hold; it is read directly."""
+    """A window's input can't be held by a record; it is read from the dataset each time."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +54,21 @@ class ItemGroup:
 
     Attributes:
         image: ``C T H W``, in the dtype that the input asks for.
-        times: the time range of each step, or None where rslearn would find none.
+        times: the time range of each step, or None where rslearn finds none.
     """
 
     image: torch.Tensor
-    times: list[tuple[datetime, datetime]] | None
+    times: list[TimeRange] | None
 
 
 class GridCheckingFormat(RasterFormat):
-    """Decodes as the format it wraps, and notes whether the source lies on the grid of pixels that was asked for.
+    """Wraps a raster format and notes whether the sources lie on the requested grid of pixels.
 
-    If it does, a crop of the whole is what reading the crop would have given.
+    If they do, a crop that is cut out of the whole window equals the crop as rslearn would read it.
 
     Attributes:
-        inner: the format that it wraps.
-        on_grid: whether all sources since it was last set to true did.
+        inner: the wrapped format.
+        on_grid: whether all sources lay on the grid since this was last set to true.
     """
 
     def __init__(self, inner: RasterFormat) -> None:
@@ -78,54 +82,62 @@ class GridCheckingFormat(RasterFormat):
         bounds: PixelBounds,
         resampling: Resampling = Resampling.bilinear,
     ) -> RasterArray:
-        """Decode, see the class."""
+        """Decode with the wrapped format."""
         if not self.on_grid or type(self.inner) in _EXACT:
             return self.inner.decode_raster(path, projection, bounds, resampling)
-        fitting: list[bool] = []
-        with upstream.observe_rasters(lambda source: fitting.append(_on_grid(source, projection))):
+        observed: list[bool] = []
+        with upstream.observe_rasters(lambda source: observed.append(_on_grid(source, projection))):
             decoded = self.inner.decode_raster(path, projection, bounds, resampling)
-        # Of another format, or of none that was opened as expected, nothing is known.
-        self.on_grid = type(self.inner) is GeotiffRasterFormat and bool(fitting) and all(fitting)
+        # Sources of other formats, and those that were not observed, may lie off the grid.
+        self.on_grid = type(self.inner) is GeotiffRasterFormat and bool(observed) and all(observed)
         return decoded
 
 
 def _on_grid(source: DatasetReader, projection: Projection) -> bool:
-    place = source.transform
-    if source.crs != projection.crs or place.b or place.d:
+    transform = source.transform
+    if source.crs != projection.crs or transform.b or transform.d:
         return False
     for step, start, pixel in (
-        (place.a, place.c, projection.x_resolution),
-        (place.e, place.f, projection.y_resolution),
+        (transform.a, transform.c, projection.x_resolution),
+        (transform.e, transform.f, projection.y_resolution),
     ):
         factor, offset = step / pixel, start / pixel
-        whole = abs(factor - round(factor)) < 1e-9 and 1 <= round(factor) <= _COARSEST
-        if not whole or abs(offset - round(offset)) > _OFF_GRID:
+        is_multiple = abs(factor - round(factor)) < 1e-9 and 1 <= round(factor) <= _MAX_FACTOR
+        if not is_multiple or abs(offset - round(offset)) > _OFF_GRID:
             return False
     return True
 
 
 def layer_options(window: Window, data_input: DataInput) -> list[tuple[str, int]]:
-    """The item groups that rslearn reads, or draws one of, in its order."""
-    if not data_input.load_all_item_groups:
-        options = [get_layer_and_group_from_dir_name(option) for option in data_input.layers]
-        return [option for option in options if window.is_layer_completed(*option)]
-    completed = window.list_completed_layers()
-    return [
-        (layer, group)
-        for layer in data_input.layers
-        for group in sorted(group for name, group in completed if name == layer)
-    ]
+    """The item groups (layer, number) that rslearn reads, or of which it draws one, in its order.
+
+    Raises:
+        UncacheableWindow: there is none.
+    """
+    if data_input.load_all_item_groups:
+        completed = window.list_completed_layers()
+        options = [
+            (layer, group)
+            for layer in data_input.layers
+            for group in sorted(group for name, group in completed if name == layer)
+        ]
+    else:
+        named = [get_layer_and_group_from_dir_name(option) for option in data_input.layers]
+        options = [option for option in named if window.is_layer_completed(*option)]
+    if not options:
+        raise UncacheableWindow("no complete item group")
+    return options
 
 
 def read_rasters(dataset: Dataset, window: Window, data_input: DataInput) -> list[ItemGroup]:
-    """Every item group of a raster input over the whole window.
+    """Read all item groups of a raster input over the whole window.
 
     Raises:
-        Unfit: there is none, or one that rslearn would refuse.
+        UncacheableWindow: there is no item group, or one that rslearn would refuse.
     """
     options = layer_options(window, data_input)
     marking = upstream.with_nodata_marked(dataset, data_input)
-    found: dict[tuple[str, int], ItemGroup] = {}
+    item_groups: dict[tuple[str, int], ItemGroup] = {}
     for layer in dict.fromkeys(layer for layer, _ in options):
         groups = sorted({group for name, group in options if name == layer})
         images, times = read_raster_layer_groups_for_data_input(
@@ -139,43 +151,34 @@ def read_rasters(dataset: Dataset, window: Window, data_input: DataInput) -> lis
                 layer_data = layer_data or window.load_layer_datas().get(layer)
                 span = read_layer_time_range(layer_data, group)
                 spans = None if span is None else [span]
-            found[layer, group] = ItemGroup(image, spans)
-    return [found[option] for option in _some(options)]
+            item_groups[layer, group] = ItemGroup(image, spans)
+    return [item_groups[option] for option in options]
 
 
 def read_vectors(dataset: Dataset, window: Window, data_input: DataInput) -> list[list[Feature]]:
-    """The features of every item group of a vector input.
+    """Read the features of all item groups of a vector input.
 
     Raises:
-        Unfit: there is no item group.
+        UncacheableWindow: there is no item group.
     """
     return [
         window.data.read_vector(layer, dataset.layers[layer].instantiate_vector_format(), group_idx=group)
-        for layer, group in _some(layer_options(window, data_input))
+        for layer, group in layer_options(window, data_input)
     ]
-
-
-def _some(options: Sequence[tuple[str, int]]) -> Sequence[tuple[str, int]]:
-    if not options:
-        raise UncacheableWindow("no complete item group")
-    return options
-
-
-TimeRange = tuple[datetime, datetime]
 
 
 @dataclass(frozen=True)
 class Head:
-    """How a raster's bytes are to be read.
+    """The head of a raster record: how its payload is decoded.
 
     Attributes:
-        dtype: as stored.
-        final: as the input asks for it.
+        dtype: dtype of the payload.
+        final: dtype of the input.
         shape: ``C T H W``, the item groups one after the other along T.
-        steps: time steps of each item group.
+        steps: number of time steps of each item group.
         times: for each item group the time ranges of its steps, or None.
-        known: those of all steps; None if they are not known of each.
-        crops: a crop is a part of the whole: every source lies on the window's pixel grid.
+        all_times: the time ranges of all steps; None if an item group has none.
+        crops: whether crops may be cut out of the window, since every source lies on its pixel grid.
     """
 
     dtype: np.dtype[Any]
@@ -183,7 +186,7 @@ class Head:
     shape: tuple[int, int, int, int]
     steps: tuple[int, ...]
     times: tuple[tuple[TimeRange, ...] | None, ...]
-    known: tuple[TimeRange, ...] | None
+    all_times: tuple[TimeRange, ...] | None
     crops: bool
 
 
@@ -192,21 +195,21 @@ def encode_raster(groups: Sequence[ItemGroup], *, narrow: Sequence[str], crops: 
 
     Args:
         groups: the window's item groups in rslearn's order, in the dtype that the input asks for.
-        narrow: dtypes that the sources may have; the narrowest that keeps every bit is stored.
+        narrow: dtypes that the sources may have; the narrowest one that keeps all values is stored.
         crops: whether every source lies on the window's pixel grid.
 
     Raises:
-        Unfit: item groups of unlike sizes.
+        UncacheableWindow: the item groups have different numbers of bands, or sizes.
     """
     arrays = [group.image.numpy() for group in groups]
     if len({(a.shape[0], *a.shape[2:]) for a in arrays}) != 1:
-        raise UncacheableWindow(f"item groups of unlike shapes: {', '.join(str(a.shape) for a in arrays)}")
-    whole = np.concatenate(arrays, axis=1) if len(arrays) > 1 else np.ascontiguousarray(arrays[0])
-    stored = _narrowed(whole, narrow)
+        raise UncacheableWindow(f"item groups of different shapes: {', '.join(str(a.shape) for a in arrays)}")
+    stacked = np.concatenate(arrays, axis=1) if len(arrays) > 1 else np.ascontiguousarray(arrays[0])
+    stored = _narrowed(stacked, narrow)
     head = {
         "dtype": stored.dtype.str,
-        "final": whole.dtype.str,
-        "shape": whole.shape,
+        "final": stacked.dtype.str,
+        "shape": stacked.shape,
         "steps": [a.shape[1] for a in arrays],
         "times": [
             None if group.times is None else [[start.isoformat(), end.isoformat()] for start, end in group.times]
@@ -217,21 +220,21 @@ def encode_raster(groups: Sequence[ItemGroup], *, narrow: Sequence[str], crops: 
     return stored.tobytes(), json.dumps(head).encode()
 
 
-def _narrowed(whole: Array, dtypes: Sequence[str]) -> Array:
+def _narrowed(array: Array, dtypes: Sequence[str]) -> Array:
     for dtype in sorted(map(np.dtype, dtypes), key=lambda dtype: dtype.itemsize):
-        if dtype.itemsize >= whole.dtype.itemsize:
+        if dtype.itemsize >= array.dtype.itemsize:
             break
         with np.errstate(invalid="ignore"):
-            small = whole.astype(dtype)
-        # Bit for bit: a negative zero or a NaN would be lost in an integer.
-        if np.array_equal(small.astype(whole.dtype).view(np.uint32), whole.view(np.uint32)):
+            small = array.astype(dtype)
+        # Compared bit by bit: a negative zero would be lost in an integer, and is equal to 0.
+        if np.array_equal(small.astype(array.dtype).view(np.uint32), array.view(np.uint32)):
             return small
-    return whole
+    return array
 
 
 @lru_cache(maxsize=4096)
 def parse_head(raw: bytes) -> Head:
-    """The head of a raster; equal heads are parsed once."""
+    """Parse the head of a raster record; equal heads are parsed once."""
     head = json.loads(raw)
     times = tuple(
         None
@@ -245,7 +248,7 @@ def parse_head(raw: bytes) -> Head:
         tuple(head["shape"]),
         tuple(head["steps"]),
         times,
-        None if None in times else tuple(span for one in times for span in one or ()),
+        None if None in times else tuple(span for group in times for span in group or ()),
         head["crops"],
     )
 
@@ -253,35 +256,31 @@ def parse_head(raw: bytes) -> Head:
 def decode_raster(
     payload: memoryview, head: Head, *, group: int | None, crop: tuple[int, int, int, int] | None
 ) -> RasterImage:
-    """Give back what rslearn would have read.
+    """The image as rslearn would read it, ``C T H W``.
 
     Args:
         payload: the stored bytes.
-        head: how to read them.
-        group: the item group to read; None means all.
-        crop: pixels from the window's corner: x0, y0, x1, y1; None means the whole window.
+        head: the record's head.
+        group: number of the item group to read; None means all.
+        crop: x0, y0, x1, y1 from the window's corner (px); None means the whole window.
     """
     image = np.ndarray(head.shape, head.dtype, payload)
-    known = head.known
+    times = head.all_times
     if group is not None and len(head.steps) > 1:
         start = sum(head.steps[:group])
         image = image[:, start : start + head.steps[group]]
-        known = head.times[group]
+        times = head.times[group]
     if crop is not None:
         image = image[:, :, crop[1] : crop[3], crop[0] : crop[2]]
-    # A copy in any case: the map is read-only, and transforms write.
-    return RasterImage(torch.from_numpy(image.astype(head.final, order="C")), None if known is None else list(known))
+    # astype always copies: the map is read-only, and transforms write.
+    return RasterImage(torch.from_numpy(image.astype(head.final, order="C")), None if times is None else list(times))
 
 
 def encode_vector(groups: Sequence[Sequence[Feature]], window: Window) -> tuple[bytes, bytes]:
-    """Payload and head of a vector input.
-
-    Args:
-        groups: the features of each item group.
-        window: the window that they are of.
+    """Payload and head of a vector input, from the features of each item group.
 
     Raises:
-        Unfit: features that JSON and WKB can't hold as they are.
+        UncacheableWindow: JSON or WKB would change the features.
     """
     document = [[_feature(feature, window) for feature in features] for features in groups]
     try:
@@ -316,7 +315,7 @@ def decode_vector(payload: memoryview, projection: Projection, *, group: int | N
 
 
 def vector_groups(head: bytes) -> int:
-    """How many item groups a vector record holds."""
+    """The number of item groups of a vector record."""
     return int(head.removeprefix(b"vector "))
 
 

@@ -1,9 +1,9 @@
-"""Segments, append-only files of records, and their catalogues: where each record lies, and its checksum.
+"""Segments, append-only files of records, and catalogues, files of entries with each record's place and checksum.
 
-A record is written whole before its entry is: a reader never finds half of one, and what a killed process leaves behind
-is at most bytes that nothing points to. Readers need no lock. A process compares the checksum of a record when it first
-reads it. The place of one that differs goes into a list (``*.bad``), which later starts look into, so that it is made
-anew. No byte is ever changed that another process may have mapped.
+A record is written before its entry, so a reader never finds half a record, and a killed process leaves at most bytes
+to which no entry points. Readers need no lock. A process compares the checksum of a record when it first reads it. The
+place of a damaged record is appended to a list (``*.bad``), which later starts read, so that it is made again. No byte
+is ever changed that another process may have mapped.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rslp.io import write_atomic
 
 ENTRY_DTYPE = np.dtype(
     [
-        ("print", "<u8", 2),
+        ("fingerprint", "<u8", 2),
         ("segment", "<u8"),
         ("offset", "<u8"),
         ("payload", "<u8"),
@@ -38,27 +38,36 @@ ENTRY_DTYPE = np.dtype(
         ("check", "<u8"),
     ]
 )
+# An entry without its fingerprint and check.
 _PLACE_STRUCT = struct.Struct("<16xQQQIIQ8x")
+# States of an entry: a record, or an input that can't be packed.
 GOOD, UNFIT = 0, 1
 # Segment, offset, sizes of payload and head, checksum.
 RecordPlace = tuple[int, int, int, int, int]
+# Records begin at multiples of this (bytes).
+_ALIGN = 64
+_SEGMENT_BYTES = 1 << 32
+# A process that read this much from the maps releases their pages, which stay in the machine's cache of files.
+_HELD_BYTES = 256 << 20
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RecordEntry:
-    """Where a record lies.
+    """One line of a catalogue: the place of a record.
 
     Attributes:
-        print: what the record depends on; the latest entry of a print counts.
-        segment: the segment's number.
-        offset: where the payload begins in it; the head follows the payload.
-        payload: bytes of the payload.
-        head: bytes of the head.
-        checksum: of payload and head.
-        state: ``GOOD``; ``UNFIT``: the window can't be packed, the head is the reason.
+        fingerprint: fingerprint of the record's content; of several entries with the same, the latest counts.
+        segment: number of the segment.
+        offset: offset of the payload in the segment (bytes); the head follows the payload.
+        payload: size of the payload (bytes).
+        head: size of the head (bytes).
+        checksum: xxh3 of payload and head.
+        state: ``GOOD``, or ``UNFIT`` for an input that can't be packed, with the reason as head.
     """
 
-    print: tuple[int, int]
+    fingerprint: tuple[int, int]
     segment: int
     offset: int
     payload: int
@@ -68,18 +77,18 @@ class RecordEntry:
 
 
 def append_entries(path: Path, entries: Iterable[RecordEntry]) -> None:
-    """Publish records.
+    """Append entries to a catalogue, which publishes their records.
 
     Raises:
         OSError: the disk is full, or can't be written.
     """
     rows = np.array(
-        [(e.print, e.segment, e.offset, e.payload, e.head, e.state, e.checksum, 0) for e in entries], ENTRY_DTYPE
+        [(e.fingerprint, e.segment, e.offset, e.payload, e.head, e.state, e.checksum, 0) for e in entries], ENTRY_DTYPE
     )
     rows["check"] = _check(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as handle:
-        # What a full disk or a crash left of an entry would shift all that follow.
+        # Part of an entry, left by a full disk or a crash, would shift all entries that follow.
         if torn := handle.tell() % ENTRY_DTYPE.itemsize:
             handle.truncate(handle.tell() - torn)
         handle.write(rows.tobytes())
@@ -87,17 +96,12 @@ def append_entries(path: Path, entries: Iterable[RecordEntry]) -> None:
         os.fsync(handle.fileno())
 
 
-def read_entries(path: Path) -> Array:
-    """All sound entries, oldest first; none if there is no such file.
+def read_entries(path: Path) -> tuple[Array, int]:
+    """The undamaged entries of a catalogue, oldest first, and the number of damaged ones; none if there is no file.
 
     Raises:
-        OSError: it can't be read.
+        OSError: the file can't be read.
     """
-    return sound_entries(path)[0]
-
-
-def sound_entries(path: Path) -> tuple[Array, int]:
-    """As ``read_entries``, and the number of entries that are damaged."""
     try:
         raw = mapped(path)
     except (FileNotFoundError, ValueError):
@@ -110,8 +114,8 @@ def sound_entries(path: Path) -> tuple[Array, int]:
 def _check(rows: Array) -> Array:
     mixed = np.full(len(rows), 0x9E3779B97F4A7C15, np.uint64)
     for part in (
-        rows["print"][:, 0],
-        rows["print"][:, 1],
+        rows["fingerprint"][:, 0],
+        rows["fingerprint"][:, 1],
         *(rows[name] for name in ("segment", "offset", "payload", "head", "state", "checksum")),
     ):
         mixed = (mixed ^ part.astype(np.uint64)) * np.uint64(0xFF51AFD7ED558CCD)
@@ -120,23 +124,23 @@ def _check(rows: Array) -> Array:
 
 
 def find_entries(entries: Array, fingerprints: Array) -> Array:
-    """For each fingerprint (``N 2`` words) the number of its latest entry, or -1."""
+    """The number of the latest entry of each fingerprint (uint64 ``N 2``), or -1."""
     if not len(entries) or not len(fingerprints):
         return np.full(len(fingerprints), -1, np.int64)
-    # Sorted by the first word alone: two windows that share it would merely not be found.
-    order = np.argsort(entries["print"][:, 0], kind="stable")
-    keys = entries["print"][order, 0]
-    at = np.searchsorted(keys, fingerprints[:, 0], side="right") - 1
-    found = order[np.maximum(at, 0)]
-    return np.where((at >= 0) & (entries["print"][found] == fingerprints).all(axis=1), found, -1)
+    # Sorted by the first word alone: if two windows share it, the record of one of them is not found.
+    order = np.argsort(entries["fingerprint"][:, 0], kind="stable")
+    keys = entries["fingerprint"][order, 0]
+    position = np.searchsorted(keys, fingerprints[:, 0], side="right") - 1
+    numbers = order[np.maximum(position, 0)]
+    return np.where((position >= 0) & (entries["fingerprint"][numbers] == fingerprints).all(axis=1), numbers, -1)
 
 
 @dataclass(frozen=True)
 class InputRecords:
-    """The records of one input, for some windows.
+    """The places of the records of one input, for some windows.
 
     Attributes:
-        entries: all entries of the input, mapped from the file.
+        entries: all entries of the input, of ``ENTRY_DTYPE``, mapped from the file.
         numbers: for each window the number of its entry, or -1.
     """
 
@@ -149,7 +153,7 @@ class InputRecords:
         return self.entries.view(np.uint8)
 
     def place(self, i: int) -> RecordPlace | None:
-        """Where a window's record lies; None if it has none."""
+        """The place of a window's record; None if it has none."""
         number = int(self.numbers[i])
         if number < 0:
             return None
@@ -160,16 +164,8 @@ class InputRecords:
 
 
 def catalogue(folder: Path, key: str) -> Path:
-    """The file of an input's entries."""
+    """The catalogue of an input."""
     return folder / f"records-{key}.cat"
-
-
-_ALIGN = 64
-_SEGMENT_BYTES = 1 << 32
-# How much of the maps a process may have looked at before it lets go of the pages, which stay in the machine's cache.
-_HELD_BYTES = 256 << 20
-
-log = logging.getLogger(__name__)
 
 
 def segment_path(folder: Path, segment: int) -> Path:
@@ -178,13 +174,13 @@ def segment_path(folder: Path, segment: int) -> Path:
 
 
 class SegmentWriter:
-    """Appends records; one per process that packs."""
+    """Appends records to segments of its own; each writing process has one."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._segment = 0
         self._handle = -1
-        self._at = _SEGMENT_BYTES
+        self._end = _SEGMENT_BYTES
 
     def add(self, fingerprint: tuple[int, int], payload: bytes, head: bytes, *, state: int = GOOD) -> RecordEntry:
         """Append one record.
@@ -192,23 +188,23 @@ class SegmentWriter:
         Raises:
             OSError: the disk is full, or can't be written.
         """
-        if self._at >= _SEGMENT_BYTES:
-            self._begin()
-        offset = self._at
+        if self._end >= _SEGMENT_BYTES:
+            self._begin_segment()
+        offset = self._end
         parts = [payload, head, bytes(-(len(payload) + len(head)) % _ALIGN)]
         written = os.writev(self._handle, parts)
-        self._at += written
-        rest = memoryview(b"") if written == sum(map(len, parts)) else memoryview(b"".join(parts))[written:]
-        while rest:
-            written = os.write(self._handle, rest)
-            self._at += written
-            rest = rest[written:]
+        self._end += written
+        remaining = memoryview(b"") if written == sum(map(len, parts)) else memoryview(b"".join(parts))[written:]
+        while remaining:
+            written = os.write(self._handle, remaining)
+            self._end += written
+            remaining = remaining[written:]
         checksum = xxhash.xxh3_64(payload)
         checksum.update(head)
         return RecordEntry(fingerprint, self._segment, offset, len(payload), len(head), checksum.intdigest(), state)
 
     def flush(self) -> None:
-        """Make sure that the records survive the machine."""
+        """Sync the segment, so that the records survive a crash of the machine."""
         if self._handle >= 0:
             os.fsync(self._handle)
 
@@ -216,20 +212,20 @@ class SegmentWriter:
         """Close the segment."""
         if self._handle >= 0:
             os.close(self._handle)
-            self._handle, self._at = -1, _SEGMENT_BYTES
+            self._handle, self._end = -1, _SEGMENT_BYTES
 
-    def _begin(self) -> None:
+    def _begin_segment(self) -> None:
         self.flush()
         self.close()
         self._segment = secrets.randbits(64)
         path = segment_path(self._folder, self._segment)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
-        self._at = 0
+        self._end = 0
 
 
 class SegmentReader:
-    """Reads records; one per process and cache, each segment is opened when it is first read.
+    """Reads the records of one cache; a segment is mapped when it is first read.
 
     Attributes:
         folder: the cache's folder.
@@ -241,10 +237,10 @@ class SegmentReader:
         self.dataset = dataset
         self._segments: dict[int, _Segment] = {}
         self._touched = 0
-        # Segment and offset of records that are damaged, and files that a message was about.
+        # Segment and offset of damaged records, and files about which there was a warning.
         self._bad: set[tuple[int, int]] = set()
-        self._named: set[Path] = set()
-        self._list = f"{secrets.token_hex(4)}.bad"
+        self._reported: set[Path] = set()
+        self._bad_list = f"{secrets.token_hex(4)}.bad"
 
     def __reduce__(self) -> tuple[object, ...]:
         """Another process opens the files itself."""
@@ -254,7 +250,7 @@ class SegmentReader:
         """Payload and head of a record; the payload is a view of the file's map.
 
         Returns:
-            None where it can't be read or is damaged, after one message for each file.
+            None where the record can't be read or is damaged, after one warning for each file.
         """
         number, offset, payload, head, checksum = place
         middle = offset + payload
@@ -265,7 +261,8 @@ class SegmentReader:
             view = segment.view(middle + head)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            self._say(segment_path(self.folder, number), f"can't be read; its part of the dataset can ({reason})")
+            message = f"can't be read ({reason}); the dataset's own files are read instead"
+            self._warn(segment_path(self.folder, number), message)
             return None
         # One bit for each place where a record may begin.
         if not segment.checked[offset >> 9] >> (offset >> 6 & 7) & 1:
@@ -276,86 +273,86 @@ class SegmentReader:
         self._touched += payload
         if self._touched > _HELD_BYTES:
             self._touched = payload
-            for one in self._segments.values():
-                one.release_pages()
+            for mapped_segment in self._segments.values():
+                mapped_segment.release_pages()
         return view[offset:middle], bytes(view[middle : middle + head])
 
     def entries(self, names: str) -> Array:
-        """The entries of the catalogues whose names match a pattern; of two for one record, the later one is behind."""
+        """The entries of the catalogues whose names match a pattern, the oldest catalogue first."""
         paths = sorted(self.folder.glob(names), key=lambda path: path.stat().st_mtime_ns)
-        found = [self._entries_of(path) for path in paths]
-        return found[0] if len(found) == 1 else np.concatenate([np.empty(0, ENTRY_DTYPE), *found])
+        parts = [self._entries_of(path) for path in paths]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, ENTRY_DTYPE), *parts])
 
     def _entries_of(self, catalogue: Path) -> Array:
-        """Those that are damaged are taken out of the file, with a message."""
+        """The undamaged entries of a catalogue; damaged ones are removed from the file, with a warning."""
         try:
-            good, bad = sound_entries(catalogue)
+            good, bad = read_entries(catalogue)
         except OSError as error:
-            self._say(catalogue, f"can't be read, so what it lists is made anew ({error.strerror})")
+            self._warn(catalogue, f"can't be read, so the records that it lists are made again ({error.strerror})")
             return np.empty(0, ENTRY_DTYPE)
         if bad:
-            # Whoever appends to it meanwhile adds to the file of before: that is lost, and made again later.
+            # Entries that another process appends meanwhile go to the old file: they are lost, and made again later.
             with suppress(OSError):
                 write_atomic(catalogue, good.tobytes())
-            self._say(catalogue, f"is damaged: {bad} of its entries are made anew")
+            self._warn(catalogue, f"is damaged: {bad} of its entries are made again")
         return good
 
     def find(self, entries: Array, fingerprints: Array) -> Array:
-        """For each fingerprint the number of its latest entry, or -1 where none has a record that can be read."""
+        """The number of the latest entry of each fingerprint; -1 if it has none, or its record can't be read."""
         numbers = find_entries(entries, fingerprints)
         if len(entries) and len(numbers):
             numbers[(numbers >= 0) & ~self._are_valid(entries[numbers])] = -1
         return numbers
 
     def exclude_records(self, entries: Iterable[RecordEntry]) -> None:
-        """Note records that are not to be read any more, for this process and all later starts."""
+        """Exclude records from reading, in this process and in all that start later."""
         listed = list(entries)
         self._bad |= {(entry.segment, entry.offset) for entry in listed}
-        # Where the cache can't be written, the next start finds them again.
+        # If the cache can't be written, the next start finds them again.
         with suppress(OSError):
-            append_entries(self.folder / f"{os.getpid()}-{self._list}", listed)
+            append_entries(self.folder / f"{os.getpid()}-{self._bad_list}", listed)
 
     def check(self, names: str) -> tuple[int, int]:
-        """Compare the checksums of all records in some catalogues; the numbers of records and of damaged ones."""
+        """Compare the checksums of all records of some catalogues; returns how many there are, and how many damaged."""
         entries = self.entries(names)
-        latest = entries[np.unique(find_entries(entries, entries["print"]))]
+        latest = entries[np.unique(find_entries(entries, entries["fingerprint"]))]
         places = np.sort(latest[self._are_valid(latest)][["segment", "offset", "payload", "head", "checksum"]])
         bad = len(latest) - len(places) + sum(self.read(place) is None for place in places.tolist())
         return len(latest), bad
 
     def _are_valid(self, entries: Array) -> Array:
-        """Which of some entries have a record that lies in its file and is in no list of damaged ones."""
+        """Which entries have a record that lies within its segment and is not excluded, bool ``N``."""
         sizes = _sizes(self.folder / "data")
+        # The last element stands for missing segments.
         numbers, ends = np.array([*sorted(sizes.items()), (0, 0)], np.uint64).T
-        # The last one stands for those that are not there.
-        at = np.searchsorted(numbers[:-1], entries["segment"])
+        position = np.searchsorted(numbers[:-1], entries["segment"])
         stop = entries["offset"] + entries["payload"] + entries["head"]
-        there: Array = (numbers[at] == entries["segment"]) & (stop <= ends[at])
-        for number in np.unique(entries["segment"][~there]).tolist():
-            self._say(segment_path(self.folder, number), "is missing or shorter than it was; what it held is made anew")
-        if bad := self._listed() | self._bad:
-            struck = np.array(sorted(bad), np.uint64)
-            # A mixture of both words: two places that share it would merely be made anew.
-            there &= ~np.isin(_mixed(entries["segment"], entries["offset"]), _mixed(struck[:, 0], struck[:, 1]))
-        return there
+        valid: Array = (numbers[position] == entries["segment"]) & (stop <= ends[position])
+        for number in np.unique(entries["segment"][~valid]).tolist():
+            path = segment_path(self.folder, number)
+            self._warn(path, "is missing or shorter than it was; its records are made again")
+        if bad := self._listed_bad() | self._bad:
+            excluded = np.array(sorted(bad), np.uint64)
+            # Segment and offset mixed into one word: if two places share it, a good record is made again.
+            valid &= ~np.isin(_mixed(entries["segment"], entries["offset"]), _mixed(excluded[:, 0], excluded[:, 1]))
+        return valid
 
-    def _listed(self) -> set[tuple[int, int]]:
+    def _listed_bad(self) -> set[tuple[int, int]]:
         return set(self.entries("*.bad")[["segment", "offset"]].tolist())
 
     def _exclude_damaged(self, place: RecordPlace) -> None:
-        at = place[:2]
-        if at in self._bad:
+        if place[:2] in self._bad:
             return
-        # Another process of the run may have met it before.
-        if at not in self._listed():
+        # Another process of the run may have reported it.
+        if place[:2] not in self._listed_bad():
             path = segment_path(self.folder, place[0])
-            self._say(path, "is damaged: what differs from its checksum is not used any more, and made anew")
+            self._warn(path, "is damaged: records that differ from their checksum are made again")
         self.exclude_records([RecordEntry((0, 0), *place)])
 
-    def _say(self, path: Path, what: str) -> None:
-        if path not in self._named:
-            self._named.add(path)
-            log.warning("dataset %r: %s %s", self.dataset, path, what)
+    def _warn(self, path: Path, message: str) -> None:
+        if path not in self._reported:
+            self._reported.add(path)
+            log.warning("dataset %r: %s %s", self.dataset, path, message)
 
 
 def _mixed(segment: Array, offset: Array) -> Array:
@@ -364,7 +361,7 @@ def _mixed(segment: Array, offset: Array) -> Array:
 
 
 def _sizes(folder: Path) -> dict[int, int]:
-    """Bytes of each segment."""
+    """The size of each segment (bytes) by its number."""
     with suppress(OSError):
         files = [
             entry
@@ -376,7 +373,7 @@ def _sizes(folder: Path) -> dict[int, int]:
 
 
 class _Segment:
-    """A segment's map; ``checked`` has a bit for each 64 bytes: whether the record that begins there was compared."""
+    """A mapped segment; ``checked`` has a bit for each 64 bytes: whether the record that begins there was checked."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -385,7 +382,12 @@ class _Segment:
         self.checked = bytearray()
 
     def view(self, end: int) -> memoryview:
-        """The file, at least up to a place."""
+        """The mapped file, at least up to byte ``end``.
+
+        Raises:
+            OSError: the file can't be read.
+            ValueError: the file is empty, or shorter than ``end``.
+        """
         if len(self._view) < end:
             self._map = mapped(self._path)
             self._view = memoryview(self._map)

@@ -1,6 +1,6 @@
-"""What a window's folder looks like: a listing with sizes, times and inodes, and digests of it.
+"""The state of a window's folder: its metadata, and digests of the sizes, times and inodes of its files.
 
-Nothing heavy is imported here: processes that only look at folders start at once.
+Nothing heavy is imported here, so that processes that only scan folders start at once.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import os
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -19,38 +19,40 @@ from typing import Any
 from rslp.errors import DataError
 from rslp.runtime.slow_reads import refuse_pipe
 
-# A file that was written this short a time before it was looked at may be written again within the same tick of the
-# file system's clock, with the same size: what was seen of it is not trusted later.
+# A file that was written less than this before a scan may be written again within the same tick of the file system's
+# clock, with the same size and time: its digest must not be trusted later.
 TICK_NS = 100_000_000
-# Some file systems keep whole seconds.
+# The same for file systems that store whole seconds.
 COARSE_TICK_NS = 2_000_000_000
 _SECOND_NS = 1_000_000_000
+# Bytes of a digest, and a digest that equals no other.
 DIGEST = 16
 NEVER = bytes(DIGEST)
+# The file that rslearn writes into the folder of a completed item group.
 MARKER = "completed"
-# For so few entries it does not pay to open the window's folder.
+# For this many files or fewer it does not pay to open the window's folder.
 _FEW = 3
-# Times of writing and of change (ns), size and inode.
+# Times of writing and of change (ns), size (bytes) and inode.
 Stamp = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class WindowState:
-    """A window's folder at one moment; only what the given layers hold is looked at.
+    """A window's folder at one moment, as far as some layers are concerned.
 
     Attributes:
         group: the window's group.
         name: the window's name.
-        bounds: pixels of the window's projection: x0, y0, x1, y1.
+        bounds: x0, y0, x1, y1 in the window's projection (px).
         projection: JSON as stored.
         times: JSON of the time range, or ``null``.
         options: JSON of the options.
         completed: folders of completed item groups, joined by ``|``.
-        layout: relative paths of what has a time stamp that tells of changes, one per line.
-        shortcut: digest of all those time stamps, folders' included; equal means that nothing changed.
+        layout: relative paths of the files and folders whose stamps show changes, one per line.
+        shortcut: digest of all these stamps; if it is equal, nothing changed.
         base: digest of what every record of the window depends on.
-        layers: by layer, digest of its files.
-        fresh: something was written a moment ago, so that a digest may not tell of the next change.
+        layers: by layer the digest of its files.
+        fresh: whether a file was written a moment ago, so that a digest may not show the next change.
     """
 
     group: str
@@ -68,22 +70,22 @@ class WindowState:
 
 
 def scan_window(root: str, group: str, name: str, layers: Sequence[str]) -> WindowState | None:
-    """Look at one window; None for what is none: a file, or a folder without a ``metadata.json``.
+    """Scan one window; None for a file, or a folder without a ``metadata.json``, which are no windows.
 
     Args:
         root: the window's folder.
-        group: its group.
-        name: its name.
-        layers: layers whose files matter, sorted.
+        group: the window's group.
+        name: the window's name.
+        layers: layers whose files count, sorted.
 
     Raises:
-        OSError: something vanished meanwhile, or can't be read.
-        ValueError: the bounds are no whole pixels.
+        OSError: a file vanished during the scan, or can't be read.
+        ValueError: the bounds are not whole pixels.
         DataError: ``metadata.json`` is not what rslearn writes.
     """
     now = time.time_ns()
     try:
-        shape = _first_entries(root)
+        entries = _known_entries(root)
         refuse_pipe(f"{root}/metadata.json")
         raw = (Path(root) / "metadata.json").read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -93,69 +95,67 @@ def scan_window(root: str, group: str, name: str, layers: Sequence[str]) -> Wind
     except ValueError as error:
         raise DataError(str(error)) from error
     metadata = parsed_metadata(raw, root)
-    folders = sorted(e.name for e in os.scandir(f"{root}/layers") if e.is_dir()) if "layers" in shape else []
+    folders = sorted(e.name for e in os.scandir(f"{root}/layers") if e.is_dir()) if "layers" in entries else []
     files: dict[str, list[str]] = {layer: [] for layer in layers}
-    timed = ["", *shape]
+    layout = ["", *entries]
     completed = []
     for folder in folders:
         layer = folder.partition(".")[0]
         if layer not in files or folder.startswith("."):
             continue
-        found = list(_walk(f"{root}/", f"layers/{folder}"))
-        timed += [path for path in found if not path.endswith(f"/{MARKER}")]
-        files[layer] += [path for path in found if not path.endswith("/")]
-        if f"layers/{folder}/{MARKER}" in found:
+        paths = list(_walk(f"{root}/", f"layers/{folder}"))
+        layout += [path for path in paths if not path.endswith(f"/{MARKER}")]
+        files[layer] += [path for path in paths if not path.endswith("/")]
+        if f"layers/{folder}/{MARKER}" in paths:
             completed.append(folder)
-    stamps = dict(zip(timed, _stamps(root, timed), strict=True))
-    place = location_text(group, name, metadata)
-    fresh = any(_fresh(stamp, now) for stamp in stamps.values())
+    stamps = dict(zip(layout, _stamps(root, layout), strict=True))
+    location = location_text(group, name, metadata)
+    fresh = any(_is_fresh(stamp, now) for stamp in stamps.values())
     return WindowState(
         group=group,
         name=name,
-        bounds=pixel_bounds(metadata, root),
-        projection=json.dumps(metadata["projection"]),
-        times=json.dumps(metadata.get("time_range") or None),
-        options=json.dumps(metadata["options"]),
+        **metadata_fields(metadata, root),
         completed="|".join(completed),
-        layout="\n".join(timed),
+        layout="\n".join(layout),
         shortcut=NEVER if fresh else digest(array("q", [v for stamp in stamps.values() for v in stamp]).tobytes()),
-        base=_of_files(place, ["items.json"] if "items.json" in shape else [], stamps, now),
-        layers={layer: _of_files(layer + place, paths, stamps, now) for layer, paths in files.items()},
+        base=_files_digest(location, ["items.json"] if "items.json" in entries else [], stamps, now),
+        layers={layer: _files_digest(layer + location, paths, stamps, now) for layer, paths in files.items()},
         fresh=fresh,
     )
 
 
-def stamp_digest(root: str, layout: str, *, at: int | None = None) -> bytes | None:
-    """The digest of the time stamps now; None when something is gone.
+def stamp_digest(root: str, layout: str, *, dir_fd: int | None = None) -> bytes | None:
+    """The present digest ``shortcut`` of a window's stamps; None if a file is gone.
 
     Args:
         root: the window's folder.
-        layout: of ``Seen``.
-        at: an open folder that ``root`` is relative to.
+        layout: ``layout`` of its ``WindowState``.
+        dir_fd: an open folder to which ``root`` is relative.
     """
     try:
-        return digest(array("q", [v for stamp in _stamps(root, layout.split("\n"), at=at) for v in stamp]).tobytes())
+        stamps = _stamps(root, layout.split("\n"), dir_fd=dir_fd)
+        return digest(array("q", [v for stamp in stamps for v in stamp]).tobytes())
     except OSError:
         return None
 
 
 @contextmanager
-def open_folder(folder: str, *, at: int | None = None) -> Iterator[int]:
-    """A folder whose entries are found by names relative to it: the kernel has fewer names to look up."""
-    handle = os.open(folder, os.O_RDONLY, dir_fd=at)
+def open_folder(folder: str, *, dir_fd: int | None = None) -> Iterator[int]:
+    """Open a folder; paths relative to it are quicker, since the kernel has fewer names to look up."""
+    handle = os.open(folder, os.O_RDONLY, dir_fd=dir_fd)
     try:
         yield handle
     finally:
         os.close(handle)
 
 
-def _first_entries(root: str) -> list[str]:
+def _known_entries(root: str) -> list[str]:
     names = {entry.name for entry in os.scandir(root)}
     return [name for name in ("items.json", "layers", "metadata.json") if name in names]
 
 
 def _walk(root: str, folder: str) -> Iterator[str]:
-    """Paths below a folder, sorted; folders end with a slash."""
+    """A folder and all paths below it, sorted; folders end with a slash."""
     yield folder + "/"
     for entry in sorted(os.scandir(root + folder), key=lambda entry: entry.name):
         if entry.is_dir():
@@ -164,37 +164,31 @@ def _walk(root: str, folder: str) -> Iterator[str]:
             yield f"{folder}/{entry.name}"
 
 
-def _stamps(root: str, paths: Sequence[str], *, at: int | None = None) -> list[Stamp]:
+def _stamps(root: str, paths: Sequence[str], *, dir_fd: int | None = None) -> list[Stamp]:
     if len(paths) <= _FEW:
-        return [_stamp(f"{root}/{path}" if path else root, at) for path in paths]
-    with open_folder(root, at=at) as handle:
+        return [_stamp(f"{root}/{path}" if path else root, dir_fd) for path in paths]
+    with open_folder(root, dir_fd=dir_fd) as handle:
         return [_stamp(path or ".", handle) for path in paths]
 
 
-def _stamp(path: str, at: int | None) -> Stamp:
-    state = os.stat(path, dir_fd=at)
-    # The time of change can't be set: it tells of content that was exchanged with size and time of writing kept.
+def _stamp(path: str, dir_fd: int | None) -> Stamp:
+    state = os.stat(path, dir_fd=dir_fd)
+    # Programs can't set the time of change: it shows content that was replaced with size and time of writing kept.
     return state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_ino
 
 
-def _of_files(salt: str, paths: Sequence[str], stamps: dict[str, Stamp], now: int) -> bytes:
-    lines = [salt]
-    for path in paths:
-        stamp = stamps.get(path)
-        # A marker counts by being there.
-        lines.append(f"{path} {stamp}" if stamp else path)
-        if stamp and _fresh(stamp, now):
-            # No later look will match this one.
-            lines.append(os.urandom(DIGEST).hex())
-    return digest("\n".join(lines).encode())
+def _files_digest(salt: str, paths: Sequence[str], stamps: dict[str, Stamp], now: int) -> bytes:
+    # Marker files have no stamp: only their existence counts.
+    stamped = ((path, stamps.get(path)) for path in paths)
+    return salted_digest(salt, ((f"{p} {s}", _is_fresh(s, now)) if s else (p, False) for p, s in stamped))
 
 
-def _fresh(stamp: Stamp, now: int) -> bool:
-    return any(abs(now - at) < (TICK_NS if at % _SECOND_NS else COARSE_TICK_NS) for at in stamp[:2])
+def _is_fresh(stamp: Stamp, now: int) -> bool:
+    return any(abs(now - moment) < (TICK_NS if moment % _SECOND_NS else COARSE_TICK_NS) for moment in stamp[:2])
 
 
 def location_text(group: str, name: str, metadata: dict[str, Any]) -> str:
-    """Where a window lies, in a text that goes into every digest of it."""
+    """A window's name, projection and bounds as JSON, which goes into every digest of the window."""
     return json.dumps([group, name, metadata["projection"], metadata["bounds"]], sort_keys=True)
 
 
@@ -203,11 +197,39 @@ def digest(raw: bytes) -> bytes:
     return blake2b(raw, digest_size=DIGEST).digest()
 
 
-def parsed_metadata(raw: bytes, root: str) -> dict[str, Any]:
-    """A window's ``metadata.json``.
+def metadata_fields(metadata: dict[str, Any], root: str) -> dict[str, Any]:
+    """The fields of ``WindowState`` that come from a window's metadata.
 
     Raises:
-        DataError: it is not what rslearn writes.
+        ValueError: the bounds are not whole pixels.
+    """
+    bounds = tuple(metadata["bounds"])
+    if not all(isinstance(value, int) for value in bounds):
+        raise ValueError(f"{root}/metadata.json: the bounds {metadata['bounds']} are not whole pixels")
+    return {
+        "bounds": bounds,
+        "projection": json.dumps(metadata["projection"]),
+        "times": json.dumps(metadata.get("time_range") or None),
+        "options": json.dumps(metadata["options"]),
+    }
+
+
+def salted_digest(salt: str, files: Iterable[tuple[str, bool]]) -> bytes:
+    """A digest of files, each a text that changes with the file, and whether the file was written a moment ago."""
+    lines = [salt]
+    for text, is_fresh in files:
+        lines.append(text)
+        if is_fresh:
+            # Random bytes, so that no later scan has the same digest.
+            lines.append(os.urandom(DIGEST).hex())
+    return digest("\n".join(lines).encode())
+
+
+def parsed_metadata(raw: bytes, root: str) -> dict[str, Any]:
+    """Parse a window's ``metadata.json``; ``root`` is its folder, for the message.
+
+    Raises:
+        DataError: the content is not what rslearn writes.
     """
     try:
         metadata: dict[str, Any] = json.loads(raw)
@@ -220,15 +242,3 @@ def parsed_metadata(raw: bytes, root: str) -> dict[str, Any]:
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"{root}/metadata.json is not what rslearn writes: {reason}") from error
     return metadata
-
-
-def pixel_bounds(metadata: dict[str, Any], root: str) -> tuple[int, int, int, int]:
-    """A window's bounds: x0, y0, x1, y1.
-
-    Raises:
-        ValueError: they are no whole pixels.
-    """
-    x0, y0, x1, y1 = metadata["bounds"]
-    if not all(isinstance(value, int) for value in (x0, y0, x1, y1)):
-        raise ValueError(f"{root}/metadata.json: the bounds {metadata['bounds']} are not whole pixels")
-    return x0, y0, x1, y1

@@ -1,8 +1,8 @@
-"""Samples as bytes: what decoders and losses need of them, laid out so that a whole batch is read at once.
+"""Cached samples as bytes: features, targets and metadata, laid out so that a whole batch is read at once.
 
 A record has a payload, the bytes of its tensors, and a head of three lines of JSON: the form of the features (types,
-shapes, places), the form of everything else, and what is the sample's own. Samples of a dataset share their forms as a
-rule, so a form is parsed once, and the tensors of all samples of a batch that have it are made by one call.
+shapes, offsets), the form of everything else, and the values that belong to this sample alone. Most samples of a
+dataset share their forms, so a form is parsed once, and one call makes a tensor for all samples of a batch with it.
 """
 
 from __future__ import annotations
@@ -22,30 +22,33 @@ from rslearn.train.model_context import RasterImage, SampleMetadata
 from rslp.data.cache.index import projection_of
 from rslp.data.cache.records import TimeRange
 
+_ALIGN = 16
+# numpy has no such type: these tensors are stored as integers of their width.
+_AS_INTEGERS = {torch.bfloat16: torch.int16}
 
-def spans_out(spans: list[TimeRange] | None) -> list[list[str]] | None:
-    """Time ranges as JSON."""
+# Payload and head, as read.
+Record = tuple[memoryview, bytes]
+
+
+def _spans_to_json(spans: list[TimeRange] | None) -> list[list[str]] | None:
     return None if spans is None else [[start.isoformat(), end.isoformat()] for start, end in spans]
 
 
-def spans_in(spans: list[list[str]] | None) -> list[TimeRange] | None:
-    """What ``spans_out`` was given."""
+def _spans_from_json(spans: list[list[str]] | None) -> list[TimeRange] | None:
     return None if spans is None else [(_date(start), _date(end)) for start, end in spans]
 
 
-def metadata_out(metadata: SampleMetadata) -> list[Any]:
-    """A sample's metadata as JSON."""
-    spans = spans_out(None if metadata.time_range is None else [metadata.time_range])
+def _metadata_to_json(metadata: SampleMetadata) -> list[Any]:
+    spans = _spans_to_json(None if metadata.time_range is None else [metadata.time_range])
     projection = json.dumps(metadata.projection.serialize(), sort_keys=True)
     crop = [metadata.crop_idx, metadata.num_crops_in_window]
-    place = [metadata.window_group, metadata.window_name, list(metadata.window_bounds), list(metadata.crop_bounds)]
-    return [*place, *crop, spans, projection, metadata.dataset_source]
+    window = [metadata.window_group, metadata.window_name, list(metadata.window_bounds), list(metadata.crop_bounds)]
+    return [*window, *crop, spans, projection, metadata.dataset_source]
 
 
-def metadata_in(value: list[Any]) -> SampleMetadata:
-    """What ``metadata_out`` was given."""
+def _metadata_from_json(value: list[Any]) -> SampleMetadata:
     group, name, window, crop, number, count, spans, projection, dataset = value
-    times = spans_in(spans)
+    times = _spans_from_json(spans)
     return SampleMetadata(
         window_group=group,
         window_name=name,
@@ -64,28 +67,20 @@ def _date(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-_ALIGN = 16
-# Tensors of types that numpy lacks are kept as integers of their width.
-_AS_INTEGERS = {torch.bfloat16: torch.int16}
-
-# Payload and head, as read.
-Record = tuple[memoryview, bytes]
-
-
 class UncacheableSample(Exception):
-    """A sample holds something that has no place in a record; it is read and encoded each time."""
+    """A sample holds a value of a type that a record can't hold; it is read and encoded each time."""
 
 
 @dataclass(frozen=True)
 class CachedSample:
-    """What is kept of a sample.
+    """One sample as it is cached.
 
     Attributes:
         features: of this sample alone: ``FeatureMaps`` of ``1 C H W``, ``TokenFeatureMaps`` of ``1 C H W N`` or a
             ``FeatureVector`` of ``1 C``.
-        inputs: what decoders read of the inputs.
+        inputs: the inputs that decoders need.
         targets: the targets by task.
-        metadata: where the sample comes from.
+        metadata: the sample's window, crop and times.
     """
 
     features: Any
@@ -95,14 +90,7 @@ class CachedSample:
 
 
 class CachedBatch(NamedTuple):
-    """What was kept of several samples; see ``Kept``.
-
-    Attributes:
-        features: of all of them, ``B`` first, float32.
-        inputs: of each.
-        targets: of each.
-        metadatas: of each.
-    """
+    """Several cached samples, see ``CachedSample``; ``features`` are those of all samples, ``B`` first, float32."""
 
     features: Any
     inputs: list[dict[str, Any]]
@@ -111,70 +99,66 @@ class CachedBatch(NamedTuple):
 
 
 class _Slot(NamedTuple):
-    """Where a tensor lies in a payload: its type, shape, first byte and bytes.
+    """A tensor in a payload: type, shape, offset and size in bytes.
 
-    Of a tensor that repeats one value (see ``shape_of``) that value is kept; its shape is the sample's own, and
-    ``repeated`` says where.
+    A tensor that repeats one value (see ``shape_of``) is stored as that value, with an empty shape. Its full shape is
+    one of the sample's own values, the one with the number ``repeated``.
     """
 
     dtype: str
     shape: list[int]
-    at: int
+    offset: int
     size: int
     repeated: int | None = None
 
 
-def encode(kept: CachedSample) -> tuple[bytes, bytes]:
+def encode(sample: CachedSample) -> tuple[bytes, bytes]:
     """Payload and head of a record.
 
     Raises:
-        Unfit: a value that is neither a tensor, a raster image, text, a number, nor made of these.
+        UncacheableSample: a value that is neither a tensor, a raster image, text, a number, nor made of these.
     """
-    own: list[Any] = [metadata_out(kept.metadata)]
+    own: list[Any] = [_metadata_to_json(sample.metadata)]
     parts: list[bytes] = []
     tensors: list[torch.Tensor] = []
-    features = _features_out(kept.features, tensors)
-    forms = [[features, _lay_out(tensors, parts, own)]]
+    kind = _features_kind(sample.features, tensors)
+    forms = [[kind, _lay_out(tensors, parts, own)]]
     tensors = []
-    tree = _out([kept.inputs, kept.targets], tensors, own)
+    tree = _to_json([sample.inputs, sample.targets], tensors, own)
     forms.append([tree, _lay_out(tensors, parts, own)])
     # JSON escapes line ends.
     return b"".join(parts), "\n".join(map(json.dumps, [*forms, own])).encode()
 
 
 def decode(records: Sequence[Record]) -> CachedBatch | None:
-    """Give back what was encoded; None if the samples' features are of unlike shapes.
-
-    Args:
-        records: payload and head of each sample; what comes out shares no memory with them.
-    """
-    forms, rests, owns = zip(*(head.split(b"\n", 2) for _, head in records), strict=True)
-    if len(set(forms)) != 1:
+    """Decode records into a batch, which shares no memory with them; None if features are of different shapes."""
+    feature_forms, other_forms, owns = zip(*(head.split(b"\n", 2) for _, head in records), strict=True)
+    if len(set(feature_forms)) != 1:
         return None
     payloads = [payload for payload, _ in records]
     own = json.loads(b"[" + b",".join(owns) + b"]")
     trees: list[Any] = [None] * len(records)
-    for form in dict.fromkeys(rests):
-        at = [i for i, rest in enumerate(rests) if rest == form]
-        found = _rest_in(form, [payloads[i] for i in at], [own[i] for i in at])
-        for i, tree in zip(at, found, strict=True):
+    for form in dict.fromkeys(other_forms):
+        numbers = [i for i, other in enumerate(other_forms) if other == form]
+        decoded = _decode_form(form, [payloads[i] for i in numbers], [own[i] for i in numbers])
+        for i, tree in zip(numbers, decoded, strict=True):
             trees[i] = tree
     return CachedBatch(
-        _features_in(forms[0], payloads),
+        _decode_features(feature_forms[0], payloads),
         [inputs for inputs, _ in trees],
         [targets for _, targets in trees],
-        [metadata_in(one[0]) for one in own],
+        [_metadata_from_json(values[0]) for values in own],
     )
 
 
 def shape_of(image: RasterImage) -> RasterImage:
-    """An image of the same shape that takes no memory, for decoders that look at the size alone."""
+    """An image of zeros of the same shape that takes no memory, for decoders that need the size alone."""
     return RasterImage(torch.zeros((), dtype=image.image.dtype).expand(image.image.shape))
 
 
 def _lay_out(tensors: list[torch.Tensor], parts: list[bytes], own: list[Any]) -> list[_Slot]:
-    """Put the bytes of tensors behind those that are there."""
-    at = sum(map(len, parts))
+    """Append the bytes of tensors to the payload; returns where each lies."""
+    offset = sum(map(len, parts))
     slots = []
     for tensor in tensors:
         shape, repeated = list(tensor.shape), None
@@ -183,8 +167,8 @@ def _lay_out(tensors: list[torch.Tensor], parts: list[bytes], own: list[Any]) ->
             tensor, shape, repeated = tensor[(0,) * tensor.ndim], [], len(own) - 1
         raw = tensor.contiguous().view(_AS_INTEGERS.get(tensor.dtype, tensor.dtype)).numpy().tobytes()
         parts += [raw, bytes(-len(raw) % _ALIGN)]
-        slots.append(_Slot(str(tensor.dtype).removeprefix("torch."), shape, at, len(raw), repeated))
-        at += len(raw) + len(parts[-1])
+        slots.append(_Slot(str(tensor.dtype).removeprefix("torch."), shape, offset, len(raw), repeated))
+        offset += len(raw) + len(parts[-1])
     return slots
 
 
@@ -194,23 +178,23 @@ def _form(text: bytes) -> tuple[Any, list[_Slot]]:
     return tree, [_Slot(*slot) for slot in slots]
 
 
-def _rest_in(form: bytes, payloads: list[memoryview], own: list[list[Any]]) -> list[list[Any]]:
-    """Inputs and targets of samples of one form."""
+def _decode_form(form: bytes, payloads: list[memoryview], own: list[list[Any]]) -> list[list[Any]]:
+    """Inputs and targets of samples with the same form."""
     tree, slots = _form(form)
     columns: list[list[torch.Tensor]] = []
     if slots:
-        start, stop = slots[0].at, slots[-1].at + slots[-1].size
+        start, stop = slots[0].offset, slots[-1].offset + slots[-1].size
         rows = _rows(payloads, start, stop)
         for slot in slots:
-            column = list(_of_rows(rows, slot, start).unbind())
+            column = list(_slot_tensor(rows, slot, start).unbind())
             if slot.repeated is not None:
-                column = [value.expand(one[slot.repeated]) for value, one in zip(column, own, strict=True)]
+                column = [value.expand(values[slot.repeated]) for value, values in zip(column, own, strict=True)]
             columns.append(column)
-    return _column(tree, columns, own)
+    return _from_json(tree, columns, own)
 
 
 def _rows(payloads: list[memoryview], start: int, stop: int) -> torch.Tensor:
-    """Some bytes of each payload, ``B bytes``; a row's length is padded to whole numbers of any type."""
+    """Bytes ``start`` to ``stop`` of each payload, uint8 ``B N``; rows are padded to a multiple of any type's size."""
     rows = torch.empty(len(payloads), stop - start + -(stop - start) % _ALIGN, dtype=torch.uint8)
     out = rows.numpy()
     for row, payload in zip(out, payloads, strict=True):
@@ -218,62 +202,63 @@ def _rows(payloads: list[memoryview], start: int, stop: int) -> torch.Tensor:
     return rows
 
 
-def _of_rows(rows: torch.Tensor, slot: _Slot, start: int) -> torch.Tensor:
-    """A tensor of all samples, ``B`` first."""
+def _slot_tensor(rows: torch.Tensor, slot: _Slot, start: int) -> torch.Tensor:
+    """One tensor for all samples, batch dimension first; ``start`` is the payload offset of the rows' first byte."""
     kind, count = getattr(torch, slot.dtype), len(rows)
     if slot.size == 0:
         return torch.empty(count, *slot.shape, dtype=kind)
-    return rows[:, slot.at - start : slot.at - start + slot.size].view(kind).view(count, *slot.shape)
+    return rows[:, slot.offset - start : slot.offset - start + slot.size].view(kind).view(count, *slot.shape)
 
 
-def _out(value: Any, tensors: list[torch.Tensor], own: list[Any]) -> Any:
-    """The value as JSON: containers are pairs of a letter and their contents, so that nothing is taken for another."""
+def _to_json(value: Any, tensors: list[torch.Tensor], own: list[Any]) -> Any:
+    """The form of a value as JSON: a letter for its type, then its content or a number in ``tensors`` or ``own``."""
     if isinstance(value, torch.Tensor):
         tensors.append(value.detach().cpu())
         return ["t", len(tensors) - 1]
     if isinstance(value, RasterImage):
-        own.append(spans_out(value.timestamps))
-        return ["r", _out(value.image, tensors, own), len(own) - 1]
+        own.append(_spans_to_json(value.timestamps))
+        return ["r", _to_json(value.image, tensors, own), len(own) - 1]
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return ["n", _out(torch.from_numpy(np.array(value)), tensors, own)]
+        return ["n", _to_json(torch.from_numpy(np.array(value)), tensors, own)]
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return ["d", {key: _out(item, tensors, own) for key, item in value.items()}]
+        return ["d", {key: _to_json(item, tensors, own) for key, item in value.items()}]
     if type(value) in (list, tuple):
-        return ["l" if type(value) is list else "u", [_out(item, tensors, own) for item in value]]
+        return ["l" if type(value) is list else "u", [_to_json(item, tensors, own) for item in value]]
     if value is None or type(value) in (str, int, float, bool):
         own.append(value)
         return ["v", len(own) - 1]
     raise UncacheableSample(f"a {type(value).__name__}")
 
 
-def _column(node: Any, tensors: list[list[torch.Tensor]], own: list[list[Any]]) -> list[Any]:
-    """The value of each of the samples.
+def _from_json(node: Any, tensors: list[list[torch.Tensor]], own: list[list[Any]]) -> list[Any]:
+    """The value of each sample.
 
     Args:
-        node: what ``_out`` gave for each of them.
-        tensors: for each tensor of the form those of the samples.
-        own: what is each sample's own.
+        node: the form, as ``_to_json`` returns it; the same for all samples.
+        tensors: for each tensor of the form the samples' tensors.
+        own: for each sample its own values.
     """
     kind, content = node[0], node[1]
     if kind == "t":
         return tensors[content]
     if kind == "r":
-        images = _column(content, tensors, own)
-        return [RasterImage(image, spans_in(one[node[2]])) for image, one in zip(images, own, strict=True)]
+        images = _from_json(content, tensors, own)
+        return [RasterImage(im, _spans_from_json(values[node[2]])) for im, values in zip(images, own, strict=True)]
     if kind == "n":
-        return [tensor.numpy() for tensor in _column(content, tensors, own)]
+        return [tensor.numpy() for tensor in _from_json(content, tensors, own)]
     if kind == "v":
-        return [one[content] for one in own]
+        return [values[content] for values in own]
     if not content:
         return [{} if kind == "d" else [] if kind == "l" else () for _ in own]
     if kind == "d":
-        columns = [_column(item, tensors, own) for item in content.values()]
+        columns = [_from_json(item, tensors, own) for item in content.values()]
         return [dict(zip(content, values, strict=True)) for values in zip(*columns, strict=True)]
-    rows = zip(*(_column(item, tensors, own) for item in content), strict=True)
+    rows = zip(*(_from_json(item, tensors, own) for item in content), strict=True)
     return list(map(list, rows)) if kind == "l" else list(rows)
 
 
-def _features_out(features: Any, tensors: list[torch.Tensor]) -> str:
+def _features_kind(features: Any, tensors: list[torch.Tensor]) -> str:
+    """The kind of features, whose tensors are appended to ``tensors``."""
     if type(features) is FeatureVector:
         tensors.append(features.feature_vector)
         kind = "vector"
@@ -288,11 +273,13 @@ def _features_out(features: Any, tensors: list[torch.Tensor]) -> str:
     return kind
 
 
-def _features_in(form: bytes, payloads: list[memoryview]) -> Any:
+def _decode_features(form: bytes, payloads: list[memoryview]) -> Any:
     kind, slots = _form(form)
-    # Each in one piece, ``B`` in place of the samples' 1.
+    # Contiguous tensors; the samples' batch dimensions of 1 become one of B.
     tensors = [
-        _of_rows(_rows(payloads, slot.at, slot.at + slot.size), slot, slot.at).flatten(0, 1).contiguous()
+        _slot_tensor(_rows(payloads, slot.offset, slot.offset + slot.size), slot, slot.offset)
+        .flatten(0, 1)
+        .contiguous()
         for slot in slots
     ]
     tensors = [tensor.float() if tensor.is_floating_point() else tensor for tensor in tensors]
@@ -305,29 +292,25 @@ def _features_in(form: bytes, payloads: list[memoryview]) -> Any:
 
 
 def sample_of(features: Any, i: int) -> Any:
-    """The features of one sample of a batch, still with a batch dimension, of 1.
+    """The features of one sample of a batch, with a batch dimension of 1.
 
     Raises:
-        Unfit: features of an unknown type.
+        UncacheableSample: features of an unknown type.
     """
+    one = slice(i, i + 1)
     if type(features) is FeatureVector:
-        return FeatureVector(features.feature_vector[i : i + 1])
+        return FeatureVector(features.feature_vector[one])
+    if type(features) not in (FeatureMaps, TokenFeatureMaps):
+        raise UncacheableSample(f"features that are a {type(features).__name__}")
+    maps = [tensor[one] for tensor in features.feature_maps]
     if type(features) is FeatureMaps:
-        return FeatureMaps([one[i : i + 1] for one in features.feature_maps])
-    if type(features) is TokenFeatureMaps:
-        masks = None if features.masks is None else [one[i : i + 1] for one in features.masks]
-        return TokenFeatureMaps([one[i : i + 1] for one in features.feature_maps], masks)
-    raise UncacheableSample(f"features that are a {type(features).__name__}")
+        return FeatureMaps(maps)
+    return TokenFeatureMaps(maps, None if features.masks is None else [mask[one] for mask in features.masks])
 
 
 def narrowed(features: Any, dtype: torch.dtype) -> Any:
-    """Features in another type of floating point numbers.
-
-    Args:
-        features: as ``sample_of`` gives them.
-        dtype: ``torch.float32`` or narrower.
-    """
+    """Features, as ``sample_of`` returns them, in another floating point type."""
     if type(features) is FeatureVector:
         return FeatureVector(features.feature_vector.to(dtype))
-    maps = [one.to(dtype) for one in features.feature_maps]
+    maps = [tensor.to(dtype) for tensor in features.feature_maps]
     return FeatureMaps(maps) if type(features) is FeatureMaps else TokenFeatureMaps(maps, features.masks)

@@ -1,8 +1,7 @@
-"""Encode blocks of samples and keep what comes out.
+"""Run a frozen encoder over blocks of samples and write the features into the feature caches.
 
-Features are computed in blocks: neighbours of one dataset and view, in the dataset's order. A block has the same
-samples whenever it is computed, so its features have the same bits, whatever the mixture drew and wherever a run was
-killed.
+A block holds neighbouring samples of one dataset and view, in the dataset's order. It has the same samples whenever it
+is computed, so its features have the same bits, whatever the mixture drew and wherever a run was killed.
 """
 
 from __future__ import annotations
@@ -32,13 +31,7 @@ from rslp.runtime.children import FORKED
 
 @dataclass(frozen=True, order=True)
 class Block:
-    """Neighbouring samples in one view.
-
-    Attributes:
-        view: which view.
-        start: index of the first sample.
-        stop: index after the last.
-    """
+    """Samples ``start`` to ``stop - 1`` of a dataset in one view."""
 
     view: int
     start: int
@@ -50,45 +43,33 @@ class Block:
 
 
 def blocks(keys: Iterable[tuple[int, int]], *, size: int, samples: int) -> list[Block]:
-    """The blocks that hold these samples, in order.
-
-    Args:
-        keys: index and view of samples.
-        size: samples of a block.
-        samples: samples of the dataset.
-    """
-    found = {(view, index // size) for index, view in keys}
-    return [Block(view, at * size, min(samples, (at + 1) * size)) for view, at in sorted(found)]
+    """The blocks of ``size`` samples with these keys (index and view), in order; ``samples`` are in the dataset."""
+    numbers = {(view, index // size) for index, view in keys}
+    return [Block(view, n * size, min(samples, (n + 1) * size)) for view, n in sorted(numbers)]
 
 
 def caching_pays(*, samples: int, views: int, draws: float) -> bool:
-    """Whether fewer samples are encoded if features are kept than if each draw is encoded.
-
-    Args:
-        samples: samples of the dataset.
-        views: views of each sample.
-        draws: how many samples are drawn while the encoder is frozen.
-    """
+    """Whether a cache of all samples in all views needs fewer encodings than all draws while the encoder is frozen."""
     return draws > samples * views
 
 
-# Of the disk's free room, features take at most this share.
+# Features take at most this share of the disk's free room.
 _SHARE_OF_FREE = 0.5
-_TELL_SECONDS = 20.0
+_PROGRESS_SECONDS = 20.0
 
 log = logging.getLogger(__name__)
 
 
 class Encoding:
-    """One pass over blocks that have to be encoded.
+    """One pass over the blocks of a split that have to be encoded.
 
     Args:
-        split: names the split in messages.
-        feature_caches: where the features go, by dataset.
+        split: the split's name, for messages.
+        feature_caches: the feature caches to write to, by dataset.
         sources: the samples of the split, by dataset.
         model: the joint model.
         depth: how many of its encoder's modules are run.
-        settings: what a person chose.
+        settings: the user's choices.
     """
 
     def __init__(
@@ -102,44 +83,45 @@ class Encoding:
         settings: FeatureSettings,
     ) -> None:
         self._split = split
-        self._banks = feature_caches
+        self._feature_caches = feature_caches
         self._sources = sources
         self._model = model
         self._depth = depth
         self._settings = settings
-        self._content = upstream.reads_inputs(model.after_encoder(depth))
+        self._reads_content = upstream.reads_inputs(model.after_encoder(depth))
         self._samples: dict[str, int] = {}
         self._given_up: set[str] = set()
 
     def run(
         self, blocks: Sequence[tuple[str, Block]], *, trainer: Trainer, workers: int, say: Callable[[str], None]
     ) -> set[str]:
-        """Encode blocks, until a scheduler wants the machine.
+        """Encode blocks until all are done, or the job is preempted.
 
         Args:
-            blocks: datasets and their blocks.
-            trainer: the trainer that is at work.
-            workers: processes that read samples.
-            say: tells the user a line.
+            blocks: pairs of a dataset and a block.
+            trainer: the running trainer.
+            workers: number of processes that read samples.
+            say: prints a line for the user.
 
         Returns:
-            The datasets whose features can't be kept.
+            The datasets whose features can't be cached.
         """
-        blocks = [(name, block) for name, block in blocks if name in self._banks]
+        blocks = [(name, block) for name, block in blocks if name in self._feature_caches]
         for name, block in blocks:
             self._samples[name] = self._samples.get(name, 0) + len(block.samples())
         for name, count in self._samples.items():
             say(f"encoding {count} samples of {name} {self._split} once, for all epochs with a frozen encoder")
-        writers = {name: feature_cache.writer() for name, feature_cache in self._banks.items()}
-        began = told = time.monotonic()
+        writers = {name: feature_cache.writer() for name, feature_cache in self._feature_caches.items()}
+        began = reported = time.monotonic()
         try:
             for done, ((name, block), parts) in enumerate(zip(blocks, self._read(blocks, workers), strict=True), 1):
                 if preemption.preemption_flag.received:
                     break
                 if name not in self._given_up:
-                    self._keep(block, parts, writer=writers[name], feature_cache=self._banks[name], trainer=trainer)
-                if (now := time.monotonic()) - told > _TELL_SECONDS:
-                    told, left = now, (now - began) / done * (len(blocks) - done)
+                    feature_cache = self._feature_caches[name]
+                    self._cache(block, parts, writer=writers[name], feature_cache=feature_cache, trainer=trainer)
+                if (now := time.monotonic()) - reported > _PROGRESS_SECONDS:
+                    reported, left = now, (now - began) / done * (len(blocks) - done)
                     say(f"encoded {done} of {len(blocks)} batches, about {left / 60:.0f} min left")
             self._finish(writers)
         finally:
@@ -148,7 +130,7 @@ class Encoding:
         return self._given_up
 
     def _read(self, blocks: Sequence[tuple[str, Block]], workers: int) -> Iterator[list[Batch]]:
-        """The samples of each block, each as a batch of its own: one that can't be used leaves a batch of none."""
+        """The samples of each block, each as a batch of one; a bad sample gives an empty batch."""
         keys = [
             [BatchKey(name, (SampleKey(name, index, view),)) for index, view in block.samples()]
             for name, block in blocks
@@ -160,12 +142,12 @@ class Encoding:
             multiprocessing_context=FORKED if workers and keys else None,
             prefetch_factor=4 if workers and keys else None,
             collate_fn=list,
-            # A generator of its own: the loader would draw from the run's.
+            # Without its own generator the loader would draw from the run's.
             generator=torch.Generator(),
         )
         return iter(loader)
 
-    def _keep(
+    def _cache(
         self,
         block: Block,
         parts: Sequence[Batch],
@@ -186,13 +168,13 @@ class Encoding:
         features = tensors_to(self._features(batch, trainer), torch.device("cpu"))
         try:
             for i, (index, view) in enumerate(key for key, _ in good):
-                kept = CachedSample(
+                sample = CachedSample(
                     narrowed(sample_of(features, i), self._settings.torch_dtype),
                     self._inputs(batch.inputs[i]),
                     batch.targets[i],
                     batch.metadatas[i],
                 )
-                size = writer.add(index, view, kept)
+                size = writer.add(index, view, sample)
                 needed = size * self._samples[batch.dataset] * trainer.world_size
                 if writer.written == 1 and not self._fits(feature_cache, needed=needed):
                     self._give_up(batch.dataset, "there is no room for them")
@@ -204,19 +186,19 @@ class Encoding:
 
     def _features(self, batch: Batch, trainer: Trainer) -> Any:
         moved = tensors_to(batch.inputs, trainer.strategy.root_device)
-        # What Lightning does between the loader and a step.
+        # Lightning does this between the loader and a step.
         moved = trainer.precision_plugin.convert_input(moved)
         with trainer.precision_plugin.forward_context(), torch.no_grad():
             return self._model.encode(ModelContext(inputs=moved, metadatas=batch.metadatas), depth=self._depth)
 
     def _inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """What decoders read of the inputs: as a rule nothing, or the size of an image."""
-        if self._content:
+        """The inputs that decoders need: all, if one reads their content, else images of the same size without data."""
+        if self._reads_content:
             return dict(inputs)
         return {name: shape_of(value) for name, value in inputs.items() if isinstance(value, RasterImage)}
 
     def _fits(self, feature_cache: FeatureCache, *, needed: int) -> bool:
-        """Whether there is room for so many bytes more; unused features of other runs make way."""
+        """Whether there is room for ``needed`` more bytes, if need be after unused caches of other runs are deleted."""
         folder = feature_cache.folder.parent
         allowed = int(free_bytes(folder) * _SHARE_OF_FREE) + sum(
             path.stat().st_size for path in folder.glob("*/data/*.seg")
@@ -227,7 +209,7 @@ class Encoding:
 
     def _give_up(self, name: str, why: str) -> None:
         self._given_up.add(name)
-        log.warning("%s %s: features of the frozen encoder are not kept: %s", name, self._split, why)
+        log.warning("%s %s: features of the frozen encoder are not cached: %s", name, self._split, why)
 
     def _finish(self, writers: Mapping[str, FeatureCacheWriter]) -> None:
         for name, writer in writers.items():

@@ -1,8 +1,7 @@
-"""What features depend on besides the files of their window, as one name: equal names mean equal features.
+"""Fingerprints of all that features depend on besides their window's files: config, weights, code and versions.
 
-A run is made from its config alone, so the parts of the config that describe the dataset and the encoder say how a
-sample is read, cropped, transformed and encoded. To them come what they point to: the weights, the files that they
-name, and the code of the classes that they name.
+A run is made from its config alone, so the parts of the config that describe the dataset and the encoder decide how a
+sample is read, cropped, transformed and encoded, together with the files and the classes that they name.
 """
 
 from __future__ import annotations
@@ -24,47 +23,45 @@ import rslp
 
 FORMAT = 1
 _PACKAGES = ("torch", "numpy", "rslearn", "olmoearth-pretrain-minimal")
-# Of a dataset's description, what has no influence on a sample.
+# Keys of a dataset's description that have no influence on a sample.
 _IRRELEVANT = frozenset({"batch_size", "num_workers", "shuffle", "sampler", "name"})
-# Larger files are told by size, times and inode.
+# Files above this size (bytes) are identified by size, times and inode in place of their content.
 _LARGE = 64 << 20
 _CHUNK = 1 << 24
 
 
 def json_fingerprint(*parts: Any) -> str:
-    """A name for values that JSON can hold."""
+    """The fingerprint of JSON values, 24 hex digits."""
     return hashlib.sha256(json.dumps([FORMAT, *parts], sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
 def of_dataset(description: Any, *, config: bytes) -> Any:
-    """What decides on how a sample of a dataset is read and transformed, apart from the files of its window.
+    """JSON values that decide how samples are read and transformed, from a dataset's part of the run config.
 
-    Args:
-        description: the dataset's part of the run config.
-        config: the dataset's own ``config.json``.
+    ``config`` is the content of its ``config.json``.
     """
     return [relevant(description), hashlib.sha256(config).hexdigest(), referenced_digests(description)]
 
 
 def relevant(description: Any) -> Any:
-    """A dataset's part of the config, without what has no influence on a sample."""
+    """A dataset's part of the run config, without the keys that have no influence on a sample."""
     if isinstance(description, Mapping):
         return {key: relevant(value) for key, value in description.items() if key not in _IRRELEVANT}
     return [relevant(value) for value in description] if isinstance(description, list) else description
 
 
 def software_versions() -> dict[str, str]:
-    """The versions of the packages that make features, and our own code."""
+    """The versions of the packages that compute features, and a digest of our own code."""
     return {name: version(name) for name in _PACKAGES} | {"rslp": _own_code()}
 
 
 def referenced_digests(description: Any) -> dict[str, str]:
-    """What the config points to: digests of files, and of the modules that hold the classes."""
-    found: dict[str, str] = {}
+    """Digests of the files that a config names, and of the source files of the classes that it names."""
+    digests: dict[str, str] = {}
     for text in _texts(description):
-        if text not in found and (digest := _of_class(text) or _of_file(text)):
-            found[text] = digest
-    return found
+        if text not in digests and (digest := _class_digest(text) or _path_digest(text)):
+            digests[text] = digest
+    return digests
 
 
 def weights_digest(modules: Iterable[torch.nn.Module]) -> str:
@@ -94,8 +91,8 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _of_class(text: str) -> str | None:
-    """The digest of the code of a class that a text names; None if it names none, or one whose version is known."""
+def _class_digest(text: str) -> str | None:
+    """The digest of the source of the class that a text names; None if it names none, or one of a listed package."""
     module, _, name = text.rpartition(".")
     if not module.replace(".", "").isidentifier() or not name.isidentifier():
         return None
@@ -104,7 +101,7 @@ def _of_class(text: str) -> str | None:
     if not isinstance(kind, type):
         return None
     files = {_source(base) for base in kind.__mro__}
-    return "+".join(sorted(_digest_of(path) for path in files if path is not None)) or None
+    return "+".join(sorted(_content_digest(path) for path in files if path is not None)) or None
 
 
 def _source(kind: type) -> Path | None:
@@ -118,7 +115,7 @@ def _source(kind: type) -> Path | None:
         return None
 
 
-def _of_file(text: str) -> str | None:
+def _path_digest(text: str) -> str | None:
     if "/" not in text or "://" in text or len(text) > 4096 or "\n" in text:
         return None
     path = Path(text)
@@ -126,18 +123,18 @@ def _of_file(text: str) -> str | None:
         return None
     status = path.stat()
     if status.st_size <= _LARGE:
-        return _digest_of(path)
+        return _content_digest(path)
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
 
 
-def _digest_of(path: Path) -> str:
+def _content_digest(path: Path) -> str:
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 @cache
 def _own_code() -> str:
-    """A digest of this package's modules: whoever works on them must not read what other code has made."""
+    """A digest of this package's modules, so that features of another state of the code are not used."""
     digest = hashlib.sha256()
     root = Path(rslp.__file__).parent
     for path in sorted(root.rglob("*.py")):

@@ -1,4 +1,4 @@
-"""What a person can choose about the features of a frozen encoder."""
+"""The settings of the feature cache."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _DATA_KEY = "data.init_args"
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """How features are kept.
+    """How features of a frozen encoder are cached.
 
     Attributes:
-        views: while the encoder is frozen, each sample is drawn as one of so many fixed views; None draws afresh each
-            time.
-        keep: whether features are kept at all.
-        dtype: in which floating point numbers.
+        views: number of fixed views from which a sample is drawn while the encoder is frozen; None draws a new view
+            each time.
+        keep: whether features are cached at all.
+        dtype: floating point type in which they are stored.
         limit: bytes that one dataset's features may take; None means half of the free disk.
 
     Raises:
-        ConfigError: a value that can't be.
+        ConfigError: ``views`` is below 1, or ``limit`` is not positive.
     """
 
     views: int | None = 1
@@ -34,7 +34,7 @@ class FeatureSettings:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what can't be."""
+        """Check the values."""
         if self.views is not None and self.views < 1:
             raise ConfigError(Problem(f"is {self.views}; 1 or more, or null", key=f"{_DATA_KEY}.frozen_views"))
         if self.limit is not None and self.limit <= 0:
@@ -42,6 +42,6 @@ class FeatureSettings:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The type as torch names it."""
+        """``dtype`` as a torch type."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype

@@ -1,4 +1,4 @@
-"""The frozen stage: while nothing in the encoder trains, each sample is encoded once and read afterwards."""
+"""When the encoder is frozen: fill the feature caches before an epoch, and hand them to the loaders."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from lightning.pytorch import Trainer
 from rslearn.train.callbacks.freeze_unfreeze import FreezeUnfreeze
 
 from rslp import upstream
+from rslp.data.cache.cache import cache_lock
 from rslp.data.features import fingerprint
-from rslp.data.features.cache import FOLDER, FeatureCache, cache_writer_lock, delete_if_unused
+from rslp.data.features.cache import FOLDER, FeatureCache, delete_if_unused
 from rslp.data.features.encoding import Block, Encoding, blocks, caching_pays
 from rslp.data.features.settings import FeatureSettings
 from rslp.data.samples import SampleSource
@@ -26,13 +27,20 @@ from rslp.models.joint import JointModel
 from rslp.models.optim import Freeze, freeze_callbacks
 from rslp.runtime import collectives, preemption
 
-_WHOLE = {"model.encoder", "model.encoder.0"}
+log = logging.getLogger(__name__)
+
+_WHOLE_ENCODER = {"model.encoder", "model.encoder.0"}
+# Index and view of samples, by dataset.
+Keys = Mapping[str, list[tuple[int, int]]]
+FeatureCaches = Mapping[str, FeatureCache]
+# Loaders compare the returned mapping by identity, and another object costs new workers: hence one object for "none".
+_NO_CACHES: FeatureCaches = {}
 
 
 def frozen_depth(encoder: Iterable[torch.nn.Module]) -> int:
-    """How many of the encoder's modules, from the first, give the same features whenever they are asked.
+    """Count the modules, from the encoder's first, that always give the same features for a sample.
 
-    Nothing in them trains or is in training mode; a module without parameters ends the row.
+    They have parameters, none of which trains, and no part of them is in training mode.
     """
     depth = 0
     for module in encoder:
@@ -46,49 +54,41 @@ def frozen_depth(encoder: Iterable[torch.nn.Module]) -> int:
 
 
 def frozen_epochs(trainer: Trainer, modules: Iterable[torch.nn.Module]) -> float:
-    """In how many epochs of the run nothing in these modules trains; infinite if the run has no last epoch."""
+    """The number of epochs in which nothing in these modules trains; infinite if the run has no last epoch."""
     last = trainer.max_epochs
     end = math.inf if last is None or last < 0 else float(last)
     parameters = {parameter for module in modules for parameter in module.parameters()}
     thaws: dict[torch.nn.Parameter, int | None] = {}
-    for stage in freeze_callbacks(trainer):  # of several stages the last one counts
-        thaws |= {p: stage.thaw_at_epoch for p in stage.parameters if p in parameters}
+    for callback in freeze_callbacks(trainer):  # where several freeze a parameter, the last one decides
+        thaws |= {p: callback.thaw_at_epoch for p in callback.parameters if p in parameters}
     return min([end, *(float(epoch) for epoch in thaws.values() if epoch is not None)])
 
 
 def validations(trainer: Trainer, epochs: float) -> float:
-    """How often a run validates in so many epochs, about."""
-    inside = trainer.val_check_interval
-    often = 1 / inside if isinstance(inside, float) and inside > 0 else 1
-    return epochs * often / (trainer.check_val_every_n_epoch or 1)
+    """Roughly how often a run validates in ``epochs`` epochs."""
+    interval = trainer.val_check_interval
+    per_epoch = 1 / interval if isinstance(interval, float) and interval > 0 else 1
+    return epochs * per_epoch / (trainer.check_val_every_n_epoch or 1)
 
 
 def stays_frozen(config: Mapping[str, Any]) -> bool:
-    """Whether a run config freezes the whole encoder and never thaws it: its features serve other heads too."""
+    """Whether a run config freezes the whole encoder and never thaws it, so that other runs can use its features."""
     for callback in (config.get("trainer") or {}).get("callbacks") or []:
         name = str(callback.get("class_path", "")).rpartition(".")[2]
-        given = callback.get("init_args") or {}
+        arguments = callback.get("init_args") or {}
         if name == FreezeUnfreeze.__name__:
-            given = Freeze.settings_of(given)
+            arguments = Freeze.settings_of(arguments)
         elif name != Freeze.__name__:
             continue
-        modules = given.get("modules", "model.encoder")
+        modules = arguments.get("modules", "model.encoder")
         paths = {modules} if isinstance(modules, str) else set(modules)
-        if given.get("thaw_at_epoch") is None and paths & _WHOLE:
+        if arguments.get("thaw_at_epoch") is None and paths & _WHOLE_ENCODER:
             return True
     return False
 
 
-log = logging.getLogger(__name__)
-
-Keys = Mapping[str, list[tuple[int, int]]]
-FeatureCaches = Mapping[str, FeatureCache]
-# One object for all stages without banks: stages are told apart by identity, and another one costs new workers.
-_NONE: FeatureCaches = {}
-
-
 class DataModuleLike(Protocol):
-    """What the stage needs of the data module."""
+    """The part of the data module that ``FrozenStage`` uses."""
 
     batch_sizes: dict[str, int]
     num_workers: int
@@ -97,59 +97,59 @@ class DataModuleLike(Protocol):
     def sources(self, split: str) -> Mapping[str, SampleSource]:
         """The samples of a split by dataset."""
 
-    def store_folder(self, name: str) -> Path | None:
-        """Where a dataset's store lies."""
+    def cache_folder(self, name: str) -> Path | None:
+        """The folder of a dataset's sample cache; None if it has none."""
 
     def dataset_config(self, name: str) -> bytes:
-        """What is in a dataset's ``config.json``."""
+        """The content of a dataset's ``config.json``."""
 
 
 @dataclass
 class _SplitCaches:
-    """What is open of a split.
+    """The open feature caches of a split.
 
     Attributes:
         feature_caches: by dataset.
-        without: datasets for which it is not worth it, or for which there is no room.
-        tried: samples (dataset, index, view) that were encoded, or can't be.
+        without: datasets without one: caching does not pay, or there is no room.
+        attempted: samples (dataset, index, view) that could not be encoded; they are not tried again.
     """
 
     feature_caches: dict[str, FeatureCache] = field(default_factory=dict)
     without: set[str] = field(default_factory=set)
-    tried: set[tuple[str, int, int]] = field(default_factory=set)
+    attempted: set[tuple[str, int, int]] = field(default_factory=set)
 
-    def settled(self, name: str, views: int | None) -> bool:
-        """Whether nothing of a dataset has to be looked for."""
+    def is_complete(self, name: str, views: int | None) -> bool:
+        """Whether no sample of a dataset can be missing."""
         return name in self.without or (
-            name in self.feature_caches and views is not None and self.feature_caches[name].full(views)
+            name in self.feature_caches and views is not None and self.feature_caches[name].has_all_views(views)
         )
 
     def missing(self, name: str, drawn: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Of some samples those that are worth a try."""
-        return [key for key in self.feature_caches[name].missing(drawn) if (name, *key) not in self.tried]
+        """Those of the drawn samples that are neither cached nor attempted."""
+        return [key for key in self.feature_caches[name].missing(drawn) if (name, *key) not in self.attempted]
 
 
 class FrozenStage:
-    """Keeps the features of a run's frozen encoder.
+    """Fills and opens the feature caches of a run while its encoder, or the first part of it, is frozen.
 
     Args:
-        settings: what a person chose.
+        settings: the user's choices.
     """
 
     def __init__(self, settings: FeatureSettings) -> None:
         self.settings = settings
         self.depth = 0
         self._config: Mapping[str, Any] | None = None
-        self._held: dict[str, _SplitCaches] = {}
-        self._names: dict[tuple[str, str], str] = {}
+        self._caches_by_split: dict[str, _SplitCaches] = {}
+        self._fingerprints: dict[tuple[str, str], str] = {}
         self._weights: str | None = None
 
     def describe(self, config: Mapping[str, Any]) -> None:
-        """Say from which config the run was made; without it nothing is kept."""
+        """Set the run config that the run was made from; without it nothing is cached."""
         self._config = config
 
     def views(self, sources: Mapping[str, SampleSource]) -> dict[str, int | None]:
-        """How many views the samples of each dataset have now; None means that each draw is another."""
+        """How many views the samples of each dataset have at present; None means that each draw is a new one."""
         if not self.depth:
             return dict.fromkeys(sources)
         return {name: 1 if source.is_deterministic else self.settings.views for name, source in sources.items()}
@@ -157,77 +157,78 @@ class FrozenStage:
     def feature_caches(
         self, split: str, *, data: DataModuleLike, trainer: Trainer | None, keys: Callable[[], Keys]
     ) -> FeatureCaches:
-        """The banks to read a split's samples from, with what is wanted of them computed first.
+        """Open the feature caches of a split, and compute missing features first.
 
-        All processes of a run call it at the same places. The same object is returned while nothing has changed.
+        Collective: all ranks call it at the same points. The same object is returned while nothing has changed.
 
         Args:
             split: "train", "val" or "test".
             data: the data module.
-            trainer: the trainer that is at work.
-            keys: gives index and view of all samples that are read next, of all processes, by dataset.
+            trainer: the running trainer.
+            keys: returns index and view of all samples that all ranks read next, by dataset.
 
         Raises:
-            Preempted: a scheduler wants the machine; what was computed is kept.
+            Preempted: the job was asked to stop; features computed so far are on disk.
         """
         model = None if trainer is None else upstream.model_of(trainer)
         if trainer is None or not isinstance(model, JointModel):
-            return _NONE
-        # Outside of a training, nothing trains.
+            return _NO_CACHES
+        # In validation, test and prediction nothing trains.
         self.depth = frozen_depth(model.encoder) if upstream.is_fitting(trainer) else len(model.encoder)
         if not self.depth:
             self._delete_caches()
-            return _NONE
+            return _NO_CACHES
         if not self.settings.keep or self._config is None:
-            return _NONE
-        return self._banks(split, data=data, trainer=trainer, model=model, keys=keys)
+            return _NO_CACHES
+        return self._caches_of_split(split, data=data, trainer=trainer, model=model, keys=keys)
 
-    def _banks(
+    def _caches_of_split(
         self, split: str, *, data: DataModuleLike, trainer: Trainer, model: JointModel, keys: Callable[[], Keys]
     ) -> FeatureCaches:
-        held = self._held.setdefault(split, _SplitCaches())
+        caches = self._caches_by_split.setdefault(split, _SplitCaches())
         sources = data.sources(split)
-        # Listing all that an epoch draws takes a while; after the first one there is as a rule nothing to look for.
+        # Listing all that an epoch draws takes a while, and after the first epoch hardly anything is missing.
         views = self.views(sources)
-        wanted = {} if all(held.settled(name, count) for name, count in views.items()) else keys()
-        wanted = {name: drawn for name, drawn in wanted.items() if name not in held.without}
+        wanted = {} if all(caches.is_complete(name, count) for name, count in views.items()) else keys()
+        wanted = {name: drawn for name, drawn in wanted.items() if name not in caches.without}
         for name, drawn in wanted.items():
-            if name not in held.feature_caches:
-                feature_cache = self._open(name, split=split, data=data, trainer=trainer, model=model, draws=len(drawn))
-                if feature_cache is None:
-                    held.without.add(name)
+            if name not in caches.feature_caches:
+                opened = self._open(name, split=split, data=data, trainer=trainer, model=model, draws=len(drawn))
+                if opened is None:
+                    caches.without.add(name)
                 else:
-                    held.feature_caches[name] = feature_cache
-        wanted = {name: drawn for name, drawn in wanted.items() if name in held.feature_caches}
+                    caches.feature_caches[name] = opened
+        wanted = {name: drawn for name, drawn in wanted.items() if name in caches.feature_caches}
         for name, drawn in wanted.items():
-            held.feature_caches[name].learn({view for _, view in drawn})
-        if any(collectives.all_gather(any(held.missing(name, drawn) for name, drawn in wanted.items()))):
-            held.feature_caches = dict(held.feature_caches)
-            work = {name: (held.feature_caches[name], sources[name], drawn) for name, drawn in sorted(wanted.items())}
+            caches.feature_caches[name].load_views({view for _, view in drawn})
+        if any(collectives.all_gather(any(caches.missing(name, drawn) for name, drawn in wanted.items()))):
+            # A new object: the loader then makes new workers, which see the new features.
+            caches.feature_caches = dict(caches.feature_caches)
+            work = {name: (caches.feature_caches[name], sources[name], drawn) for name, drawn in sorted(wanted.items())}
             self._complete(split, work, data=data, trainer=trainer, model=model)
-        return held.feature_caches
+        return caches.feature_caches
 
     def _open(
         self, name: str, *, split: str, data: DataModuleLike, trainer: Trainer, model: JointModel, draws: int
     ) -> FeatureCache | None:
-        """The bank of a dataset and split, if it is worth it or there is one already."""
-        source, folder = data.sources(split)[name], data.store_folder(name)
+        """Open the feature cache of a dataset and split; None unless caching pays or the cache exists already."""
+        source, folder = data.sources(split)[name], data.cache_folder(name)
         fingerprints = source.fingerprints()
         if folder is None or fingerprints is None:
             return None
         views = self.views({name: source})[name]
-        worth = views is not None and self._caching_pays(
+        pays = views is not None and self._caching_pays(
             split, source, views=views, draws=draws, trainer=trainer, model=model
         )
-        if not worth and not (folder / FOLDER).exists():
+        if not pays and not (folder / FOLDER).exists():
             return None
-        place = folder / FOLDER / self._name(name, split=split, data=data, trainer=trainer, model=model)
-        if not worth and not place.exists():
+        path = folder / FOLDER / self._fingerprint(name, split=split, data=data, trainer=trainer, model=model)
+        if not pays and not path.exists():
             return None
         try:
-            return FeatureCache(place, source=source, fingerprints=fingerprints, depth=self.depth)
+            return FeatureCache(path, source=source, fingerprints=fingerprints, depth=self.depth)
         except (OSError, RunError) as error:
-            log.warning("%s %s: features of the frozen encoder are not kept: %s", name, split, error)
+            log.warning("%s %s: features of the frozen encoder are not cached: %s", name, split, error)
             return None
 
     def _caching_pays(
@@ -240,15 +241,15 @@ class FrozenStage:
             times = math.inf if self._config is not None and stays_frozen(self._config) else 1
         return caching_pays(samples=len(source), views=views, draws=draws * times)
 
-    def _name(self, name: str, *, split: str, data: DataModuleLike, trainer: Trainer, model: JointModel) -> str:
-        """The fingerprint of a dataset's features."""
-        if (name, split) not in self._names:
+    def _fingerprint(self, name: str, *, split: str, data: DataModuleLike, trainer: Trainer, model: JointModel) -> str:
+        """The fingerprint of all that a dataset's features depend on besides its windows."""
+        if (name, split) not in self._fingerprints:
             config = self._config or {}
             dataset = config["data"]["init_args"]["data_modules"][name]
             encoder = config["model"]["init_args"]["model"]["init_args"]["encoder"][: self.depth]
             if self._weights is None:
                 self._weights = fingerprint.weights_digest(model.encoder[: self.depth])
-            self._names[name, split] = fingerprint.json_fingerprint(
+            self._fingerprints[name, split] = fingerprint.json_fingerprint(
                 fingerprint.of_dataset(dataset, config=data.dataset_config(name)),
                 {"name": name, "split": split, "seed": data.seed, "block": data.batch_sizes[name]},
                 {"encoder": encoder, "weights": self._weights, "precision": str(trainer.precision)},
@@ -257,7 +258,7 @@ class FrozenStage:
                 fingerprint.referenced_digests(encoder),
                 fingerprint.software_versions(),
             )
-        return self._names[name, split]
+        return self._fingerprints[name, split]
 
     def _complete(
         self,
@@ -268,58 +269,58 @@ class FrozenStage:
         trainer: Trainer,
         model: JointModel,
     ) -> None:
-        """Compute what is missing, shared out among the processes."""
-        first, held = collectives.is_rank_zero(), self._held[split]
+        """Compute the missing features; the blocks are divided among the ranks."""
+        is_rank_zero, caches = collectives.is_rank_zero(), self._caches_by_split[split]
         with ExitStack() as stack:
-            for feature_cache, _, _ in work.values():
-                stack.enter_context(cache_writer_lock(feature_cache.folder, first=first))
-            told: list[tuple[str, Block]] = []
-            if first:
+            todo: list[tuple[str, Block]] = []
+            if is_rank_zero:
+                # Rank 0 locks the caches for all ranks.
+                for feature_cache, _, _ in work.values():
+                    stack.enter_context(cache_lock(feature_cache.folder))
                 for name, (feature_cache, source, drawn) in work.items():
-                    # Another run may have computed it while this one waited.
-                    feature_cache.look({view for _, view in drawn})
-                    lost = blocks(held.missing(name, drawn), size=data.batch_sizes[name], samples=len(source))
-                    told += [(name, block) for block in lost]
-            told = collectives.all_gather(told)[0]
-            feature_caches = {name: feature_cache for name, (feature_cache, _, _) in work.items()}
+                    # Another run may have computed them while this one waited for the lock.
+                    feature_cache.reload_views({view for _, view in drawn})
+                    missing = caches.missing(name, drawn)
+                    todo += [(name, b) for b in blocks(missing, size=data.batch_sizes[name], samples=len(source))]
+            todo = collectives.all_gather(todo)[0]
             encoding = Encoding(
                 split,
-                feature_caches=feature_caches,
+                feature_caches={name: feature_cache for name, (feature_cache, _, _) in work.items()},
                 sources=data.sources(split),
                 model=model,
                 depth=self.depth,
                 settings=self.settings,
             )
-            mine = told[trainer.global_rank :: trainer.world_size]
-            full = encoding.run(mine, trainer=trainer, workers=data.num_workers, say=_say)
-            notices = collectives.all_gather((preemption.preemption_flag.received is not None, full))
+            own_blocks = todo[trainer.global_rank :: trainer.world_size]
+            given_up = encoding.run(own_blocks, trainer=trainer, workers=data.num_workers, say=_say)
+            results = collectives.all_gather((preemption.preemption_flag.received is not None, given_up))
         for name, (feature_cache, _, drawn) in work.items():
-            feature_cache.look({view for _, view in drawn})
-            held.tried |= {(name, *key) for key in feature_cache.missing(drawn)}
-        held.without |= {name for _, names in notices for name in names}
-        for name in sorted(held.without & set(held.feature_caches)):
-            held.feature_caches.pop(name).close()
-        if any(asked for asked, _ in notices):
+            feature_cache.reload_views({view for _, view in drawn})
+            caches.attempted |= {(name, *key) for key in feature_cache.missing(drawn)}
+        caches.without |= {name for _, names in results for name in names}
+        for name in sorted(caches.without & set(caches.feature_caches)):
+            caches.feature_caches.pop(name).close()
+        if any(preempted for preempted, _ in results):
             raise preemption.Preempted("while features of the frozen encoder were computed")
 
     def covers(self, split: str, datasets: Collection[str]) -> bool:
-        """Whether features of all these datasets are kept now."""
-        return split in self._held and set(self._held[split].feature_caches) >= set(datasets)
+        """Whether all these datasets have an open feature cache for a split."""
+        return split in self._caches_by_split and set(self._caches_by_split[split].feature_caches) >= set(datasets)
 
     def close(self) -> None:
-        """Let go of what is kept, so that it may be deleted when its room is needed."""
-        for held in self._held.values():
-            for feature_cache in held.feature_caches.values():
-                feature_cache.close()
-        self._held, self._names, self._weights = {}, {}, None
+        """Close all feature caches, so that they may be deleted when their room is needed."""
+        for feature_cache in self._open_caches():
+            feature_cache.close()
+        self._caches_by_split, self._fingerprints, self._weights = {}, {}, None
+
+    def _open_caches(self) -> list[FeatureCache]:
+        return [cache for caches in self._caches_by_split.values() for cache in caches.feature_caches.values()]
 
     def _delete_caches(self) -> None:
-        """The encoder trains again: what was kept is of no use any more."""
-        if not self._held:
+        """Delete the feature caches of this run: the encoder trains again, so they are of no more use."""
+        if not self._caches_by_split:
             return
-        folders = [
-            feature_cache.folder for held in self._held.values() for feature_cache in held.feature_caches.values()
-        ]
+        folders = [feature_cache.folder for feature_cache in self._open_caches()]
         self.close()
         collectives.all_gather(None)
         if collectives.is_rank_zero():

@@ -1,8 +1,8 @@
-"""The mixture: which samples of which dataset make batch ``i`` of epoch ``e``, on every process.
+"""The mixture: the samples of each batch of an epoch, on every process.
 
 A pure function of (sizes, batch sizes, mixture, seed, epoch, world size, rank): nothing is remembered between calls, so
-a run that is started again needs no more than its epoch and its position in it. Three questions, a module each:
-how many batches of each dataset (`mixture_counts`), in which order (`mixture_order`), which samples (`mixture_stream`).
+a resumed run needs only its epoch and its position in it. Three modules answer one question each: how many batches of
+each dataset (``counts``), in which order (``order``), which samples (``stream``).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy.typing as npt
 
 from rslp.data.mixture.counts import Ints, counts, dataset_shares, quotas, supply
 from rslp.data.mixture.order import order, steps
-from rslp.data.mixture.settings import Mixture, Stop, check_fit, check_place
+from rslp.data.mixture.settings import Mixture, Stop, check_fit, check_rank
 from rslp.data.mixture.stream import Stream, generator, shuffled
 from rslp.errors import UsageError
 
-__all__ = ["EpochBatches", "Mixture", "PlannedBatch", "Stop", "epoch", "evaluation"]
+__all__ = ["EpochBatches", "Mixture", "PlannedBatch", "Stop", "plan_epoch", "plan_evaluation"]
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,9 @@ class PlannedBatch:
         dataset: key of the dataset that all samples come from.
         indices: this process's samples, as positions in the dataset; never empty.
         draws: how often each of them has been drawn before in this run.
-        global_size: real samples of the batch over all processes.
-        real: how many of ``indices``, from the front, are real. It is less than their number only for a process that
-            has no share in a small batch: it gets one filler sample, with which it must compute but which must not
-            count.
+        global_size: number of real samples of the batch over all processes.
+        real: how many of ``indices``, from the front, are real. Only a process without a share in a small batch has
+            fewer real samples than indices: it gets one filler sample, which must not count in any loss or metric.
         step: number of the optimiser step in the epoch, from 0.
         step_size: how many batches that step accumulates.
     """
@@ -50,13 +49,7 @@ class PlannedBatch:
 
 @dataclass(frozen=True)
 class _Part:
-    """One dataset's part of an epoch.
-
-    Attributes:
-        name: key of the dataset.
-        stream: its batches.
-        start: number of the first batch in the stream that belongs to this epoch.
-    """
+    """One dataset's part of an epoch, which begins with batch ``start`` of its stream."""
 
     name: str
     stream: Stream
@@ -64,7 +57,7 @@ class _Part:
 
 
 class EpochBatches:
-    """The batches of one epoch for one process; made when asked for, from any position on."""
+    """The batches of one epoch for one process, each computed when it is requested; made by ``plan_epoch``."""
 
     def __init__(
         self,
@@ -76,13 +69,13 @@ class EpochBatches:
         world: int,
         rank: int,
     ) -> None:
-        """Keep the arrangement; `epoch` and `evaluation` make it.
+        """Store the order of the datasets.
 
         Args:
-            parts: the datasets, by name.
-            line: number of the dataset for each batch.
+            parts: the datasets, sorted by name.
+            line: for each batch the number of its dataset.
             step_sizes: batches of each optimiser step; None if each batch is a step.
-            seed: seed of the passes; None keeps the order of the dataset.
+            seed: seed of the shuffled passes; None keeps the order of the dataset.
             world: number of processes.
             rank: number of this process.
         """
@@ -96,7 +89,7 @@ class EpochBatches:
         self._passes: dict[str, tuple[int, npt.NDArray[np.int64]]] = {}
 
     def __len__(self) -> int:
-        """Give the number of batches: the same on every process, and in every epoch of a run."""
+        """The number of batches: the same on every process, and in every epoch of a run."""
         return len(self._line)
 
     @property
@@ -107,31 +100,31 @@ class EpochBatches:
     @property
     def counts(self) -> dict[str, int]:
         """The number of batches of each dataset."""
-        found = np.bincount(self._line, minlength=len(self._parts)).tolist()
-        return {part.name: n for part, n in zip(self._parts, found, strict=True)}
+        counts = np.bincount(self._line, minlength=len(self._parts)).tolist()
+        return {part.name: n for part, n in zip(self._parts, counts, strict=True)}
 
     def __getitem__(self, index: int) -> PlannedBatch:
-        """Give batch ``index`` of the epoch without making those before it.
+        """Batch ``index`` of the epoch, computed without those before it.
 
         Raises:
             IndexError: there is no such batch.
         """
-        at = range(len(self))[index]
-        part = self._parts[self._line[at]]
-        number, first, stop = part.stream.span(part.start + int(self._nth[at]))
+        position = range(len(self))[index]
+        part = self._parts[self._line[position]]
+        number, first, stop = part.stream.span(part.start + int(self._nth[position]))
         size = stop - first
-        mine, end = (first + size * r // self._world for r in (self._rank, self._rank + 1))
-        indices = self._samples(part, number, mine, end) or self._samples(part, number, first, first + 1)
-        step = at if self._step is None else int(self._step[at])
+        start, end = (first + size * r // self._world for r in (self._rank, self._rank + 1))
+        indices = self._samples(part, number, start, end) or self._samples(part, number, first, first + 1)
+        step = position if self._step is None else int(self._step[position])
         step_size = 1 if self._sizes is None else int(self._sizes[step])
-        return PlannedBatch(part.name, indices, (number,) * len(indices), size, end - mine, step, step_size)
+        return PlannedBatch(part.name, indices, (number,) * len(indices), size, end - start, step, step_size)
 
     def __iter__(self) -> Iterator[PlannedBatch]:
-        """Give all batches in order."""
+        """All batches in order."""
         return self.starting_at(0)
 
     def starting_at(self, position: int) -> Iterator[PlannedBatch]:
-        """Give the batches from a position on, which costs no more than to start at the first.
+        """The batches from a position on; the start costs nothing, however late the position.
 
         Raises:
             UsageError: the position is not in 0 to the number of batches.
@@ -141,7 +134,7 @@ class EpochBatches:
         return (self[index] for index in range(position, len(self)))
 
     def steps_from(self, step: int) -> Iterator[list[PlannedBatch]]:
-        """Give the batches of each optimiser step, from a step on.
+        """The batches of each optimiser step, from a step on.
 
         Raises:
             UsageError: the step is not in 0 to the number of steps.
@@ -155,14 +148,14 @@ class EpochBatches:
     def _samples(self, part: _Part, number: int, first: int, stop: int) -> tuple[int, ...]:
         if self._seed is None:
             return tuple(range(first, stop))
-        held = self._passes.get(part.name)
-        if held is None or held[0] != number:
-            held = number, shuffled(part.stream.size, seed=self._seed, dataset=part.name, number=number)
-            self._passes[part.name] = held
-        return tuple(held[1][first:stop].tolist())
+        cached = self._passes.get(part.name)
+        if cached is None or cached[0] != number:
+            cached = number, shuffled(part.stream.size, seed=self._seed, dataset=part.name, number=number)
+            self._passes[part.name] = cached
+        return tuple(cached[1][first:stop].tolist())
 
 
-def epoch(
+def plan_epoch(
     sizes: Mapping[str, int],
     batch_sizes: Mapping[str, int],
     mixture: Mixture,
@@ -172,11 +165,11 @@ def epoch(
     world: int = 1,
     rank: int = 0,
 ) -> EpochBatches:
-    """Draw one epoch of training.
+    """Plan one epoch of training.
 
     Every dataset is an endless stream of shuffled passes, of which each epoch takes the next piece: no sample is drawn
-    twice before all of its dataset have been drawn once, across epochs too. The order of the mappings does not matter,
-    and 1 process with batch size 2 b draws the same global batches as 2 processes with b.
+    twice before all of its dataset have been drawn once, across epochs too. The order of the mappings has no effect,
+    and 1 process with batch size 2 b draws the same global batches as 2 processes with batch size b.
 
     Args:
         sizes: samples in each dataset.
@@ -189,10 +182,10 @@ def epoch(
 
     Raises:
         DataError: a dataset is empty, or there is none.
-        ConfigError: batch sizes, weights or limits that do not fit the datasets, limits that leave too little.
-        UsageError: an epoch, world or rank that cannot be.
+        ConfigError: batch sizes, weights or limits that do not fit the datasets, or limits that leave too few batches.
+        UsageError: the epoch is negative, or there is no process of this rank.
     """
-    check_place(epoch=epoch, world=world, rank=rank)
+    check_rank(epoch=epoch, world=world, rank=rank)
     check_fit(sizes, batch_sizes, mixture)
     names = sorted(sizes)
     supplies = {
@@ -211,36 +204,33 @@ def epoch(
     return EpochBatches(parts, line=line, step_sizes=step_sizes, seed=seed, world=world, rank=rank)
 
 
-def evaluation(
+def plan_evaluation(
     sizes: Mapping[str, int], batch_sizes: Mapping[str, int], *, world: int = 1, rank: int = 0
 ) -> EpochBatches:
-    """Go through all datasets once, one after the other by name, for validation, test and prediction.
+    """Plan one pass through all datasets, in the order of their names, for validation, test and prediction.
 
-    Over all processes every sample is real exactly once; there is no limit, refill or shuffling. Every process gets the
-    same number of batches, so that none waits for another at the end: the filler of `Batch.real` makes up for it.
-
-    Args:
-        sizes: samples in each dataset; none of one is fine.
-        batch_sizes: largest batch per process, for each dataset.
-        world: number of processes.
-        rank: number of this process, from 0.
+    Over all processes every sample is real exactly once, without limits or shuffling. Every process gets the same
+    number of batches, so that none waits for another at the end; see ``PlannedBatch.real`` for the filler samples.
+    The arguments are those of ``plan_epoch``; a dataset may be empty.
 
     Raises:
         DataError: there is no dataset.
         ConfigError: batch sizes that do not fit the datasets.
-        UsageError: a world or rank that cannot be.
+        UsageError: there is no process of this rank.
     """
-    check_place(epoch=0, world=world, rank=rank)
+    check_rank(epoch=0, world=world, rank=rank)
     check_fit(sizes, batch_sizes)
     names = [name for name in sorted(sizes) if sizes[name]]
-    streams = [Stream(size=sizes[name], chapter=sizes[name], batch=batch_sizes[name] * world) for name in names]
+    streams = [
+        Stream(size=sizes[name], samples_per_cycle=sizes[name], batch=batch_sizes[name] * world) for name in names
+    ]
     line = np.repeat(np.arange(len(names)), np.array([each.batches for each in streams], dtype=np.int64))
     parts = [_Part(name, each, 0) for name, each in zip(names, streams, strict=True)]
     return EpochBatches(parts, line=line, step_sizes=None, seed=None, world=world, rank=rank)
 
 
 def _occurrence(line: Ints, datasets: int) -> npt.NDArray[np.int32]:
-    """Count, for each place in a line of datasets, how often its dataset stands before it."""
+    """For each position in ``line`` the number of earlier positions with the same dataset."""
     nth = np.empty(len(line), dtype=np.int32)
     by_dataset = np.argsort(line, kind="stable")
     edges = np.concatenate([[0], np.cumsum(np.bincount(line, minlength=datasets))])

@@ -1,4 +1,4 @@
-"""In which order the datasets follow each other within an epoch, given how many batches each one has."""
+"""The order of the datasets' batches within an epoch, given how many batches each dataset has."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rslp.data.mixture.settings import Mixture
 
 
 def order(count: Ints, share: Floats, mixture: Mixture, rng: np.random.Generator) -> Ints:
-    """Arrange an epoch.
+    """Order the batches of an epoch.
 
     Args:
-        count: batches of each dataset in this epoch.
+        count: number of batches of each dataset in this epoch.
         share: odds of each dataset, for the random modes.
-        mixture: its mode, stop rule and length of turns.
-        rng: where the randomness comes from.
+        mixture: mode, stop rule and length of turns.
+        rng: random generator.
 
     Returns:
         The number of the dataset for each batch of the epoch; dataset i occurs ``count[i]`` times.
@@ -26,8 +26,8 @@ def order(count: Ints, share: Floats, mixture: Mixture, rng: np.random.Generator
     if mixture.mode in ("cycle", "random_cycle", "reptile"):
         times = _turns(count, mixture, rng)
     elif mixture.whole:
-        # Drawing, each time, one of the datasets that are left with odds p is what independent Poisson processes of
-        # rates p do when their events are put in one line and each process ends after its last batch.
+        # To draw, each time, one of the remaining datasets with odds p is the same as to order by time the events of
+        # independent Poisson processes of rates p, each of which ends after its last batch.
         times = [rng.exponential(size=c).cumsum() / p for c, p in zip(count.tolist(), share.tolist(), strict=True)]
     else:
         return rng.permutation(np.repeat(np.arange(len(count)), count))
@@ -36,13 +36,13 @@ def order(count: Ints, share: Floats, mixture: Mixture, rng: np.random.Generator
 
 
 def _turns(count: Ints, mixture: Mixture, rng: np.random.Generator) -> list[Floats]:
-    """Give each batch a time: the number of its round, plus the place of its dataset within the round."""
+    """A time for each batch: the number of its round, plus the position (0 to 1) of its dataset within the round."""
     length = mixture.steps_per_dataset or 1
     times = []
     for index, batches in enumerate(count.tolist()):
         rounds = -(-batches // length)
-        place = np.full(rounds, index / len(count)) if mixture.mode == "cycle" else rng.random(rounds)
-        times.append(np.repeat(np.arange(rounds) + place, length)[:batches])
+        position = np.full(rounds, index / len(count)) if mixture.mode == "cycle" else rng.random(rounds)
+        times.append(np.repeat(np.arange(rounds) + position, length)[:batches])
     return times
 
 
@@ -53,19 +53,19 @@ def steps(line: Ints, count: Ints, k: int) -> tuple[Ints, npt.NDArray[np.int32]]
     ``k`` only where fewer than ``k`` datasets are left.
 
     Args:
-        line: number of the dataset for each batch, in the order that the mode asks for.
-        count: batches of each dataset.
+        line: number of the dataset for each batch, in the order of the mode.
+        count: number of batches of each dataset.
         k: datasets per step.
 
     Returns:
-        The same batches re-arranged, and the size of each step.
+        The batches in their new order, and the number of batches of each step.
     """
-    places: list[list[int]] = [[] for _ in count]  # of each dataset's batches in the line, the next one last
-    for place in range(len(line) - 1, -1, -1):
-        places[line[place]].append(place)
+    positions: list[list[int]] = [[] for _ in count]  # for each dataset its positions in the line, the next one last
+    for position in range(len(line) - 1, -1, -1):
+        positions[line[position]].append(position)
     left = count.tolist()
-    due: list[int] = []  # datasets that have to be in every remaining step
-    heap = [(mine.pop(), dataset) for dataset, mine in enumerate(places) if mine]
+    due: list[int] = []  # datasets that must be in every remaining step
+    heap = [(of_dataset.pop(), dataset) for dataset, of_dataset in enumerate(positions) if of_dataset]
     heapq.heapify(heap)
     arranged: list[int] = []
     sizes: list[int] = []
@@ -75,12 +75,12 @@ def steps(line: Ints, count: Ints, k: int) -> tuple[Ints, npt.NDArray[np.int32]]
             due += [dataset for _, dataset in heap if left[dataset] == remaining]
             heap = [item for item in heap if left[item[1]] < remaining]
             heapq.heapify(heap)
-            check = max((left[dataset] for _, dataset in heap), default=0)  # none becomes due before that
+            check = max((left[dataset] for _, dataset in heap), default=0)  # no dataset becomes due before this
         step = [heapq.heappop(heap)[1] for _ in range(min(k - len(due), len(heap)))]
         arranged += due + step
         sizes.append(len(due) + len(step))
         for dataset in step:
             left[dataset] -= 1
-            if places[dataset]:
-                heapq.heappush(heap, (places[dataset].pop(), dataset))
+            if positions[dataset]:
+                heapq.heappush(heap, (positions[dataset].pop(), dataset))
     return np.array(arranged, dtype=np.int64), np.array(sizes, dtype=np.int32)

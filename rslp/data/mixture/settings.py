@@ -16,10 +16,10 @@ Stop = Literal["all", "shortest", "longest"]
 
 @dataclass(frozen=True)
 class Mixture:
-    """How training batches are drawn from the datasets. A batch holds samples of one dataset.
+    """How training batches are drawn from the datasets. A batch has samples of one dataset.
 
     Below, ``k`` is ``datasets_per_step``, ``b`` the global batch size of a dataset, ``n`` its number of samples, or its
-    limit where that is smaller, and ``p`` the share of the batches that a mode asks for:
+    limit where that is smaller, and ``p`` the share of the batches that a mode gives a dataset:
 
     ``random``, ``cycle``, ``random_cycle``, ``reptile``: p equal for all; ``proportional``: p ~ n / b, so that every
     sample is drawn equally often; ``temperature``: p ~ (n / b)^(1 / T); ``weights``: p ~ the given weight.
@@ -38,16 +38,16 @@ class Mixture:
         weights: a positive number for every dataset, for mode ``weights``; only their ratios count.
         limits: the largest number of samples that one epoch draws of each dataset, over all processes together; one
             number for all or a number for some. The next epoch goes on where this one ended. Under ``stop: all`` it is
-            reached exactly; else shares that would exceed it go to the other datasets.
+            reached exactly; otherwise shares that would exceed it go to the other datasets.
         steps_per_dataset: length of a turn in mode ``reptile``, in batches.
         datasets_per_step: k, how many different datasets give one batch each to an optimiser step. Each dataset is at
             most once in a step, so a share above 1 / k cannot be had.
-        accumulate: how many such rounds of k batches make one optimiser step; what was
-            ``trainer.accumulate_grad_batches``. With k = 1 the batches of a step are just consecutive, and may be of
-            one dataset. The last step of an epoch has what is left.
+        accumulate: how many such rounds of k batches make one optimiser step, from
+            ``trainer.accumulate_grad_batches``. With k = 1 the batches of a step are consecutive, and may be of
+            one dataset. The last step of an epoch may have fewer rounds.
 
     Raises:
-        ConfigError: a value out of its range, or one that the chosen mode has no use for.
+        ConfigError: a value out of its range, or one that the chosen mode does not use.
     """
 
     mode: MixtureMode = "random_cycle"
@@ -62,26 +62,26 @@ class Mixture:
 
     @property
     def whole(self) -> bool:
-        """Whether every epoch goes through what each dataset offers exactly once."""
+        """Whether every epoch goes through all samples of each dataset, or its limit, exactly once."""
         return self.stop == "all" and self.steps_per_epoch is None
 
     def limit(self, dataset: str) -> int | None:
-        """Give the largest number of samples of a dataset in one epoch; None if there is no limit."""
+        """The largest number of samples of a dataset in one epoch; None if there is no limit."""
         return self.limits.get(dataset) if isinstance(self.limits, Mapping) else self.limits
 
     def __post_init__(self) -> None:
         """Check the values, all at once."""
-        problems = [Problem(what, key=f"mixture.{key}") for key, what in _faults(self)]
+        problems = [Problem(message, key=f"mixture.{key}") for key, message in _problems(self)]
         if problems:
             raise ConfigError(problems)
-        for name in ("weights", "limits"):  # a copy, so that a caller's later change cannot reach a frozen value
+        for name in ("weights", "limits"):  # a copy, so that a later change by the caller has no effect
             value = getattr(self, name)
             if isinstance(value, Mapping):
                 object.__setattr__(self, name, dict(value))
 
 
-def _faults(mixture: Mixture) -> Iterator[tuple[str, str]]:
-    """Yield (field, what is wrong with it)."""
+def _problems(mixture: Mixture) -> Iterator[tuple[str, str]]:
+    """Yield (field, problem)."""
     for name, choices in (("mode", get_args(MixtureMode)), ("stop", get_args(Stop))):
         if getattr(mixture, name) not in choices:
             yield name, f"got {getattr(mixture, name)!r}, allowed: {', '.join(choices)}"
@@ -98,10 +98,10 @@ def _faults(mixture: Mixture) -> Iterator[tuple[str, str]]:
         yield "steps_per_epoch", f"contradicts stop: {mixture.stop}; give one of the two"
     if mixture.mode == "reptile" and mixture.datasets_per_step != 1:
         yield "datasets_per_step", f"mode reptile stays with one dataset; must be 1, got {mixture.datasets_per_step}"
-    yield from _number_faults(mixture)
+    yield from _number_problems(mixture)
 
 
-def _number_faults(mixture: Mixture) -> Iterator[tuple[str, str]]:
+def _number_problems(mixture: Mixture) -> Iterator[tuple[str, str]]:
     if mixture.temperature is not None and not _is_positive(mixture.temperature):
         yield "temperature", f"must be a positive number, got {mixture.temperature!r}"
     for name, weight in (mixture.weights or {}).items():
@@ -114,7 +114,7 @@ def _number_faults(mixture: Mixture) -> Iterator[tuple[str, str]]:
 
 
 def is_count(value: object) -> bool:
-    """Tell whether a value is a whole number of at least 1 (True and 3.0 are none)."""
+    """Whether a value is an integer of at least 1; True and 3.0 are not."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
@@ -122,11 +122,11 @@ def _is_positive(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
-def check_place(*, epoch: int, world: int, rank: int) -> None:
-    """Make sure that the epoch and the process exist.
+def check_rank(*, epoch: int, world: int, rank: int) -> None:
+    """Check the numbers of the epoch and of this process.
 
     Raises:
-        UsageError: they do not.
+        UsageError: ``epoch`` or ``rank`` is negative, ``world`` is below 1, or ``rank`` is not below ``world``.
     """
     if not is_count(epoch + 1):
         raise UsageError(f"the epoch must be a whole number of at least 0, got {epoch!r}")
@@ -137,7 +137,7 @@ def check_place(*, epoch: int, world: int, rank: int) -> None:
 
 
 def check_fit(sizes: Mapping[str, int], batch_sizes: Mapping[str, int], mixture: Mixture | None = None) -> None:
-    """Make sure that the datasets have samples, and that everything that names datasets names these.
+    """Check that the datasets have samples, and that batch sizes, weights and limits name these datasets.
 
     Args:
         sizes: samples in each dataset.
@@ -145,7 +145,7 @@ def check_fit(sizes: Mapping[str, int], batch_sizes: Mapping[str, int], mixture:
         mixture: how to draw; None for evaluation, where a dataset may be empty.
 
     Raises:
-        DataError: there is no dataset, or an empty one with nothing to train on.
+        DataError: there is no dataset, or one to train on is empty.
         ConfigError: batch sizes, weights, limits or datasets per step that do not fit the datasets.
     """
     if not sizes:
@@ -155,29 +155,29 @@ def check_fit(sizes: Mapping[str, int], batch_sizes: Mapping[str, int], mixture:
     if empty:
         listed = ", ".join(f"{name} ({sizes[name]!r})" for name in empty)
         raise DataError(f"datasets with no samples to draw: {listed}; mend or disable them")
-    problems = [*_batch_faults(sizes, batch_sizes), *(() if mixture is None else _mixture_faults(sizes, mixture))]
+    problems = [*_batch_problems(sizes, batch_sizes), *(() if mixture is None else _name_problems(sizes, mixture))]
     if problems:
         raise ConfigError(problems)
 
 
-def _batch_faults(sizes: Mapping[str, int], batch_sizes: Mapping[str, int]) -> Iterator[Problem]:
+def _batch_problems(sizes: Mapping[str, int], batch_sizes: Mapping[str, int]) -> Iterator[Problem]:
     yield from _unknown(batch_sizes, sizes, key="batch_sizes")
     yield from _missing(batch_sizes, sizes, key="batch_sizes")
     for name in sorted(set(batch_sizes) & set(sizes)):
         if not is_count(batch_sizes[name]):
-            what = f"must be a whole number of at least 1, got {batch_sizes[name]!r}"
-            yield Problem(what, key=f"batch_sizes.{name}")
+            message = f"must be a whole number of at least 1, got {batch_sizes[name]!r}"
+            yield Problem(message, key=f"batch_sizes.{name}")
 
 
-def _mixture_faults(sizes: Mapping[str, int], mixture: Mixture) -> Iterator[Problem]:
+def _name_problems(sizes: Mapping[str, int], mixture: Mixture) -> Iterator[Problem]:
     if mixture.weights is not None:
         yield from _unknown(mixture.weights, sizes, key="mixture.weights")
         yield from _missing(mixture.weights, sizes, key="mixture.weights")
     if isinstance(mixture.limits, Mapping):
         yield from _unknown(mixture.limits, sizes, key="mixture.limits")
     if mixture.datasets_per_step > len(sizes):
-        what = f"got {mixture.datasets_per_step}, but there are only {len(sizes)} datasets"
-        yield Problem(what, key="mixture.datasets_per_step")
+        message = f"got {mixture.datasets_per_step}, but there are only {len(sizes)} datasets"
+        yield Problem(message, key="mixture.datasets_per_step")
 
 
 def _unknown(given: Iterable[str], names: Iterable[str], *, key: str) -> Iterator[Problem]:

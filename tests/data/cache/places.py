@@ -176,7 +176,7 @@ def stored(
 ) -> SampleSource:
     """The samples of a split, through the store."""
     made = data_module or module(path)
-    return SampleSource("places", data_module=made, split=split, seed=0, store=opened(path, made, **settings))
+    return SampleSource("places", data_module=made, split=split, seed=0, sample_cache=opened(path, made, **settings))
 
 
 def direct(path: Path, *, data_module: RslearnDataModule | None = None, split: str = "train") -> SampleSource:

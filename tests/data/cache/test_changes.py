@@ -39,7 +39,7 @@ def segments(path: Path) -> set[Any]:
     """The windows' records, by fingerprint."""
     found = set()
     for file in (path / ".rslp-store").glob("records-*.cat"):
-        found |= {(file.name, *entry["print"].tolist()) for entry in segment_files.read_entries(file)}
+        found |= {(file.name, *entry["fingerprint"].tolist()) for entry in segment_files.read_entries(file)[0]}
     return found
 
 

@@ -57,7 +57,7 @@ def start(path: Path, *, slow: float) -> Python:
 def entries(path: Path) -> list[tuple[str, Any]]:
     found = []
     for file in sorted((path / ".rslp-store").glob("records-*.cat")):
-        found += [(file.name, tuple(entry["print"].tolist())) for entry in segments.read_entries(file)]
+        found += [(file.name, tuple(entry["fingerprint"].tolist())) for entry in segments.read_entries(file)[0]]
     return found
 
 
@@ -201,13 +201,13 @@ def test_where_a_store_lies(path: Path, tmp_path: Path, monkeypatch: pytest.Monk
     from upath import UPath
 
     monkeypatch.setenv("RSLP_CACHE", str(tmp_path / "cache"))
-    assert cache.store_folder(UPath(path), "auto") == path / ".rslp-store"
-    elsewhere = cache.store_folder(UPath(path), str(tmp_path / "here"))
+    assert cache.cache_folder(UPath(path), "auto") == path / ".rslp-store"
+    elsewhere = cache.cache_folder(UPath(path), str(tmp_path / "here"))
     assert elsewhere.parent == tmp_path / "here" / "stores"
     assert elsewhere.name.startswith("places-")
-    assert cache.store_folder(UPath("memory://places"), "auto").parent == tmp_path / "cache" / "stores"
+    assert cache.cache_folder(UPath("memory://places"), "auto").parent == tmp_path / "cache" / "stores"
     monkeypatch.setattr(os, "access", lambda *_: False)
-    assert cache.store_folder(UPath(path), "auto").parent == tmp_path / "cache" / "stores"
+    assert cache.cache_folder(UPath(path), "auto").parent == tmp_path / "cache" / "stores"
 
 
 def test_the_command_packs_and_verifies_the_datasets_of_a_run_config(
@@ -245,9 +245,9 @@ def test_torn_entries_are_passed_over_and_cut_off(tmp_path: Path) -> None:
     segments.append_entries(file, made[:2])
     with file.open("r+b") as handle:
         handle.truncate(segments.ENTRY_DTYPE.itemsize * 2 - 5)
-    assert segments.read_entries(file)["print"].tolist() == [[0, 1]]
+    assert segments.read_entries(file)[0]["fingerprint"].tolist() == [[0, 1]]
     segments.append_entries(file, made[2:])
-    assert segments.read_entries(file)["print"].tolist() == [[0, 1], [2, 3], [3, 4]]
+    assert segments.read_entries(file)[0]["fingerprint"].tolist() == [[0, 1], [2, 3], [3, 4]]
 
 
 def exchange_in_place(path: Path) -> None:

@@ -86,7 +86,7 @@ class Remote:
 def entries(tmp_path: Path) -> set[Any]:
     found: set[Any] = set()
     for file in (tmp_path / "cache").rglob("records-*.cat"):
-        found |= {(file.name, *entry["print"].tolist()) for entry in segments.read_entries(file)}
+        found |= {(file.name, *entry["fingerprint"].tolist()) for entry in segments.read_entries(file)[0]}
     return found
 
 
@@ -219,7 +219,7 @@ def test_a_window_that_cannot_be_reached_is_left_for_later(
     def fail(*args: Any) -> None:
         raise OSError("the connection was lost")
 
-    monkeypatch.setattr(pack.decoding, "read_vectors", fail)
+    monkeypatch.setattr(pack.records, "read_vectors", fail)
     through(url)
     assert not entries(tmp_path)
     monkeypatch.undo()
@@ -233,4 +233,4 @@ def test_a_file_system_that_does_not_tell_of_changes_has_no_store(
     monkeypatch.setattr(refresh, "_TIMES", ())
     with pytest.raises(AssertionError):
         opened(Path(url), at(url))
-    assert "tells neither a hash nor a time" in caplog.text
+    assert "gives neither a hash nor a time" in caplog.text

@@ -37,7 +37,7 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def all_records(store: SampleCache) -> list[Any]:
-    return [entry for file in store.folder.glob("*.cat") for entry in segments.read_entries(file)]
+    return [entry for file in store.folder.glob("*.cat") for entry in segments.read_entries(file)[0]]
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_views_that_come_one_after_the_other_stay_apart(
         held |= keys
         views = {view for _, view in keys}
         seen |= views
-        feature_cache.look(views)
+        feature_cache.reload_views(views)
         assert_holds(feature_cache, held, of={(index, view) for index in range(3) for view in seen})
         assert_holds(pickle.loads(pickle.dumps(feature_cache)), held, of={(i, view) for i in range(3) for view in seen})
     feature_cache.close()
@@ -82,16 +82,16 @@ def test_what_a_kill_leaves_half_written_is_not_found(source: SampleSource, tmp_
     add(feature_cache, [(0, 0), (1, 0)])
     (catalogue,) = feature_cache.folder.glob("*.cat")
     catalogue.write_bytes(catalogue.read_bytes()[:-5])
-    feature_cache.look({0})
+    feature_cache.reload_views({0})
     assert_holds(feature_cache, {(0, 0)}, of={(0, 0), (1, 0)})
     for segment in feature_cache.folder.glob("data/*.seg"):
         os.truncate(segment, 3)
     # Opened anew: a file that is mapped already is never made shorter.
     again = opened(tmp_path / "name", source)
-    again.look({0})
+    again.reload_views({0})
     assert_holds(again, set(), of={(0, 0), (1, 0)})
     add(again, [(0, 0)])
-    again.look({0})
+    again.reload_views({0})
     assert_holds(again, {(0, 0)}, of={(0, 0), (1, 0)})
 
 
@@ -103,20 +103,20 @@ def test_a_damaged_record_is_named_once_and_kept_anew(
     (segment,) = feature_cache.folder.glob("data/*.seg")
     raw = segment.read_bytes()
     segment.write_bytes(raw[:1] + bytes([raw[1] ^ 8]) + raw[2:])
-    feature_cache.look({0})
+    feature_cache.reload_views({0})
     assert feature_cache.read([(1, 0), (0, 0)]) is None
     for _ in range(3):
         assert_holds(feature_cache, {(1, 0)}, of={(0, 0), (1, 0)})
     assert [one.message for one in caplog.records] == [
-        f"dataset 'places': {segment} is damaged: what differs from its checksum is not used any more, and made anew"
+        f"dataset 'places': {segment} is damaged: records that differ from their checksum are made again"
     ]
     # The next start knows of it before it reads anything.
     other = opened(tmp_path / "name", source)
-    other.look({0})
+    other.reload_views({0})
     assert other.missing([(0, 0), (1, 0)]) == [(0, 0)]
     add(other, [(0, 0)])
     for one in (feature_cache, other):
-        one.look({0})
+        one.reload_views({0})
         assert_holds(one, {(0, 0), (1, 0)}, of={(0, 0), (1, 0)})
         one.close()
     assert len(caplog.records) == 1
@@ -125,9 +125,9 @@ def test_a_damaged_record_is_named_once_and_kept_anew(
 def test_a_bank_is_full_when_each_sample_is_kept_in_each_view(source: SampleSource, tmp_path: Path) -> None:
     feature_cache = opened(tmp_path / "name", source)
     add(feature_cache, [(index, view) for view in range(2) for index in range(len(source) - view)])
-    assert not feature_cache.full(1)  # not looked for yet
-    feature_cache.look({0, 1})
-    assert feature_cache.full(1) and not feature_cache.full(2)
+    assert not feature_cache.has_all_views(1)  # not looked for yet
+    feature_cache.reload_views({0, 1})
+    assert feature_cache.has_all_views(1) and not feature_cache.has_all_views(2)
     feature_cache.close()
 
 

@@ -33,7 +33,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def by_key(path: Path, chosen: dict[str, Any]) -> dict[Key, Any]:
     """The samples of a dataset, by what their features are found by; one that can't be read is its error."""
     made = module(path, **chosen)
-    source = SampleSource("places", data_module=made, split="train", seed=0, store=opened(path, made))
+    source = SampleSource("places", data_module=made, split="train", seed=0, sample_cache=opened(path, made))
     fingerprints = source.fingerprints()
     assert fingerprints is not None
     # As a run config would say it.

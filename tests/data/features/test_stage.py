@@ -254,7 +254,7 @@ def test_no_room_is_told_and_the_run_is_the_same(
     data: dict[str, tuple[str, str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     small = trained(tmp_path / "small", config_of(data, frozen_views=1, features_limit_gb=1e-6))
-    assert "features of the frozen encoder are not kept: there is no room for them" in caplog.text
+    assert "features of the frozen encoder are not cached: there is no room for them" in caplog.text
     assert_close(small, trained(tmp_path / "off", config_of(data, frozen_views=1, features="off")))
 
 
@@ -266,7 +266,7 @@ def test_a_full_disk_is_told_and_the_run_is_the_same(
     run = write_run(tmp_path / "full", config_of(one, frozen_views=1))
     from rslp.data.features.encoding import Encoding
 
-    keep = Encoding._keep
+    cache = Encoding._cache
 
     def with_a_small_disk(self: Encoding, *args: Any, **words: Any) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -274,14 +274,14 @@ def test_a_full_disk_is_told_and_the_run_is_the_same(
         # The kernel refuses to make a file larger than this: the same way a full disk shows, on one file.
         resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
         try:
-            keep(self, *args, **words)
+            cache(self, *args, **words)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
             signal.signal(signal.SIGXFSZ, handler)
 
-    monkeypatch.setattr(Encoding, "_keep", with_a_small_disk)
+    monkeypatch.setattr(Encoding, "_cache", with_a_small_disk)
     assert fit(run) == 0
-    assert "are not kept: [Errno 27] File too large" in caplog.text
+    assert "are not cached: [Errno 27] File too large" in caplog.text
     assert_close(run, off)
 
 
