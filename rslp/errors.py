@@ -8,6 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+# The keys and list positions that lead from the root of a config to a value.
+KeyPath = tuple[str | int, ...]
+
+
+def dotted(key_path: KeyPath) -> str:
+    """A key path as people write it: ``trainer.callbacks.0``."""
+    return ".".join(map(str, key_path))
+
 
 class UserError(Exception):
     """A mistake that the user can mend; the command line prints the message alone and exits with 2."""

@@ -18,11 +18,11 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from rslp import upstream
 from rslp.check.config_errors import MADE_WRONG, argument_of, argument_problems, constructor_faults
-from rslp.check.findings import Finding, KeyPath, listed, warning
+from rslp.check.findings import Finding, listed, warning
 from rslp.config import class_faults, head_faults, pick, without_effect
 from rslp.data.datamodule import MultiDatasetDataModule
 from rslp.data.mixture.settings import check_fit
-from rslp.errors import ConfigError, UserError
+from rslp.errors import ConfigError, KeyPath, UserError
 from rslp.models.optim import Freeze
 from rslp.models.restoring import weights_of
 from rslp.suggest import did_you_mean, nearest

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from rslp.errors import KeyPath
 from rslp.suggest import did_you_mean
-
-KeyPath = tuple[str | int, ...]
 
 # The findings by their ids, which stay: configs name them, and docs/check.md lists them.
 CONFIG = "config"

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rslp.check.findings import Finding, KeyPath
+from rslp.check.findings import Finding
 from rslp.config import names_in, pick, placeholder_names
-from rslp.errors import ConfigError, Problem, RunError
+from rslp.errors import ConfigError, KeyPath, Problem, RunError, dotted
 from rslp.io import Document, read_json, read_yaml, shipped_config
 
 _SHIPPED = "data/helios/"
@@ -49,7 +49,7 @@ class SourceMap:
         document = self._document(finding.at)
         spot = self._source(document, finding.at) or _SourceKey(document, finding.at)
         at, wanted = _longest_known_path(spot.document, spot.at), spot.at
-        key = ".".join(map(str, wanted if len(wanted) - len(at) <= 1 else at))
+        key = dotted(wanted if len(wanted) - len(at) <= 1 else at)
         return Problem(finding.what, spot.document.name, spot.document.nearest_line(at), key)
 
     def traced(self, problem: Problem) -> Problem:
@@ -64,7 +64,7 @@ class SourceMap:
     def _source(self, document: Document, at: KeyPath) -> _SourceKey | None:
         entries = self._entries(document)
         for length in range(len(at), 0, -1):
-            here = ".".join(map(str, at[:length]))
+            here = dotted(at[:length])
             if here in entries:
                 return self._source_key(document, entries[here], 0, at[length:])
             for key in entries:

@@ -21,7 +21,7 @@ from rslp.config.datasets import (
     used_parts,
     with_multi_task,
 )
-from rslp.config.merge import Accepts, KeyPath, any_arguments, known_arguments, merge, nest, pick
+from rslp.config.merge import Accepts, any_arguments, known_arguments, merge, nest, pick
 from rslp.config.migrate import Migration, finish_migration, migrate, migration_notes
 from rslp.config.multi_dataset import DatasetEntry, MultiDatasetConfig
 from rslp.config.notes import (
@@ -36,7 +36,7 @@ from rslp.config.overlays import ClassReplacement, Overlay, merge_overlays, prob
 from rslp.config.placeholders import Filler, placeholder_names, unused
 from rslp.config.run_config import missing_keys
 from rslp.config.shared_heads import class_faults, derived_heads, head_faults, head_problems
-from rslp.errors import ConfigError, Problem
+from rslp.errors import ConfigError, KeyPath, Problem
 from rslp.io import Document
 
 # Gives the tree with its relative paths made absolute: (tree, the file it is from, its place in that file).

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from rslp.config.merge import Accepts, KeyPath, pick, plus_target, put
+from rslp.config.merge import Accepts, pick, plus_target, put
 from rslp.config.multi_dataset import DatasetEntry
 from rslp.config.overlays import Overlay, merge_overlays
-from rslp.errors import Problem
+from rslp.errors import KeyPath, Problem
 from rslp.suggest import did_you_mean
 
 _DATA: KeyPath = ("data", "init_args")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rslp.errors import ConfigError, Problem
+from rslp.errors import ConfigError, KeyPath, Problem, dotted
 
 TABLE = Path(__file__).with_name("vocabulary.json")
 
@@ -31,9 +31,6 @@ def known_arguments(class_path: str) -> frozenset[str] | None:
 
 def any_arguments(_: str) -> None:
     """Say of every class that its arguments are not known: for configs that keep the class paths of another version."""
-
-
-KeyPath = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -119,11 +116,6 @@ def pick(tree: Any, at: KeyPath) -> Any:
         else:
             return None
     return tree
-
-
-def dotted(at: KeyPath) -> str:
-    """Write a key path as people do: ``trainer.callbacks.0``."""
-    return ".".join(map(str, at))
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rslp.config.datasets import SPLITS as _SPLITS
-from rslp.config.merge import KeyPath, dotted, merge, nest, pick, put
+from rslp.config.merge import merge, nest, pick, put
 from rslp.config.overlays import Overlay, problem_at
-from rslp.errors import Problem
+from rslp.errors import KeyPath, Problem, dotted
 
 # Old class path -> present one, from rslearn of July 2025 and the original project.
 RENAMED_CLASSES: dict[str, str] = {

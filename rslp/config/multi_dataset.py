@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rslp.config.merge import KeyPath, dotted, pick, short
+from rslp.config.merge import pick, short
 from rslp.config.placeholders import placeholder_names
 from rslp.config.schema import CONSTANTS, ENTRY_KEYS, FLAT_KEYS, KEYS, OPTION_KEYS, Key
-from rslp.errors import ConfigError, Problem
+from rslp.errors import ConfigError, KeyPath, Problem, dotted
 from rslp.io import Document, Template, Unquoted
 from rslp.suggest import did_you_mean
 

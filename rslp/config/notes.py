@@ -8,11 +8,11 @@ from typing import Any
 
 from rslp.config.arguments import CLASS_KEYS, TOP
 from rslp.config.datasets import DATA_MODULES, MODEL_ARGS
-from rslp.config.merge import ClassChange, KeyPath, dotted, known_arguments, pick, short
+from rslp.config.merge import ClassChange, known_arguments, pick, short
 from rslp.config.migrate import RENAMED_CLASSES
 from rslp.config.overlays import ClassReplacement, Overlay, problem_at
 from rslp.config.schema import KEYS
-from rslp.errors import Problem
+from rslp.errors import KeyPath, Problem, dotted
 from rslp.suggest import did_you_mean, nearest
 
 # The keys that are taken, with all that stands below them (True), and the way there.

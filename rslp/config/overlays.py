@@ -13,8 +13,6 @@ from typing import Any
 from rslp.config.merge import (
     Accepts,
     ClassChange,
-    KeyPath,
-    dotted,
     is_plus,
     known_arguments,
     merge,
@@ -22,7 +20,7 @@ from rslp.config.merge import (
     pick,
     plus_target,
 )
-from rslp.errors import ConfigError, Problem
+from rslp.errors import ConfigError, KeyPath, Problem, dotted
 from rslp.io import Document
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rslp.config.merge import KeyPath, short
+from rslp.config.merge import short
+from rslp.errors import KeyPath
 from rslp.io import Anchored, Braced, Template, Unquoted, plain_scalar
 from rslp.suggest import did_you_mean
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rslp.config.compose import RunConfig
-from rslp.config.merge import KeyPath, dotted, pick
+from rslp.config.merge import pick
 from rslp.config.overlays import ValueOrigin, trace_origins
 from rslp.config.placeholders import names_in
-from rslp.errors import UsageError
+from rslp.errors import KeyPath, UsageError, dotted
 from rslp.io import Document
 from rslp.suggest import did_you_mean
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rslp.config.datasets import DATA_MODULES, DECODERS, TASK
-from rslp.config.merge import KeyPath, pick, short
+from rslp.config.merge import pick, short
 from rslp.config.notes import class_replacement_problems
 from rslp.config.overlays import ClassReplacement, Overlay, merge_overlays, problem_at
 from rslp.config.placeholders import Filler, placeholder_names
-from rslp.errors import ConfigError, Problem
+from rslp.errors import ConfigError, KeyPath, Problem
 from rslp.io import Document, anchor_paths, plain_scalar
 
 # Where stage 1 puts the datasets and their tasks; whatever is laid over them must leave a mapping.

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rslp.config.datasets import DECODERS, MODEL_ARGS, TASK
-from rslp.config.merge import KeyPath, pick, put, short
+from rslp.config.merge import pick, put, short
 from rslp.config.multi_dataset import MultiDatasetConfig
 from rslp.config.overlays import Overlay, problem_at
-from rslp.errors import ConfigError, Problem
+from rslp.errors import ConfigError, KeyPath, Problem
 from rslp.io import Document
 from rslp.suggest import did_you_mean
 

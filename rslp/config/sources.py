@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rslp.config import Anchor, MultiDatasetConfig, Sources, config_kind
-from rslp.errors import ConfigError, Problem
+from rslp.errors import ConfigError, KeyPath, Problem, dotted
 from rslp.io import Document, anchor_paths, find_file, read_yaml, shipped_config
 
 SHIPPED_BASE = "v3_multitask/base.yaml"
 _WANTED = {"base_cfg": ("base config", "run config"), "dataset_cfgs": ("dataset config",)}
-KeyPath = tuple[str | int, ...]
 
 
 def read_sources(multi_config: MultiDatasetConfig) -> Sources:
@@ -72,7 +71,7 @@ def _read(
 def _read_found(
     path: str, folders: list[str], namer: Document, at: KeyPath, problems: list[Problem]
 ) -> Document | None:
-    key = ".".join(map(str, at))
+    key = dotted(at)
     expanded = os.path.expandvars(path)
     if "${" in expanded:
         what = f"{path!r} needs an environment variable that is not set"

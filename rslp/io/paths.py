@@ -13,11 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rslp.errors import ConfigError, Problem
+from rslp.errors import ConfigError, KeyPath, Problem, dotted
 from rslp.io.objectstore import MOUNT_WEKA, WEKA
 from rslp.io.yaml import Unquoted, plain_scalar
 
-KeyPath = tuple[str | int, ...]
 Line = Callable[[KeyPath], int | None]
 
 # Arguments whose value is a path to something that exists, wherever they stand below `init_args` or at the root.
@@ -121,7 +120,7 @@ def anchor_paths(tree: Any, folders: Sequence[str], *, name: str, line: Line, ba
             return path
         if found is None:
             tried = ", ".join(dict.fromkeys(folders))
-            problems.append(Problem(f"{path!r} does not exist; looked in {tried}", name, line(at), _dotted(at)))
+            problems.append(Problem(f"{path!r} does not exist; looked in {tried}", name, line(at), dotted(at)))
             return path
         return path if found == path else Anchored(found)
 
@@ -153,7 +152,7 @@ def resolve_paths(tree: Any, base_dir: str | Path, *, name: str = "", line: Line
         for variable in _VARIABLE.findall(text):
             if variable not in os.environ:
                 what = f"the environment variable {variable} is not set; {str(text)!r} needs it"
-                problems.append(Problem(what, name, None if line is None else line(at), _dotted(at)))
+                problems.append(Problem(what, name, None if line is None else line(at), dotted(at)))
         full = _VARIABLE.sub(lambda match: os.environ.get(match.group(1), match.group()), text)
         return plain_scalar(full) if isinstance(text, Unquoted) and not _is_path(at) else full
 
@@ -161,7 +160,7 @@ def resolve_paths(tree: Any, base_dir: str | Path, *, name: str = "", line: Line
         full = expand(path, at)
         if not _is_path(at):
             return full
-        problems.extend(_unreadable(full, name, None if line is None else line(at), _dotted(at)))
+        problems.extend(_unreadable(full, name, None if line is None else line(at), dotted(at)))
         if full.startswith("~"):
             return str(Path(full).expanduser())
         if full.startswith("/") or _REMOTE.match(full):
@@ -241,7 +240,3 @@ def _is_model_id(path: str, at: KeyPath, folders: Sequence[str]) -> bool:
 
 def _unreadable(path: str, *place: Any) -> list[Problem]:
     return [Problem(f"{path!r} can't be read: {MOUNT_WEKA}", *place)] if path.startswith(WEKA) else []
-
-
-def _dotted(at: KeyPath) -> str:
-    return ".".join(map(str, at))

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from rslp.errors import ConfigError, Problem, StoreError
+from rslp.errors import ConfigError, KeyPath, Problem, StoreError
 from rslp.io.checksums import is_unchanged
 from rslp.io.objectstore import ObjectStore, is_remote
 
@@ -201,7 +201,7 @@ def plain_scalar(text: str) -> Any:
     return text if convert is None else convert(node)
 
 
-def line_of(root: yaml.Node | None, key_path: tuple[str | int, ...], *, marks: Marks) -> int | None:
+def line_of(root: yaml.Node | None, key_path: KeyPath, *, marks: Marks) -> int | None:
     """Give the 1-based line of a key below ``root``, or None; ``marks`` remembers the mappings that were walked."""
     node, line = root, 1
     for key in key_path:
@@ -266,7 +266,7 @@ class Document:
     _root: yaml.Node | None = field(repr=False, compare=False, default=None)
     _marks: dict[int, dict[Any, tuple[int, yaml.Node]]] = field(repr=False, compare=False, default_factory=dict)
 
-    def line(self, key_path: tuple[str | int, ...]) -> int | None:
+    def line(self, key_path: KeyPath) -> int | None:
         """Give the 1-based line where a key stands.
 
         Args:
@@ -277,7 +277,7 @@ class Document:
         """
         return line_of(self._root, key_path, marks=self._marks)
 
-    def nearest_line(self, key_path: tuple[str | int, ...]) -> int | None:
+    def nearest_line(self, key_path: KeyPath) -> int | None:
         """Give the line of the key, or of the closest of its parents that the file holds (1 for the file itself)."""
         for length in range(len(key_path), 0, -1):
             line = self.line(key_path[:length])

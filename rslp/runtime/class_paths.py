@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from rslp.errors import ConfigError, Problem, UsageError
+from rslp.errors import ConfigError, KeyPath, Problem, UsageError, dotted
 from rslp.io import Document
 
 # Packages that a person trusts, parted by commas: a variable, so that every process of a job has it, on any engine.
 TRUST = "RSLP_TRUST"
-KeyPath = tuple[str | int, ...]
 
 
 class UntrustedClassError(ImportError, ValueError):
@@ -62,7 +61,7 @@ def refuse_untrusted(config: Any, documents: Sequence[Document]) -> None:
     problems = []
     for at, reason in refusals(config):
         of = next((one for one in reversed(documents) if one.line(at) is not None), documents[-1])
-        problems.append(Problem(reason, of.name, of.nearest_line(at), ".".join(map(str, at))))
+        problems.append(Problem(reason, of.name, of.nearest_line(at), dotted(at)))
     if problems:
         raise ConfigError(problems)
 

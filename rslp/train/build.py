@@ -30,7 +30,7 @@ import rslp
 from rslp import upstream
 from rslp.data.datamodule import MultiDatasetDataModule
 from rslp.data.samples import seeded, stable_seed
-from rslp.errors import ConfigError, Problem, UserError, chain
+from rslp.errors import ConfigError, KeyPath, Problem, UserError, chain, dotted
 from rslp.io import read_yaml, resolve_paths
 from rslp.models.optim import Freeze
 from rslp.rundir import RunDir
@@ -82,7 +82,7 @@ _CALLBACKS = {
 }
 
 
-def trainer_faults(trainer: Any) -> list[tuple[tuple[str | int, ...], str]]:
+def trainer_faults(trainer: Any) -> list[tuple[KeyPath, str]]:
     """What a run refuses of the ``trainer`` section of its config.
 
     Args:
@@ -93,7 +93,7 @@ def trainer_faults(trainer: Any) -> list[tuple[tuple[str | int, ...], str]]:
     """
     if not isinstance(trainer, Mapping):
         return []
-    faults: list[tuple[tuple[str | int, ...], str]] = [
+    faults: list[tuple[KeyPath, str]] = [
         (("trainer", key), f"{trainer[key]} {what}") for key, wrong, what in _REFUSED if wrong(trainer.get(key))
     ]
     callbacks = trainer.get("callbacks")
@@ -262,8 +262,7 @@ def build(run: RunDir, *, training: bool, predicting: bool = False) -> Instantia
     config = resolve_paths(document.data, run.path, name=document.name, line=document.line)
     if training and (faults := trainer_faults(config.get("trainer"))):
         raise ConfigError(
-            Problem(what, file=document.name, line=document.nearest_line(at), key=".".join(map(str, at)))
-            for at, what in faults
+            Problem(what, file=document.name, line=document.nearest_line(at), key=dotted(at)) for at, what in faults
         )
     world = read_world(os.environ)
     quiet_libraries(world)
