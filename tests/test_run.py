@@ -76,7 +76,7 @@ def test_the_done_marker_holds_the_checkpoints_hash(tmp_path: Path) -> None:
 
 
 def test_the_lock_is_exclusive_and_dies_with_its_holder(tmp_path: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from rslp.run import RunDir\n"
+    code = "import sys, time; from pathlib import Path; from rslp.rundir import RunDir\n"
     code += f"with RunDir(Path({str(tmp_path)!r})).locked(): print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
@@ -91,7 +91,7 @@ def test_the_lock_is_exclusive_and_dies_with_its_holder(tmp_path: Path) -> None:
 
 
 def test_the_lock_dies_with_its_holder_though_a_worker_of_it_lives_on(tmp_path: Path) -> None:
-    code = "import os, time; from pathlib import Path; from rslp.run import RunDir\n"
+    code = "import os, time; from pathlib import Path; from rslp.rundir import RunDir\n"
     code += f"r, w = os.pipe()\nwith RunDir(Path({str(tmp_path)!r})).locked():\n    child = os.fork()\n"
     code += "    if child: os.read(r, 1); print(child, flush=True)\n    else: os.write(w, b'.')\n    time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

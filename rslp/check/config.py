@@ -175,7 +175,7 @@ def parse(config: Mapping[str, Any]) -> ParsedConfig:
         What was made, and every fault that was found, deepest keys first.
     """
     faults = (*head_faults(config), *class_faults(config))
-    heads = tuple(Finding(fault.what, fault.at) for fault in faults if not fault.harmless)
+    heads = tuple(Finding(fault.what, fault.key_path) for fault in faults if not fault.harmless)
     trainer = tuple(Finding(what, at) for at, what in trainer_faults(config.get("trainer")))
     parsed = _parsed(config)
     # The parser has words of its own for some of these.
@@ -188,7 +188,7 @@ def _remarks(config: Mapping[str, Any]) -> Iterator[Finding]:
     """Arguments that no joint run acts on; each kind once, at the first place."""
     for rule, places in without_effect(config):
         more = f" (and in {len(places) - 1} more places)" if len(places) > 1 else ""
-        yield warning(rule.says() + more, places[0], id="no-effect")
+        yield warning(rule.message() + more, places[0], id="no-effect")
 
 
 def _parsed(config: Mapping[str, Any]) -> ParsedConfig:

@@ -16,7 +16,7 @@ from rslp.errors import RunError
 from rslp.io import locks
 from rslp.io.locks import Lock, holder, no_links
 
-HOLD = "import sys, time; from pathlib import Path; from rslp.files.locks import Lock\n"
+HOLD = "import sys, time; from pathlib import Path; from rslp.io.locks import Lock\n"
 HOLD += "lock = Lock(Path(sys.argv[1])); print('held', flush=True); "
 LEAVE = "import subprocess, os; os.set_inheritable(lock._handle, True); "
 LEAVE += "print(subprocess.Popen(['sleep', '60'], close_fds=False, stdout=2).pid, flush=True); "

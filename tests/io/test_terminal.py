@@ -18,7 +18,7 @@ from rslp.io.terminal import printable
 HOSTILE = "a\x1b[2Jb\x1b]0;title\x07c\x9b31md\u202ee\x08f\x7fg\x00h\u2066i"
 SAY = """
 import logging, sys
-from rslp.files.terminal import guard_terminals
+from rslp.io.terminal import guard_terminals
 guard_terminals()
 guard_terminals()
 from rich.console import Console

@@ -109,7 +109,7 @@ PARENT = """
 import os, subprocess, sys, time
 from pathlib import Path
 from rslp.runtime.children import FORKED, die_with_parent, pool
-from rslp.files.locks import Lock
+from rslp.io.locks import Lock
 
 def say(path): Path(path, str(os.getpid())).touch(); time.sleep(60)
 
