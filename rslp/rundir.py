@@ -210,14 +210,7 @@ class RunDir:
     def mark_done(
         self, *, step: int, epoch: int, checkpoint: Path, ended_early: Mapping[str, str] | None = None
     ) -> None:
-        """Write the marker of success.
-
-        Args:
-            step: the last optimiser step.
-            epoch: the last epoch.
-            checkpoint: the final checkpoint; its SHA-256 is written.
-            ended_early: why the run ended before its limits.
-        """
+        """Write the marker of success, with the final checkpoint's SHA-256 and what ended the run before its limits."""
         content: dict[str, Any] = {"step": step, "epoch": epoch, "checkpoint_sha256": sha256(checkpoint)}
         if ended_early:
             content["ended_early"] = dict(ended_early)
@@ -274,16 +267,7 @@ class RunDir:
 
 
 def refuse_odd_name(kind: str, name: str, path: Path) -> None:
-    """Refuse a name for a run that is too long or has other characters than letters, digits, ``-``, ``_`` and ``.``.
-
-    Args:
-        kind: ``project`` or ``experiment``, for the message.
-        name: the name.
-        path: its folder; where it exists, from an earlier version, any name that a folder can have is allowed.
-
-    Raises:
-        RunError: the name is not allowed.
-    """
+    """Raise ``RunError`` for a long or odd name of a project or an experiment, unless its folder exists already."""
     folder = name.isprintable() and name[:1] not in ("", ".", "-") and "/" not in name and len(name.encode()) < 256
     if not _PLAIN.fullmatch(name) and not (folder and path.is_dir()):
         shown = repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…")

@@ -106,9 +106,9 @@ def _class(node: Mapping[Any, Any], path: str, key_path: KeyPath, lenient: bool)
             hint = did_you_mean(str(key), CLASS_KEYS)
             yield (*key_path, key), f"unknown key beside class_path{hint}; arguments belong under init_args"
     if path not in table() and not lenient:
-        near = nearest(path, table(), cutoff=0.93)
-        if near and near.rsplit(".", 1)[0].split(".")[0] == path.split(".")[0]:
-            yield (*key_path, "class_path"), f"no class {path!r} is known; did you mean {near}?"
+        similar = nearest(path, table(), cutoff=0.93)
+        if similar and similar.split(".")[0] == path.split(".")[0]:
+            yield (*key_path, "class_path"), f"no class {path!r} is known; did you mean {similar}?"
     arguments = node.get("init_args")
     if isinstance(arguments, Mapping):
         yield from _names(arguments, path, (*key_path, "init_args"), lenient=lenient)
@@ -139,9 +139,9 @@ def _splits(arguments: Any, key_path: KeyPath, lenient: bool) -> Iterator[KeyPro
                 if None not in (arguments[split].get(old), arguments[split].get(new)):
                     yield (*key_path, split, old), f"is the old name of {new}, which stands here too; keep one"
     inputs = arguments.get("inputs")
-    for name, given in inputs.items() if isinstance(inputs, Mapping) else ():
-        if isinstance(given, Mapping):
-            yield from _names(given, _INPUT_CLASS, (*key_path, "inputs", name), lenient=lenient)
+    for name, spec in inputs.items() if isinstance(inputs, Mapping) else ():
+        if isinstance(spec, Mapping):
+            yield from _names(spec, _INPUT_CLASS, (*key_path, "inputs", name), lenient=lenient)
 
 
 def _by_name(tree: Mapping[str, Any]) -> Iterator[KeyProblem]:
@@ -157,8 +157,8 @@ def _by_name(tree: Mapping[str, Any]) -> Iterator[KeyProblem]:
         (("data", "init_args", "weights"), modules),
     )
     for key_path, known in mappings:
-        given = pick(tree, key_path)
-        for name in given if isinstance(given, Mapping) and isinstance(known, Mapping) else ():
+        entries = pick(tree, key_path)
+        for name in entries if isinstance(entries, Mapping) and isinstance(known, Mapping) else ():
             if name not in known:
                 hint = f"{did_you_mean(str(name), known)}; known: {', '.join(known)}"
                 yield (*key_path, name), f"nothing is called {name!r}{hint}"

@@ -169,12 +169,11 @@ class Composer:
             *parents, key = self.multi_config.constant_path(name)
             constants[name] = self._anchored({key: value}, document, tuple(parents))[key]
         given = {**(document.data.get("substitutions") or {}), **document.data}
-        unset = {name: self._null(name) for name, value in given.items() if value is None}
+        paths = {name: self.multi_config.constant_path(name) for name, value in given.items() if value is None}
+        unset = {
+            name: f"{document.name}:{document.nearest_line(path)} sets {name} to null" for name, path in paths.items()
+        }
         self.filler = Filler(placeholder_names(constants), unset=placeholder_names(unset))
-
-    def _null(self, name: str) -> str:
-        document = self.multi_config.document
-        return f"{document.name}:{document.nearest_line(self.multi_config.constant_path(name))} sets {name} to null"
 
     @property
     def accepts(self) -> Accepts:

@@ -139,8 +139,8 @@ class _Merger:
     def _with_accepted(self, below: dict[Any, Any], new: str, key_path: KeyPath) -> dict[Any, Any]:
         """The config below without the arguments that the new class does not take."""
         names = self.accepts(new)
-        given = below.get("init_args")
-        arguments = given if isinstance(given, dict) else {}
+        arguments = below.get("init_args")
+        arguments = arguments if isinstance(arguments, dict) else {}
         dropped = () if names is None else tuple(name for name in arguments if name not in names)
         kept = {name: value for name, value in arguments.items() if name not in dropped}
         result = {key: value for key, value in below.items() if key != "init_args" or kept}

@@ -88,7 +88,11 @@ def notes_on_file(overlay: Overlay, base: Mapping[str, Any], *, single_task: boo
         if not _is_same(pick(overlay.tree, key_path), pick(base, key_path))
     ]
     unknown = [key_path for key_path in keys if len(key_path) == 1 and key_path[0] not in (*TOP, *_RSLEARN_KEYS)]
-    notes = [str(overlay.problem(_unknown(key_path[0]), key_path)) for key_path in unknown]
+    of_multi_dataset = "has no effect: this is a key of the multi-dataset config, not of a dataset config"
+    notes = [
+        str(overlay.problem(of_multi_dataset if key_path[0] in KEYS else "unknown key, has no effect", key_path))
+        for key_path in unknown
+    ]
     if set_by_base := [key_path for key_path in keys if key_path not in unknown]:
         first, *others = set_by_base
         names = ", ".join([dotted(first), *(f"{dotted(key)} (line {overlay.line(key)})" for key in others)])
@@ -97,12 +101,6 @@ def notes_on_file(overlay: Overlay, base: Mapping[str, Any], *, single_task: boo
     if ("trainer",) in keys:
         notes += _notes_on_callbacks(overlay, pick(base, ("trainer", "callbacks")))
     return notes
-
-
-def _unknown(key: Any) -> str:
-    if key in KEYS:
-        return "has no effect: this is a key of the multi-dataset config, not of a dataset config"
-    return "unknown key, has no effect"
 
 
 def _notes_on_callbacks(overlay: Overlay, base_callbacks: Any) -> Iterator[str]:

@@ -77,11 +77,6 @@ class ValueOrigin:
     won: bool
 
     @property
-    def document(self) -> Document:
-        """The file."""
-        return self.overlay.document
-
-    @property
     def key(self) -> KeyPath:
         """The value's key path in the file."""
         return self.overlay.path_in_file(self.within)

@@ -86,7 +86,7 @@ def _origin_lines(run: RunConfig, leaf: KeyPath, origins: list[ValueOrigin], wit
     for origin in reversed(origins):
         verb = "set by" if origin.won else "beat  "
         value = pick(origin.value, within) if within else origin.value
-        lines.append(f"  {verb} {name(origin.document)}:{origin.line(within)}  {_shown(value)}")
+        lines.append(f"  {verb} {name(origin.overlay.document)}:{origin.line(within)}  {_shown(value)}")
         written = origin.overlay.written((*origin.within, *within))
         for placeholder in names_in(written):
             document, line = run.constants[placeholder]
@@ -120,7 +120,7 @@ def _find(tree: Mapping[str, Any], key: str) -> KeyPath:
 
 
 def _entry(origin: ValueOrigin, name: Name) -> dict[str, Any]:
-    source = {"file": name(origin.document), "line": origin.line(), "key": origin.key}
+    source = {"file": name(origin.overlay.document), "line": origin.line(), "key": origin.key}
     return {**source, "value": origin.value, "won": origin.won}
 
 

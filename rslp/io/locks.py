@@ -98,12 +98,7 @@ os.register_at_fork(after_in_child=lambda: [*map(Lock.close, tuple(_open_locks))
 
 @contextmanager
 def locked(path: Path, *, busy: Callable[[Path], None]) -> Iterator[None]:
-    """Hold a lock in this block.
-
-    Args:
-        path: the lock file.
-        busy: called again and again while another process holds the lock; it raises an error, or waits a moment.
-    """
+    """Hold a lock in this block; while another process has it, ``busy`` is called, which raises or waits a moment."""
     while True:
         try:
             lock = Lock(path)
@@ -117,11 +112,9 @@ def locked(path: Path, *, busy: Callable[[Path], None]) -> Iterator[None]:
 
 
 def waiting(activity: str, *, leave: Callable[[], None]) -> Callable[[Path], None]:
-    """A ``busy`` function for ``locked`` that waits, and logs the holder at once and every few minutes.
+    """A ``busy`` for ``locked`` that waits, and logs the holder and its ``activity`` at once and every few minutes.
 
-    Args:
-        activity: what the holder does, for the message.
-        leave: called while waiting; it raises when this process is to end.
+    ``leave`` raises when this process is to end.
     """
     started, due = time.monotonic(), 0.0
 
