@@ -1,6 +1,6 @@
-"""What can go wrong by a user's hand (exit code 2), or for want of memory or disk (1): each is worth one clear message.
+"""Errors with exit codes: mistakes of users (2), and a lack of memory or disk (1); problems in config files.
 
-Anything else that is raised is a defect of the program and keeps its traceback.
+The command line prints the message of these errors alone. Any other exception is a bug, and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -8,9 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+# The keys and list positions that lead from the root of a config to a value.
+KeyPath = tuple[str | int, ...]
+
+
+def dotted(key_path: KeyPath) -> str:
+    """A key path as people write it: ``trainer.callbacks.0``."""
+    return ".".join(map(str, key_path))
+
 
 class UserError(Exception):
-    """A mistake that the user can mend; the command line prints the message alone and exits with 2."""
+    """A mistake that the user can correct."""
 
     exit_code = 2
 
@@ -20,7 +28,7 @@ class UsageError(UserError):
 
 
 class DataError(UserError):
-    """A dataset that is missing, empty, unreadable, or not what the config says of it."""
+    """A dataset that is missing, empty, unreadable, or does not fit the config."""
 
 
 class CheckpointError(UserError):
@@ -28,43 +36,43 @@ class CheckpointError(UserError):
 
 
 class RunError(UserError):
-    """A run directory in a state that forbids what was asked: locked, unfinished, without a checkpoint."""
+    """A run directory whose state forbids the action: locked, unfinished, without a checkpoint."""
 
 
 class TrainingError(UserError):
-    """Training that can't go on: a loss that is not a number."""
+    """Training that cannot continue: a loss that is not a number."""
 
 
 class MachineError(UserError):
-    """What a machine lacks, or took away: memory, a process that it killed. Trying again may help."""
+    """A lack of memory, or a process that the machine killed. Trying again may help."""
 
     exit_code = 1
 
 
 class DiskError(MachineError, OSError):
-    """A file that can't be written: the disk is full, a quota is used up, the disk has failed."""
+    """A file that cannot be written: the disk is full or has failed, or a quota is used up."""
 
     def __str__(self) -> str:
-        """The message alone, without the system's number of the error."""
+        """The message without the number of the system's error."""
         return str(self.strerror)
 
 
 class StoreError(UserError):
-    """An object store that can't be reached, or that refuses."""
+    """An object store that cannot be reached, or that denies access."""
 
 
 class LaunchError(UserError):
-    """What a cluster, or what is to be sent to it, makes impossible: a wrong image or secret, code with a key in it."""
+    """A job that cannot be submitted: a wrong image or secret, code with a key in it, a refusal of the cluster."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault in a config file: where it stands and what would be right.
+    """One problem in a config file.
 
     Attributes:
-        what: what is wrong, what was got, what is allowed.
+        what: the message: the mistake, the value, what is allowed.
         file: the file's path as the user would write it; empty when unknown.
-        line: 1-based line, or None when the fault has no line.
+        line: 1-based line, or None when it is unknown.
         key: dotted key, for example ``data.init_args.path``; empty for the whole file.
     """
 
@@ -75,15 +83,15 @@ class Problem:
 
     def __str__(self) -> str:
         """Render as ``file:line: key: what``, leaving out what is unknown."""
-        place = self.file if self.line is None or not self.file else f"{self.file}:{self.line}"
-        return ": ".join(part for part in (place, self.key, self.what) if part)
+        location = self.file if self.line is None or not self.file else f"{self.file}:{self.line}"
+        return ": ".join(part for part in (location, self.key, self.what) if part)
 
 
 class ConfigError(UserError):
-    """Faults in config files, all of them at once.
+    """Problems in config files, all of them at once.
 
     Attributes:
-        problems: the faults, in the order they were found.
+        problems: the problems, in the order in which they were found.
     """
 
     def __init__(self, problems: Problem | Iterable[Problem]) -> None:
@@ -93,9 +101,9 @@ class ConfigError(UserError):
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, what it was raised from, and so on; each once, for a chain may lead back to itself."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    """An exception, its cause or context, that one's cause, and so on; each once, even in a circular chain."""
+    visited: set[int] = set()
+    while error is not None and id(error) not in visited:
+        visited.add(id(error))
         yield error
         error = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""The run directory: the only place that knows the names of the files in it."""
+"""The run directory: names of its files, its state, its log of metrics, its locks."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from rslp.errors import RunError
 from rslp.io import checksum, locks, read_json, write_json
 
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-# Of a name in a message, letters.
+# Letters of a name that a message shows.
 _SHOWN = 40
-# The values of state.json that are read, and the types that they have.
+# Types of the values in state.json.
 _STATE = {
     **{"state": str, "run_id": str, "epoch": int, "step": int, "unmoved": list, "log_bytes": int, "log_crc32": str},
     "heartbeat": int | float,
 }
 _COLUMNS = ("step", "epoch", "name", "value")
-# What a run has for files, besides its lock.
-_FILES = (".json", ".yaml", ".csv", ".txt", ".lock", ".ckpt")
+# Endings of the files of a run, besides its lock.
+_SUFFIXES = (".json", ".yaml", ".csv", ".txt", ".lock", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RunDir:
 
     Attributes:
         path: the directory itself.
-        origin: where the run lies when this directory is a copy of it, for messages.
+        origin: the original directory, for messages, when this one is a copy of it.
     """
 
     path: Path
@@ -46,26 +46,26 @@ class RunDir:
         """The directory of a run below a prefix.
 
         Raises:
-            RunError: a project or experiment name that is long or odd; runs that earlier versions so named go on.
+            RunError: a project or experiment name that is not allowed, and of which there is no run yet.
         """
         path = Path(prefix) / "projects" / project / experiment
-        for what, name in (("project", project), ("experiment", experiment)):
-            refuse_odd_name(what, name, path)
+        for kind, name in (("project", project), ("experiment", experiment)):
+            refuse_odd_name(kind, name, path)
         return cls(path)
 
     @property
     def location(self) -> str:
-        """The directory as command lines name it; a path object would eat a slash of ``gs://…``."""
+        """The directory as command lines name it; ``Path`` has dropped a slash of ``gs://…``."""
         return self.origin or re.sub(r"^(\w+):/(?!/)", r"\1://", str(self.path))
 
     @property
     def config(self) -> Path:
-        """What is really run: the merged config, the only one that is parsed."""
+        """The merged run config, the only one that a job parses."""
         return self.path / "config.yaml"
 
     @property
     def check(self) -> Path:
-        """What the last check that passed was of."""
+        """Fingerprint of the config and data that last passed the check."""
         return self.path / "check.json"
 
     @property
@@ -75,7 +75,7 @@ class RunDir:
 
     @property
     def last(self) -> Path:
-        """The checkpoint to go on from."""
+        """The checkpoint that a run resumes from."""
         return self.checkpoints / "last.ckpt"
 
     def best(self, dataset: str | None = None) -> Path:
@@ -88,21 +88,21 @@ class RunDir:
         return self.path / "metrics.csv"
 
     def evaluation(self, split: str, checkpoint: str | None = None) -> Path:
-        """The evaluation rows of a split: of one checkpoint, or a copy of those of the best one."""
+        """The evaluation rows of a split for one checkpoint; without one, the copy of the best checkpoint's."""
         folder = self.path / "eval"
         return (folder / checkpoint if checkpoint else folder) / f"{split}.json"
 
     def evaluations(self, split: str) -> list[Path]:
-        """The evaluation rows of a split that are there, of any checkpoint."""
+        """The existing files of evaluation rows of a split, for any checkpoint."""
         return sorted(self.path.glob(f"eval/*/{split}.json"))
 
     @property
     def prediction_config(self) -> Path:
-        """What the last prediction was made with: it may be of other data than the run was trained on."""
+        """The config of the last prediction, which may be of other data than the training."""
         return self.path / "predict.yaml"
 
     def config_of(self, mode: str) -> Path:
-        """The config that a job in a mode reads, where it has one of its own."""
+        """The config that a job in a mode reads."""
         return self.prediction_config if mode == "predict" else self.config
 
     @property
@@ -112,36 +112,36 @@ class RunDir:
 
     @property
     def prediction_progress(self) -> Path:
-        """Which windows a prediction that is not through has written."""
+        """The windows that an unfinished prediction has written."""
         return self.predictions / "progress.jsonl"
 
     @property
     def prediction_marker(self) -> Path:
-        """Written last: what was predicted, with which checkpoint, and where it lies."""
+        """The summary of a finished prediction, written last: windows, checkpoint, destinations."""
         return self.path / "predictions.json"
 
     @property
     def logs(self) -> Path:
-        """The folder of what jobs print."""
+        """The folder of the jobs' output."""
         return self.path / "logs"
 
     def job(self, mode: str = "fit") -> Path:
-        """What is known of the run's last submission in a mode."""
+        """The record of the run's last submission in a mode."""
         return self.path / ("job.json" if mode == "fit" else f"job-{mode}.json")
 
     @property
     def lock(self) -> Path:
-        """Held by whoever trains in this directory."""
+        """The lock of a training in this directory."""
         return self.path / "lock"
 
     @property
     def prediction_lock(self) -> Path:
-        """Held by whoever predicts in this directory."""
+        """The lock of a prediction in this directory."""
         return self.path / "predict.lock"
 
     @property
     def state(self) -> Path:
-        """How far the run is, with a heartbeat."""
+        """Epoch, step and heartbeat of the run."""
         return self.path / "state.json"
 
     @property
@@ -156,24 +156,24 @@ class RunDir:
 
     @property
     def done_marker(self) -> Path:
-        """Written last: the run succeeded only if it is there."""
+        """The marker of success, written last."""
         return self.path / "DONE.json"
 
     def write_state(self, **values: Any) -> None:
-        """Replace ``state.json``; a heartbeat (s since 1970), the run's id and what ``metrics.csv`` holds are added.
+        """Replace ``state.json``; a heartbeat (s since 1970), the run's id and a checksum of ``metrics.csv`` are added.
 
         The id is made with the first state, and stays.
         """
         log = self.metrics.read_bytes() if self.metrics.is_file() else b""
         run_id = values.get("run_id") or self.read_state().get("run_id") or uuid.uuid4().hex
-        own = {"run_id": run_id, "heartbeat": time.time()}
-        write_json(self.state, {"log_bytes": len(log), "log_crc32": checksum(log), **values, **own})
+        log_values = {"log_bytes": len(log), "log_crc32": checksum(log)}
+        write_json(self.state, {**log_values, **values, "run_id": run_id, "heartbeat": time.time()})
 
     def read_state(self, notes: list[str] | None = None) -> dict[str, Any]:
-        """What ``write_state`` wrote last; nothing where there is no such file, or a damaged one.
+        """The values of ``state.json``; none where the file is missing or damaged.
 
         Args:
-            notes: where damage is noted, in a line.
+            notes: a line on damage is appended to it.
         """
         try:
             state = read_json(self.state) or {}
@@ -190,7 +190,7 @@ class RunDir:
         """The rows of ``metrics.csv`` that can be read: step, epoch, name, value.
 
         Args:
-            notes: where damage is noted, in a line; a last row that a kill has cut short is none.
+            notes: a line on damage is appended to it; an incomplete last row, as a kill leaves it, is not damage.
         """
         state = self.read_state()
         try:
@@ -199,28 +199,28 @@ class RunDir:
             notes.append(f"{self.metrics} can't be read: {error.strerror}")
             return []
         header, *lines = raw.decode(errors="replace").split("\n")[:-1] or [""]
-        sound = [row for line in lines if (row := _row_of(line))]
-        whole = checksum(raw[: state.get("log_bytes") or 0]) == (state.get("log_crc32") or checksum(b""))
-        whole = whole and header.strip() == ",".join(_COLUMNS) * bool(raw) and len(sound) == len(lines)
-        # A run that goes on replaces both files; between the two looks it may have.
-        if not whole and state == self.read_state():
-            notes.append(f"{self.metrics} is damaged: {len(sound)} rows of it can be read")
-        return sound
+        rows = [row for line in lines if (row := _parse_row(line))]
+        intact = checksum(raw[: state.get("log_bytes") or 0]) == (state.get("log_crc32") or checksum(b""))
+        intact = intact and header.strip() == ",".join(_COLUMNS) * bool(raw) and len(rows) == len(lines)
+        # A running job may have replaced both files between the two reads; then the state has changed.
+        if not intact and state == self.read_state():
+            notes.append(f"{self.metrics} is damaged: {len(rows)} rows of it can be read")
+        return rows
 
     def mark_done(
         self, *, step: int, epoch: int, checkpoint: Path, ended_early: Mapping[str, str] | None = None
     ) -> None:
-        """Write the marker of success with the final checkpoint's hash, and what ended the run before its limits."""
+        """Write the marker of success, with the final checkpoint's SHA-256 and what ended the run before its limits."""
         content: dict[str, Any] = {"step": step, "epoch": epoch, "checkpoint_sha256": sha256(checkpoint)}
         if ended_early:
             content["ended_early"] = dict(ended_early)
         write_json(self.done_marker, content)
 
     def done(self) -> Mapping[str, Any] | None:
-        """What ``mark_done`` wrote, or None while the run is unfinished.
+        """The content of the marker of success, or None while the run is unfinished.
 
         Raises:
-            RunError: the file is not what ``mark_done`` writes.
+            RunError: the file is damaged.
         """
         try:
             return read_json(self.done_marker)
@@ -228,34 +228,34 @@ class RunDir:
             raise RunError(f"{error}; remove it, and the same command goes on from the last checkpoint") from error
 
     def refuse_folders(self) -> None:
-        """Refuse a run directory with a folder in the place of a file, before a run ends where it would be written.
+        """Refuse a run directory with a folder where a run writes a file; the run would fail much later.
 
         Raises:
-            RunError: there is one.
+            RunError: there is such a folder.
         """
-        listed = (path for where in (self.path, self.checkpoints) for path in sorted(where.glob("*")))
-        named = (path for path in listed if path.suffix in _FILES)
+        listed = (path for parent in (self.path, self.checkpoints) for path in sorted(parent.glob("*")))
+        named = (path for path in listed if path.suffix in _SUFFIXES)
         if folder := next((path for path in (self.lock, *named) if path.is_dir()), None):
             raise RunError(f"{folder} is a folder, where a run has a file: move it away")
 
     def sweep(self) -> None:
-        """Remove what a killed process had begun to write; to be called under the lock."""
+        """Remove the incomplete files of killed processes; to be called under the lock."""
         evaluations = self.evaluation("").parent
         for folder in (self.path, self.checkpoints, evaluations, *sorted(evaluations.glob("*/"))):
-            for begun in sorted(folder.glob(f".{'[0-9a-f]' * 32}.tmp")):
-                begun.unlink(missing_ok=True)
+            for temporary in sorted(folder.glob(f".{'[0-9a-f]' * 32}.tmp")):
+                temporary.unlink(missing_ok=True)
 
     @contextmanager
     def locked(self, mode: str = "fit") -> Iterator[None]:
-        """Hold the run for one trainer, or for one that predicts.
+        """Lock the run for one training, or for one prediction, in this block.
 
-        The kernel drops the lock with the process, however it dies, so a stale lock file holds nobody up.
+        The kernel releases the lock with the process, however it ends, so an old lock file blocks nobody.
 
         Args:
-            mode: ``fit``, or ``predict``, which goes beside a training.
+            mode: ``predict``, or any other mode, which is a training; one of each may run at once.
 
         Raises:
-            RunError: another process does it in this directory.
+            RunError: another process holds the lock.
         """
         path, work = (self.prediction_lock, "predicting") if mode == "predict" else (self.lock, "training")
 
@@ -266,19 +266,19 @@ class RunDir:
             yield
 
 
-def refuse_odd_name(what: str, name: str, path: Path) -> None:
-    """Raise ``RunError`` if a name of a project or an experiment is long or odd, and its folder is not there yet."""
+def refuse_odd_name(kind: str, name: str, path: Path) -> None:
+    """Raise ``RunError`` for a long or odd name of a project or an experiment, unless its folder exists already."""
     folder = name.isprintable() and name[:1] not in ("", ".", "-") and "/" not in name and len(name.encode()) < 256
     if not _PLAIN.fullmatch(name) and not (folder and path.is_dir()):
         shown = repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…")
         raise RunError(
-            f"{what} name {shown} can't be used: it takes 1 to 100 letters (A to Z), digits, '-', '_' and '.', "
+            f"{kind} name {shown} can't be used: it takes 1 to 100 letters (A to Z), digits, '-', '_' and '.', "
             "the first of them none of '-' and '.'"
         )
 
 
-def _row_of(line: str) -> list[str]:
-    """The values of a row of ``metrics.csv``; none of one that is no whole row."""
+def _parse_row(line: str) -> list[str]:
+    """The values of a row of ``metrics.csv``; none for an invalid row."""
     try:
         step, epoch, name, value = next(csv.reader([line]))
         float(value)
@@ -288,6 +288,6 @@ def _row_of(line: str) -> list[str]:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file, read in blocks."""
+    """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -17,7 +17,7 @@ from rslearn.dataset.storage.file import FileWindowStorage
 
 from rslp.check.config import ParsedConfig, parse
 from rslp.check.dataset import DatasetReport, ListedDataset, list_dataset, report
-from rslp.check.findings import Finding, KeyPath, downgrade_allowed, unknown_ids, warning
+from rslp.check.findings import Finding, downgrade_allowed, unknown_ids, warning
 from rslp.check.forward import check_forward
 from rslp.check.images import patch_of
 from rslp.check.overlap import Overlap, find_overlaps, is_placeless
@@ -26,6 +26,7 @@ from rslp.check.view import open_view
 from rslp.config import pick
 from rslp.config.datasets import DATA_MODULES
 from rslp.data.bad_samples import lacks_background
+from rslp.errors import KeyPath
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from rslp import upstream
 from rslp.check.config_errors import CONSTRUCTOR_ERRORS, argument_of, argument_problems, constructor_faults
-from rslp.check.findings import Finding, KeyPath, listed, warning
+from rslp.check.findings import Finding, listed, warning
 from rslp.config import class_faults, head_faults, pick, without_effect
 from rslp.config.datasets import DATA_MODULES
 from rslp.data.datamodule import MultiDatasetDataModule
 from rslp.data.mixture.settings import check_fit
-from rslp.errors import ConfigError, UserError
+from rslp.errors import ConfigError, KeyPath, UserError
 from rslp.models.optim import Freeze
 from rslp.models.restoring import weights_of
 from rslp.suggest import did_you_mean, nearest
@@ -84,7 +84,7 @@ def parse(config: Mapping[str, Any]) -> ParsedConfig:
         The objects, and everything that is wrong with the config, deepest keys first.
     """
     faults = (*head_faults(config), *class_faults(config))
-    heads = tuple(Finding(fault.what, fault.at) for fault in faults if not fault.harmless)
+    heads = tuple(Finding(fault.what, fault.key_path) for fault in faults if not fault.harmless)
     trainer = tuple(Finding(message, key_path) for key_path, message in trainer_faults(config.get("trainer")))
     parsed = _parse(config)
     # The parser reports some of these too, in words that are less clear.
@@ -97,7 +97,7 @@ def _without_effect(config: Mapping[str, Any]) -> Iterator[Finding]:
     """Warn of arguments that have no effect in a joint run: once for each kind, at its first place."""
     for rule, key_paths in without_effect(config):
         more = f" (and in {len(key_paths) - 1} more places)" if len(key_paths) > 1 else ""
-        yield warning(rule.says() + more, key_paths[0], id="no-effect")
+        yield warning(rule.message() + more, key_paths[0], id="no-effect")
 
 
 def _parse(config: Mapping[str, Any]) -> ParsedConfig:

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 
-from rslp.check.findings import Finding, KeyPath, listed
-from rslp.errors import ConfigError, UserError
+from rslp.check.findings import Finding, listed
+from rslp.errors import ConfigError, KeyPath, UserError
 from rslp.runtime.class_paths import resolve
 from rslp.suggest import did_you_mean
 from rslp.train.build import as_user_error

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from rslp.errors import KeyPath
 from rslp.suggest import did_you_mean
-
-KeyPath = tuple[str | int, ...]
 
 # Ids and meanings of all findings. An id never changes: configs name it, and docs/check.md lists it.
 CONFIG = "config"

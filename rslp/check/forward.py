@@ -12,12 +12,12 @@ from rslearn.train.dataset import SplitConfig
 from rslearn.train.model_context import ModelContext
 
 from rslp.check.config_errors import CONSTRUCTOR_ERRORS
-from rslp.check.findings import Finding, KeyPath
+from rslp.check.findings import Finding
 from rslp.check.images import ENCODER_PATH
 from rslp.check.view import DatasetView
 from rslp.data.batches import Batch, collate
 from rslp.data.samples import SampleSource, seeded
-from rslp.errors import UserError
+from rslp.errors import KeyPath, UserError
 from rslp.models.joint import JointModel
 
 _DECODERS: KeyPath = (*ENCODER_PATH[:-1], "decoders")

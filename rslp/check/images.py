@@ -13,7 +13,7 @@ from rslearn.dataset.window import get_layer_and_group_from_dir_name
 from rslearn.train.dataset import DataInput, SplitConfig
 from rslearn.train.transforms.pad import Pad
 
-from rslp.check.findings import Finding, KeyPath, listed, warning
+from rslp.check.findings import Finding, listed, warning
 from rslp.check.reading import (
     EIGHT_BIT,
     ImageStats,
@@ -26,6 +26,7 @@ from rslp.check.reading import (
 )
 from rslp.check.view import SPLITS, DatasetView
 from rslp.config import pick
+from rslp.errors import KeyPath
 from rslp.suggest import did_you_mean
 
 ENCODER_PATH: KeyPath = ("model", "init_args", "model", "init_args", "encoder")

@@ -18,7 +18,8 @@ from rslearn.train.tasks.segmentation import SegmentationTask
 from rslearn.utils.feature import Feature
 from shapely.geometry.base import BaseMultipartGeometry
 
-from rslp.check.findings import Finding, KeyPath, listed, warning
+from rslp.check.findings import Finding, listed, warning
+from rslp.errors import KeyPath
 from rslp.upstream.nodata import DECLARED, MARKS, OUTSIDE, nodata_as_yaml
 from rslp.upstream.task_kinds import kind_of
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rslp.check.findings import Finding, KeyPath
+from rslp.check.findings import Finding
 from rslp.config import names_in, pick, placeholder_names
-from rslp.errors import ConfigError, Problem, RunError
+from rslp.errors import ConfigError, KeyPath, Problem, RunError, dotted
 from rslp.io import Document, read_json, read_yaml, shipped_config
 
 _SHIPPED = "data/helios/"
@@ -48,7 +48,7 @@ class SourceMap:
         document = self._document(finding.at)
         source = self._source(document, finding.at) or _SourceKey(document, finding.at)
         known = _longest_known_path(source.document, source.at)
-        key = ".".join(map(str, source.at if len(source.at) - len(known) <= 1 else known))
+        key = dotted(source.at if len(source.at) - len(known) <= 1 else known)
         return Problem(finding.what, source.document.name, source.document.nearest_line(known), key)
 
     def traced(self, problem: Problem) -> Problem:
@@ -64,7 +64,7 @@ class SourceMap:
         """Find the source of the longest part of a key path that the provenance knows."""
         entries = self._entries(document)
         for length in range(len(at), 0, -1):
-            prefix = ".".join(map(str, at[:length]))
+            prefix = dotted(at[:length])
             if prefix in entries:
                 return self._source_key(document, entries[prefix], 0, at[length:])
             for key in entries:

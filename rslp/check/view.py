@@ -15,10 +15,10 @@ from rslearn.train.tasks import Task
 from rslearn.train.tasks.multi_task import MultiTask
 
 from rslp import upstream
-from rslp.check.findings import Finding, KeyPath, listed, warning
+from rslp.check.findings import Finding, listed, warning
 from rslp.config import pick
 from rslp.data.samples import open_dataset
-from rslp.errors import DataError
+from rslp.errors import DataError, KeyPath
 
 SPLITS = ("train", "val", "test")
 _LISTING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)

@@ -53,8 +53,8 @@ def make_multidataset_config(
     for note in run.notes:
         sys.stderr.write(f"note: {note}\n")
     names = _Names(output.parent)
-    layers = tuple(replace(layer, tree=relativise_paths(layer.tree, output.parent)) for layer in run.layers)
-    run = replace(run, tree=relativise_paths(run.tree, output.parent), layers=layers)
+    overlays = tuple(replace(piece, tree=relativise_paths(piece.tree, output.parent)) for piece in run.overlays)
+    run = replace(run, tree=relativise_paths(run.tree, output.parent), overlays=overlays)
     if explain is not None:
         sys.stdout.write(explain_key(run, explain, names) + "\n")
         return

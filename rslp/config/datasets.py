@@ -1,4 +1,4 @@
-"""What a dataset config gives to the run config: its data, its tasks, its decoders. Everything else stays behind."""
+"""The parts of a dataset config that a run config takes: data, tasks and decoders; how they are joined and renamed."""
 
 from __future__ import annotations
 
@@ -8,102 +8,127 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from rslp.config.merge import Accepts, KeyPath, pick, plus_target, put
+from rslp.config.merge import Accepts, pick, plus_target, put
 from rslp.config.multi_dataset import DatasetEntry
 from rslp.config.overlays import Overlay, merge_overlays
-from rslp.errors import Problem
+from rslp.errors import KeyPath, Problem
+from rslp.io import Document
 from rslp.suggest import did_you_mean
 
-_DATA: KeyPath = ("data", "init_args")
-_TASK: KeyPath = (*_DATA, "task")
-_MODEL: KeyPath = ("model", "init_args", "model", "init_args")
-_MULTI_TASK = "rslearn.train.tasks.multi_task.MultiTask"
+# Key paths in a run config.
+MODEL_ARGS: KeyPath = ("model", "init_args", "model", "init_args")
+DECODERS: KeyPath = (*MODEL_ARGS, "decoders")
+DATA_MODULES: KeyPath = ("data", "init_args", "data_modules")
+TASK: KeyPath = ("model", "init_args", "task")
+TASK_CLASS = "rslearn.train.tasks.multi_task.MultiTask"
 SPLITS = ("default_config", "train_config", "val_config", "test_config", "predict_config")
+# Key paths in a dataset config.
+_DATA: KeyPath = ("data", "init_args")
+_INPUTS: KeyPath = (*_DATA, "inputs")
+_TASK: KeyPath = (*_DATA, "task")
+_TASK_ARGS: KeyPath = (*_TASK, "init_args")
+# Mappings by task in a dataset config.
+_BY_TASK: tuple[KeyPath, ...] = (
+    DECODERS,
+    (*MODEL_ARGS, "loss_weights"),
+    (*_TASK_ARGS, "tasks"),
+    (*_TASK_ARGS, "input_mapping"),
+)
+# Key path in a dataset config -> its target in the run config; ``*`` is the dataset's key.
+_PARTS: tuple[tuple[KeyPath, KeyPath], ...] = (
+    (("data",), (*DATA_MODULES, "*")),
+    (DECODERS, DECODERS),
+    ((*MODEL_ARGS, "loss_weights"), (*MODEL_ARGS, "loss_weights")),
+    (_TASK_ARGS, (*TASK, "init_args")),
+)
+# Classes whose arguments a data module takes without a class path, too.
 _SPELT_OUT = ("rslearn.train.dataset.DataInput", "rslearn.train.dataset.SplitConfig")
 
 
-def is_single(trees: Sequence[Any]) -> bool:
-    """Tell whether the files of a dataset hold a plain task and one decoder, as rslearn's SingleTaskModel has them."""
-    decoders = [pick(tree, (*_MODEL, "decoders")) for tree in trees]
-    return not any(decoders) and any(isinstance(pick(tree, (*_MODEL, "decoder")), list) for tree in trees)
+def is_single_task(documents: Sequence[Document]) -> bool:
+    """Whether a dataset's files hold one task without a name and its decoder, as for rslearn's SingleTaskModel."""
+    trees = [document.data for document in documents]
+    if any(pick(tree, DECODERS) for tree in trees):
+        return False
+    return any(isinstance(pick(tree, (*MODEL_ARGS, "decoder")), list) for tree in trees)
 
 
-def name_of_single(name: str | None, file: str) -> str:
-    """Name a plain task: as its entry in the multi-dataset config is called, or as its file."""
-    stem = re.sub(r"[^A-Za-z0-9_]", "_", PurePosixPath(file).stem)
+def single_task_name(name: str | None, documents: Sequence[Document]) -> str | None:
+    """The name for the task of a single-task dataset: the entry's, or the first file's; None for other datasets."""
+    if not is_single_task(documents):
+        return None
+    stem = re.sub(r"[^A-Za-z0-9_]", "_", PurePosixPath(documents[0].name).stem)
     return name or (stem if stem[:1].isalpha() else f"task_{stem}")
 
 
-def short_form(layer: Overlay) -> Overlay:
+def short_form(overlay: Overlay) -> Overlay:
     """Write inputs and splits that name their class (as rslearn's ``--print_config`` does) as their arguments alone."""
     moved: dict[KeyPath, KeyPath] = {}
-    return layer.changed(_short_form(layer.tree, (), moved), moved)
+    return overlay.with_tree(_short_form(overlay.tree, (), moved), moved)
 
 
-def _short_form(tree: Any, at: KeyPath, moved: dict[KeyPath, KeyPath]) -> Any:
+def _short_form(tree: Any, key_path: KeyPath, moved: dict[KeyPath, KeyPath]) -> Any:
     if not isinstance(tree, Mapping):
         return tree
     arguments = tree.get("init_args")
     if tree.get("class_path") in _SPELT_OUT and set(tree) <= {"class_path", "init_args"}:
         short = dict(arguments) if isinstance(arguments, Mapping) else {}
-        moved.update({(*at, key): (*at, "init_args", key) for key in short})
+        moved.update({(*key_path, key): (*key_path, "init_args", key) for key in short})
         return short
-    return {key: _short_form(value, (*at, key), moved) for key, value in tree.items()}
+    return {key: _short_form(value, (*key_path, key), moved) for key, value in tree.items()}
 
 
-def with_multi_task(layer: Overlay, name: str) -> Overlay:
-    """Wrap what a file says of a plain task and its decoder, as the only ones of a MultiTask.
+def with_multi_task(overlay: Overlay, name: str) -> Overlay:
+    """Wrap a task without a name, and its decoder, in a MultiTask of one task.
 
     Args:
-        layer: the file, or an override; what it says in terms of a MultiTask stays.
-        name: the name that the task gets.
+        overlay: the file, or an override; its entries for a MultiTask stay.
+        name: the name for the task.
 
     Returns:
-        The layer with ``tasks``, ``input_mapping`` and ``decoders``; selectors of targets name the task.
+        The overlay with ``tasks``, ``input_mapping`` and ``decoders``; selectors of targets have the task's name.
     """
-    tree, moved = layer.tree, {}
-    decoder, task, inputs = (pick(tree, at) for at in ((*_MODEL, "decoder"), _TASK, (*_DATA, "inputs")))
+    tree, moved = overlay.tree, {}
+    decoder, task, inputs = (pick(tree, part) for part in ((*MODEL_ARGS, "decoder"), _TASK, _INPUTS))
     if decoder is not None:
-        arguments = {key: value for key, value in pick(tree, _MODEL).items() if key != "decoder"}
-        tree = put(tree, _MODEL, {**arguments, "decoders": {name: decoder}})
-        moved[(*_MODEL, "decoders", name)] = (*_MODEL, "decoder")
+        arguments = {key: value for key, value in pick(tree, MODEL_ARGS).items() if key != "decoder"}
+        tree = put(tree, MODEL_ARGS, {**arguments, "decoders": {name: decoder}})
+        moved[(*DECODERS, name)] = (*MODEL_ARGS, "decoder")
     if isinstance(pick(tree, _DATA), Mapping):
-        tree = put(tree, _DATA, with_selectors(pick(tree, _DATA), lambda text: _of_task(text, name)))
-    wrapped: dict[str, Any] = {}
+        tree = put(tree, _DATA, with_selectors(pick(tree, _DATA), lambda text: _with_task_name(text, name)))
+    arguments = {}
     if isinstance(task, Mapping) and not _is_multi_task(task):
-        wrapped["tasks"] = {name: task}
-        moved[(*_TASK, "init_args", "tasks", name)] = _TASK
+        arguments["tasks"] = {name: task}
+        moved[(*_TASK_ARGS, "tasks", name)] = _TASK
     if isinstance(inputs, Mapping):
-        # A task reads what is not passed through to the model.
-        read = [
-            key for key, given in inputs.items() if not pick(given, ("passthrough",)) or pick(given, ("is_target",))
-        ]
-        wrapped["input_mapping"] = {name: {key: key for key in read}}
-        moved[(*_TASK, "init_args", "input_mapping")] = (*_DATA, "inputs")
-    if wrapped:
-        kept = task.get("init_args") or {} if isinstance(task, Mapping) and "tasks" not in wrapped else {}
-        tree = put(tree, _TASK, {"class_path": _MULTI_TASK, "init_args": {**wrapped, **kept}})
-    return layer.changed(tree, moved)
+        # The task reads its targets, and the inputs that are not passed through to the model.
+        read = [key for key, spec in inputs.items() if not pick(spec, ("passthrough",)) or pick(spec, ("is_target",))]
+        arguments["input_mapping"] = {name: {key: key for key in read}}
+        moved[(*_TASK_ARGS, "input_mapping")] = _INPUTS
+    if arguments:
+        given = task.get("init_args") or {} if isinstance(task, Mapping) and "tasks" not in arguments else {}
+        tree = put(tree, _TASK, {"class_path": TASK_CLASS, "init_args": {**arguments, **given}})
+    return overlay.with_tree(tree, moved)
 
 
 def _is_multi_task(task: Mapping[str, Any]) -> bool:
     arguments = task.get("init_args")
     keys = set(arguments) if isinstance(arguments, Mapping) else set()
-    return task.get("class_path") == _MULTI_TASK or bool(keys & {"tasks", "input_mapping"})
+    return task.get("class_path") == TASK_CLASS or bool(keys & {"tasks", "input_mapping"})
 
 
-def _of_task(text: str, name: str) -> str:
-    """Turn a selector of the targets of a plain task, such as ``target/classes``, into one of a task by name."""
+def _with_task_name(text: str, name: str) -> str:
+    """Put a task's name into a selector: ``target/classes`` becomes ``target/<name>/classes``."""
     root, slash, rest = text.partition("/")
     return "/".join(filter(None, [root, name, rest])) if root == "target" and slash else text
 
 
 def with_selectors(tree: Any, change: Callable[[str], str], *, inside: bool = False) -> Any:
-    """Change the selectors (``target/classes``) of all transforms below; texts elsewhere stay.
+    """Change the texts, such as the selector ``target/classes``, within all transforms of a tree.
 
     Args:
         tree: a part of a config.
-        change: gives what a text becomes.
+        change: gives the new text.
         inside: whether the tree is part of a transform.
     """
     if isinstance(tree, Mapping):
@@ -118,60 +143,41 @@ def with_selectors(tree: Any, change: Callable[[str], str], *, inside: bool = Fa
     return change(tree) if inside and isinstance(tree, str) else tree
 
 
-MODEL_ARGS: KeyPath = ("model", "init_args", "model", "init_args")
-DECODERS: KeyPath = (*MODEL_ARGS, "decoders")
-DATA_MODULES: KeyPath = ("data", "init_args", "data_modules")
-TASK: KeyPath = ("model", "init_args", "task")
-TASK_CLASS = "rslearn.train.tasks.multi_task.MultiTask"
-_TASK_ARGS: KeyPath = ("data", "init_args", "task", "init_args")
-_INPUTS: KeyPath = ("data", "init_args", "inputs")
-# Mappings with one entry per task, within a dataset config.
-_BY_TASK: tuple[KeyPath, ...] = (
-    DECODERS,
-    (*MODEL_ARGS, "loss_weights"),
-    (*_TASK_ARGS, "tasks"),
-    (*_TASK_ARGS, "input_mapping"),
-)
-
-
 @dataclass(frozen=True)
 class ComposedDataset:
     """One dataset, ready to be put into the run config.
 
     Attributes:
-        key: its name in ``data_modules``.
-        tasks: the names of its tasks, by the names that its files have for them.
-        layers: its files and overrides, each as a whole config.
-        entry: what the multi-dataset config says of it.
+        key: its key in ``data_modules``.
+        tasks: name of each task in its files -> name in the run config.
+        overlays: its files and overrides, bottom first.
+        entry: its entry in the multi-dataset config.
     """
 
     key: str
     tasks: Mapping[str, str]
-    layers: tuple[Overlay, ...]
+    overlays: tuple[Overlay, ...]
     entry: DatasetEntry
 
-    def placed(self) -> list[Overlay]:
-        """Cut the parts out that the run config takes, and put them where they belong."""
-        result = []
-        for layer in self.layers:
-            for source, at in _PARTS:
-                piece = pick(layer.tree, source)
-                if piece is not None:
-                    target = tuple(self.key if key == "*" else key for key in at)
-                    result.append(_cut(layer, piece, source=source, at=target))
-        return result
+    def parts(self) -> list[Overlay]:
+        """The parts of the overlays that the run config takes, each with its target there."""
+        return [
+            _cut(overlay, part, source=source, target=tuple(self.key if key == "*" else key for key in target))
+            for overlay in self.overlays
+            for source, target in _PARTS
+            if (part := pick(overlay.tree, source)) is not None
+        ]
 
 
-_PARTS: tuple[tuple[KeyPath, KeyPath], ...] = (
-    (("data",), (*DATA_MODULES, "*")),
-    (DECODERS, DECODERS),
-    ((*MODEL_ARGS, "loss_weights"), (*MODEL_ARGS, "loss_weights")),
-    (_TASK_ARGS, (*TASK, "init_args")),
-)
+def _cut(overlay: Overlay, tree: Any, *, source: KeyPath, target: KeyPath) -> Overlay:
+    """The overlay of the part of another one that stands at ``source``."""
+    moved: dict[KeyPath, KeyPath] = {(): overlay.path_in_file(source)}
+    moved |= {new[len(source) :]: old for new, old in overlay.moved.items() if new[: len(source)] == source}
+    return Overlay(tree, target, overlay.document, (*overlay.source, *source), moved)
 
 
 def used_parts(tree: Any) -> dict[str, Any]:
-    """Give a dataset config without what stays behind: its encoder, optimiser, trainer, callbacks."""
+    """A dataset config without the parts that the base config sets: encoder, optimiser, trainer, callbacks."""
     result: dict[str, Any] = {}
     for source in (("data",), DECODERS, (*MODEL_ARGS, "decoder"), (*MODEL_ARGS, "loss_weights")):
         part = pick(tree, source)
@@ -181,166 +187,168 @@ def used_parts(tree: Any) -> dict[str, Any]:
 
 
 def make_dataset(
-    entry: DatasetEntry, layers: list[Overlay], local: list[Overlay], *, accepts: Accepts
+    entry: DatasetEntry, overlays: list[Overlay], overrides: list[Overlay], *, accepts: Accepts
 ) -> tuple[ComposedDataset | None, list[Problem]]:
-    """Join a dataset's files and overrides, and name it.
+    """Join a dataset's files and overrides, and name its tasks.
 
     Args:
-        entry: what the multi-dataset config says of it.
-        layers: its files, later ones win.
-        local: overrides of the multi-dataset config, each a whole config, at least one; entries for tasks of other
-            datasets are left out.
+        entry: its entry in the multi-dataset config.
+        overlays: its files, later ones win.
+        overrides: overrides of the multi-dataset config, at least one; their parts for tasks of other datasets are
+            left out.
         accepts: gives the arguments that a class takes.
 
     Returns:
-        The dataset (None when it cannot be used), and what is wrong with it.
+        The dataset (None when there are problems), and the problems.
     """
-    merged = merge_overlays(layers, accepts=accepts)
-    if problems := [problem for layer in (*layers, *local) for problem in _name_faults(layer)]:
+    merged = merge_overlays(overlays, accepts=accepts)
+    if problems := [problem for overlay in (*overlays, *overrides) for problem in _not_texts(overlay)]:
         return None, problems
     decoders, tasks = pick(merged, DECODERS), pick(merged, (*_TASK_ARGS, "tasks"))
-    problems = _structure_problems(layers, merged)
+    problems = _structure_problems(overlays, merged)
     if problems or not isinstance(decoders, Mapping) or not isinstance(tasks, Mapping):
         return None, problems
-    problems = _task_problems(layers, decoders, tasks)
-    for task in entry.tasks:
-        if task not in tasks:
-            what = f"the entry renames the task {task!r}, which is not here{did_you_mean(task, tasks)}"
-            problems.append(layers[-1].problem(f"{what}; tasks: {', '.join(tasks)}", ()))
-    if len(tasks) > 1 and entry.name is None:
-        what = f"has {len(tasks)} tasks ({', '.join(tasks)}), so the dataset needs a name: {{name: …, cfgs: …}}"
-        problems.append(layers[-1].problem(what, ()))
-    problems += _name_problems(entry, list(tasks), Overlay({}, (), local[-1].document, ()))
+    problems = _decoder_problems(overlays, decoders, tasks)
+    problems += _name_problems(entry, list(tasks), last=overlays[-1], multi_config=overrides[-1].document)
     if problems:
         return None, problems
-    stack = [*layers, *(_of_tasks(layer, set(tasks)) for layer in local)]
+    stack = [*overlays, *(_of_tasks(overlay, set(tasks)) for overlay in overrides)]
     names = {task: entry.tasks.get(task, task) for task in tasks}
     if entry.name is not None and len(tasks) == 1:
         names = dict.fromkeys(tasks, entry.name)
     changed = {old: new for old, new in names.items() if old != new}
     if changed:
-        stack = [_renamed(layer, changed) for layer in stack]
+        stack = [_with_task_names(overlay, changed) for overlay in stack]
     key = next(iter(names.values())) if len(names) == 1 else str(entry.name)
     return ComposedDataset(key, names, tuple(stack), entry), []
 
 
-def _name_faults(layer: Overlay) -> Iterator[Problem]:
+def _not_texts(overlay: Overlay) -> Iterator[Problem]:
     """Find names of tasks and inputs that are no texts, such as ``no``, ``7`` or a date."""
-    found: dict[Any, KeyPath] = {}
-    for place in (*_BY_TASK, _INPUTS):
-        by_name = pick(layer.tree, place)
+    parents: dict[Any, KeyPath] = {}
+    for parent in (*_BY_TASK, _INPUTS):
+        by_name = pick(overlay.tree, parent)
         for name in by_name if isinstance(by_name, Mapping) else ():
             if not isinstance(name, str):
-                found.setdefault(name, place)
-    for name, place in found.items():
-        what = f"a name must be a text, and this is {name!r}: write it in quotes wherever it stands"
-        yield layer.problem(what, (*place, name))
+                parents.setdefault(name, parent)
+    for name, parent in parents.items():
+        message = f"a name must be a text, and this is {name!r}: write it in quotes wherever it stands"
+        yield overlay.problem(message, (*parent, name))
 
 
-def _name_problems(entry: DatasetEntry, tasks: list[str], multi_config: Overlay) -> list[Problem]:
-    """Find new names that two tasks would share, and a task that is given two."""
+def _name_problems(
+    entry: DatasetEntry, tasks: Sequence[str], *, last: Overlay, multi_config: Document
+) -> Iterator[Problem]:
+    """Find new names for absent tasks, a missing name, new names that two tasks share, and a task with two."""
+    for task in entry.tasks:
+        if task not in tasks:
+            message = f"the entry renames the task {task!r}, which is not here{did_you_mean(task, tasks)}"
+            yield last.problem(f"{message}; tasks: {', '.join(tasks)}", ())
+    if len(tasks) > 1 and entry.name is None:
+        message = f"has {len(tasks)} tasks ({', '.join(tasks)}), so the dataset needs a name: {{name: …, cfgs: …}}"
+        yield last.problem(message, ())
     if entry.name is not None and len(tasks) == 1:
         (task,) = tasks
         other = entry.tasks.get(task, entry.name)
-        what = f"the task {task!r} goes by the dataset's name {entry.name!r}, and tasks calls it {other!r}; keep one"
-        return [multi_config.problem(what, entry.at)] if other != entry.name else []
+        message = f"the task {task!r} goes by the dataset's name {entry.name!r}, and tasks calls it {other!r}; keep one"
+        if other != entry.name:
+            yield multi_config.problem(message, entry.key_path)
+        return
     owners: dict[str, list[str]] = {}
     for task in tasks:
         owners.setdefault(entry.tasks.get(task, task), []).append(task)
-    return [
-        multi_config.problem(
-            f"two tasks of this dataset would be called {new!r}: {', '.join(old)}", (*entry.at, "tasks")
-        )
-        for new, old in owners.items()
-        if len(old) > 1
-    ]
+    for new, old in owners.items():
+        if len(old) > 1:
+            message = f"two tasks of this dataset would be called {new!r}: {', '.join(old)}"
+            yield multi_config.problem(message, (*entry.key_path, "tasks"))
 
 
-def _cut(layer: Overlay, piece: Any, *, source: KeyPath, at: KeyPath) -> Overlay:
-    moved: dict[KeyPath, KeyPath] = {(): layer.place(source)}
-    moved |= {new[len(source) :]: old for new, old in layer.moved.items() if new[: len(source)] == source}
-    return Overlay(piece, at, layer.document, (*layer.source, *source), moved)
-
-
-def _structure_problems(layers: list[Overlay], merged: Mapping[str, Any]) -> list[Problem]:
+def _structure_problems(overlays: list[Overlay], merged: Mapping[str, Any]) -> list[Problem]:
+    """Find a missing or wrong data module, task or mapping of decoders."""
+    if not pick(merged, DECODERS) and (problem := _foreign_model(overlays)):
+        return [problem]  # further problems would only follow from it
     problems = []
-    task = pick(merged, ("data", "init_args", "task"))
-    if not pick(merged, DECODERS) and (own := _own_model(layers)):
-        return [own]  # what would be found next only follows from it
+    task = pick(merged, _TASK)
     if pick(merged, ("data", "class_path")) is None:
-        what = "is missing; a dataset config needs data with class_path and init_args"
+        message = "is missing; a dataset config needs data with class_path and init_args"
         if pick(merged, ("data",)) is not None:
-            what = "names no class_path; a file that is laid over another stands behind it in one list of dataset_cfgs"
-        problems.append(layers[0].problem(what, ("data",)))
+            message = (
+                "names no class_path; a file that is laid over another stands behind it in one list of dataset_cfgs"
+            )
+        problems.append(overlays[0].problem(message, ("data",)))
     elif pick(task, ("class_path",)) != TASK_CLASS:
-        at = ("data", "init_args", "task", "class_path")
-        problems.append(_first_with(layers, at).problem(_of_another_class(task), at))
+        problems.append(_problem_in_last(overlays, (*_TASK, "class_path"), _not_multi_task(task)))
     elif not pick(merged, (*_TASK_ARGS, "tasks")):
-        problems.append(layers[0].problem("names no task", (*_TASK_ARGS, "tasks")))
+        problems.append(overlays[0].problem("names no task", (*_TASK_ARGS, "tasks")))
     if not pick(merged, DECODERS):
-        problems.append(layers[0].problem("is missing; each task needs a decoder", DECODERS))
+        problems.append(overlays[0].problem("is missing; each task needs a decoder", DECODERS))
     return problems
 
 
-def _own_model(layers: list[Overlay]) -> Problem | None:
-    """Find a model of another class than rslearn's: it gives nothing to a joint model."""
-    at = (*MODEL_ARGS[:-1], "class_path")
-    for layer in reversed(layers):  # the layers hold only what is taken of a file
-        name = str(pick(layer.document.data, at)).rsplit(".", 1)[-1]
+def _foreign_model(overlays: list[Overlay]) -> Problem | None:
+    """Find a model whose class is none of rslearn's, so that it has no decoders that a joint model could take."""
+    key_path = (*MODEL_ARGS[:-1], "class_path")
+    for overlay in reversed(overlays):  # the overlays' trees hold the decoders alone
+        name = str(pick(overlay.document.data, key_path)).rsplit(".", 1)[-1]
         if name not in ("None", "MultiTaskModel", "MultiTaskMergedModel", "SingleTaskModel", "JointModel"):
-            what = f"{name} has no decoders by task, and those alone are taken into a joint model"
-            return layer.problem(f"{what}: `decoders` of a MultiTaskModel, or the `decoder` of a SingleTaskModel", at)
+            message = f"{name} has no decoders by task, and those alone are taken into a joint model"
+            message += ": `decoders` of a MultiTaskModel, or the `decoder` of a SingleTaskModel"
+            return overlay.problem(message, key_path)
     return None
 
 
-def _of_another_class(task: Any) -> str:
-    """Say what to write in place of a task that is no MultiTask, or one of its own."""
-    path, given = pick(task, ("class_path",)), pick(task, ("init_args",))
-    if path is None or str(path).startswith("rslearn.") or not pick(given, ("tasks",)):
+def _not_multi_task(task: Any) -> str:
+    """The message on a task whose class is not MultiTask, or a subclass of it."""
+    path, arguments = pick(task, ("class_path",)), pick(task, ("init_args",))
+    if path is None or str(path).startswith("rslearn.") or not pick(arguments, ("tasks",)):
         return f"must be {TASK_CLASS}, with the dataset's tasks by name; got {path or 'nothing'}"
-    own = ", ".join(str(name) for name in given if name not in ("tasks", "input_mapping"))
-    what = f"{path} is a MultiTask of its own, and what it does beside would be lost: all tasks are united in one"
-    return f"{what} MultiTask; once the labels hold what the tasks read, write {TASK_CLASS}{own and f', without {own}'}"
+    own = ", ".join(str(name) for name in arguments if name not in ("tasks", "input_mapping"))
+    message = f"{path} is a MultiTask of its own, and what it does beside would be lost: all tasks are united in one"
+    without = own and f", without {own}"
+    return f"{message} MultiTask; once the labels hold what the tasks read, write {TASK_CLASS}{without}"
 
 
-def _task_problems(layers: list[Overlay], decoders: Mapping[str, Any], tasks: Mapping[str, Any]) -> list[Problem]:
-    found: dict[KeyPath, str] = {}
+def _decoder_problems(overlays: list[Overlay], decoders: Mapping[str, Any], tasks: Mapping[str, Any]) -> list[Problem]:
+    """Find decoders without a task, tasks without a decoder, and decoders that are no list of modules."""
+    messages: dict[KeyPath, str] = {}
     for name, modules in decoders.items():
         if name not in tasks:
             hint = f"{did_you_mean(name, tasks)}; tasks: {', '.join(tasks)}"
-            found[(*DECODERS, name)] = f"a decoder for {name!r}, which is no task here{hint}"
+            messages[(*DECODERS, name)] = f"a decoder for {name!r}, which is no task here{hint}"
         elif not isinstance(modules, list) or not modules:
-            found[(*DECODERS, name)] = "must be a list of modules, the last of which predicts"
+            messages[(*DECODERS, name)] = "must be a list of modules, the last of which predicts"
     for name in [name for name in tasks if name not in decoders]:
         hint = f"{did_you_mean(name, decoders)}; decoders: {', '.join(decoders)}"
-        found[(*_TASK_ARGS, "tasks", name)] = f"the task {name!r} has no decoder{hint}"
-    return [_first_with(layers, at).problem(what, at) for at, what in found.items()]
+        messages[(*_TASK_ARGS, "tasks", name)] = f"the task {name!r} has no decoder{hint}"
+    return [_problem_in_last(overlays, key_path, message) for key_path, message in messages.items()]
 
 
-def _first_with(layers: list[Overlay], at: KeyPath) -> Overlay:
-    return next((layer for layer in reversed(layers) if pick(layer.tree, at) is not None), layers[0])
+def _problem_in_last(overlays: list[Overlay], key_path: KeyPath, message: str) -> Problem:
+    """A problem in the last overlay that has the key, or in the first one."""
+    having = (overlay for overlay in reversed(overlays) if pick(overlay.tree, key_path) is not None)
+    return next(having, overlays[0]).problem(message, key_path)
 
 
-def _of_tasks(layer: Overlay, tasks: set[str]) -> Overlay:
-    """Leave out what an override says about tasks of other datasets."""
-    tree = layer.tree
-    for place in _BY_TASK:
-        by_task = pick(tree, place)
+def _of_tasks(overlay: Overlay, tasks: set[str]) -> Overlay:
+    """An override without its entries for tasks of other datasets."""
+    tree = overlay.tree
+    for parent in _BY_TASK:
+        by_task = pick(tree, parent)
         if isinstance(by_task, Mapping) and not set(by_task) <= tasks:
-            tree = put(tree, place, {name: value for name, value in by_task.items() if name in tasks})
-    return layer.changed(tree, {})
+            tree = put(tree, parent, {name: value for name, value in by_task.items() if name in tasks})
+    return overlay.with_tree(tree, {})
 
 
-def _renamed(layer: Overlay, names: Mapping[str, str]) -> Overlay:
-    """Give tasks other names: in the mappings by task, and in selectors (``target/<task>/…``)."""
-    tree = with_selectors(layer.tree, lambda text: _renamed_selector(text, names))
+def _with_task_names(overlay: Overlay, names: Mapping[str, str]) -> Overlay:
+    """Rename tasks (old name -> new): in the mappings by task, and in selectors (``target/<task>/…``)."""
+    tree = with_selectors(overlay.tree, lambda text: _renamed_selector(text, names))
     moved = {}
-    for place in _BY_TASK:
-        by_task = pick(tree, place)
+    for parent in _BY_TASK:
+        by_task = pick(tree, parent)
         if isinstance(by_task, Mapping):
-            tree = put(tree, place, {names.get(name, name): value for name, value in by_task.items()})
-            moved.update({(*place, names[name]): (*place, name) for name in by_task if name in names})
-    return layer.changed(tree, moved)
+            tree = put(tree, parent, {names.get(name, name): value for name, value in by_task.items()})
+            moved.update({(*parent, names[name]): (*parent, name) for name in by_task if name in names})
+    return overlay.with_tree(tree, moved)
 
 
 def _renamed_selector(text: str, names: Mapping[str, str]) -> str:
@@ -349,13 +357,13 @@ def _renamed_selector(text: str, names: Mapping[str, str]) -> str:
     return f"target/{names[task]}{slash}{part}" if root == "target" and task in names else text
 
 
-def override_problems(layer: Overlay, known: list[str]) -> list[Problem]:
-    """Find tasks in an override that no dataset has."""
+def override_problems(overlay: Overlay, tasks: list[str]) -> list[Problem]:
+    """Find entries of an override for tasks that no dataset has."""
     problems = []
-    for place in _BY_TASK:
-        by_task = pick(layer.tree, place)
+    for parent in _BY_TASK:
+        by_task = pick(overlay.tree, parent)
         for name in by_task if isinstance(by_task, Mapping) else ():
-            if name not in known:
-                what = f"no dataset has the task {name!r}{did_you_mean(name, known)}; tasks: {', '.join(known)}"
-                problems.append(layer.problem(what, (*place, name)))
+            if name not in tasks:
+                message = f"no dataset has the task {name!r}{did_you_mean(name, tasks)}; tasks: {', '.join(tasks)}"
+                problems.append(overlay.problem(message, (*parent, name)))
     return problems

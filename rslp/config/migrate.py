@@ -1,7 +1,7 @@
-"""Bring configs of 2025 up to date: one table from old class paths and arguments to present ones.
+"""Migrate configs of 2025: replace class paths and arguments of earlier versions by present ones.
 
-A move is made in each file by itself, before files are merged, so that an override in the old spelling and one in the
-new spelling meet at the same key, and the later one wins as it should.
+Each file is migrated by itself, before files are merged: an override with an old name and one with the new name then
+set the same key, and the later one wins.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rslp.config.datasets import SPLITS as _SPLITS
-from rslp.config.merge import KeyPath, dotted, merge, nest, pick, put
+from rslp.config.datasets import MODEL_ARGS, SPLITS
+from rslp.config.merge import merge, nest, pick, put
 from rslp.config.overlays import Overlay, problem_at
-from rslp.errors import Problem
+from rslp.errors import KeyPath, Problem, dotted
 
 # Old class path -> present one, from rslearn of July 2025 and the original project.
 RENAMED_CLASSES: dict[str, str] = {
@@ -29,7 +29,7 @@ RENAMED_CLASSES: dict[str, str] = {
     "rslp.transforms.mask.Mask": "rslearn.train.transforms.mask.Mask",
 }
 
-# Classes of rslearn 0.1.19 with a fault -> ours, and what the fault is.
+# Classes of rslearn 0.1.19 with a bug -> ours, and the bug.
 REPAIRS: dict[str, tuple[str, str]] = {
     "rslearn.train.transforms.pad.Pad": (
         "rslp.helios.pad.Pad",
@@ -41,21 +41,20 @@ _ADAMW = "rslearn.train.optimizer.AdamW"
 _PLATEAU = "rslearn.train.scheduler.PlateauScheduler"
 _TRUNK = "rslearn.models.trunk.DecoderTrunk"
 _MODULE: KeyPath = ("model", "init_args")
-_MODEL: KeyPath = (*_MODULE, "model", "init_args")
 
 
 @dataclass(frozen=True)
 class MovedArgument:
-    """An argument that is called, or stands, otherwise now.
+    """An argument that was renamed or moved.
 
     Attributes:
-        at: where its mapping stands; ``*`` is any key.
+        parent: key path of the mapping that holds it; ``*`` is any key.
         old: its old name.
-        new: its present place, within that mapping.
+        new: its present key path within that mapping.
         value: turns its old value into the present one.
     """
 
-    at: KeyPath
+    parent: KeyPath
     old: str
     new: KeyPath
     value: Callable[[Any], Any] = lambda value: value
@@ -76,12 +75,12 @@ MOVED_ARGUMENTS: tuple[MovedArgument, ...] = (
         for n in ("factor", "patience", "min_lr", "cooldown")
     ),
     MovedArgument(_MODULE, "lr", ("optimizer", "init_args", "lr")),
-    MovedArgument(_MODEL, "task_embedding", ("trunk", "init_args", "task_embedding")),
+    MovedArgument(MODEL_ARGS, "task_embedding", ("trunk", "init_args", "task_embedding")),
     MovedArgument(("data", "init_args"), "round_robin", ("sample_mode",), lambda on: "cycle" if on else "random"),
-    *(MovedArgument(("data", "init_args", split), old, (new,)) for split in _SPLITS for old, new in IN_SPLITS),
+    *(MovedArgument(("data", "init_args", split), old, (new,)) for split in SPLITS for old, new in IN_SPLITS),
     *(
         MovedArgument(("data", "init_args", "data_modules", "*", "init_args", split), old, (new,))
-        for split in _SPLITS
+        for split in SPLITS
         for old, new in IN_SPLITS
     ),
 )
@@ -93,12 +92,12 @@ ARGUMENTS: dict[str, dict[str, tuple[str, Callable[[Any], Any]]]] = {
     "rslearn.train.tasks.regression.RegressionTask": {"metric_mode": ("metrics", _as_list)},
 }
 
-# Arguments that are gone, by class: what to say of them.
+# Arguments that were removed, by class, with the reason.
 REMOVED_ARGUMENTS: dict[str, dict[str, str]] = {
     "rslearn.models.pick_features.PickFeatures": {"collapse": "the picked maps always come as a list"},
 }
 
-# Arguments that were right once, and stay so where names are not brought up to date.
+# Argument names of earlier versions; they are valid in configs that are not migrated.
 OLD_NAMES = {
     *(move.old for move in MOVED_ARGUMENTS),
     *(name for names in ARGUMENTS.values() for name in names),
@@ -108,102 +107,103 @@ OLD_NAMES = {
 
 @dataclass(frozen=True)
 class Migration:
-    """One thing that was brought up to date.
+    """One name that was replaced.
 
     Attributes:
         old: the old name.
-        new: the present one; empty where there is none.
-        place: ``file:line``.
-        why: the reason, where it is not just a name.
+        new: the present name; empty for a removed argument.
+        location: ``file:line``.
+        why: the reason, where more than a name changed.
     """
 
     old: str
     new: str
-    place: str
+    location: str
     why: str = ""
 
 
-def migrate(layer: Overlay, changes: list[Migration], problems: list[Problem]) -> Overlay:
-    """Bring one file up to date.
+def migrate(overlay: Overlay, changes: list[Migration], problems: list[Problem]) -> Overlay:
+    """Replace the old names in one file.
 
     Args:
-        layer: a whole config.
-        changes: gets what was changed.
-        problems: gets arguments that stand there under their old and their present name, with unlike values.
+        overlay: a whole config.
+        changes: the replacements are appended to it.
+        problems: arguments that have different values under their old and their present name are appended to it.
 
     Returns:
-        The layer with present names, which remembers where they stood under their old ones.
+        The overlay with present names; its lines are still found, by the old ones.
     """
-    work = _Migrator(layer, changes, problems)
-    tree = work.classes(layer.tree, ())
+    migrator = _Migrator(overlay, changes, problems)
+    tree = migrator.classes(overlay.tree, ())
     for move in MOVED_ARGUMENTS:
-        for at in _places(tree, move.at):
-            if move.old not in pick(tree, at):
-                continue
-            tree = work.move(tree, move, at)
-    return layer.changed(tree, work.moved)
+        for parent in _matching(tree, move.parent):
+            if move.old in pick(tree, parent):
+                tree = migrator.move(tree, move, parent)
+    return overlay.with_tree(tree, migrator.moved)
 
 
 def migration_notes(changes: Sequence[Migration]) -> list[str]:
-    """Write one line for each kind of change, with its first place and how many there are."""
-    places: dict[tuple[str, str, str], list[str]] = {}
+    """One line for each kind of replacement, with its first location and the number of further ones."""
+    locations: dict[tuple[str, str, str], list[str]] = {}
     for change in changes:
-        places.setdefault((change.old, change.new, change.why), []).append(change.place)
+        locations.setdefault((change.old, change.new, change.why), []).append(change.location)
     lines = []
-    for (old, new, why), found in places.items():
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        told = f"is {new} now" if new else "is gone, and dropped"
-        lines.append(f"{old} {told} ({found[0]}{more}){why and f': {why}'}")
+    for (old, new, why), (first, *others) in locations.items():
+        more = f" and {len(others)} more" if others else ""
+        change_text = f"is {new} now" if new else "is gone, and dropped"
+        lines.append(f"{old} {change_text} ({first}{more}){why and f': {why}'}")
     return lines
 
 
 def finish_migration(
-    tree: dict[str, Any], layers: Sequence[Overlay], derived: dict[KeyPath, str], notes: list[str]
+    tree: dict[str, Any], overlays: Sequence[Overlay], derived: dict[KeyPath, str], notes: list[str]
 ) -> dict[str, Any]:
-    """Give the objects that moved arguments made a class, where no file names one; drop a scheduler without.
+    """Complete the objects that consist of moved arguments: add the class where no file names one.
+
+    A scheduler without a class is dropped: no file asked for one.
 
     Args:
         tree: the run config.
-        layers: what it was folded from, to tell file and line.
-        derived: gets how values came about that no file holds.
-        notes: gets what was dropped.
+        overlays: the stack it was merged from, to locate notes.
+        derived: key paths of added values -> how they came about; new ones are added to it.
+        notes: notes on dropped arguments are appended to it.
     """
-    for at, class_path in (((*_MODULE, "optimizer"), _ADAMW), ((*_MODEL, "trunk"), _TRUNK)):
-        made = pick(tree, at)
-        if isinstance(made, Mapping) and "class_path" not in made:
-            derived[(*at, "class_path")] = "what the old arguments stood for"
-            tree = merge(tree, nest({"class_path": class_path}, at))
+    for key_path, class_path in (((*_MODULE, "optimizer"), _ADAMW), ((*MODEL_ARGS, "trunk"), _TRUNK)):
+        part = pick(tree, key_path)
+        if isinstance(part, Mapping) and "class_path" not in part:
+            derived[(*key_path, "class_path")] = "what the old arguments stood for"
+            tree = merge(tree, nest({"class_path": class_path}, key_path))
     scheduler = pick(tree, (*_MODULE, "scheduler"))
     if isinstance(scheduler, Mapping) and "class_path" not in scheduler:
-        what = "has no effect: no class_path names a scheduler"
-        lost = [(*_MODULE, "scheduler", "init_args", name) for name in scheduler.get("init_args") or ()]
-        notes += [str(problem_at(layers, at, what)) for at in lost]
+        message = "has no effect: no class_path names a scheduler"
+        for name in scheduler.get("init_args") or ():
+            notes.append(str(problem_at(overlays, (*_MODULE, "scheduler", "init_args", name), message)))
         tree = merge(tree, nest(None, (*_MODULE, "scheduler")))
-    return _with_overlaps(tree, layers, derived, notes)
+    return _with_overlap_pixels(tree, overlays, derived, notes)
 
 
-def _with_overlaps(
-    tree: dict[str, Any], layers: Sequence[Overlay], derived: dict[KeyPath, str], notes: list[str]
+def _with_overlap_pixels(
+    tree: dict[str, Any], overlays: Sequence[Overlay], derived: dict[KeyPath, str], notes: list[str]
 ) -> dict[str, Any]:
-    """Turn ``overlap_ratio`` into ``overlap_pixels``, where the size of the crops is known.
+    """Turn ``overlap_ratio`` into ``overlap_pixels``, where the size of the crops (px) is known.
 
-    That is known only now: another file, or the split's default, may set it.
+    Only the merged config says the size: another file, or the split's default, may set it.
     """
-    for at in _places(tree, ("data", "init_args", "data_modules", "*", "init_args", "*")):
-        split = pick(tree, at)
-        size = split.get("crop_size", pick(tree, (*at[:-1], "default_config", "crop_size")))
+    for key_path in _matching(tree, ("data", "init_args", "data_modules", "*", "init_args", "*")):
+        split = pick(tree, key_path)
+        size = split.get("crop_size", pick(tree, (*key_path[:-1], "default_config", "crop_size")))
         edge = size[0] if isinstance(size, list) and size else size
         ratio = split.get("overlap_ratio")
-        if at[-1] not in _SPLITS or not _is_number(ratio) or not _is_number(edge):
+        if key_path[-1] not in SPLITS or not _is_number(ratio) or not _is_number(edge):
             continue
         changed = {key: value for key, value in split.items() if key != "overlap_ratio"}
         if "overlap_pixels" not in changed:
             changed["overlap_pixels"] = round(edge * ratio)
-            derived[(*at, "overlap_pixels")] = f"overlap_ratio {ratio} of crop_size {edge}"
+            derived[(*key_path, "overlap_pixels")] = f"overlap_ratio {ratio} of crop_size {edge}"
         else:
-            what = "has no effect beside overlap_pixels"
-            notes.append(str(problem_at(layers, (*at, "overlap_ratio"), what)))
-        tree = put(tree, at, changed)
+            message = "has no effect beside overlap_pixels"
+            notes.append(str(problem_at(overlays, (*key_path, "overlap_ratio"), message)))
+        tree = put(tree, key_path, changed)
     return tree
 
 
@@ -212,86 +212,79 @@ def _is_number(value: Any) -> bool:
 
 
 class _Migrator:
-    def __init__(self, layer: Overlay, changes: list[Migration], problems: list[Problem]) -> None:
+    """Replaces the old names in one overlay; ``moved`` maps new key paths to old ones, as for ``Overlay.with_tree``."""
+
+    def __init__(self, overlay: Overlay, changes: list[Migration], problems: list[Problem]) -> None:
         self.moved: dict[KeyPath, KeyPath] = {}
         self._problems = problems
-        self._layer = layer
+        self._overlay = overlay
         self._changes = changes
 
-    def classes(self, node: Any, at: KeyPath) -> Any:
+    def classes(self, node: Any, key_path: KeyPath) -> Any:
         """Replace old class paths, and old arguments of classes, in everything below."""
         if isinstance(node, list):
-            return [self.classes(v, (*at, i)) if isinstance(v, dict | list) else v for i, v in enumerate(node)]
+            return [self.classes(v, (*key_path, i)) if isinstance(v, dict | list) else v for i, v in enumerate(node)]
         if not isinstance(node, Mapping):
             return node
-        result = {k: self.classes(v, (*at, k)) if isinstance(v, dict | list) else v for k, v in node.items()}
+        result = {k: self.classes(v, (*key_path, k)) if isinstance(v, dict | list) else v for k, v in node.items()}
         old = result.get("class_path")
         if not isinstance(old, str):
             return result
-        if old in RENAMED_CLASSES:
-            result["class_path"] = RENAMED_CLASSES[old]
-            self._note(old, RENAMED_CLASSES[old], (*at, "class_path"))
-        if old in REPAIRS:
-            result["class_path"], why = REPAIRS[old]
-            self._note(old, result["class_path"], (*at, "class_path"), why)
-        if old in ARGUMENTS and isinstance(result.get("init_args"), Mapping):
-            result["init_args"] = self._arguments(result["init_args"], ARGUMENTS[old], (*at, "init_args"))
-        if old in REMOVED_ARGUMENTS and isinstance(result.get("init_args"), Mapping):
-            result["init_args"] = self._without(result["init_args"], old, (*at, "init_args"))
+        new, why = REPAIRS.get(old, (RENAMED_CLASSES.get(old), ""))
+        if new is not None:
+            result["class_path"] = new
+            self._note(old, new, (*key_path, "class_path"), why)
+        if isinstance(result.get("init_args"), Mapping):
+            result["init_args"] = self._arguments(result["init_args"], old, (*key_path, "init_args"))
         return result
 
-    def _without(self, given: Mapping[str, Any], path: str, at: KeyPath) -> dict[str, Any]:
-        """Leave out the arguments of a class that are gone."""
-        gone = [name for name in given if name in REMOVED_ARGUMENTS[path]]
-        for name in gone:
-            self._note(f"{path.rsplit('.', 1)[-1]}.{name}", "", (*at, name), REMOVED_ARGUMENTS[path][name])
-        return {name: value for name, value in given.items() if name not in gone}
-
-    def move(self, tree: Any, move: MovedArgument, at: KeyPath) -> Any:
-        """Make one move in one mapping."""
-        source, target = (*at, move.old), (*at, *move.new)
-        mapping = dict(pick(tree, at))
+    def move(self, tree: Any, move: MovedArgument, key_path: KeyPath) -> Any:
+        """Move one argument within the mapping at ``key_path``."""
+        source, target = (*key_path, move.old), (*key_path, *move.new)
+        mapping = dict(pick(tree, key_path))
         value = move.value(mapping.pop(move.old))
-        tree = put(tree, at, mapping)
+        tree = put(tree, key_path, mapping)
         existing = pick(tree, target)
         if existing is None:
             tree = merge(tree, nest(value, target))
             self.moved[target] = source
         elif value is not None and merge(existing, value) != existing:
-            self._problems.append(self._layer.problem(_twice(dotted(move.new)), source))
+            self._problems.append(self._overlay.problem(_twice(dotted(move.new)), source))
         self._note(move.old, dotted(move.new), source)
         return tree
 
-    def _arguments(
-        self, given: Mapping[str, Any], table: Mapping[str, tuple[str, Callable[[Any], Any]]], at: KeyPath
-    ) -> dict[str, Any]:
+    def _arguments(self, arguments: Mapping[str, Any], class_path: str, key_path: KeyPath) -> dict[str, Any]:
+        """Rename, or leave out, the old arguments of a class."""
+        renamed, removed = ARGUMENTS.get(class_path, {}), REMOVED_ARGUMENTS.get(class_path, {})
         result: dict[str, Any] = {}
-        for name, value in given.items():
-            if name not in table:
+        for name, value in arguments.items():
+            if name in removed:
+                self._note(f"{class_path.rsplit('.', 1)[-1]}.{name}", "", (*key_path, name), removed[name])
+            elif name not in renamed:
                 result[name] = value
-                continue
-            new, change = table[name]
-            if new not in given:
-                result[new] = change(value)
-                self.moved[(*at, new)] = (*at, name)
-            elif change(value) != given[new]:
-                self._problems.append(self._layer.problem(_twice(new), (*at, name)))
-            self._note(name, new, (*at, name))
+            else:
+                new, change = renamed[name]
+                if new not in arguments:
+                    result[new] = change(value)
+                    self.moved[(*key_path, new)] = (*key_path, name)
+                elif change(value) != arguments[new]:
+                    self._problems.append(self._overlay.problem(_twice(new), (*key_path, name)))
+                self._note(name, new, (*key_path, name))
         return result
 
-    def _note(self, old: str, new: str, at: KeyPath, why: str = "") -> None:
-        self._changes.append(Migration(old, new, f"{self._layer.document.name}:{self._layer.line(at)}", why))
+    def _note(self, old: str, new: str, key_path: KeyPath, why: str = "") -> None:
+        self._changes.append(Migration(old, new, f"{self._overlay.document.name}:{self._overlay.line(key_path)}", why))
 
 
 def _twice(new: str) -> str:
     return f"is the old name of {new}, which stands here too with another value; keep one"
 
 
-def _places(tree: Any, pattern: KeyPath, at: KeyPath = ()) -> list[KeyPath]:
-    """Find the mappings that a pattern stands for."""
+def _matching(tree: Any, pattern: KeyPath, key_path: KeyPath = ()) -> list[KeyPath]:
+    """The key paths of the mappings that match a pattern."""
     if not isinstance(tree, Mapping):
         return []
     if not pattern:
-        return [at]
+        return [key_path]
     keys = list(tree) if pattern[0] == "*" else [pattern[0]] if pattern[0] in tree else []
-    return [place for key in keys for place in _places(tree[key], pattern[1:], (*at, key))]
+    return [path for key in keys for path in _matching(tree[key], pattern[1:], (*key_path, key))]

@@ -1,4 +1,4 @@
-"""What stage 1 does not carry over, what an override replaced, and arguments that no joint run acts on: a note each."""
+"""Notes of stage 1: parts of dataset configs that a run does not take, replaced classes, arguments without effect."""
 
 from __future__ import annotations
 
@@ -8,33 +8,30 @@ from typing import Any
 
 from rslp.config.arguments import CLASS_KEYS, TOP
 from rslp.config.datasets import DATA_MODULES, MODEL_ARGS
-from rslp.config.merge import ClassChange, KeyPath, dotted, known_arguments, pick, short
+from rslp.config.merge import ClassChange, known_arguments, merge, nest, pick, short
 from rslp.config.migrate import RENAMED_CLASSES
 from rslp.config.overlays import ClassReplacement, Overlay, problem_at
 from rslp.config.schema import KEYS
-from rslp.errors import Problem
+from rslp.errors import KeyPath, Problem, dotted
 from rslp.suggest import did_you_mean, nearest
 
-# The keys that are taken, with all that stands below them (True), and the way there.
-_TAKEN: Mapping[str, Any] = {
-    "data": True,
-    "model": {"init_args": {"model": {"init_args": {"decoders": True, "loss_weights": True}}}},
-}
-_SINGLE: Mapping[str, Any] = {
-    "data": True,
-    "model": {"init_args": {"model": {"init_args": {"decoder": True, "decoders": True, "loss_weights": True}}}},
-}
-# Below these, only mappings make sense: stage 1 lays those of several files over each other.
+# Keys of a dataset config that a run takes, with all that stands below them (True), and their parents.
+_MODEL_PARTS = {"decoders": True, "loss_weights": True}
+_TAKEN: Mapping[str, Any] = {"data": True, "model": {"init_args": {"model": {"init_args": _MODEL_PARTS}}}}
+# The same for a single-task dataset.
+_TAKEN_SINGLE = merge(_TAKEN, nest({"decoder": True}, MODEL_ARGS))
+# Each key of these must have a mapping as its value: stage 1 merges those of several files.
 _MAPPINGS: Mapping[str, Any] = {
-    "data": {"init_args": {"task": {"init_args": {"tasks": {}, "input_mapping": {}}}}},
-    "model": {"init_args": {"model": {"init_args": {"decoders": {}, "loss_weights": {}}}}},
+    **nest({"tasks": {}, "input_mapping": {}}, ("data", "init_args", "task", "init_args")),
+    **nest({"decoders": {}, "loss_weights": {}}, MODEL_ARGS),
 }
+# Classes that may stand at a key path.
 _OWNERS: Mapping[KeyPath, tuple[str, ...]] = {
     ("model",): ("rslp.train.JointModule", "rslearn.train.lightning_module.RslearnLightningModule"),
     ("model", "init_args", "model"): ("rslp.train.JointModel", "rslearn.models.multitask.MultiTaskModel"),
 }
-# What rslearn's own program reads at the top level.
-_OF_RSLEARN = (
+# Top-level keys of rslearn's own program.
+_RSLEARN_KEYS = (
     "load_checkpoint_mode",
     "load_checkpoint_required",
     "log_mode",
@@ -46,155 +43,157 @@ _OF_RSLEARN = (
 _FREEZES = ("freez", "finetuning")
 
 
-def keys_left_out(tree: Any, *, single: bool) -> list[KeyPath]:
-    """List the keys of a dataset config that stage 1 does not take, the highest of each.
+def unused_keys(tree: Any, *, single_task: bool) -> list[KeyPath]:
+    """List the keys of a dataset config that a run does not take, the highest of each branch.
 
     Args:
         tree: the config.
-        single: whether the dataset has one plain task, so that its ``decoder`` is taken.
+        single_task: whether the dataset has one task without a name, so that its ``decoder`` is taken.
     """
-    return list(_left_out(tree, _SINGLE if single else _TAKEN, ()))
+    return list(_unused(tree, _TAKEN_SINGLE if single_task else _TAKEN, ()))
 
 
-def misspelt_keys(layer: Overlay, *, single: bool) -> list[Problem]:
-    """Find keys that are almost those that stage 1 takes; arguments as in ``keys_left_out``."""
-    found = _misspelt(layer.tree, _SINGLE if single else _TAKEN, ())
-    return [layer.problem(f"unknown key{hint}", at) for at, hint in found]
+def misspelt_keys(overlay: Overlay, *, single_task: bool) -> list[Problem]:
+    """Find keys that are almost those that a run takes; ``single_task`` as in ``unused_keys``."""
+    misspelt = _misspelt(overlay.tree, _TAKEN_SINGLE if single_task else _TAKEN, ())
+    return [overlay.problem(f"unknown key{hint}", key_path) for key_path, hint in misspelt]
 
 
-def emptied(layer: Overlay) -> list[Problem]:
-    """Find where an override puts nothing, or a single value, in place of a mapping."""
+def emptied(overlay: Overlay) -> list[Problem]:
+    """Find where an override has null, or a single value, in place of a mapping."""
+    message = "must be a mapping to lay over the one below; got "
     return [
-        layer.problem(
-            f"must be a mapping to lay over the one below; got {'null' if value is None else short(value)}", at
-        )
-        for at, value in _not_mappings(layer.tree, _MAPPINGS, ())
+        overlay.problem(message + ("null" if value is None else short(value)), key_path)
+        for key_path, value in _not_mappings(overlay.tree, _MAPPINGS, ())
     ]
 
 
-def notes_on_overrides(layer: Overlay, *, single: bool) -> list[str]:
-    """Tell of overrides for datasets that are not taken from a dataset config."""
-    what = "has no effect, since it is not taken from a dataset config; global_overrides would reach it"
-    return [str(layer.problem(what, at)) for at in keys_left_out(layer.tree, single=single)]
+def notes_on_overrides(overlay: Overlay, *, single_task: bool) -> list[str]:
+    """Note the keys of an override for datasets that have no effect, since a run does not take them."""
+    message = "has no effect, since it is not taken from a dataset config; global_overrides would reach it"
+    return [str(overlay.problem(message, key)) for key in unused_keys(overlay.tree, single_task=single_task)]
 
 
-def notes_on_file(layer: Overlay, base: Mapping[str, Any], *, single: bool) -> list[str]:
-    """Tell what of a dataset config is not taken: a line for all that the base config sets, one for each surprise.
+def notes_on_file(overlay: Overlay, base: Mapping[str, Any], *, single_task: bool) -> list[str]:
+    """Note the keys of a dataset config that a run does not take: one line for known keys, one for each unknown one.
 
     Args:
-        layer: the dataset config, its placeholders filled.
+        overlay: the dataset config, its placeholders filled.
         base: the base config; a key that has the same value there needs no note.
-        single: as in ``keys_left_out``.
+        single_task: as in ``unused_keys``.
     """
     keys = [
-        at for at in keys_left_out(layer.tree, single=single) if not _is_alike(pick(layer.tree, at), pick(base, at))
+        key_path
+        for key_path in unused_keys(overlay.tree, single_task=single_task)
+        if not _is_same(pick(overlay.tree, key_path), pick(base, key_path))
     ]
-    strange = [at for at in keys if len(at) == 1 and at[0] not in (*TOP, *_OF_RSLEARN)]
-    notes = [str(layer.problem(_unknown(at[0]), at)) for at in strange]
-    if set_by_base := [at for at in keys if at not in strange]:
+    unknown = [key_path for key_path in keys if len(key_path) == 1 and key_path[0] not in (*TOP, *_RSLEARN_KEYS)]
+    of_multi_dataset = "has no effect: this is a key of the multi-dataset config, not of a dataset config"
+    notes = [
+        str(overlay.problem(of_multi_dataset if key_path[0] in KEYS else "unknown key, has no effect", key_path))
+        for key_path in unknown
+    ]
+    if set_by_base := [key_path for key_path in keys if key_path not in unknown]:
         first, *others = set_by_base
-        names = ", ".join([dotted(first), *(f"{dotted(at)} (line {layer.line(at)})" for at in others)])
+        names = ", ".join([dotted(first), *(f"{dotted(key)} (line {overlay.line(key)})" for key in others)])
         verb = "stay behind: the base config sets them" if others else "stays behind: the base config sets it"
-        notes.append(f"{layer.document.name}:{layer.line(first)}: {names} {verb} for all datasets")
+        notes.append(f"{overlay.document.name}:{overlay.line(first)}: {names} {verb} for all datasets")
     if ("trainer",) in keys:
-        notes += _on_callbacks(layer, pick(base, ("trainer", "callbacks")))
+        notes += _notes_on_callbacks(overlay, pick(base, ("trainer", "callbacks")))
     return notes
 
 
-def _unknown(key: Any) -> str:
-    if key in KEYS:
-        return "has no effect: this is a key of the multi-dataset config, not of a dataset config"
-    return "unknown key, has no effect"
-
-
-def _on_callbacks(layer: Overlay, of_base: Any) -> Iterator[str]:
-    callbacks = pick(layer.tree, ("trainer", "callbacks"))
+def _notes_on_callbacks(overlay: Overlay, base_callbacks: Any) -> Iterator[str]:
+    callbacks = pick(overlay.tree, ("trainer", "callbacks"))
     for position, callback in enumerate(callbacks if isinstance(callbacks, list) else []):
-        at: KeyPath = ("trainer", "callbacks", position)
-        path = str(pick(callback, ("class_path",)))
-        monitor = pick(callback, ("init_args", "monitor"))
-        if callback in (of_base or []):
+        if callback in (base_callbacks or []):
             continue
-        if monitor is not None and "Checkpoint" in path:
-            what = f"{monitor!r} chooses no checkpoint: best-<dataset>.ckpt goes by the primary metric of its tasks"
-            yield str(layer.problem(what, (*at, "init_args", "monitor")))
-        elif monitor is not None:
-            what = f"{monitor!r} is not watched: the callbacks of the base config act for all datasets"
-            yield str(layer.problem(what, (*at, "init_args", "monitor")))
-        elif any(word in path.rsplit(".", 1)[-1].lower() for word in _FREEZES):
-            what = "freezes nothing: the callbacks of the base config say what is frozen, for all datasets"
-            yield str(layer.problem(what, at))
+        key_path: KeyPath = ("trainer", "callbacks", position)
+        class_path = str(pick(callback, ("class_path",)))
+        monitor = pick(callback, ("init_args", "monitor"))
+        if monitor is not None:
+            message = f"{monitor!r} is not watched: the callbacks of the base config act for all datasets"
+            if "Checkpoint" in class_path:
+                message = (
+                    f"{monitor!r} chooses no checkpoint: best-<dataset>.ckpt goes by the primary metric of its tasks"
+                )
+            yield str(overlay.problem(message, (*key_path, "init_args", "monitor")))
+        elif any(word in class_path.rsplit(".", 1)[-1].lower() for word in _FREEZES):
+            message = "freezes nothing: the callbacks of the base config say what is frozen, for all datasets"
+            yield str(overlay.problem(message, key_path))
 
 
-def _left_out(tree: Any, taken: Mapping[str, Any], at: KeyPath) -> Iterator[KeyPath]:
+def _unused(tree: Any, taken: Mapping[str, Any], parent: KeyPath) -> Iterator[KeyPath]:
     for key, value in tree.items() if isinstance(tree, Mapping) else ():
         below = taken.get(key)
         if below is None or (below is not True and value is not None and not isinstance(value, Mapping)):
-            yield (*at, key)
+            yield (*parent, key)
         elif below is not True:
-            yield from _left_out(value, below, (*at, key))
+            yield from _unused(value, below, (*parent, key))
 
 
-def _misspelt(tree: Any, taken: Mapping[str, Any], at: KeyPath, *, guess: bool = True) -> Iterator[tuple[KeyPath, str]]:
+def _misspelt(
+    tree: Any, taken: Mapping[str, Any], parent: KeyPath, *, guess: bool = True
+) -> Iterator[tuple[KeyPath, str]]:
     for key, value in tree.items() if isinstance(tree, Mapping) else ():
         if isinstance(taken.get(key), Mapping):
-            # The arguments of a class of another project are not ours to guess.
+            # The arguments of a class of another project are not known here.
             foreign = "class_path" in tree and known_arguments(str(tree["class_path"])) is None
-            yield from _misspelt(value, taken[key], (*at, key), guess=not (foreign and key == "init_args"))
-        elif guess and key not in taken and key not in (known := _known(at)) and nearest(key, [*taken, *known], 0.75):
-            yield (*at, key), did_you_mean(key, [*taken, *known])
+            yield from _misspelt(value, taken[key], (*parent, key), guess=not (foreign and key == "init_args"))
+            continue
+        if guess and key not in (known := [*taken, *_other_keys(parent)]) and nearest(key, known, 0.75):
+            yield (*parent, key), did_you_mean(key, known)
 
 
-def _known(at: KeyPath) -> Sequence[str]:
-    """Keys that mean something beside those that are taken."""
-    if not at:
-        return (*TOP, *_OF_RSLEARN)
-    if at[-1] != "init_args":
+def _other_keys(parent: KeyPath) -> Sequence[str]:
+    """Keys below a parent that have a meaning, beside those that a run takes."""
+    if not parent:
+        return (*TOP, *_RSLEARN_KEYS)
+    if parent[-1] != "init_args":
         return CLASS_KEYS
-    return sorted({name for path in _OWNERS[at[:-1]] for name in known_arguments(path) or ()})
+    return sorted({name for path in _OWNERS[parent[:-1]] for name in known_arguments(path) or ()})
 
 
-def _not_mappings(tree: Any, wanted: Mapping[str, Any], at: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+def _not_mappings(tree: Any, wanted: Mapping[str, Any], parent: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
     for key, below in wanted.items():
         if isinstance(tree, Mapping) and key in tree:
             if isinstance(tree[key], Mapping):
-                yield from _not_mappings(tree[key], below, (*at, key))
-            elif (*at[:1], key) != ("data", "init_args"):  # merging refuses that already
-                yield (*at, key), tree[key]
+                yield from _not_mappings(tree[key], below, (*parent, key))
+            elif (*parent[:1], key) != ("data", "init_args"):  # merging refuses that
+                yield (*parent, key), tree[key]
 
 
-def _is_alike(value: Any, of_base: Any) -> bool:
-    return value == of_base or (isinstance(value, str) and RENAMED_CLASSES.get(value) == of_base)
+def _is_same(value: Any, base_value: Any) -> bool:
+    return value == base_value or (isinstance(value, str) and RENAMED_CLASSES.get(value) == base_value)
 
 
 def class_replacement_problems(replaced: Sequence[ClassReplacement]) -> tuple[list[str], list[Problem]]:
-    """Tell which arguments went, and refuse another class where stage 1 puts a dataset's data and tasks.
+    """Note dropped arguments, and refuse another class where stage 1 puts a dataset's data and tasks.
 
     Args:
         replaced: the overrides that name another class.
 
     Returns:
-        Notes, and what is wrong.
+        Notes, and problems.
     """
     notes, problems = [], []
-    for one in replaced:
-        change = one.change
-        of_dataset = change.at[:-1] == DATA_MODULES
-        of_task = change.at[:-3] == DATA_MODULES and change.at[-2:] == ("init_args", "task")
-        if of_dataset or of_task:
-            what = f"an override can't make {change.new} of a dataset's {change.old.rsplit('.', 1)[-1]}"
-            problems.append(one.problem(what))
+    for replacement in replaced:
+        change = replacement.change
+        parent, last = change.key_path[:-1], change.key_path[-2:]
+        if parent == DATA_MODULES or (parent[:-2] == DATA_MODULES and last == ("init_args", "task")):
+            message = f"an override can't make {change.new} of a dataset's {change.old.rsplit('.', 1)[-1]}"
+            problems.append(replacement.problem(message))
         elif change.dropped or not change.known:
-            notes.append(str(one.problem(_replacement_text(change))))
+            notes.append(str(replacement.problem(_replacement_text(change))))
     return notes, problems
 
 
 def _replacement_text(change: ClassChange) -> str:
     kept, dropped = ", ".join(change.kept), ", ".join(change.dropped)
-    what = f"{change.new} takes the place of {change.old}"
+    text = f"{change.new} takes the place of {change.old}"
     if not change.known:
-        return f"{what}; which arguments it takes is not known here, so all stay: {kept or 'there are none'}"
-    return f"{what}; dropped, since it does not take them: {dropped}{kept and f'; these stay: {kept}'}"
+        return f"{text}; which arguments it takes is not known here, so all stay: {kept or 'there are none'}"
+    return f"{text}; dropped, since it does not take them: {dropped}{kept and f'; these stay: {kept}'}"
 
 
 # Keys from the root; ``*`` is any key, a tuple any of its keys.
@@ -220,19 +219,19 @@ class Rule:
     """One argument without effect.
 
     Attributes:
-        at: where what holds it stands in a run config; or the class paths that take it.
+        holder: key path, in a run config, of the mapping that holds it; or the class paths that take it.
         name: the argument.
         instead: why it has no effect, and what has.
-        harmless: values that ask for nothing.
+        harmless: values that need no note.
     """
 
-    at: Pattern
+    holder: Pattern
     name: str
     instead: str
     harmless: tuple[Any, ...] = (None, False)
 
-    def says(self) -> str:
-        """The note on it."""
+    def message(self) -> str:
+        """The note on the argument."""
         return f"`{self.name}` has no effect: {self.instead}"
 
 
@@ -296,52 +295,57 @@ RULES: tuple[Rule, ...] = (
 
 
 def without_effect(tree: Any) -> list[tuple[Rule, list[KeyPath]]]:
-    """The arguments in a run config that have no effect, each kind once, with all its places."""
-    found = []
+    """The arguments in a run config that have no effect: each rule once, with the key paths where it applies."""
+    result = []
     for rule in RULES:
-        holders = _of_class(tree, (), rule.at) if "." in str(rule.at[0]) else _matching(tree, (), rule.at)
-        places = [(*at, rule.name) for at, held in holders if rule.name in held and not _asks_nothing(rule, held)]
-        if places:
-            found.append((rule, places))
+        is_class = "." in str(rule.holder[0])
+        holders = _of_class(tree, (), rule.holder) if is_class else _matching(tree, (), rule.holder)
+        key_paths = [(*key_path, rule.name) for key_path, holder in holders if _applies(rule, holder)]
+        if key_paths:
+            result.append((rule, key_paths))
     if isinstance(logger := pick(tree, ("trainer", "logger")), bool):
         instead = "metrics.csv is written in any case; name a logger's class_path to have one beside it"
-        found.append((Rule(("trainer",), "logger", f"{str(logger).lower()}: {instead}"), [("trainer", "logger")]))
-    return found
+        result.append((Rule(("trainer",), "logger", f"{str(logger).lower()}: {instead}"), [("trainer", "logger")]))
+    return result
 
 
-def effect_notes(tree: Any, layers: Sequence[Overlay]) -> list[str]:
-    """The same as notes of stage 1, each at the file and line that says it."""
+def effect_notes(tree: Any, overlays: Sequence[Overlay]) -> list[str]:
+    """Notes on the arguments without effect, each at the file and line that sets it."""
     notes = []
-    for rule, places in without_effect(tree):
-        first, *others = [problem_at(layers, at, rule.says()) for at in places]
+    for rule, key_paths in without_effect(tree):
+        first, *others = [problem_at(overlays, key_path, rule.message()) for key_path in key_paths]
         also = list(dict.fromkeys(f"{o.file}:{o.line}" for o in others if (o.file, o.line) != (first.file, first.line)))
         more = f" and {len(also) - _SHOWN} more" if len(also) > _SHOWN else ""
         notes.append(str(first) + (f" (also {', '.join(also[:_SHOWN])}{more})" if also else ""))
     return notes
 
 
-def _asks_nothing(rule: Rule, held: Mapping[Any, Any]) -> bool:
-    value = held[rule.name]
-    return any(type(value) is type(one) and value == one for one in rule.harmless)
+def _applies(rule: Rule, holder: Mapping[Any, Any]) -> bool:
+    if rule.name not in holder:
+        return False
+    value = holder[rule.name]
+    return not any(type(value) is type(harmless) and value == harmless for harmless in rule.harmless)
 
 
-def _matching(node: Any, at: KeyPath, pattern: Pattern) -> Iterator[tuple[KeyPath, Mapping[Any, Any]]]:
+def _matching(node: Any, parent: KeyPath, pattern: Pattern) -> Iterator[tuple[KeyPath, Mapping[Any, Any]]]:
+    """The mappings whose key path matches a pattern."""
     if not isinstance(node, Mapping):
         return
     if not pattern:
-        yield at, node
+        yield parent, node
         # Any argument may be written as a class with its arguments.
         if isinstance(arguments := node.get("init_args"), Mapping):
-            yield (*at, "init_args"), arguments
+            yield (*parent, "init_args"), arguments
         return
     wanted = pattern[0]
     for key in [key for key in node if wanted == "*" or key == wanted or (isinstance(wanted, tuple) and key in wanted)]:
-        yield from _matching(node[key], (*at, key), pattern[1:])
+        yield from _matching(node[key], (*parent, key), pattern[1:])
 
 
-def _of_class(node: Any, at: KeyPath, classes: Pattern) -> Iterator[tuple[KeyPath, Mapping[Any, Any]]]:
+def _of_class(node: Any, parent: KeyPath, classes: Pattern) -> Iterator[tuple[KeyPath, Mapping[Any, Any]]]:
+    """The ``init_args`` of objects of some classes."""
     if isinstance(node, Mapping) and node.get("class_path") in classes and isinstance(node.get("init_args"), Mapping):
-        yield (*at, "init_args"), node["init_args"]
-    parts = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
-    for key, part in parts:
-        yield from _of_class(part, (*at, key), classes)
+        yield (*parent, "init_args"), node["init_args"]
+    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        yield from _of_class(value, (*parent, key), classes)

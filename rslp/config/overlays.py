@@ -1,28 +1,13 @@
-"""A run config is a stack of layers: each is a piece of one file, put at its place. Later layers win.
-
-Because the pieces keep their origin, every value of the result can be traced to the file and line that set it, and to
-those it beat.
-"""
+"""Overlays: pieces of files that are merged into a run config; later ones win, and each value can be traced."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rslp.config.merge import (
-    Accepts,
-    ClassChange,
-    KeyPath,
-    dotted,
-    is_plus,
-    known_arguments,
-    merge,
-    nest,
-    pick,
-    plus_target,
-)
-from rslp.errors import ConfigError, Problem
+from rslp.config.merge import Accepts, ClassChange, is_plus, known_arguments, merge, nest, pick, plus_target
+from rslp.errors import ConfigError, KeyPath, Problem, dotted
 from rslp.io import Document
 
 
@@ -31,168 +16,133 @@ class Overlay:
     """A piece of a file.
 
     Attributes:
-        tree: the piece; ``key+`` appends to lists of the layers below.
-        at: where it goes in the run config.
+        tree: the piece; ``key+`` appends to lists of the overlays below.
+        target: key path in the run config where the piece goes.
         document: the file it is from.
-        source: where it stands in that file.
-        moved: for keys that were renamed on the way: new key path within the piece -> key path in the file.
+        source: key path of the piece in that file.
+        moved: for keys that were renamed: new key path within the piece -> key path in the file.
     """
 
     tree: Any
-    at: KeyPath
+    target: KeyPath
     document: Document
     source: KeyPath
     moved: Mapping[KeyPath, KeyPath] = field(default_factory=dict)
 
     def line(self, within: KeyPath) -> int | None:
-        """Give the line in the file where a key of the piece stands, or that of its nearest parent."""
-        return self.document.nearest_line(self.place(within))
+        """The line in the file of a key of the piece, or of its nearest parent."""
+        return self.document.nearest_line(self.path_in_file(within))
 
     def written(self, within: KeyPath) -> Any:
-        """Give what the file says there, with its placeholders; None where it cannot be told."""
-        return pick(self.document.data, self.place(within))
+        """The value as the file has it, with its placeholders; None where the file does not hold the key."""
+        return pick(self.document.data, self.path_in_file(within))
 
-    def place(self, within: KeyPath) -> KeyPath:
-        """Give the key path in the file of a key of the piece."""
+    def path_in_file(self, within: KeyPath) -> KeyPath:
+        """The key path in the file of a key of the piece."""
         for length in range(len(within), -1, -1):
             old = self.moved.get(within[:length])
             if old is not None:
                 return (*old, *within[length:])
         return (*self.source, *within)
 
-    def changed(self, tree: Any, moved: Mapping[KeyPath, KeyPath]) -> Overlay:
-        """Give the layer with another tree.
+    def with_tree(self, tree: Any, moved: Mapping[KeyPath, KeyPath]) -> Overlay:
+        """The overlay with another tree.
 
         Args:
-            tree: the tree.
-            moved: for keys that stand elsewhere now: new key path -> key path in the tree before.
+            tree: the new tree.
+            moved: for keys that were renamed: new key path -> key path in the present tree.
         """
-        in_file = {new: self.place(old) for new, old in moved.items()}
-        return Overlay(tree, self.at, self.document, self.source, {**self.moved, **in_file})
+        in_file = {new: self.path_in_file(old) for new, old in moved.items()}
+        return Overlay(tree, self.target, self.document, self.source, {**self.moved, **in_file})
 
-    def problem(self, what: str, within: KeyPath) -> Problem:
-        """Make a problem of a key of the piece, named as it stands in the file."""
-        return Problem(what, self.document.name, self.line(within), dotted((*self.source, *within)))
+    def problem(self, message: str, within: KeyPath) -> Problem:
+        """A problem with a key of the piece, at its place in the file."""
+        return Problem(message, self.document.name, self.line(within), dotted((*self.source, *within)))
 
 
 @dataclass(frozen=True)
 class ValueOrigin:
-    """One file's say in a value.
+    """One file that sets a value of the run config.
 
     Attributes:
-        layer: the piece of a file that says it.
-        within: where in the piece.
-        value: what it says.
-        won: whether the value of the run config comes from here (for appended lists: also from here).
+        overlay: the piece of the file.
+        within: key path of the value in the piece.
+        value: the value that it sets.
+        won: whether the run config has this value (a list with appended items has several such origins).
     """
 
-    layer: Overlay
+    overlay: Overlay
     within: KeyPath
     value: Any
     won: bool
 
     @property
-    def document(self) -> Document:
-        """The file."""
-        return self.layer.document
-
-    @property
     def key(self) -> KeyPath:
-        """Where the value stands in the file."""
-        return self.layer.place(self.within)
+        """The value's key path in the file."""
+        return self.overlay.path_in_file(self.within)
 
     def line(self, below: KeyPath = ()) -> int | None:
-        """Give the 1-based line where the value stands, or a part of it."""
-        return self.layer.line((*self.within, *below))
+        """The 1-based line of the value, or of a part of it."""
+        return self.overlay.line((*self.within, *below))
 
 
 @dataclass(frozen=True)
 class ClassReplacement:
-    """A layer that names another class over the one below.
+    """An overlay that names another class than the overlays below it.
 
     Attributes:
-        layer: the layer.
-        change: what it changes, with its place in the run config.
+        overlay: the overlay.
+        change: the two classes and their arguments; its key path is one of the run config.
     """
 
-    layer: Overlay
+    overlay: Overlay
     change: ClassChange
 
-    def problem(self, what: str) -> Problem:
-        """Make a problem of the ``class_path`` that the layer names."""
-        return self.layer.problem(what, (*self.change.at, "class_path")[len(self.layer.at) :])
+    def problem(self, message: str) -> Problem:
+        """A problem with the ``class_path`` that the overlay names."""
+        return self.overlay.problem(message, (*self.change.key_path, "class_path")[len(self.overlay.target) :])
 
 
 def merge_overlays(
-    layers: Sequence[Overlay], *, accepts: Accepts = known_arguments, replaced: list[ClassReplacement] | None = None
+    overlays: Sequence[Overlay], *, accepts: Accepts = known_arguments, replaced: list[ClassReplacement] | None = None
 ) -> dict[str, Any]:
-    """Merge a stack of layers, bottom first.
+    """Merge a stack of overlays, bottom first.
 
     Args:
-        layers: the layers.
+        overlays: the stack.
         accepts: gives the arguments that a class takes.
-        replaced: gets each place where a layer names another class than those below.
+        replaced: each overlay that names another class than those below is appended to it.
 
     Raises:
-        ConfigError: a ``+`` key that cannot append, ``init_args`` that are emptied, with file and line.
+        ConfigError: a ``+`` key that cannot append, or ``init_args`` that are emptied; with file and line.
     """
     result: dict[str, Any] = {}
-    for layer in layers:
+    for overlay in overlays:
         changes: list[ClassChange] = []
         try:
-            result = merge(result, nest(layer.tree, layer.at), accepts=accepts, changes=changes)
+            result = merge(result, nest(overlay.tree, overlay.target), accepts=accepts, changes=changes)
         except ConfigError as error:
-            raise ConfigError(_located(error.problems, layer)) from None
+            start = len(overlay.target)
+            raise ConfigError(
+                overlay.problem(problem.what, tuple(problem.key.split("."))[start:]) for problem in error.problems
+            ) from None
         if replaced is not None:
-            replaced += [ClassReplacement(layer, change) for change in changes]
+            replaced += [ClassReplacement(overlay, change) for change in changes]
     return result
 
 
-def trace_origins(
-    layers: Sequence[Overlay], result: Mapping[str, Any], *, accepts: Accepts = known_arguments
-) -> Iterator[tuple[KeyPath, list[ValueOrigin]]]:
-    """Trace every value of a run config: its key path, and who set it, bottom layer first.
-
-    Args:
-        layers: the stack the config was folded from.
-        result: the config; values that no layer holds (derived ones) have no settings.
-        accepts: gives the arguments that a class takes, as when the stack was folded.
-
-    Yields:
-        One pair for each leaf; a list is a leaf. Arguments that a class above does not take come too; nobody won there.
-    """
-    pieces = [_Piece(layer, nest(layer.tree, layer.at), -len(layer.at)) for layer in layers]
-    yield from _Tracer(accepts).trace((), result, pieces)
+def problem_at(overlays: Sequence[Overlay], key_path: KeyPath, message: str) -> Problem:
+    """A problem with a key path of the run config, at its place in the file that set it."""
+    for length in range(len(key_path), 0, -1):
+        for overlay in reversed(overlays):
+            start = len(overlay.target)
+            if key_path[:length][:start] == overlay.target and _holds(overlay.tree, key_path[start:length]):
+                return overlay.problem(message, key_path[start:])
+    return Problem(message, key=dotted(key_path))
 
 
-def deciding_overlay(layers: Sequence[Overlay], at: KeyPath) -> tuple[Overlay, KeyPath] | None:
-    """Find the layer that decides a key path, and the path within it; None when no layer holds it."""
-    for layer in reversed(layers):
-        if at[: len(layer.at)] == layer.at and _holds(layer.tree, at[len(layer.at) :]):
-            return layer, at[len(layer.at) :]
-    return None
-
-
-def problem_at(layers: Sequence[Overlay], at: KeyPath, what: str) -> Problem:
-    """Make a problem of a key path of the run config, located in the file that set it."""
-    for length in range(len(at), 0, -1):
-        found = deciding_overlay(layers, at[:length])
-        if found is not None:
-            layer, within = found
-            return layer.problem(what, (*within, *at[length:]))
-    return Problem(what, key=dotted(at))
-
-
-def _located(problems: Iterable[Problem], layer: Overlay) -> list[Problem]:
-    located = []
-    for problem in problems:
-        within = tuple(problem.key.split("."))[len(layer.at) :]
-        located.append(layer.problem(problem.what, within))
-    return located
-
-
-def _holds(tree: Any, at: KeyPath) -> bool:
-    for key in at:
+def _holds(tree: Any, key_path: KeyPath) -> bool:
+    for key in key_path:
         if isinstance(tree, Mapping):
             key = key if key in tree else f"{key}+"
             if key not in tree:
@@ -205,27 +155,45 @@ def _holds(tree: Any, at: KeyPath) -> bool:
     return True
 
 
+def trace_origins(
+    overlays: Sequence[Overlay], result: Mapping[str, Any], *, accepts: Accepts = known_arguments
+) -> Iterator[tuple[KeyPath, list[ValueOrigin]]]:
+    """Find for every value of a run config the files that set it.
+
+    Args:
+        overlays: the stack that the config was merged from.
+        result: the config; values that no overlay holds (derived ones) have no origins.
+        accepts: gives the arguments that a class takes, as when the stack was merged.
+
+    Yields:
+        For each leaf (a list is one) its key path and its origins, bottom overlay first. Arguments that were dropped
+        with their class come too; none of their origins has won.
+    """
+    pieces = [_Piece(overlay, nest(overlay.tree, overlay.target), -len(overlay.target)) for overlay in overlays]
+    yield from _Tracer(accepts).trace((), result, pieces)
+
+
 @dataclass(frozen=True)
 class _Piece:
-    """What a layer says below some key.
+    """The part of an overlay below some key path of the run config.
 
     Attributes:
-        layer: the layer.
-        tree: what it says.
-        depth: how far below the layer's own place; negative above it.
-        taken: which of the keys right below are still arguments, since a layer above names another class; None for all.
-        fallen: whether it fell away because a class above does not take it.
+        overlay: the overlay.
+        tree: the part.
+        depth: how many keys the key path is longer than the overlay's target; negative where it is shorter.
+        accepted: names of its keys that the classes named above accept as arguments; None for all.
+        dropped: whether it was dropped with its class.
     """
 
-    layer: Overlay
+    overlay: Overlay
     tree: Any
     depth: int
-    taken: frozenset[str] | None = None
-    fallen: bool = False
+    accepted: frozenset[str] | None = None
+    dropped: bool = False
 
 
 @dataclass(frozen=True)
-class _Plus:
+class _Appended:
     items: Any
 
 
@@ -233,43 +201,49 @@ class _Plus:
 class _Tracer:
     accepts: Accepts
 
-    def trace(self, at: KeyPath, node: Any, pieces: Sequence[_Piece]) -> Iterator[tuple[KeyPath, list[ValueOrigin]]]:
+    def trace(
+        self, key_path: KeyPath, node: Any, pieces: Sequence[_Piece]
+    ) -> Iterator[tuple[KeyPath, list[ValueOrigin]]]:
         if not isinstance(node, dict) or not node:
-            yield at, _settings_of(at, pieces)
+            yield key_path, _origins(key_path, pieces)
             return
         below = self._below(pieces)
         for key, value in node.items():
-            yield from self.trace((*at, key), value, below.get(key, []))
+            yield from self.trace((*key_path, key), value, below.get(key, []))
         for key in below:
             if key not in node:
-                yield from self._is_dropped((*at, key), below[key])
+                yield from self._trace_dropped((*key_path, key), below[key])
 
-    def _is_dropped(self, at: KeyPath, pieces: Sequence[_Piece]) -> Iterator[tuple[KeyPath, list[ValueOrigin]]]:
+    def _trace_dropped(
+        self, key_path: KeyPath, pieces: Sequence[_Piece]
+    ) -> Iterator[tuple[KeyPath, list[ValueOrigin]]]:
         below = self._below(pieces)
         for key in below:
-            yield from self._is_dropped((*at, key), below[key])
-        if found := _settings_of(at, [piece for piece in pieces if piece.fallen]):
-            yield at, found
+            yield from self._trace_dropped((*key_path, key), below[key])
+        if origins := _origins(key_path, [piece for piece in pieces if piece.dropped]):
+            yield key_path, origins
 
     def _below(self, pieces: Sequence[_Piece]) -> dict[Any, list[_Piece]]:
-        """Go one key down."""
+        """The pieces one key further down, by that key."""
         below: dict[Any, list[_Piece]] = {}
-        for piece, names in zip(pieces, self._accepted_above(pieces), strict=True):
-            # Of one mapping, what is appended comes after what it is appended to, as in merging.
-            said = sorted(piece.tree.items(), key=lambda item: is_plus(item[0])) if isinstance(piece.tree, dict) else ()
-            for key, value in said:
+        for piece, arguments in zip(pieces, self._arguments(pieces), strict=True):
+            # Within one mapping, a `key+` is merged after its `key`.
+            items = (
+                sorted(piece.tree.items(), key=lambda item: is_plus(item[0])) if isinstance(piece.tree, dict) else ()
+            )
+            for key, value in items:
                 name = plus_target(key)
-                lost = piece.taken is not None and name not in piece.taken
-                lost = lost or (name == "dict_kwargs" and names is not None)
-                inner = _Plus(value) if is_plus(key) else value
-                taken = names if name == "init_args" else None
-                made = _Piece(piece.layer, inner, piece.depth + 1, taken=taken, fallen=piece.fallen or lost)
-                below.setdefault(name, []).append(made)
+                dropped = piece.accepted is not None and name not in piece.accepted
+                dropped = piece.dropped or dropped or (name == "dict_kwargs" and arguments is not None)
+                tree = _Appended(value) if is_plus(key) else value
+                accepted = arguments if name == "init_args" else None
+                part = _Piece(piece.overlay, tree, piece.depth + 1, accepted=accepted, dropped=dropped)
+                below.setdefault(name, []).append(part)
         return below
 
-    def _accepted_above(self, pieces: Sequence[_Piece]) -> list[frozenset[str] | None]:
+    def _arguments(self, pieces: Sequence[_Piece]) -> list[frozenset[str] | None]:
         """For each piece, the arguments that all classes named above it take; None for all."""
-        taken: list[frozenset[str] | None] = [None] * len(pieces)
+        result: list[frozenset[str] | None] = [None] * len(pieces)
         current: str | None = None
         for position, piece in enumerate(pieces):
             named = piece.tree.get("class_path") if isinstance(piece.tree, dict) else None
@@ -277,20 +251,21 @@ class _Tracer:
                 continue
             names = self.accepts(named) if current not in (None, named) else None
             if names is not None:
-                taken[:position] = [names if old is None else names & old for old in taken[:position]]
+                result[:position] = [names if old is None else names & old for old in result[:position]]
             current = named
-        return taken
+        return result
 
 
-def _settings_of(at: KeyPath, pieces: Sequence[_Piece]) -> list[ValueOrigin]:
-    found = []
+def _origins(key_path: KeyPath, pieces: Sequence[_Piece]) -> list[ValueOrigin]:
+    origins = []
     winning = True
     for piece in reversed(pieces):
         value = piece.tree
-        # What lies above the place of a layer is only the way there, said by nobody.
+        # The keys above an overlay's target were added by `nest`: no file holds them.
         if piece.depth < 0 or (isinstance(value, dict) and value):
             continue
-        plain = value.items if isinstance(value, _Plus) else value
-        found.append(ValueOrigin(piece.layer, at[len(at) - piece.depth :], plain, winning and not piece.fallen))
-        winning = winning and (piece.fallen or isinstance(value, _Plus))
-    return found[::-1]
+        plain = value.items if isinstance(value, _Appended) else value
+        within = key_path[len(key_path) - piece.depth :]
+        origins.append(ValueOrigin(piece.overlay, within, plain, winning and not piece.dropped))
+        winning = winning and (piece.dropped or isinstance(value, _Appended))
+    return origins[::-1]

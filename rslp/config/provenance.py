@@ -1,4 +1,4 @@
-"""Tell where the values of a run config come from: as a file beside it, as its header, or for one key."""
+"""Provenance: which files the values of a run config come from, as a file beside it, as its header, or for one key."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rslp.config.compose import RunConfig
-from rslp.config.merge import KeyPath, dotted, pick
+from rslp.config.merge import pick
 from rslp.config.overlays import ValueOrigin, trace_origins
 from rslp.config.placeholders import names_in
-from rslp.errors import UsageError
+from rslp.errors import KeyPath, UsageError, dotted
 from rslp.io import Document
 from rslp.suggest import did_you_mean
 
-# Gives the name that a file has in what is written: relative, so that bytes do not depend on the checkout.
+# Gives a file's name for the output: relative, so that the output does not depend on the checkout's folder.
 Name = Callable[[Document], str]
 
 
 def header(documents: Sequence[Document], name: Name, *, command: str) -> str:
-    """Write the comment that a run config begins with: how it was made, and from what.
+    """The comment that a run config begins with: the command and the files that it was made from.
 
     Args:
         documents: the files, the multi-dataset config first.
         name: gives a file's name.
-        command: what to run to make it anew.
+        command: the command that makes it anew.
     """
     lines = [
         "Made by stage 1; edit the files below and make it anew instead of editing this one:",
@@ -32,13 +32,13 @@ def header(documents: Sequence[Document], name: Name, *, command: str) -> str:
         "From:",
     ]
     width = max(len(name(document)) for document in documents)
-    seen = dict.fromkeys((name(document), document.sha256[:16]) for document in documents)
-    lines += [f"  {shown:<{width}}  sha256 {digest}" for shown, digest in seen]
+    files = dict.fromkeys((name(document), document.sha256[:16]) for document in documents)
+    lines += [f"  {shown:<{width}}  sha256 {digest}" for shown, digest in files]
     return "".join(f"# {line}\n" for line in lines)
 
 
 def provenance_text(run: RunConfig, name: Name) -> str:
-    """Write the provenance of all values as JSON, one line for each: dotted key -> [{file, line, key, value, won}].
+    """The provenance of all values as JSON, one line for each: dotted key -> [{file, line, key, value, won}].
 
     ``key`` is the list of keys that lead to the value in the file; all three are null where stage 1 made the value.
 
@@ -47,14 +47,14 @@ def provenance_text(run: RunConfig, name: Name) -> str:
         name: gives a file's name.
     """
     lines = []
-    for at, found in trace_origins(run.layers, run.tree, accepts=run.accepts):
-        entries = [_entry(setting, name) for setting in found] or [_derived(run, at)]
-        lines.append(f"{json.dumps(dotted(at))}: {json.dumps(entries, default=str)}")
+    for key_path, origins in trace_origins(run.overlays, run.tree, accepts=run.accepts):
+        entries = [_entry(origin, name) for origin in origins] or [_derived(run, key_path)]
+        lines.append(f"{json.dumps(dotted(key_path))}: {json.dumps(entries, default=str)}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def explain(run: RunConfig, key: str, name: Name) -> str:
-    """Tell where one value comes from, and what it beat.
+    """Describe which file sets one value, and which other files it wins over.
 
     Args:
         run: the composed config.
@@ -64,71 +64,71 @@ def explain(run: RunConfig, key: str, name: Name) -> str:
     Raises:
         UsageError: the run config has no such key.
     """
-    traced = dict(trace_origins(run.layers, run.tree, accepts=run.accepts))
-    if (
-        fallen := next((leaf for leaf in traced if dotted(leaf) == key and _has_fallen(traced[leaf])), None)
-    ) is not None:
-        reason = (
-            "fell away: another class, which does not take it, took the place of the one that it was an argument of"
-        )
-        return "\n".join([f"{key} {reason}", *_explained(run, fallen, traced[fallen], (), name)])
-    at = _find(run.tree, key)
-    for leaf, found in traced.items():
-        if leaf == at or (leaf == at[: len(leaf)] and leaf):
-            return "\n".join(
-                [f"{key} = {_shown(pick(run.tree, at))}", *_explained(run, leaf, found, at[len(leaf) :], name)]
-            )
-    parts = [dotted(leaf) for leaf in traced if leaf[: len(at)] == at and not _has_fallen(traced[leaf])]
-    return "\n".join([f"{key} is a mapping with {len(parts)} values:", *(f"  {part}" for part in parts)])
+    traced = dict(trace_origins(run.overlays, run.tree, accepts=run.accepts))
+    for leaf, origins in traced.items():
+        if dotted(leaf) == key and _is_dropped(origins):
+            reason = "another class, which does not take it, took the place of the one that it was an argument of"
+            return "\n".join([f"{key} fell away: {reason}", *_origin_lines(run, leaf, origins, (), name)])
+    key_path = _find(run.tree, key)
+    for leaf, origins in traced.items():
+        if leaf and leaf == key_path[: len(leaf)]:
+            within = key_path[len(leaf) :]
+            lines = _origin_lines(run, leaf, origins, within, name)
+            return "\n".join([f"{key} = {_shown(pick(run.tree, key_path))}", *lines])
+    below = [dotted(leaf) for leaf in traced if leaf[: len(key_path)] == key_path and not _is_dropped(traced[leaf])]
+    return "\n".join([f"{key} is a mapping with {len(below)} values:", *(f"  {part}" for part in below)])
 
 
-def _explained(run: RunConfig, leaf: KeyPath, found: list[ValueOrigin], within: KeyPath, name: Name) -> list[str]:
-    if not found:
+def _origin_lines(run: RunConfig, leaf: KeyPath, origins: list[ValueOrigin], within: KeyPath, name: Name) -> list[str]:
+    if not origins:
         return [f"  derived: {_derived(run, leaf)['derived']}"]
     lines = []
-    for setting in reversed(found):
-        verb = "set by" if setting.won else "beat  "
-        value = pick(setting.value, within) if within else setting.value
-        lines.append(f"  {verb} {name(setting.document)}:{setting.line(within)}  {_shown(value)}")
-        written = setting.layer.written((*setting.within, *within))
+    for origin in reversed(origins):
+        verb = "set by" if origin.won else "beat  "
+        value = pick(origin.value, within) if within else origin.value
+        lines.append(f"  {verb} {name(origin.overlay.document)}:{origin.line(within)}  {_shown(value)}")
+        written = origin.overlay.written((*origin.within, *within))
         for placeholder in names_in(written):
             document, line = run.constants[placeholder]
             lines.append(f"         where {{{placeholder}}} is set by {name(document)}:{line}")
     return lines
 
 
-def _has_fallen(found: Sequence[ValueOrigin]) -> bool:
-    return bool(found) and not any(setting.won for setting in found)
+def _is_dropped(origins: Sequence[ValueOrigin]) -> bool:
+    return bool(origins) and not any(origin.won for origin in origins)
 
 
 def _find(tree: Mapping[str, Any], key: str) -> KeyPath:
-    """Turn a dotted key into a key path; keys may be numbers, or hold dots themselves."""
-    at: list[str | int] = []
+    """Turn a dotted key into a key path; keys may be numbers, or have dots in them."""
+    key_path: list[str | int] = []
     node: Any = tree
     words = key.split(".")
     while words:
         options = list(node) if isinstance(node, Mapping) else list(range(len(node))) if isinstance(node, list) else []
-        taken = next(((o, n) for n in range(len(words), 0, -1) for o in options if str(o) == ".".join(words[:n])), None)
-        if taken is None:
+        # The longest option wins.
+        lengths = range(len(words), 0, -1)
+        match = next(((o, n) for n in lengths for o in options if str(o) == ".".join(words[:n])), None)
+        if match is None:
             hint = did_you_mean(words[0], map(str, options))
-            there = dotted(tuple(at)) or "the run config"
-            raise UsageError(f"--explain {key}: {there} has no {words[0]!r}{hint}")
-        at.append(taken[0])
-        node = node[taken[0]]
-        words = words[taken[1] :]
-    return tuple(at)
+            parent = dotted(tuple(key_path)) or "the run config"
+            raise UsageError(f"--explain {key}: {parent} has no {words[0]!r}{hint}")
+        option, length = match
+        key_path.append(option)
+        node = node[option]
+        words = words[length:]
+    return tuple(key_path)
 
 
-def _entry(setting: ValueOrigin, name: Name) -> dict[str, Any]:
-    where = {"file": name(setting.document), "line": setting.line(), "key": setting.key}
-    return {**where, "value": setting.value, "won": setting.won}
+def _entry(origin: ValueOrigin, name: Name) -> dict[str, Any]:
+    source = {"file": name(origin.overlay.document), "line": origin.line(), "key": origin.key}
+    return {**source, "value": origin.value, "won": origin.won}
 
 
-def _derived(run: RunConfig, at: KeyPath) -> dict[str, Any]:
-    reason = next(
-        (run.derived[at[:length]] for length in range(len(at), 0, -1) if at[:length] in run.derived), "stage 1"
-    )
-    return {"file": None, "line": None, "key": None, "value": pick(run.tree, at), "won": True, "derived": reason}
+def _derived(run: RunConfig, key_path: KeyPath) -> dict[str, Any]:
+    parents = (key_path[:length] for length in range(len(key_path), 0, -1))
+    reason = next((run.derived[parent] for parent in parents if parent in run.derived), "stage 1")
+    value = pick(run.tree, key_path)
+    return {"file": None, "line": None, "key": None, "value": value, "won": True, "derived": reason}
 
 
 def _shown(value: Any) -> str:

@@ -1,6 +1,6 @@
-"""The multi-dataset config for editors and for readers: a JSON schema, and the tables of the documentation.
+"""The keys of the multi-dataset config; its JSON schema and the tables of the documentation are made from them.
 
-``python -m rslp.config.schema`` writes both anew from the table of keys.
+``python -m rslp.config.schema`` writes both anew.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Key:
     """One key.
 
     Attributes:
-        kind: what the value must be, as a name that ``rslp.config.multi_dataset`` and the JSON schema know.
-        help: what it does, one sentence.
-        default: what holds when it is left out; empty when it must be given.
+        kind: the kind of its value, a key of ``_KINDS`` here and in ``rslp.config.multi_dataset``.
+        help: its effect, one sentence.
+        default: the value when it is left out, in words; empty when it must be given.
         old: an older spelling.
     """
 
@@ -77,7 +77,6 @@ OPTION_KEYS: dict[str, Key] = {
 CONSTANTS = ("patch_size", "encoder_embedding_size", "helios_checkpoint_path")
 FLAT_KEYS = ("batch_size", "num_workers", "max_train_patches", "max_val_patches")
 
-
 _ROOT = Path(__file__).resolve().parents[2]
 SCHEMA_FILE = _ROOT / "data" / "helios" / "v3_multitask" / "multi_dataset.schema.json"
 DOCS_FILE = _ROOT / "docs" / "multi_dataset_config.md"
@@ -105,7 +104,7 @@ _KINDS: dict[str, dict[str, Any]] = {
 
 
 def json_schema() -> dict[str, Any]:
-    """Make the JSON schema of a multi-dataset config."""
+    """The JSON schema of a multi-dataset config."""
     entry = _object(ENTRY_KEYS, {}, required=["cfgs"])
     kinds = {
         "entries": {"type": "array", "minItems": 1, "items": {"oneOf": [*_PATHS["oneOf"], entry]}},
@@ -118,7 +117,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def key_table(keys: Mapping[str, Key]) -> str:
-    """Make the documentation's table of some keys, in Markdown."""
+    """The documentation's table of some keys, in Markdown."""
     rows = ["| key | value | left out | what it does |", "|---|---|---|---|"]
     for name, key in keys.items():
         old = f" (old: `{key.old}`)" if key.old else ""
@@ -127,7 +126,7 @@ def key_table(keys: Mapping[str, Key]) -> str:
 
 
 def documented(text: str) -> str:
-    """Give the documentation page with its generated tables made anew."""
+    """The documentation page with its generated tables made anew."""
     for name, keys in (("keys", KEYS), ("entry", ENTRY_KEYS), ("options", OPTION_KEYS)):
         block = f"<!-- generated: {name} -->\n{key_table(keys)}\n<!-- end -->"
         before, after = re.split(rf"<!-- generated: {name} -->\n.*?<!-- end -->", text, flags=re.DOTALL)

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rslp.config import Anchor, MultiDatasetConfig, Sources, config_kind
-from rslp.errors import ConfigError, Problem
-from rslp.io import Document, anchor_paths, find_file, read_yaml, shipped_config
+from rslp.errors import ConfigError, KeyPath, Problem
+from rslp.io import Document, anchor_paths, find_file, is_remote, read_yaml, shipped_config
 
 SHIPPED_BASE = "v3_multitask/base.yaml"
 _WANTED = {"base_cfg": ("base config", "run config"), "dataset_cfgs": ("dataset config",)}
-KeyPath = tuple[str | int, ...]
 
 
 def read_sources(multi_config: MultiDatasetConfig) -> Sources:
@@ -26,10 +25,10 @@ def read_sources(multi_config: MultiDatasetConfig) -> Sources:
     base = _read_base(multi_config, problems)
     datasets = []
     for entry in multi_config.entries:
-        places = [_place(multi_config.document, entry.at, position) for position in range(len(entry.cfgs))]
-        pairs = zip(entry.cfgs, places, strict=True)
-        found = [_read(multi_config, path, at, "dataset_cfgs", problems) for path, at in pairs]
-        datasets.append(tuple(document for document in found if document is not None))
+        key_paths = [_cfg_key_path(multi_config.document, entry.key_path, i) for i in range(len(entry.cfgs))]
+        pairs = zip(entry.cfgs, key_paths, strict=True)
+        documents = [_read(multi_config, path, key_path, "dataset_cfgs", problems) for path, key_path in pairs]
+        datasets.append(tuple(document for document in documents if document is not None))
     info = _read_info(multi_config, base, problems) if base is not None else None
     if problems or base is None:
         raise ConfigError(dict.fromkeys(problems))
@@ -48,93 +47,89 @@ def _read_info(multi_config: MultiDatasetConfig, base: Document, problems: list[
     if not isinstance(path, str):
         return None
     folders = [base.folder, *folders_of(multi_config)]
-    info = _read_found(path, folders, base, ("all_dataset_info_path",), problems)
+    info = _find_and_read(path, folders, base, ("all_dataset_info_path",), problems)
     if info is not None and not isinstance(info.data, Mapping):
         problems.append(Problem("is no table of datasets: a mapping is wanted", info.name))
     return info
 
 
 def _read(
-    multi_config: MultiDatasetConfig, path: str, at: KeyPath, key: str, problems: list[Problem]
+    multi_config: MultiDatasetConfig, path: str, key_path: KeyPath, key: str, problems: list[Problem]
 ) -> Document | None:
-    document = _read_found(path, folders_of(multi_config), multi_config.document, at, problems)
+    document = _find_and_read(path, folders_of(multi_config), multi_config.document, key_path, problems)
     if document is None:
         return None
     kind = config_kind(document.data)
     if kind == "multi-dataset config" or not isinstance(document.data, Mapping) or (kind and kind not in _WANTED[key]):
-        told = f"a {kind}" if kind else "no config: a mapping with data and model is wanted"
-        told = "empty" if document.data is None else told
-        problems.append(Problem(f"is {told}, but {key} names it; a {_WANTED[key][0]} is wanted", document.name))
+        actual = f"a {kind}" if kind else "no config: a mapping with data and model is wanted"
+        actual = "empty" if document.data is None else actual
+        problems.append(Problem(f"is {actual}, but {key} names it; a {_WANTED[key][0]} is wanted", document.name))
         return None
     return document
 
 
-def _read_found(
-    path: str, folders: list[str], namer: Document, at: KeyPath, problems: list[Problem]
+def _find_and_read(
+    path: str, folders: list[str], namer: Document, key_path: KeyPath, problems: list[Problem]
 ) -> Document | None:
-    key = ".".join(map(str, at))
+    """Read a file that another one names at ``key_path``; None, and a problem more, where that fails."""
     expanded = os.path.expandvars(path)
     if "${" in expanded:
-        what = f"{path!r} needs an environment variable that is not set"
-        problems.append(Problem(what, namer.name, namer.nearest_line(at), key))
+        problems.append(namer.problem(f"{path!r} needs an environment variable that is not set", key_path))
         return None
-    found = find_file(str(Path(expanded).expanduser()) if expanded.startswith("~") else expanded, folders)
-    if found is None or ("://" not in found and not Path(found).exists()):
-        tried = f"; looked in {', '.join(dict.fromkeys(folders))}" if found is None else ""
-        problems.append(Problem(f"{path!r} does not exist{tried}", namer.name, namer.nearest_line(at), key))
+    file = find_file(str(Path(expanded).expanduser()) if expanded.startswith("~") else expanded, folders)
+    if file is None or (not is_remote(file) and not Path(file).exists()):
+        looked_in = f"; looked in {', '.join(dict.fromkeys(folders))}" if file is None else ""
+        problems.append(namer.problem(f"{path!r} does not exist{looked_in}", key_path))
         return None
-    if "://" not in found and not Path(found).is_file() and not Path(found).is_dir():
-        problems.append(Problem(f"{path!r} is no regular file", namer.name, namer.nearest_line(at), key))
+    if not is_remote(file) and not Path(file).is_file() and not Path(file).is_dir():
+        problems.append(namer.problem(f"{path!r} is no regular file", key_path))
         return None
     try:
-        return read_yaml(found, name=display_path(found))
+        return read_yaml(file, name=display_path(file))
     except ConfigError as error:
         for problem in error.problems:
-            # A file on a store that can't be had is told where it is named.
-            place = (namer.name, namer.nearest_line(at), key)
-            told = Problem(f"{path!r} {problem.what}", *place) if "://" in found and not problem.line else problem
-            problems.append(told)
+            # A remote file that cannot be read is reported where it is named.
+            unread = is_remote(file) and not problem.line
+            problems.append(namer.problem(f"{path!r} {problem.what}", key_path) if unread else problem)
         return None
 
 
-def _place(document: Document, at: KeyPath, position: int) -> KeyPath:
-    """Find where the multi-dataset config names a file of an entry, in whichever form it is written."""
-    forms = ((*at, "cfgs", position), (*at, "cfgs"), (*at, position), at)
-    return next((form for form in forms if document.line(form) is not None), at)
+def _cfg_key_path(document: Document, entry: KeyPath, position: int) -> KeyPath:
+    """The key path of a file of an entry, in whichever form the entry is written."""
+    forms = ((*entry, "cfgs", position), (*entry, "cfgs"), (*entry, position), entry)
+    return next((form for form in forms if document.line(form) is not None), entry)
 
 
 def folders_of(multi_config: MultiDatasetConfig) -> list[str]:
-    """Give where the paths in the multi-dataset config are looked up."""
+    """The folders in which paths of the multi-dataset config are looked up."""
     return [multi_config.document.folder, str(Path.cwd())]
 
 
 def anchor_for(multi_config: MultiDatasetConfig) -> Anchor:
-    """Make the function that makes relative paths absolute: beside their file first, then where the recipe's are."""
+    """The ``Anchor`` that looks relative paths up beside their file, then beside the multi-dataset config."""
 
     def anchor(tree: Any, document: Document, source: KeyPath) -> Any:
         folders = [document.folder, *folders_of(multi_config)]
-
-        def line(at: KeyPath) -> int | None:
-            return document.nearest_line((*source, *at))
-
-        return anchor_paths(tree, folders, name=document.name, line=line)
+        return anchor_paths(
+            tree, folders, name=document.name, line=lambda key_path: document.nearest_line((*source, *key_path))
+        )
 
     return anchor
 
 
 def all_documents(multi_config: MultiDatasetConfig, sources: Sources) -> list[Document]:
-    """Give every file that a run config is made from, the multi-dataset config first."""
-    documents = [multi_config.document, sources.base, *(one for many in sources.datasets for one in many)]
+    """Every file that a run config is made from, the multi-dataset config first."""
+    documents = [multi_config.document, sources.base, *(file for files in sources.datasets for file in files)]
     return documents if sources.info is None else [*documents, sources.info]
 
 
 def path_of(document: Document) -> str:
-    """Give a document's absolute path."""
+    """A document's absolute path."""
     return f"{document.folder}/{document.name.rsplit('/', 1)[-1]}"
 
 
 def display_path(path: str) -> str:
-    """Show a path from the current directory when it lies below it."""
-    if "://" in path or not Path(path).is_relative_to(Path.cwd()):
+    """A path for messages: relative to the current directory where it lies below it."""
+    if is_remote(path) or not Path(path).is_relative_to(Path.cwd()):
         return path
     return os.path.relpath(path)

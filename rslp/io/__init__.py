@@ -1,4 +1,4 @@
-"""The only room that opens config files: YAML with line marks, paths, atomic writes, shipped configs."""
+"""Files: YAML with line numbers, paths in configs, atomic writes, checksums, locks, object stores."""
 
 from rslp.io.atomic import append, atomic_stream, full_disk, link_or_copy, write_atomic
 from rslp.io.checksums import LOAD_ERRORS, archive_damage, checksum, read_json, with_checksum, write_json

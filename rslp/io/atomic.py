@@ -1,4 +1,4 @@
-"""Write files whole or not at all, and say which one could not be written for want of room."""
+"""Write files atomically, and name the file that could not be written because the disk is full."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def full_disk(error: OSError, path: Path | None = None, *, needed: int = 0) -> DiskError | None:
-    """What to say of a file that could not be written; None if the disk is not the reason.
+    """The error for a file that could not be written; None if the disk is not the reason.
 
     Args:
-        error: what was raised.
-        path: the file, where a write has failed; otherwise the one that the error names.
-        needed: how many bytes were to be written; 0 where that is not known.
+        error: the system's error.
+        path: the file, if a write has failed; without it, the file that the error names.
+        needed: number of bytes to be written; 0 where it is not known.
     """
     if isinstance(error, DiskError):
         return error
-    # Also a read may fail like this.
+    # EIO may also come from a read.
     if error.errno not in (*_FULL, errno.EIO) or (error.errno == errno.EIO and path is None):
         return None
-    place = path or (Path(os.fsdecode(error.filename)) if error.filename else None)
-    what = f"{place or 'a file'} can't be written: {error.strerror}"
-    if place is not None:
-        folder = next(folder for folder in place.absolute().parents if folder.is_dir())
+    file = path or (Path(os.fsdecode(error.filename)) if error.filename else None)
+    message = f"{file or 'a file'} can't be written: {error.strerror}"
+    if file is not None:
+        folder = next(folder for folder in file.absolute().parents if folder.is_dir())
         room = f"{needed:,} bytes needed, " if needed else ""
-        what += f" ({room}{shutil.disk_usage(folder).free:,} bytes free in {folder})"
-    return DiskError(error.errno, what)
+        message += f" ({room}{shutil.disk_usage(folder).free:,} bytes free in {folder})"
+    return DiskError(error.errno, message)
 
 
 class _ErrorKeepingFile(io.FileIO):
-    """A new file that keeps why it could not be written: torch raises an error of its own instead."""
+    """A new file that stores its write error: torch raises an error of its own in its place."""
 
     failure: OSError | None = None
 
@@ -56,14 +56,14 @@ class _ErrorKeepingFile(io.FileIO):
 
 @contextmanager
 def atomic_stream(target: Path, *, needed: Callable[[], int] = lambda: 0) -> Iterator[BinaryIO]:
-    """A stream into a new file that takes the target's place at the end of the block.
+    """A stream into a new file that replaces the target at the end of the block.
 
     A reader, or a crash, sees either the old content or the new one. The old file itself is never written to, so other
-    names of it (hard links) keep what they had. The new file has the permissions that a plain ``open`` gives it.
+    names of it (hard links) keep its content. The new file has the permissions that a plain ``open`` gives it.
 
     Args:
-        target: where the file will be; missing folders are made.
-        needed: gives the bytes of the new file, for the message where there is no room for them.
+        target: the file's path; missing folders are made.
+        needed: gives the size of the new file in bytes, for the message when the disk is full.
 
     Raises:
         DiskError: the disk is full, or fails; nothing has changed.
@@ -93,11 +93,11 @@ def atomic_stream(target: Path, *, needed: Callable[[], int] = lambda: 0) -> Ite
 
 
 def append(path: Path, content: bytes) -> None:
-    """Append to a file; what can't be appended as a whole is not appended.
+    """Append to a file, all of the content or nothing.
 
     Args:
-        path: the file; it is made where it is missing, its folder too.
-        content: what comes behind what is there.
+        path: the file; it and its folder are made where they are missing.
+        content: the bytes to append.
 
     Raises:
         DiskError: the disk is full, or fails; nothing has changed.
@@ -122,13 +122,13 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
     """Write a file so that a reader, or a crash, sees either the old content or the new one.
 
     Args:
-        path: where to write; missing folders are made. Remote paths (``gs://…``) are written in one put. A file that is
-            there keeps its permissions.
+        path: the file; missing folders are made. Remote paths (``gs://…``) are written in one put. An existing file
+            keeps its permissions.
         content: the whole content; text is written as UTF-8.
     """
     raw = content.encode() if isinstance(content, str) else content
     if "://" in str(path):
-        # Imported here: nine of ten commands never leave the local disk, and need not pay for it.
+        # Imported here: most commands write to the local disk alone, and need not wait for the import.
         import fsspec
 
         with fsspec.open(str(path), "wb") as stream:

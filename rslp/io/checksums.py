@@ -1,6 +1,6 @@
-"""Checksums in our files, so that damage is noticed: of JSON, of YAML that we write, and of the archives of torch.save.
+"""Checksums that reveal damaged files: in the JSON and YAML files of runs, and in archives of torch.save.
 
-A file without a checksum, as earlier versions wrote them, is taken as it is.
+A file without a checksum, from an earlier version, is accepted.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from rslp.io.atomic import write_atomic
 
 CHECKSUM_KEY = "crc32"
 _FIRST_LINE = "crc32 of all lines below: "
-# What zipfile, pickle and torch, which trust what they read, make of a file that is damaged or something else.
+# Errors that zipfile, pickle and torch raise on a file that is damaged, or of another kind.
 LOAD_ERRORS = (
     *(RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError, AttributeError, AssertionError, ImportError),
     *(OverflowError, MemoryError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, struct.error),
 )
-# torch takes such a record for a folder, and leaves the tensor as the memory was.
+# torch takes a record with this bit for a folder, and leaves its tensor uninitialised.
 _FOLDER = 0x10
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write an object as JSON, with a checksum as its last key, so that a crash leaves the old content or the new."""
+    """Write an object as JSON, atomically, with a checksum as its last key."""
     write_atomic(path, json.dumps({**content, CHECKSUM_KEY: _checksum_of(content)}, indent=1) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object that a JSON file holds, without its checksum; None where there is no such file.
+    """The object in a JSON file, without its checksum; None where there is no such file.
 
     Raises:
-        RunError: it can't be read, is no JSON object, or its checksum is that of another content.
+        RunError: it cannot be read, is no JSON object, or has a wrong checksum.
     """
     try:
         content = json.loads(path.read_bytes().decode())
@@ -57,35 +57,35 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _checksum_of(content: Mapping[str, Any]) -> str:
-    # Read back first: a tuple comes back as a list, a key that is a number as a text.
+    # Converted to JSON and back first: tuples become lists, and keys that are numbers become texts.
     return checksum(json.dumps(json.loads(json.dumps(content)), sort_keys=True).encode())
 
 
 def checksum(raw: bytes) -> str:
-    """The CRC-32 of some bytes, hex."""
+    """The CRC-32 of the bytes, in hexadecimal."""
     return f"{zlib.crc32(raw):08x}"
 
 
 def with_checksum(text: str) -> str:
-    """A text behind a comment (YAML) that holds its checksum: in the first line, which a cut leaves."""
+    """The text after a first line, a YAML comment, that holds its checksum (a cut-off file keeps its first line)."""
     return f"# {_FIRST_LINE}{checksum(text.encode())}\n{text}"
 
 
 def is_unchanged(text: str) -> bool:
-    """Whether a text is as ``with_checksum`` gave it; True for one without a checksum."""
+    """Whether a text fits the checksum in its first line; True for a text without one."""
     first, _, rest = text.partition("\n")
     return _FIRST_LINE not in first or text == with_checksum(rest)
 
 
 def archive_damage(file: Path | BinaryIO, *, older: bool = False) -> str:
-    """What is wrong with an archive of torch.save: torch itself does not look at the checksums of its records.
+    """Verify the checksums of all records of an archive of torch.save; torch itself does not.
 
     Args:
-        file: a path, or a stream, which stands at its beginning afterwards; it is read once.
-        older: whether torch's format from before archives is taken: it has no checksums, so nothing is said of it.
+        file: a path, or a stream, which is rewound afterwards; it is read once.
+        older: accept torch's older format, which is no archive and has no checksums.
 
     Returns:
-        words for a message; empty if every record is as it was written.
+        The damage, in words for a message; empty if there is none.
     """
     try:
         with file.open("rb") if isinstance(file, Path) else nullcontext(file) as stream:

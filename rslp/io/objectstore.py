@@ -1,4 +1,4 @@
-"""Object stores: the few things that runs do there, each tried again while the network fails, each refusal one line."""
+"""Object stores: the few operations that runs need, repeated while the network fails; each refusal is one line."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from rslp.errors import StoreError
 
 Answer = TypeVar("Answer")
 
-# What the clients raise beside OSError when a store can't be reached; looked up only in what is imported already.
-_FAULTS = {
+# Errors beside OSError that the clients raise when a store cannot be reached; only of modules that are imported.
+_CLIENT_ERRORS = {
     "botocore.exceptions": ("BotoCoreError", "ClientError"),
     "aiohttp": ("ClientError",),
     "gcsfs.retry": ("HttpError",),
@@ -34,7 +34,7 @@ MOUNT_WEKA = (
     "Weka is a file system: mount the bucket (on Beaker: --mounts+=weka://BUCKET:/weka/BUCKET), "
     "and give the path that it is mounted at (/weka/BUCKET/…)"
 )
-# After so long a person should hear what is waited for, s.
+# After this time a message says what is waited for, s.
 _SLOW = 5.0
 
 
@@ -45,30 +45,30 @@ def is_remote(path: str) -> bool:
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """A folder on an object store; whatever fsspec reaches will do.
+    """A folder on any object store that fsspec supports.
 
-    A put is whole or not at all on S3 and Google Cloud Storage: a reader sees the old object or the new one.
+    Writes are atomic on S3 and Google Cloud Storage: a reader sees the old object or the new one.
 
     Attributes:
         root: the folder's URL.
-        patience: how long to go on trying while the store can't be reached, s.
+        patience: how long to repeat an operation while the store cannot be reached, s.
     """
 
     root: str
     patience: float = 600
 
     @cached_property
-    def _place(self) -> tuple[Any, str]:
+    def _system_and_path(self) -> tuple[Any, str]:
         import fsspec
 
-        # What Google's client logs of its attempts, tracebacks and all, is one line of ours.
+        # Google's client logs each attempt with a traceback; our errors say it in one line.
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
         try:
-            # A listing that is kept would hide what other machines write.
+            # A cached listing would hide new objects of other machines.
             system, path = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
         except (ImportError, ValueError) as error:
-            why = MOUNT_WEKA if self.root.startswith(WEKA) else str(error).strip()
-            raise StoreError(f"{self.root}: {why}") from error
+            reason = MOUNT_WEKA if self.root.startswith(WEKA) else str(error).strip()
+            raise StoreError(f"{self.root}: {reason}") from error
         return system, path.rstrip("/")
 
     def url(self, name: str) -> str:
@@ -76,8 +76,8 @@ class ObjectStore:
         return f"{self.root.rstrip('/')}/{name}"
 
     def read(self, name: str) -> bytes | None:
-        """The whole content of an object; None when there is none of that name."""
-        # Google's client tries for a minute before it says anything.
+        """The whole content of an object; None when there is no such object."""
+        # Google's client tries for a minute before it raises an error.
         slow = Timer(_SLOW, sys.stderr.write, [f"waiting for {self.url(name)}\n"])
         slow.daemon = True
         slow.start()
@@ -90,14 +90,14 @@ class ObjectStore:
         return content
 
     def write(self, name: str, content: bytes) -> None:
-        """Put an object, in place of an older one."""
+        """Put an object, or replace it."""
         self._do(lambda system, path: system.pipe_file(path, content), name)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Put an object if there is none of that name.
+        """Put an object unless there is one of that name.
 
         Returns:
-            whether it was put. A store without conditional puts may say so to two writers at once.
+            Whether it was put. A store without conditional puts may return True to two writers at once.
         """
         if self.read(name) is not None:
             return False
@@ -112,7 +112,7 @@ class ObjectStore:
         self._do(lambda system, path: system.put_file(str(source), path), name)
 
     def download(self, name: str, target: Path) -> None:
-        """Get an object as a file, which is there only once it is whole.
+        """Get an object as a file, which appears only when it is complete.
 
         Raises:
             FileNotFoundError: there is no such object.
@@ -127,7 +127,7 @@ class ObjectStore:
         self._do(lambda system, path: system.cp_file(path, self._key(other)), name)
 
     def delete(self, name: str) -> None:
-        """Remove an object, if it is there."""
+        """Remove an object, if it exists."""
         try:
             self._do(lambda system, path: system.rm_file(path), name)
         except FileNotFoundError:
@@ -135,54 +135,59 @@ class ObjectStore:
 
     def sizes(self) -> dict[str, int]:
         """The size of every object in the folder and below, bytes, by its name relative to the folder."""
-        start = len(self._place[1]) + 1
+        start = len(self._system_and_path[1]) + 1
         try:
-            found = self._do(lambda system, path: system.find(path, detail=True), "")
+            objects = self._do(lambda system, path: system.find(path, detail=True), "")
         except FileNotFoundError:
             return {}
         # A key may be any text; as a path on this machine it must not lead out of its folder.
-        plain = [name for name in found if name.isprintable() and not {"", ".", ".."} & set(name[start:].split("/"))]
-        return {name[start:]: int(found[name]["size"]) for name in plain}
+        plain = [name for name in objects if name.isprintable() and not {"", ".", ".."} & set(name[start:].split("/"))]
+        return {name[start:]: int(objects[name]["size"]) for name in plain}
 
     def _key(self, name: str) -> str:
-        return posixpath.join(self._place[1], name) if name else self._place[1]
+        return posixpath.join(self._system_and_path[1], name) if name else self._system_and_path[1]
 
     def _do(self, action: Callable[[Any, str], Answer], name: str) -> Answer:
-        """Act on an object, again and again while the store can't be reached.
+        """Act on an object; the action is repeated while the store cannot be reached.
 
         Raises:
-            StoreError: no access, no such bucket, or the patience is at its end.
+            StoreError: no access, no such bucket, or the store could not be reached for ``patience`` seconds.
             FileNotFoundError: no such object.
-            FileExistsError: the object is there already, and must not be.
+            FileExistsError: the object to be created exists.
         """
-        system, key, end, wait = self._place[0], self._key(name), time.monotonic() + self.patience, _FIRST_WAIT
+        system, key, end, wait = (
+            self._system_and_path[0],
+            self._key(name),
+            time.monotonic() + self.patience,
+            _FIRST_WAIT,
+        )
         while True:
             try:
                 return action(system, key)
             except FileExistsError:
                 raise
-            except _faults() as error:
-                self._refuse(error, name)
+            except _connection_errors() as error:
+                self._raise_if_final(error, name)
                 if time.monotonic() + wait > end:
                     raise StoreError(f"{self.url(name)} can't be reached: {_first_line(error)}") from error
             time.sleep(wait)
             wait = min(2 * wait, _LONGEST_WAIT)
 
-    def _refuse(self, error: BaseException, name: str) -> None:
-        """Raise what waiting would not mend."""
-        said, kind = str(error), type(error).__name__
-        if "bucket" in said.lower() and "does not exist" in said:
+    def _raise_if_final(self, error: BaseException, name: str) -> None:
+        """Raise an error that would come again, however often the action is repeated."""
+        message, kind = str(error), type(error).__name__
+        if "bucket" in message.lower() and "does not exist" in message:
             raise StoreError(f"{self.url(name)}: there is no such bucket") from error
         if isinstance(error, FileNotFoundError):
             raise error
         if kind in _NO_CREDENTIALS:
             raise StoreError(f"{self.root} needs credentials, and none were found: {_first_line(error)}") from error
-        if isinstance(error, PermissionError) or any(word in said for word in _DENIED):
+        if isinstance(error, PermissionError) or any(word in message for word in _DENIED):
             raise StoreError(f"{self.url(name)}: access denied: {_first_line(error)}") from error
 
 
-def _faults() -> tuple[type[BaseException], ...]:
-    loaded = [(sys.modules[module], names) for module, names in _FAULTS.items() if module in sys.modules]
+def _connection_errors() -> tuple[type[BaseException], ...]:
+    loaded = [(sys.modules[module], names) for module, names in _CLIENT_ERRORS.items() if module in sys.modules]
     return (OSError, *(getattr(module, name) for module, names in loaded for name in names))
 
 

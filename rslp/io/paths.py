@@ -1,8 +1,9 @@
-"""Paths in configs: which values are paths, where a relative one is looked up, and how it travels to another folder.
+"""Paths in configs: which values are paths, and their two forms: absolute in memory, relative in a written file.
 
-The contract: absolute, remote (``scheme://``) and ``${VAR}`` paths stay as written. A relative path is looked up beside
-the file that names it (and further folders that the caller names); in a run config it is written relative to that run
-config, so that it never depends on the current directory.
+``anchor_paths`` makes the paths of a file that was read absolute, ``relativise_paths`` makes them relative to the file
+that is written, and ``resolve_paths`` prepares a run config for use, its variables too. In files, absolute, remote
+(``scheme://``) and ``${VAR}`` paths stay as written. A relative path is looked up beside the file that names it, and in
+further folders that the caller names.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rslp.errors import ConfigError, Problem
-from rslp.io.objectstore import MOUNT_WEKA, WEKA
+from rslp.errors import ConfigError, KeyPath, Problem, dotted
+from rslp.io.objectstore import MOUNT_WEKA, WEKA, is_remote
 from rslp.io.yaml import Unquoted, plain_scalar
 
-KeyPath = tuple[str | int, ...]
 Line = Callable[[KeyPath], int | None]
 
-# Arguments whose value is a path to something that exists, wherever they stand below `init_args` or at the root.
+# Arguments whose value is the path of an existing file or folder, at any depth of a config.
 PATH_ARGS = frozenset(
     {
         "all_dataset_info_path",
@@ -52,7 +52,7 @@ class Anchored(str):
 
 
 def is_portable(path: str) -> bool:
-    """Tell whether a path stays as it is written: absolute, remote, starting with ``~`` or with a ``${VAR}`` in it."""
+    """Whether a path stays as it is written: absolute, remote, starting with ``~`` or with a ``${VAR}`` in it."""
     return path.startswith(("/", "~")) or bool(_REMOTE.match(path)) or bool(_VARIABLE.search(path))
 
 
@@ -60,16 +60,16 @@ def find_file(path: str, folders: Sequence[str]) -> str | None:
     """Look a file or folder up.
 
     Args:
-        path: as written; a portable path is given back as it is, without looking.
-        folders: where to look, in this order.
+        path: as written; a portable path is returned as it is, without a look-up.
+        folders: folders to look in, in this order.
 
     Returns:
-        The absolute path of the first that exists, or None.
+        The absolute path of the first that exists, or None. In a remote folder, every path is taken to exist.
     """
     if is_portable(path):
         return path
     for folder in folders:
-        if "://" in folder:
+        if is_remote(folder):
             return f"{folder}/{path}"
         if (Path(folder) / path).exists():
             return os.path.normpath(Path(folder) / path)
@@ -96,43 +96,44 @@ def shipped_config(relative: str) -> Path:
     raise ConfigError(Problem(f"no such shipped config; looked in {', '.join(map(str, roots))}", file=relative))
 
 
-def anchor_paths(tree: Any, folders: Sequence[str], *, name: str, line: Line, base: KeyPath = ()) -> Any:
+def anchor_paths(tree: Any, folders: Sequence[str], *, name: str, line: Line) -> Any:
     """Make the relative paths of a config absolute by looking them up; other paths stay as written.
 
     Args:
         tree: the config; it is not changed.
-        folders: where to look, best first.
+        folders: folders to look in, in this order.
         name: the file's name in messages.
         line: gives the line of a key path in that file.
-        base: where the tree stands in its file.
 
     Returns:
         The tree with ``Anchored`` values.
 
     Raises:
-        ConfigError: relative paths that are nowhere to be found, all of them.
+        ConfigError: all relative paths that do not exist in any of the folders.
     """
     problems: list[Problem] = []
 
-    def anchor(path: str, at: KeyPath) -> str:
-        found = find_file(path, folders)
-        # A path with a brace in it has a left-over placeholder, which is a fault of its own.
-        if found is None and (_is_model_id(path, at, folders) or "{" in path):
+    def anchor(path: str, key_path: KeyPath) -> str:
+        absolute = find_file(path, folders)
+        # A path with a brace in it has a left-over placeholder, which is a problem of its own.
+        if absolute is None and (_is_model_id(path, key_path, folders) or "{" in path):
             return path
-        if found is None:
+        if absolute is None:
             tried = ", ".join(dict.fromkeys(folders))
-            problems.append(Problem(f"{path!r} does not exist; looked in {tried}", name, line(at), _dotted(at)))
+            problems.append(
+                Problem(f"{path!r} does not exist; looked in {tried}", name, line(key_path), dotted(key_path))
+            )
             return path
-        return path if found == path else Anchored(found)
+        return path if absolute == path else Anchored(absolute)
 
-    result = _each_path(tree, anchor, base)
+    result = _each_path(tree, anchor)
     if problems:
         raise ConfigError(problems)
     return result
 
 
 def resolve_paths(tree: Any, base_dir: str | Path, *, name: str = "", line: Line | None = None) -> Any:
-    """Make a run config usable in this process: variables expanded everywhere, and its paths absolute.
+    """Prepare a run config for use in this process: expand its variables, and make its paths absolute.
 
     Args:
         tree: the run config; it is not changed.
@@ -141,35 +142,31 @@ def resolve_paths(tree: Any, base_dir: str | Path, *, name: str = "", line: Line
         line: gives the line of a key path in that file.
 
     Returns:
-        The config with ``${VAR}`` expanded and relative paths absolute; a value that stood without quotes may become a
-        number. The id of a published model stays.
+        The config with ``${VAR}`` expanded and relative paths absolute; an unquoted value may become a number. The id
+        of a published model stays.
 
     Raises:
-        ConfigError: environment variables that are not set, and paths that nothing can read, all of them.
+        ConfigError: all environment variables that are not set, and all paths on file systems that are not mounted.
     """
     problems: list[Problem] = []
 
-    def expand(text: str, at: KeyPath) -> Any:
+    def add(message: str, key_path: KeyPath) -> None:
+        problems.append(Problem(message, name, None if line is None else line(key_path), dotted(key_path)))
+
+    def expand(text: str, key_path: KeyPath) -> Any:
         for variable in _VARIABLE.findall(text):
             if variable not in os.environ:
-                what = f"the environment variable {variable} is not set; {str(text)!r} needs it"
-                problems.append(Problem(what, name, None if line is None else line(at), _dotted(at)))
+                add(f"the environment variable {variable} is not set; {str(text)!r} needs it", key_path)
         full = _VARIABLE.sub(lambda match: os.environ.get(match.group(1), match.group()), text)
-        return plain_scalar(full) if isinstance(text, Unquoted) and not _is_path(at) else full
+        return plain_scalar(full) if isinstance(text, Unquoted) and not _is_path(key_path) else full
 
-    def resolve(path: str, at: KeyPath) -> Any:
-        full = expand(path, at)
-        if not _is_path(at):
+    def resolve(path: str, key_path: KeyPath) -> Any:
+        full = expand(path, key_path)
+        if not _is_path(key_path):
             return full
-        problems.extend(_unreadable(full, name, None if line is None else line(at), _dotted(at)))
-        if full.startswith("~"):
-            return str(Path(full).expanduser())
-        if full.startswith("/") or _REMOTE.match(full):
-            return full
-        found = find_file(full, [str(base_dir)])
-        if found is None and _is_model_id(full, at, [str(base_dir)]):
-            return full
-        return found or os.path.normpath(Path(base_dir).absolute() / full)
+        if full.startswith(WEKA):
+            add(f"{full!r} can't be read: {MOUNT_WEKA}", key_path)
+        return _absolute(full, key_path, str(base_dir))
 
     result = _each_text(tree, resolve, ())
     if problems:
@@ -177,32 +174,35 @@ def resolve_paths(tree: Any, base_dir: str | Path, *, name: str = "", line: Line
     return result
 
 
+def _absolute(path: str, key_path: KeyPath, folder: str) -> str:
+    if path.startswith("~"):
+        return str(Path(path).expanduser())
+    absolute = find_file(path, [folder])
+    if absolute is None and _is_model_id(path, key_path, [folder]):
+        return path
+    return absolute or os.path.normpath(Path(folder).absolute() / path)
+
+
 def paths_in(tree: Any) -> list[str]:
     """List the paths that a config names, each once, as they are written."""
-    found: dict[str, None] = {}
-
-    def keep(path: str, _: KeyPath) -> str:
-        found[path] = None
-        return path
-
-    _each_path(tree, keep, ())
-    return list(found)
+    paths: dict[str, str] = {}
+    _each_path(tree, lambda path, _: paths.setdefault(path, path))
+    return list(paths)
 
 
 def relativise_paths(tree: Any, base_dir: str | Path) -> Any:
-    """Write anchored paths relative to a folder.
+    """Make anchored paths relative to the folder of the file that the config is written to.
 
     Args:
         tree: a config from ``anchor_paths``; it is not changed.
-        base_dir: the folder of the file that the config will be written to.
+        base_dir: that folder.
 
     Returns:
-        The config with plain texts; a path that was absolute from the start is left alone.
+        The config with plain texts; a path that was written as an absolute one stays.
     """
     if isinstance(tree, Anchored):
-        return (
-            str(tree) if "://" in str(base_dir) or "://" in tree else os.path.relpath(tree, Path(base_dir).absolute())
-        )
+        remote = is_remote(str(base_dir)) or is_remote(tree)
+        return str(tree) if remote else os.path.relpath(tree, Path(base_dir).absolute())
     if isinstance(tree, dict):
         return {key: relativise_paths(value, base_dir) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -210,38 +210,32 @@ def relativise_paths(tree: Any, base_dir: str | Path) -> Any:
     return tree
 
 
-def _each_path(tree: Any, change: Callable[[str, KeyPath], str], at: KeyPath) -> Any:
-    return _each_text(tree, lambda text, at: change(text, at) if _is_path(at) else text, at)
+def _each_path(tree: Any, change: Callable[[str, KeyPath], str]) -> Any:
+    return _each_text(tree, lambda text, key_path: change(text, key_path) if _is_path(key_path) else text, ())
 
 
-def _each_text(tree: Any, change: Callable[[str, KeyPath], Any], at: KeyPath) -> Any:
+def _each_text(tree: Any, change: Callable[[str, KeyPath], Any], key_path: KeyPath) -> Any:
     if isinstance(tree, dict):
-        return {key: _each_text(value, change, (*at, key)) for key, value in tree.items()}
+        return {key: _each_text(value, change, (*key_path, key)) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [_each_text(value, change, (*at, position)) for position, value in enumerate(tree)]
-    return change(tree, at) if isinstance(tree, str) and tree else tree
+        return [_each_text(value, change, (*key_path, position)) for position, value in enumerate(tree)]
+    return change(tree, key_path) if isinstance(tree, str) and tree else tree
 
 
-def _is_path(at: KeyPath) -> bool:
-    if not at:
+def _is_path(key_path: KeyPath) -> bool:
+    if not key_path:
         return False
-    if at[-1] == "path":
+    if key_path[-1] == "path":
         # `path` is the dataset's folder in a data module's arguments, and anything at all elsewhere.
-        return at[-3:-1] == ("data", "init_args") or (at[-4:-3] == ("data_modules",) and at[-2] == "init_args")
-    return at[-1] in PATH_ARGS
+        return key_path[-3:-1] == ("data", "init_args") or (
+            key_path[-4:-3] == ("data_modules",) and key_path[-2] == "init_args"
+        )
+    return key_path[-1] in PATH_ARGS
 
 
-def _is_model_id(path: str, at: KeyPath, folders: Sequence[str]) -> bool:
-    if at[-1] not in _MODEL_ARGS or not _MODEL_ID.match(path):
+def _is_model_id(path: str, key_path: KeyPath, folders: Sequence[str]) -> bool:
+    if key_path[-1] not in _MODEL_ARGS or not _MODEL_ID.match(path):
         return False
     # `models/encodr` beside a folder `models` is a misspelt path, not a model of an owner called `models`.
     owner = path.split("/")[0]
     return "/" not in path or not any((Path(folder) / owner).is_dir() for folder in folders)
-
-
-def _unreadable(path: str, *place: Any) -> list[Problem]:
-    return [Problem(f"{path!r} can't be read: {MOUNT_WEKA}", *place)] if path.startswith(WEKA) else []
-
-
-def _dotted(at: KeyPath) -> str:
-    return ".".join(map(str, at))

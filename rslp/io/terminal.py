@@ -1,4 +1,4 @@
-"""Text on its way to a terminal: names and messages come from files of others, and must not steer the terminal."""
+"""Safe text for terminals: names and messages from files of others must not send control characters."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import io
 import re
 import sys
 
-# Control characters (C0 but tab and line feed, DEL, C1), signs that turn the direction of writing, line separators.
+# Control characters (C0 but tab and line feed, DEL, C1), marks of text direction, line separators.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    r"""The text with control characters spelt out, such as ``\x1b``; with ``lines``, tabs and line breaks stay."""
+    r"""Spell control characters out, such as ``\x1b``; with ``lines``, tabs and line breaks stay."""
     clean = _CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)
     return clean if lines else clean.replace("\n", "\\n").replace("\t", "\\t")
 
 
 class Terminal(io.TextIOWrapper):
-    """Standard output or error where it is a terminal."""
+    """A terminal as standard output or error, without control characters."""
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
         super().__init__(stream.buffer, stream.encoding, "replace", write_through=True)
-        # What rich looks for, and writes to instead: its bars and colours are control sequences.
+        # rich writes its bars and colours, which are control sequences, to the stream of this attribute.
         self.rich_proxied_file = stream
 
     def write(self, text: str, /) -> int:
-        """Write without control characters and a log's colours; a bar may begin with a carriage return."""
+        """Write without control characters and colours; a progress bar may begin with a carriage return."""
         start = "\r" if text.startswith("\r") else ""
         clean = _COLOURS.sub("", text[len(start) :]).replace("\r\n", "\n")
         super().write(start + printable(clean, lines=True))
@@ -35,12 +35,12 @@ class Terminal(io.TextIOWrapper):
 
 
 def guard_terminals() -> None:
-    """Let standard output and error take no control characters where they are terminals; files and pipes take all."""
+    """Keep control characters off standard output and error where they are terminals; files and pipes get them."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper) and not isinstance(stream, Terminal) and stream.isatty():
             from rich import control
 
-            # Of texts in rich's tables and bars: it leaves out some of them by itself.
+            # In texts of rich's tables and bars; by itself, rich removes only some of them.
             control._CONTROL_STRIP_TRANSLATE.update({n: None for n in range(0x2070) if _CONTROLS.match(chr(n))})
             setattr(sys, name, Terminal(stream))

@@ -12,16 +12,26 @@ from typing import Any
 
 import yaml
 
-from rslp.errors import ConfigError, Problem, StoreError
+from rslp.errors import ConfigError, KeyPath, Problem, StoreError, dotted
 from rslp.io.checksums import is_unchanged
 from rslp.io.objectstore import ObjectStore, is_remote
 
+__all__ = ["MAX_BYTES", "Braced", "Document", "Template", "Unquoted", "parse_yaml", "plain_scalar", "read_yaml"]
+
+MAX_BYTES = 4_000_000
+# Values, each alias counted with all that it stands for.
 MAX_NODES = 400_000
 MAX_DEPTH = 100
 
+# A placeholder: {PATCH_SIZE} or {256/PATCH_SIZE}; or an environment variable: ${VAR}.
+_PLACEHOLDER = re.compile(r"(?<!\$)\{[ \t]*(?:\d+[ \t]*/[ \t]*)?[A-Z][A-Z0-9_]*[ \t]*\}|\$\{[A-Za-z_][A-Za-z0-9_]*\}")
+# Stands for a placeholder in the text that the parser sees, with its number.
 _TOKEN = re.compile("\ue000(\\d+)\ue001")
-# Variables among what numbers are written with.
+# Characters of numbers, with variables among them.
 _MAY_BE_NUMBER = re.compile(r"[0-9eE.+_-]*(?:\$\{[A-Za-z_][A-Za-z0-9_]*\}[0-9eE.+_-]*)+\Z")
+_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+\Z")
+_INLINE_NESTING = re.compile(rf"(?:[-?][ \t]+){{{MAX_DEPTH},}}")
+_BRACKET = re.compile(r"[\[\]{}]")
 _TAG = "tag:yaml.org,2002:"
 _MERGE = f"{_TAG}merge"
 _SCALARS = yaml.constructor.SafeConstructor()
@@ -32,10 +42,8 @@ _CONVERT: dict[str, Any] = {
     f"{_TAG}float": _SCALARS.construct_yaml_float,
     f"{_TAG}timestamp": _SCALARS.construct_yaml_timestamp,
 }
-Marks = dict[int, dict[Any, tuple[int, yaml.Node]]]
-
-
-_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+\Z")
+# For each mapping or list, by the id of its node: key or position -> (line, node of the value).
+_LineIndex = dict[int, dict[Any, tuple[int, yaml.Node]]]
 
 
 class Loader(yaml.CSafeLoader):
@@ -55,7 +63,7 @@ class Template(str):
     """A scalar with placeholders in it, as it was written.
 
     Attributes:
-        plain: whether it stood unquoted, so that what it becomes takes the type of its constant (``8``, not ``"8"``).
+        plain: whether it was unquoted: once filled it may become a number (``8``, not ``"8"``).
     """
 
     __slots__ = ("plain",)
@@ -63,55 +71,226 @@ class Template(str):
 
     def __new__(cls, text: str, *, plain: bool) -> Template:
         """Make a template of the text."""
-        made = super().__new__(cls, text)
-        made.plain = plain
-        return made
+        template = super().__new__(cls, text)
+        template.plain = plain
+        return template
 
 
 class Unquoted(str):
-    """A text with a ``${VAR}`` in it that stood without quotes, so that what it becomes may be a number."""
+    """An unquoted text with a ``${VAR}`` in it, which may become a number when the variable is expanded."""
 
     __slots__ = ()
 
 
 class Braced(dict[Any, Any]):
-    """What an unquoted ``{word}`` reads as: a mapping with one key and no value; meant was a placeholder, perhaps."""
+    """The value of an unquoted ``{word}``: a mapping of one key without a value; perhaps a misspelt placeholder."""
 
 
-class NodeReader:
-    """Builds values from nodes and collects what is wrong with them in ``problems``."""
+@dataclass(frozen=True)
+class Document:
+    """One config file, read.
 
-    def __init__(self, *, name: str, held: tuple[str, ...]) -> None:
-        """Make a reader.
+    Attributes:
+        name: the path as it is shown to the user.
+        data: plain mappings, lists and scalars; a scalar with a placeholder in it is a ``Template``.
+        text: the file's text.
+        sha256: hash of the file's bytes.
+        folder: absolute folder (or remote prefix) that the file's relative paths refer to first.
+    """
+
+    name: str
+    data: Any
+    text: str = field(repr=False)
+    sha256: str
+    folder: str
+    _root: yaml.Node | None = field(repr=False, compare=False, default=None)
+    _index: _LineIndex = field(repr=False, compare=False, default_factory=dict)
+
+    def line(self, key_path: KeyPath) -> int | None:
+        """The 1-based line of a key, or None when the file does not hold it.
 
         Args:
-            name: the file's name in messages.
-            held: the texts of the placeholders that were hidden from the parser, by number.
+            key_path: keys and list positions from the root; ``key`` also finds ``key+``.
         """
+        node, line = self._root, 1
+        for key in key_path:
+            if node is None or isinstance(node, yaml.ScalarNode):
+                return None
+            index = self._index.get(id(node))
+            if index is None:
+                index = self._index[id(node)] = _index_of(node)
+            entry = index.get(key) or (index.get(f"{key}+") if isinstance(key, str) else None)
+            if entry is None:
+                return None
+            line, node = entry
+        return line if self._root is not None else None
+
+    def nearest_line(self, key_path: KeyPath) -> int | None:
+        """The line of a key, or of the closest of its parents that the file holds (1 for the file itself)."""
+        for length in range(len(key_path), 0, -1):
+            line = self.line(key_path[:length])
+            if line is not None:
+                return line
+        return 1
+
+    def problem(self, message: str, key_path: KeyPath) -> Problem:
+        """A problem with a key of the file, at its line or that of its nearest parent."""
+        return Problem(message, self.name, self.nearest_line(key_path), dotted(key_path))
+
+
+def _index_of(node: yaml.Node) -> dict[Any, tuple[int, yaml.Node]]:
+    if isinstance(node, yaml.SequenceNode):
+        return {position: (child.start_mark.line + 1, child) for position, child in enumerate(node.value)}
+    index: dict[Any, tuple[int, yaml.Node]] = {}
+    for key_node, value_node in node.value:
+        if key_node.tag == _MERGE:
+            for parent in value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]:
+                for key, entry in _index_of(parent).items():
+                    index.setdefault(key, entry)
+            continue
+        if isinstance(key_node, yaml.ScalarNode):
+            entry = (key_node.start_mark.line + 1, value_node)
+            index[key_node.value] = entry
+            if key_node.tag in _CONVERT:
+                with suppress(ValueError, KeyError, AttributeError):  # reported when the value is read
+                    index[_CONVERT[key_node.tag](key_node)] = entry
+    return index
+
+
+def read_yaml(path: str | Path, *, name: str | None = None) -> Document:
+    """Read one YAML file, local or remote (``gs://…``).
+
+    Args:
+        path: the file.
+        name: its name in messages; the path itself when left out.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, too large, not UTF-8, invalid YAML, or its checksum is wrong.
+    """
+    shown = str(path) if name is None else name
+    raw = _read_remote(str(path), shown) if is_remote(str(path)) else _read_local(Path(path), shown)
+    if len(raw) > MAX_BYTES:
+        raise _error(f"is larger than {MAX_BYTES // 1_000_000} MB; that is no config file", shown, None)
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise _error("is not UTF-8 text; save the file as UTF-8", shown, line) from None
+    if not is_unchanged(text):
+        message = "is damaged, or was changed by hand: the checksum in its first line is that of another text; launch "
+        raise _error(f"{message}the run again to have it written anew, or remove that line", shown, 1)
+    folder = str(path).rsplit("/", 1)[0] if is_remote(str(path)) else str(Path(path).absolute().parent)
+    return parse_yaml(text, name=shown, folder=folder, sha256=hashlib.sha256(raw).hexdigest())
+
+
+def _error(message: str, name: str, line: int | None) -> ConfigError:
+    return ConfigError(Problem(message, file=name, line=line))
+
+
+def _read_local(path: Path, name: str) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise _error("no such file", name, None) from None
+    except IsADirectoryError:
+        raise _error("is a folder; a YAML file is wanted", name, None) from None
+    except (OSError, ValueError) as error:
+        raise _error(f"cannot be read: {error or type(error).__name__}", name, None) from None
+
+
+def _read_remote(url: str, name: str) -> bytes:
+    folder, _, file = url.rpartition("/")
+    try:
+        raw = ObjectStore(folder, patience=0).read(file)
+    except (StoreError, ValueError) as error:
+        raise _error(f"cannot be read: {error}", name, None) from None
+    if raw is None:
+        raise _error("no such file", name, None)
+    return raw
+
+
+def parse_yaml(text: str, *, name: str, folder: str, sha256: str | None = None) -> Document:
+    """Turn YAML text into a document; the arguments are those of ``Document``.
+
+    Raises:
+        ConfigError: the text is not valid YAML, or holds values that a config may not have.
+    """
+    _refuse_deep_nesting(text, name)
+    if "\ue000" in text:
+        raise _error("holds the private character U+E000, which is not allowed in a config", name, None)
+    placeholders: list[str] = []
+
+    def hide(match: re.Match[str]) -> str:
+        placeholders.append(match.group())
+        return f"\ue000{len(placeholders) - 1}\ue001"
+
+    # Hidden from the parser: unquoted placeholders would be read as mappings, or be errors within their line.
+    hidden = _PLACEHOLDER.sub(hide, text)
+    try:
+        root = yaml.compose(hidden, Loader=Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        message = " ".join(part for part in (error.context, error.problem) if part)
+        raise _error(f"is not valid YAML: {message}", name, None if mark is None else mark.line + 1) from None
+    except yaml.YAMLError as error:
+        raise _error(f"is not valid YAML: {str(error).splitlines()[0]}", name, None) from None
+    reader = _NodeReader(name=name, placeholders=tuple(placeholders))
+    data = None if root is None else reader.read(root)
+    if reader.problems:
+        raise ConfigError(reader.problems)
+    digest = hashlib.sha256(text.encode()).hexdigest() if sha256 is None else sha256
+    return Document(name=name, data=data, text=text, sha256=digest, folder=folder, _root=root)
+
+
+def _refuse_deep_nesting(text: str, name: str) -> None:
+    """Refuse absurd nesting before the C parser sees it: its stack would overflow."""
+    depth = 0
+    nesting = _INLINE_NESTING.search(text)
+    offset = nesting.start() if nesting else None
+    for match in _BRACKET.finditer(text):
+        depth = depth + 1 if match.group() in "[{" else max(0, depth - 1)
+        if depth > MAX_DEPTH:
+            offset = match.start()
+            break
+    if offset is not None:
+        raise _error(f"is nested deeper than {MAX_DEPTH} levels", name, text.count("\n", 0, offset) + 1)
+
+
+class _NodeReader:
+    """Builds values from PyYAML's nodes, and collects the problems.
+
+    Args:
+        name: the file's name in messages.
+        placeholders: the texts that were hidden from the parser, by number.
+    """
+
+    def __init__(self, *, name: str, placeholders: tuple[str, ...]) -> None:
         self.problems: list[Problem] = []
         self._name = name
-        self._held = held
+        self._placeholders = placeholders
+        # The value and its size (number of values in it) by the id of the node.
         self._built: dict[int, tuple[Any, int]] = {}
         self._open: set[int] = set()
 
     def read(self, root: yaml.Node) -> Any:
-        """Give the value of a whole document; aliases share their value, and may not blow the document up."""
+        """The value of a whole document; aliases share their value, and their expanded size is limited."""
         value, size = self._build(root)
         if size > MAX_NODES:
-            self._fault(f"its aliases expand to more than {MAX_NODES} values", root)
+            self._add_problem(f"its aliases expand to more than {MAX_NODES} values", root)
         return value
 
     def _build(self, node: yaml.Node) -> tuple[Any, int]:
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node), 1
-        known = self._built.get(id(node))
-        if known is not None:
-            return known
+        built = self._built.get(id(node))
+        if built is not None:
+            return built
         if id(node) in self._open:
-            self._fault("an alias refers to itself", node)
+            self._add_problem("an alias refers to itself", node)
             return None, 1
         if len(self._open) >= MAX_DEPTH:
-            self._fault(f"is nested deeper than {MAX_DEPTH} levels", node)
+            self._add_problem(f"is nested deeper than {MAX_DEPTH} levels", node)
             return None, 1
         self._open.add(id(node))
         built = self._sequence(node) if isinstance(node, yaml.SequenceNode) else self._mapping(node)
@@ -137,7 +316,7 @@ class NodeReader:
                 continue
             key = self._key(key_node)
             if key in result:
-                self._fault("stands twice in the same mapping; keep one", key_node, key=str(key))
+                self._add_problem("stands twice in the same mapping; keep one", key_node, key=str(key))
             result[key] = value
         if inherited:
             result = {**inherited, **result}
@@ -146,7 +325,7 @@ class NodeReader:
     def _inherit(self, into: dict[Any, Any], value: Any, node: yaml.Node) -> None:
         for parent in value if isinstance(value, list) else [value]:
             if not isinstance(parent, dict):
-                self._fault("<< wants a mapping, or a list of mappings", node)
+                self._add_problem("<< wants a mapping, or a list of mappings", node)
                 return
             for key, inherited in parent.items():
                 into.setdefault(key, inherited)
@@ -155,36 +334,36 @@ class NodeReader:
         if isinstance(node, yaml.ScalarNode):
             key: Hashable = self._scalar(node)
             return key
-        self._fault("a key must be a single value, not a list or a mapping", node)
+        self._add_problem("a key must be a single value, not a list or a mapping", node)
         return f"line {node.start_mark.line + 1}"
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
         text: str = node.value
         plain = not node.style
-        if self._held and "\ue000" in text:
-            texts = [self._held[int(number)] for number in _TOKEN.findall(text)]
-            text = _TOKEN.sub(lambda match: self._held[int(match.group(1))], text)
-            if not all(one.startswith("$") for one in texts):
+        if self._placeholders and "\ue000" in text:
+            placeholders = [self._placeholders[int(number)] for number in _TOKEN.findall(text)]
+            text = _TOKEN.sub(lambda match: self._placeholders[int(match.group(1))], text)
+            if not all(placeholder.startswith("$") for placeholder in placeholders):
                 return Template(text, plain=plain)
             return Unquoted(text) if plain and _MAY_BE_NUMBER.match(text) else text
-        if node.tag == f"{_TAG}str" or node.tag == "tag:yaml.org,2002:value":
+        if node.tag in (f"{_TAG}str", f"{_TAG}value"):
             return text
         convert = _CONVERT.get(node.tag)
         if convert is None:
-            self._fault(f"the YAML tag {node.tag!r} is not allowed", node)
+            self._add_problem(f"the YAML tag {node.tag!r} is not allowed", node)
             return text
         try:
             return convert(node)
         except (ValueError, KeyError, AttributeError):
-            self._fault(f"{text!r} is no valid {node.tag.removeprefix(_TAG)}", node)
+            self._add_problem(f"{text!r} is no valid {node.tag.removeprefix(_TAG)}", node)
             return text
 
     def _check_tag(self, node: yaml.Node, wanted: str) -> None:
         if node.tag != f"{_TAG}{wanted}":
-            self._fault(f"the YAML tag {node.tag!r} is not allowed", node)
+            self._add_problem(f"the YAML tag {node.tag!r} is not allowed", node)
 
-    def _fault(self, what: str, node: yaml.Node, *, key: str = "") -> None:
-        self.problems.append(Problem(what, file=self._name, line=node.start_mark.line + 1, key=key))
+    def _add_problem(self, message: str, node: yaml.Node, *, key: str = "") -> None:
+        self.problems.append(Problem(message, file=self._name, line=node.start_mark.line + 1, key=key))
 
 
 def _is_braced(node: yaml.Node) -> bool:
@@ -195,217 +374,21 @@ def _is_braced(node: yaml.Node) -> bool:
 
 
 def plain_scalar(text: str) -> Any:
-    """Give the value that an unquoted text has in YAML: ``18`` is a number, ``true`` a truth value."""
+    """The value that an unquoted text has in YAML: ``18`` is a number, ``true`` a truth value."""
     node = yaml.ScalarNode(_RESOLVER.resolve(yaml.ScalarNode, text, (True, False)), text)  # type: ignore[no-untyped-call]
     convert = _CONVERT.get(node.tag)
     return text if convert is None else convert(node)
 
 
-def line_of(root: yaml.Node | None, key_path: tuple[str | int, ...], *, marks: Marks) -> int | None:
-    """Give the 1-based line of a key below ``root``, or None; ``marks`` remembers the mappings that were walked."""
-    node, line = root, 1
-    for key in key_path:
-        if node is None or isinstance(node, yaml.ScalarNode):
-            return None
-        index = marks.get(id(node))
-        if index is None:
-            index = marks[id(node)] = _index(node)
-        found = index.get(key) or (index.get(f"{key}+") if isinstance(key, str) else None)
-        if found is None:
-            return None
-        line, node = found
-    return line if root is not None else None
-
-
-def _index(node: yaml.Node) -> dict[Any, tuple[int, yaml.Node]]:
-    if isinstance(node, yaml.SequenceNode):
-        return {position: (child.start_mark.line + 1, child) for position, child in enumerate(node.value)}
-    index: dict[Any, tuple[int, yaml.Node]] = {}
-    for key_node, value_node in node.value:
-        if key_node.tag == _MERGE:
-            for parent in value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]:
-                for key, place in _index(parent).items():
-                    index.setdefault(key, place)
-            continue
-        if isinstance(key_node, yaml.ScalarNode):
-            place = (key_node.start_mark.line + 1, value_node)
-            index[key_node.value] = place
-            if key_node.tag in _CONVERT:
-                with suppress(ValueError, KeyError, AttributeError):  # told when the value is read
-                    index[_CONVERT[key_node.tag](key_node)] = place
-    return index
-
-
-MAX_BYTES = 4_000_000
-
-# A placeholder: {PATCH_SIZE} or {256/PATCH_SIZE}; or an environment variable: ${VAR}.
-_PLACEHOLDER = re.compile(r"(?<!\$)\{[ \t]*(?:\d+[ \t]*/[ \t]*)?[A-Z][A-Z0-9_]*[ \t]*\}|\$\{[A-Za-z_][A-Za-z0-9_]*\}")
-_INLINE_NESTING = re.compile(rf"(?:[-?][ \t]+){{{MAX_DEPTH},}}")
-_BRACKET = re.compile(r"[\[\]{}]")
-
-__all__ = ["MAX_BYTES", "Braced", "Document", "Template", "Unquoted", "parse_yaml", "plain_scalar", "read_yaml"]
-
-
-@dataclass(frozen=True)
-class Document:
-    """One config file, read.
-
-    Attributes:
-        name: the path as it is shown to the user.
-        data: plain mappings, lists and scalars; a scalar with a placeholder in it is a ``Template``.
-        text: the file's text.
-        sha256: hash of the file's bytes.
-        folder: absolute folder (or remote prefix) that the file's relative paths refer to first.
-    """
-
-    name: str
-    data: Any
-    text: str = field(repr=False)
-    sha256: str
-    folder: str
-    _root: yaml.Node | None = field(repr=False, compare=False, default=None)
-    _marks: dict[int, dict[Any, tuple[int, yaml.Node]]] = field(repr=False, compare=False, default_factory=dict)
-
-    def line(self, key_path: tuple[str | int, ...]) -> int | None:
-        """Give the 1-based line where a key stands.
-
-        Args:
-            key_path: keys and list positions from the root; keys are found with and without a trailing ``+``.
-
-        Returns:
-            The line, or None when the file does not hold that key.
-        """
-        return line_of(self._root, key_path, marks=self._marks)
-
-    def nearest_line(self, key_path: tuple[str | int, ...]) -> int | None:
-        """Give the line of the key, or of the closest of its parents that the file holds (1 for the file itself)."""
-        for length in range(len(key_path), 0, -1):
-            line = self.line(key_path[:length])
-            if line is not None:
-                return line
-        return 1
-
-
-def read_yaml(path: str | Path, *, name: str | None = None) -> Document:
-    """Read one YAML file, local or remote (``gs://…``).
-
-    Args:
-        path: the file.
-        name: how to call it in messages; the path itself when left out.
-
-    Returns:
-        The document.
-
-    Raises:
-        ConfigError: the file is missing, unreadable, too large, not UTF-8, not sound YAML, or not as its checksum says.
-    """
-    shown = str(path) if name is None else name
-    raw = _read_bytes(str(path), shown)
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise _fault("is not UTF-8 text; save the file as UTF-8", shown, line) from None
-    if not is_unchanged(text):
-        what = "is damaged, or was changed by hand: the checksum in its first line is that of another text; launch the "
-        raise _fault(f"{what}run again to have it written anew, or remove that line", shown, 1)
-    remote = "://" in str(path)
-    folder = str(path).rsplit("/", 1)[0] if remote else str(Path(path).absolute().parent)
-    return parse_yaml(text, name=shown, folder=folder, sha256=hashlib.sha256(raw).hexdigest())
-
-
-def parse_yaml(text: str, *, name: str, folder: str, sha256: str | None = None) -> Document:
-    """Turn YAML text into a document; arguments and errors as in ``read_yaml``.
-
-    Raises:
-        ConfigError: the text is not sound YAML.
-    """
-    _check_depth(text, name)
-    held: list[str] = []
-
-    def hide(match: re.Match[str]) -> str:
-        held.append(match.group())
-        return f"\ue000{len(held) - 1}\ue001"
-
-    # Both are hidden from the parser: unquoted they would be read as mappings, or break the line they stand in.
-    if "\ue000" in text:
-        raise _fault("holds the private character U+E000, which is not allowed in a config", name, None)
-    hidden = _PLACEHOLDER.sub(hide, text)
-    try:
-        root = yaml.compose(hidden, Loader=Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        what = " ".join(part for part in (error.context, error.problem) if part)
-        raise _fault(f"is not valid YAML: {what}", name, None if mark is None else mark.line + 1) from None
-    except yaml.YAMLError as error:
-        raise _fault(f"is not valid YAML: {str(error).splitlines()[0]}", name, None) from None
-    reader = NodeReader(name=name, held=tuple(held))
-    data = None if root is None else reader.read(root)
-    if reader.problems:
-        raise ConfigError(reader.problems)
-    digest = hashlib.sha256(text.encode()).hexdigest() if sha256 is None else sha256
-    return Document(name=name, data=data, text=text, sha256=digest, folder=folder, _root=root)
-
-
-def _fault(what: str, name: str, line: int | None) -> ConfigError:
-    return ConfigError(Problem(what, file=name, line=line))
-
-
-def _read_bytes(path: str, name: str) -> bytes:
-    if is_remote(path):
-        return _within_limit(_from_store(path, name), name)
-    try:
-        with Path(path).open("rb") as stream:
-            raw = stream.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise _fault("no such file", name, None) from None
-    except IsADirectoryError:
-        raise _fault("is a folder; a YAML file is wanted", name, None) from None
-    except (OSError, ValueError) as error:
-        raise _fault(f"cannot be read: {error or type(error).__name__}", name, None) from None
-    return _within_limit(raw, name)
-
-
-def _from_store(path: str, name: str) -> bytes:
-    folder, _, leaf = path.rpartition("/")
-    try:
-        raw = ObjectStore(folder, patience=0).read(leaf)
-    except (StoreError, ValueError) as error:
-        raise _fault(f"cannot be read: {error}", name, None) from None
-    if raw is None:
-        raise _fault("no such file", name, None)
-    return raw
-
-
-def _within_limit(raw: bytes, name: str) -> bytes:
-    if len(raw) > MAX_BYTES:
-        raise _fault(f"is larger than {MAX_BYTES // 1_000_000} MB; that is no config file", name, None)
-    return raw
-
-
-def _check_depth(text: str, name: str) -> None:
-    """Refuse absurd nesting before the C parser sees it: there, it would overrun the stack."""
-    depth = 0
-    deepest = _INLINE_NESTING.search(text)
-    at = deepest.start() if deepest else None
-    for match in _BRACKET.finditer(text):
-        depth = depth + 1 if match.group() in "[{" else max(0, depth - 1)
-        if depth > MAX_DEPTH:
-            at = match.start()
-            break
-    if at is not None:
-        raise _fault(f"is nested deeper than {MAX_DEPTH} levels", name, text.count("\n", 0, at) + 1)
-
-
+# Lists of scalars up to so many characters are written on one line.
 _WIDTH = 110
-_TEXT = "tag:yaml.org,2002:str"
 
 
 def dump_yaml(data: Any) -> str:
     """Render mappings, lists and scalars as YAML, keys in the order they have.
 
     Args:
-        data: what ``read_yaml`` gives; an ``Unquoted`` text stays without quotes, other subclasses of str are texts.
+        data: a value as ``read_yaml`` reads it; an ``Unquoted`` text is written without quotes.
 
     Returns:
         Text that reads back as equal data.
@@ -418,24 +401,24 @@ class _Dumper(yaml.CSafeDumper):
     """PyYAML's writer for the values of a config."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """What stands at several places is written at each of them."""
+        """True: a value that several keys share is written out for each of them."""
         del data
         return True
 
 
 def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    # Quoted: what ``read_yaml`` would take for a number or a variable. PyYAML quotes what itself would take for one.
+    # PyYAML quotes only texts that itself would read as another type; `read_yaml` also knows 1e-4 and variables.
     quoted = "${" in text or not isinstance(plain_scalar(text), str)
     style = "|" if "\n" in text else "'" if quoted and text.isprintable() else None
-    return dumper.represent_scalar(_TEXT, text, style=style)
+    return dumper.represent_scalar(f"{_TAG}str", text, style=style)
 
 
 def _list(dumper: _Dumper, items: list[Any]) -> yaml.SequenceNode:
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=_is_short(items))
+    return dumper.represent_sequence(f"{_TAG}seq", items, flow_style=_is_short(items))
 
 
 def _is_short(items: list[Any]) -> bool:
-    """Whether a list is written on one line: scalars and such lists alone, of about this many characters."""
+    """Whether a list is written on one line: it holds scalars and short lists alone, of about ``_WIDTH`` characters."""
     # Not every reader takes `${VAR}` without quotes within brackets.
     nested = all(_is_short(item) if isinstance(item, list) else not isinstance(item, dict | Unquoted) for item in items)
     return nested and len(str(items)) <= _WIDTH
@@ -444,4 +427,4 @@ def _is_short(items: list[Any]) -> bool:
 _Dumper.add_representer(list, _list)
 _Dumper.add_representer(str, _text)
 _Dumper.add_multi_representer(str, _text)
-_Dumper.add_representer(Unquoted, lambda dumper, text: dumper.represent_scalar(_TEXT, str(text)))
+_Dumper.add_representer(Unquoted, lambda dumper, text: dumper.represent_scalar(f"{_TAG}str", str(text)))

@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from rslp.errors import ConfigError, Problem, UsageError
+from rslp.errors import ConfigError, KeyPath, Problem, UsageError, dotted
 from rslp.io import Document
 
 # Environment variable with the trusted packages, separated by commas; every process of a job inherits it.
 TRUST = "RSLP_TRUST"
-KeyPath = tuple[str | int, ...]
 
 
 class UntrustedClassError(ImportError, ValueError):
@@ -68,7 +67,7 @@ def refuse_untrusted(config: Any, documents: Sequence[Document]) -> None:
     problems = []
     for key_path, reason in refusals(config):
         document = next((doc for doc in reversed(documents) if doc.line(key_path) is not None), documents[-1])
-        problems.append(Problem(reason, document.name, document.nearest_line(key_path), ".".join(map(str, key_path))))
+        problems.append(Problem(reason, document.name, document.nearest_line(key_path), dotted(key_path)))
     if problems:
         raise ConfigError(problems)
 

@@ -30,7 +30,7 @@ import rslp
 from rslp import upstream
 from rslp.data.datamodule import MultiDatasetDataModule
 from rslp.data.samples import seeded, stable_seed
-from rslp.errors import ConfigError, Problem, UserError, chain
+from rslp.errors import ConfigError, KeyPath, Problem, UserError, chain
 from rslp.io import read_yaml, resolve_paths
 from rslp.models.optim import Freeze
 from rslp.rundir import RunDir
@@ -95,7 +95,7 @@ def build(run: RunDir, *, training: bool, predicting: bool = False) -> Instantia
     config = resolve_paths(document.data, run.path, name=document.name, line=document.line)
     if training and (faults := trainer_faults(config.get("trainer"))):
         raise ConfigError(
-            Problem(message, file=document.name, line=document.nearest_line(path), key=".".join(map(str, path)))
+            Problem(message, file=document.name, line=document.nearest_line(path), key=dotted(path))
             for path, message in faults
         )
     world = read_world(os.environ)
@@ -234,7 +234,7 @@ _CALLBACKS = {
 }
 
 
-def trainer_faults(trainer: Any) -> list[tuple[tuple[str | int, ...], str]]:
+def trainer_faults(trainer: Any) -> list[tuple[KeyPath, str]]:
     """Find the settings in the ``trainer`` section of a run config that a run does not support.
 
     Args:
@@ -245,7 +245,7 @@ def trainer_faults(trainer: Any) -> list[tuple[tuple[str | int, ...], str]]:
     """
     if not isinstance(trainer, Mapping):
         return []
-    faults: list[tuple[tuple[str | int, ...], str]] = [
+    faults: list[tuple[KeyPath, str]] = [
         (("trainer", key), f"{trainer[key]} {message}")
         for key, is_refused, message in _REFUSED
         if is_refused(trainer.get(key))

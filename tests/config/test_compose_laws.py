@@ -201,10 +201,12 @@ def test_what_a_change_of_class_drops_is_listed_and_nothing_else_is_lost(trees):
         named = [pick(tree, (*place, "class_path")) for tree in trees]
         given = {key.rstrip("+") for tree in trees for key in pick(tree, (*place, "init_args")) or {}}
         left = set(pick(result, (*place, "init_args")) or {})
-        dropped = {name for one in replaced if one.change.at == place for name in one.change.dropped}
+        dropped = {name for one in replaced if one.change.key_path == place for name in one.change.dropped}
         assert given - left <= dropped - {"dict_kwargs"}
         classes = [name for name in named if name]
-        assert sum(one.change.at == place for one in replaced) == sum(a != b for a, b in itertools.pairwise(classes))
+        assert sum(one.change.key_path == place for one in replaced) == sum(
+            a != b for a, b in itertools.pairwise(classes)
+        )
 
 
 names = st.sampled_from(["PATCH_SIZE", "SIZE", "A_1"])

@@ -64,7 +64,7 @@ def test_present_names_are_known():
     for path, moves in ARGUMENTS.items():
         assert {new for new, _ in moves.values()} <= table()[path]
     module = table()["rslp.train.JointModule"]
-    assert {move.new[0] for move in MOVED_ARGUMENTS if move.at == ("model", "init_args")} <= module
+    assert {move.new[0] for move in MOVED_ARGUMENTS if move.parent == ("model", "init_args")} <= module
 
 
 def test_the_page_shows_the_two_tasks_as_they_are_shipped():

@@ -92,7 +92,7 @@ def test_arguments_of_a_class_are_told_wherever_it_stands(path: str) -> None:
 
 def test_each_kind_says_what_to_do_in_one_line() -> None:
     for rule in RULES:
-        assert "\n" not in rule.says()
-        assert len(rule.says()) < 220
+        assert "\n" not in rule.message()
+        assert len(rule.message()) < 220
     for odd in (None, [], "x", {"trainer": None}, {"trainer": []}, {"data": {"init_args": {"data_modules": None}}}):
         assert without_effect(odd) == []

@@ -358,7 +358,7 @@ def test_one_argument_under_two_names_is_an_error(tmp_path, capsys, old, new, pl
 
 
 def old_names():
-    yield from ((f"{'.'.join(move.at)}.{move.old}", move.at, move.old) for move in MOVED_ARGUMENTS)
+    yield from ((f"{'.'.join(move.parent)}.{move.old}", move.parent, move.old) for move in MOVED_ARGUMENTS)
 
 
 @pytest.mark.parametrize("name", [name for _, _, name in old_names()])

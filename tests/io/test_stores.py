@@ -114,7 +114,7 @@ def test_what_is_waited_for_is_said(
     store = ObjectStore(f"file://{tmp_path}")
     assert store.read("a") == b"1"
     assert capsys.readouterr().err == ""
-    system = store._place[0]
+    system = store._system_and_path[0]
     cat = system.cat_file
     monkeypatch.setattr("rslp.io.objectstore._SLOW", 0.05)
     monkeypatch.setattr(system, "cat_file", lambda path: (time.sleep(0.5), cat(path))[1])
