@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,13 @@ from rslearn.train.prediction_writer import RslearnWriter
 from rslp import upstream
 from rslp.data.batches import Batch, explain_worker_death
 from rslp.data.datamodule import MultiDatasetDataModule
-from rslp.errors import RunError
+from rslp.errors import INTERRUPTED, RunError
 from rslp.evaluate.crops import WindowAssembler
 from rslp.evaluate.destinations import PredictionDestination, RunFolder, find_layers, skipped_layer
 from rslp.evaluate.evaluation import checkpoint_of, git_commit, name_in, samples_fingerprint
 from rslp.evaluate.table import print_predictions
 from rslp.io import append, read_yaml, write_atomic
+from rslp.io.terminal import print_message
 from rslp.rundir import RunDir, sha256
 from rslp.train.baselines import tasks_by_name
 from rslp.train.build import InstantiatedRun, build, config_for
@@ -86,7 +86,6 @@ def _read(path: Path, header: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 SCHEMA = 1
-INTERRUPTED = 130
 
 
 def predict(run: RunDir, *, checkpoint: str | None = None) -> int:
@@ -120,7 +119,7 @@ def predict(run: RunDir, *, checkpoint: str | None = None) -> int:
         )
         through = _write_all(cli, targets, progress)
         if not through:
-            _say("interrupted: the same command goes on from the last window that was written")
+            print_message("interrupted: the same command goes on from the last window that was written")
             return INTERRUPTED
         summary = {
             "schema": SCHEMA,
@@ -244,7 +243,3 @@ def _not_again(
     if (layer := skipped_layer(data.data_modules[name])) is not None:
         done |= data.sources("predict")[name].windows_with(layer)
     return done
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 CODE = """
 import gc, sys
 from rslp.errors import ConfigError
-from rslp.helios.run import run
+from rslp.cli.run import run
 try:
     run(sys.argv[1])
 except ConfigError:

@@ -109,7 +109,7 @@ def test_without_slurm_it_says_so(
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert launch("--engine", "slurm") == 2
-    assert "sbatch is not there: launch from a machine that submits to SLURM" in capsys.readouterr().err
+    assert "sbatch is not installed here: launch from a machine that submits to SLURM" in capsys.readouterr().err
     assert not (place / "project_data").exists()
 
 
@@ -226,7 +226,7 @@ def test_a_job_that_cannot_be_noted_is_ended(
         started.append(record.id)
         raise DiskError(28, f"{run.job()} can't be written: No space left on device")
 
-    monkeypatch.setattr(f"rslp.launch.submit_{'slurm' if engine == 'slurm' else 'local'}.write_record", full)
+    monkeypatch.setattr(f"rslp.launch.engines.{'slurm' if engine == 'slurm' else 'local'}.write_record", full)
     words = ("--engine", "slurm") if engine == "slurm" else ("--local", "true", "--detach", "true")
     assert launch(*words) == 1
     assert capsys.readouterr().err.endswith("/job.json can't be written: No space left on device\n")

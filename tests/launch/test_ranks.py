@@ -30,9 +30,9 @@ sys.exit(143)
 FOR_EVER = "print('up', flush=True); time.sleep(100)"
 
 
-def run(code: str, folder: Path, *, ranks: int = 2, patience: GracePeriods | None = None) -> int:
+def run(code: str, folder: Path, *, ranks: int = 2, grace: GracePeriods | None = None) -> int:
     group = RankGroup(per_node=ranks, port=1234)
-    return run_group([sys.executable, "-c", RANK + code], group, logs=folder, environment=os.environ, patience=patience)
+    return run_group([sys.executable, "-c", RANK + code], group, logs=folder, environment=os.environ, grace=grace)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_one_that_fails_alone_is_heard_and_the_waiting_are_killed(
 ) -> None:
     code = "print('a cause', file=sys.stderr) or sys.exit(5) if rank else time.sleep(100)"
     begin = time.monotonic()
-    assert run(code, tmp_path, patience=GracePeriods(failing=0.5)) == 5
+    assert run(code, tmp_path, grace=GracePeriods(after_failure=0.5)) == 5
     assert time.monotonic() - begin < 20
     assert f"{tmp_path}/rank1.log ends with:\n  a cause\n" in capfd.readouterr().err
 
@@ -93,9 +93,10 @@ def test_a_mistake_that_all_meet_is_shown_once(tmp_path: Path, capfd: pytest.Cap
 def supervisor(code: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that runs two ranks, both of which are up."""
     program = (
-        "import os, sys; from pathlib import Path; from rslp.launch.ranks import Group, run_group\n"
+        "import os, sys; from pathlib import Path; from rslp.launch.processes import RankGroup, run_group\n"
         f"command = [sys.executable, '-c', {RANK + code!r}]\n"
-        f"sys.exit(run_group(command, Group(per_node=2, port=1), logs=Path({str(folder)!r}), environment=os.environ))"
+        f"group, logs = RankGroup(per_node=2, port=1), Path({str(folder)!r})\n"
+        "sys.exit(run_group(command, group, logs=logs, environment=os.environ))"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

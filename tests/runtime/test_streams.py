@@ -141,7 +141,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from rslp.helios import logs
-from rslp.launch.tail import tail
+from rslp.launch.processes import tail
 from rslp.runtime import streams
 streams.guard()
 logs.find_run = lambda *_: nullcontext()
