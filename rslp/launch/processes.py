@@ -139,7 +139,7 @@ def run_group(
         grace: how long the others may run on after one has ended.
 
     Returns:
-        the exit code of the first rank that failed; else 130 or 143 when a rank was stopped; else 0.
+        the exit code of the first rank that failed; else 1 if one was killed; else 130 or 143 if one was stopped, or 0.
     """
     supervisor = _RankSupervisor(grace)
     with handling_signals(supervisor.forward):

@@ -125,7 +125,9 @@ def test_an_evaluation_has_succeeded_if_its_results_are_newer_than_it(tmp_path: 
     assert state(run, record) == "succeeded"
 
 
-@pytest.mark.parametrize(("name", "message"), [("scontrol", "Invalid job id"), ("no-such-command", "is not there")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("scontrol", "Invalid job id"), ("no-such-command", "is not installed here")]
+)
 def test_what_slurm_refuses_is_one_line(forgetful: None, name: str, message: str) -> None:
     with pytest.raises(RunError, match=message) as caught:
         slurm(name)
