@@ -140,12 +140,12 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from rslp.helios import logs
+from rslp.cli import logs
 from rslp.launch.processes import tail
 from rslp.runtime import streams
 streams.guard()
 logs.find_run = lambda *_: nullcontext()
-logs.the_record = lambda *_: SimpleNamespace(engine="")
+logs.find_record = lambda *_: SimpleNamespace(engine="")
 logs.engine = lambda _: SimpleNamespace(log=lambda *_, **__: tail(Path(sys.argv[1]), ended=lambda: False))
 sys.exit(logs.logs("x", follow=True))
 """
