@@ -24,7 +24,7 @@ def test_the_settings_of_the_page_are_the_defaults() -> None:
 def test_the_paces_of_the_page_are_the_codes() -> None:
     page = (DOCS / "object_stores.md").read_text()
     pace = LeaseTiming()
-    assert f"heartbeat every {pace.beat:.0f} s" in page and f"not for {pace.stale:.0f} s" in page
+    assert f"sign of life every {pace.beat:.0f} s" in page and f"not for {pace.stale:.0f} s" in page
     assert pace.push == 2 and "every two seconds" in page
 
 

@@ -394,7 +394,7 @@ def run_step(job: Job, *, requeue: bool) -> int:
     if _cancelled(job):
         print_message("rslp: this run was cancelled: nothing is started")
         return PREEMPTED
-    code = verified_exit_code(job.run, job.mode, _run_processes(job))
+    code = verified_exit_code(job.run, job.mode, _step(job))
     failures = standstills = 0
     if code == PREEMPTED:
         standstills = note_standstill(job.run, job.mode, progressed=steps_done(job.run, job.mode) != before)
@@ -439,8 +439,8 @@ def after(code: int, *, wanted: bool, requeue: bool, retries: int, failures: int
     return Next(code, True, f"failed with exit code {code}; queued again as retry {failures} of {retries}")
 
 
-def _run_processes(job: Job) -> int:
-    """Run the processes of the job on all nodes, and wait for them; returns their exit code."""
+def _step(job: Job) -> int:
+    """Run the processes of the job on all nodes, as one step of SLURM; returns their exit code."""
     environment = {**os.environ, **_rendezvous(os.environ)}
     received: list[int] = []
     # SLURM sends signals to the processes of the job, too: they save, and this program waits for them.
