@@ -92,7 +92,7 @@ def test_who_was_replaced_notices_and_does_not_take_the_others_lease_away(s3: Ob
 
 def test_of_many_at_once_one_gets_it(s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     # Each of the threads stands for a machine of its own.
-    monkeypatch.setattr(lease, "_dead", lambda _: False)
+    monkeypatch.setattr(lease, "_is_dead", lambda _: False)
     plant(s3)
     got, over = [], threading.Event()
 
