@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+# Exit codes of a run that was stopped from outside: Ctrl-C (128 + SIGINT), preemption (128 + SIGTERM).
+INTERRUPTED = 130
+PREEMPTED = 143
+
 # The keys and list positions that lead from the root of a config to a value.
 KeyPath = tuple[str | int, ...]
 

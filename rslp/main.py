@@ -1,4 +1,4 @@
-"""The name by which people start the command line: ``python -m rslp.main PROJECT WORKFLOW …``."""
+"""The module that people start: ``python -m rslp.main PROJECT WORKFLOW …`` runs the command line of ``rslp.cli``."""
 
 import sys
 

@@ -1,1 +1,1 @@
-"""What a person types: the command line, and one function for each workflow."""
+"""The command line, and one function for each workflow."""

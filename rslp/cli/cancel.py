@@ -1,4 +1,4 @@
-"""The workflow that ends a run from outside."""
+"""The workflow that asks a queued or running job to stop."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from rslp.launch.runs import find_run
 
 
 def cancel(experiment_id: str, rslp_project: str = "helios_finetuning", mode: Mode | None = None) -> int:
-    """Ask a run to save and leave; launched again, it goes on from there.
+    """Ask a run to save and stop; launched again, it goes on from there.
 
     Args:
         experiment_id: the run's name.
         rslp_project: the project that the run belongs to.
-        mode: which of its jobs; the one that was submitted last when left out.
+        mode: mode of the job to stop; the job that was submitted last when left out.
     """
     with find_run(rslp_project, experiment_id) as run:
         record = find_record(run, mode)
-        where = engine(record.engine)
-        state = where.state(run, record)
+        job_engine = engine(record.engine)
+        state = job_engine.state(run, record)
         if state not in ("queued", "running", "unknown"):
-            raise RunError(f"{run.location} is not at work: {state}")
-        where.cancel(run, record)
-    sys.stdout.write(f"asked {run.location} to leave ({record.engine} {record.id.partition('@')[0]}, was {state})\n")
+            raise RunError(f"{run.location} is neither queued nor running: {state}")
+        job_engine.cancel(run, record)
+    sys.stdout.write(f"asked {run.location} to stop ({record.engine} {record.id.partition('@')[0]}, was {state})\n")
     return 0

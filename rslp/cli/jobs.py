@@ -1,4 +1,4 @@
-"""The workflow that lists runs and how they stand."""
+"""The workflow that lists runs with their states and scores."""
 
 from __future__ import annotations
 
@@ -12,38 +12,39 @@ from rslp.launch.remote import fetch_all_metadata
 from rslp.launch.runs import RunRow, overview, runs_prefix
 from rslp.rundir import refuse_odd_name
 
-_HEADS = ("project", "experiment", "engine", "job", "state", "epoch", "best", "age")
+_HEADINGS = ("project", "experiment", "engine", "job", "state", "epoch", "best", "age")
 
 
 def jobs(rslp_project: str | None = None) -> int:
-    """List the runs below RSLP_PREFIX: where they were submitted, how they stand, their best score, when last heard of.
+    """List the runs below RSLP_PREFIX: engine, job, state, epochs, best score, and age of the last heartbeat.
 
     Args:
         rslp_project: only the runs of this project.
     """
-    place = runs_prefix(remote=False)
+    prefix = runs_prefix(remote=False)
     if rslp_project is not None:
-        refuse_odd_name("project", rslp_project, Path(place, "projects", rslp_project))
-    with fetch_all_metadata(place, rslp_project or "") if is_remote(place) else nullcontext(Path(place)) as folder:
+        refuse_odd_name("project", rslp_project, Path(prefix, "projects", rslp_project))
+    with fetch_all_metadata(prefix, rslp_project or "") if is_remote(prefix) else nullcontext(Path(prefix)) as folder:
         rows = overview(folder, rslp_project)
     sys.stderr.writelines(f"warning: {note}\n" for row in rows for note in row.notes)
     if not rows:
-        sys.stdout.write(f"no runs in {place}\n")
+        sys.stdout.write(f"no runs in {prefix}\n")
         return 0
-    table = [_HEADS, *(tuple(map(printable, _cells(row))) for row in rows)]
-    widths = [max(len(line[column]) for line in table) for column in range(len(_HEADS))]
+    table = [_HEADINGS, *(tuple(map(printable, _cells(row))) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
-        sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n")
+        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        sys.stdout.write("  ".join(padded).rstrip() + "\n")
     return 0
 
 
 def _cells(row: RunRow) -> tuple[str, ...]:
     epoch = "" if row.epoch is None else str(row.epoch)
     best = "" if row.best is None else f"{row.best:.3f}"
-    return (row.project, row.experiment, row.engine, row.job, row.state, epoch, best, _span(row.age))
+    return (row.project, row.experiment, row.engine, row.job, row.state, epoch, best, _duration(row.age))
 
 
-def _span(seconds: float | None) -> str:
+def _duration(seconds: float | None) -> str:
     """A duration in its largest unit."""
     if seconds is None:
         return ""

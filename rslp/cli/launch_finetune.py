@@ -10,8 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from rslp.cli.run_configs import placeholder_values, read_run_configs
 from rslp.config import merge, pick
 from rslp.errors import RunError, UsageError
+from rslp.io.terminal import print_message
 from rslp.launch.check_gate import ensure_checked
 from rslp.launch.engines.beaker import prepare_submission
 from rslp.launch.engines.engine import EngineName
@@ -28,7 +30,7 @@ from rslp.runtime import class_paths
 _REMOTE: tuple[EngineName, ...] = ("beaker", "skypilot")
 _NO_SLURM = SlurmOptions()
 _NO_SKYPILOT = SkyPilotOptions()
-# How --help shows the options; each stands in one group.
+# The groups of options in --help; each option is in one of them.
 OPTION_GROUPS = {
     "the run": ("config_paths", "experiment_id", "rslp_project", "mode", "do_eval", "checkpoint", "array", "profiler"),
     "where it runs": ("local", "engine", "cluster", "detach", "dry_run"),
@@ -80,9 +82,9 @@ def launch_finetune(
 ) -> int:
     """Fine-tune on the datasets of a run config, evaluate a run, or predict with it: here, on SLURM, or on Beaker.
 
-    The run lives in {RSLP_PREFIX}/projects/{rslp_project}/{experiment_id}/; RSLP_PREFIX comes from the environment or
-    from a file .env in the current directory, and defaults to project_data/ (to gs://rslearn-eai for Beaker). Started
-    again with the same words, a run that was interrupted goes on.
+    The run directory is {RSLP_PREFIX}/projects/{rslp_project}/{experiment_id}/; RSLP_PREFIX comes from the environment
+    or from a file .env in the current directory, and defaults to project_data/ (to gs://rslearn-eai for Beaker). The
+    same command continues a run that was interrupted.
 
     Args:
         experiment_id: the run's name.
@@ -106,38 +108,39 @@ def launch_finetune(
         nodes: machines of the job; an evaluation or a prediction takes one.
         cpus: processors of each machine.
         memory: main memory of each machine, for example 64GiB.
-        time_limit: after this long the cluster ends the job, for example 36h or 12:00:00.
+        time_limit: time after which the cluster ends the job, for example 36h or 12:00:00.
         retries: how often a failed job is started again; being preempted does not count.
         preemptible: the cluster may take the machine away; the run goes on when there is room again.
         priority: Beaker priority of the job.
         image_name: container image of the job (Beaker, SkyPilot).
-        mounts: SOURCE:/target, what the job sees besides its image (Beaker, SkyPilot).
+        mounts: SOURCE:/target, folders and buckets that the job sees besides its image (Beaker, SkyPilot).
         env: NAME=VALUE, variables of the job.
         secrets: NAME=SECRET, variables of the job whose values are never shown: names of Beaker's secrets, elsewhere of
             variables that are set here.
         detach: run here, but in the background.
         dry_run: print what would be submitted, and stop.
-        check: look at config and data first (see helios check); once for each state of them, and not for a dry run.
-        allow: ids of the check's findings that are no errors; the run's config keeps them.
+        check: check config and data first (see helios check), unless they have passed since they last changed; not for
+            a dry run.
+        allow: ids of the check's findings that are no errors; they are written to the run's config.
         trust: packages, beside the installed ones, whose classes the config may name: their code is run, by the check
             here and by the job.
         slurm: options of SLURM alone.
         skypilot: options of SkyPilot alone.
     """
-    where = _engine(engine, local=local, cluster=cluster)
-    purpose: Mode = "test" if do_eval else mode
-    if profiler and purpose in ("validate", "test"):
+    engine_name = _engine(engine, local=local, cluster=cluster)
+    remote = engine_name in _REMOTE
+    job_mode: Mode = "test" if do_eval else mode
+    if profiler and job_mode in ("validate", "test"):
         raise UsageError("--profiler is for a training or a prediction; an evaluation keeps the training's config")
-    # An evaluation or a prediction is one process: what it costs does not repay the rest.
-    machines, processes = (nodes, gpus) if purpose == "fit" else (1, 1)
     variables = parse_pairs("--env", env or ())
     _warn_of_secrets(variables)
     job = Job(
-        run=RunDir.of(runs_prefix(remote=where in _REMOTE), rslp_project, experiment_id),
-        mode=purpose,
+        run=RunDir.of(runs_prefix(remote=remote), rslp_project, experiment_id),
+        mode=job_mode,
         checkpoint=_absolute(checkpoint) if checkpoint else None,
-        nodes=machines,
-        gpus=processes,
+        # An evaluation or a prediction is one process: it is too short to gain from several.
+        nodes=nodes if job_mode == "fit" else 1,
+        gpus=gpus if job_mode == "fit" else 1,
         cpus=cpus,
         memory=parse_memory(memory) if memory else None,
         time_limit=parse_duration(time_limit) if time_limit else None,
@@ -150,76 +153,67 @@ def launch_finetune(
         image=image_name,
         clusters=tuple(cluster or ()),
     )
-    own = _array(job, array or (), engine=where)
-    jobs = [each for each, _ in own]
-    for each in jobs:
-        _refuse_what_cannot_run(each)
-    plan = _plan(where, jobs, detach=detach, slurm=slurm, skypilot=skypilot)
-    constants = {
-        "CHECKPOINT_PATH": helios_checkpoint_path,
-        "ENCODER_EMBEDDING_SIZE": encoder_embedding_size,
-        "PATCH_SIZE": patch_size,
-    }
-    given = {key: value for key, value in constants.items() if value is not None}
-    paths = [[*config_paths, *more] for _, more in own]
-    configs = [
-        _config(p, run=each.run, constants=given, profiler=profiler) for each, p in zip(jobs, paths, strict=True)
-    ]
-    configs = [_allowing(config, allow or ()) for config in configs]
+    jobs = _jobs_of_array(job, array or (), engine=engine_name)
+    for each, _ in jobs:
+        _ensure_can_start(each)
+    plan = _plan(engine_name, [each for each, _ in jobs], detach=detach, slurm=slurm, skypilot=skypilot)
+    values = placeholder_values(helios_checkpoint_path, encoder_embedding_size, patch_size)
+    requests = []
+    for each, more_configs in jobs:
+        paths = [*config_paths, *more_configs]
+        config = merged_config(read_run_configs(paths), run=each.run, constants=values)
+        if profiler is not None:
+            config["trainer"] = {**config.get("trainer", {}), "profiler": profiler}
+        config = _allow_findings(config, allow or ())
+        run_check = partial(
+            ensure_checked,
+            paths,
+            config=config,
+            run=each.run,
+            constants=values,
+            here=not remote,
+            allow=allow or (),
+        )
+        requests.append(Request(each, config, run_check if check else None))
     if dry_run:
         sys.stdout.write(f"{plan}\n")
         return 0
-    requests = []
-    for each, config, named in zip(jobs, configs, paths, strict=True):
-        look = partial(
-            ensure_checked,
-            named,
-            config=config,
-            run=each.run,
-            constants=given,
-            here=where not in _REMOTE,
-            allow=allow or (),
-        )
-        requests.append(Request(each, config, look if check else None))
     return submit(plan, requests)
 
 
 def _warn_of_secrets(variables: Mapping[str, str]) -> None:
-    """Values of ``env`` stand in the plan, in the run directory and in the cluster's lists."""
-    for name in (one for one, value in variables.items() if is_secret_variable(one) and not value.startswith("/")):
-        sys.stderr.write(
-            f"warning: --env {name} is named like a secret, and its value is kept in job.json and shown in plans: set "
-            f"{name} here and give --secrets+={name}={name} (on Beaker: the name of its secret)\n"
-        )
+    """Warn of secrets in ``--env``: values are written to the plan, the run directory and the cluster's lists."""
+    for name, value in variables.items():
+        if is_secret_variable(name) and not value.startswith("/"):
+            print_message(
+                f"warning: --env {name} is named like a secret, but its value is written to job.json and shown in "
+                f"plans: set {name} here and give --secrets+={name}={name} (on Beaker: the name of its secret)"
+            )
 
 
 def _engine(engine: EngineName | None, *, local: bool, cluster: Sequence[str] | None) -> EngineName:
-    """Where the job runs.
-
-    Raises:
-        UsageError: nowhere, or in two places.
-    """
-    said: dict[str, EngineName] = {}
+    """The engine that --engine, --local or --cluster names; raise ``UsageError`` if none do, or they contradict."""
+    named: dict[str, EngineName] = {}
     if engine:
-        said[f"--engine {engine}"] = engine
+        named[f"--engine {engine}"] = engine
     if local:
-        said["--local true"] = "local"
+        named["--local true"] = "local"
     if cluster:
-        said["--cluster"] = "beaker"
-    if not said:
+        named["--cluster"] = "beaker"
+    if not named:
         raise UsageError("say where to run: --local true, --engine slurm, or Beaker's --cluster+=NAME")
-    if len(set(said.values())) > 1:
-        raise UsageError(f"{' and '.join(said)} contradict each other")
-    return next(iter(said.values()))
+    if len(set(named.values())) > 1:
+        raise UsageError(f"{' and '.join(named)} contradict each other")
+    return next(iter(named.values()))
 
 
-def _allowing(config: dict[str, Any], allow: Sequence[str]) -> dict[str, Any]:
-    """The config with further findings of the check allowed in each of its datasets."""
+def _allow_findings(config: dict[str, Any], allow: Sequence[str]) -> dict[str, Any]:
+    """The config with further ids of findings allowed in each of its datasets."""
     modules = pick(config, ("data", "init_args", "data_modules"))
-    own = pick(config, ("data", "init_args", "check_allow")) or {}
+    allowed = pick(config, ("data", "init_args", "check_allow")) or {}
     if not allow or not isinstance(modules, Mapping):
         return config
-    ids = {name: list(dict.fromkeys([*own.get(name, ()), *allow])) for name in modules}
+    ids = {name: list(dict.fromkeys([*allowed.get(name, ()), *allow])) for name in modules}
     merged: dict[str, Any] = merge(config, {"data": {"init_args": {"check_allow": ids}}})
     return merged
 
@@ -228,29 +222,21 @@ def _absolute(checkpoint: str) -> str:
     return checkpoint if "://" in checkpoint else str(Path(checkpoint).absolute())
 
 
-def _array(job: Job, files: Sequence[str], *, engine: EngineName) -> list[tuple[Job, list[str]]]:
-    """The jobs to submit, each with the configs of its own.
-
-    Raises:
-        UsageError: two runs of the same name, or an engine without arrays.
-    """
+def _jobs_of_array(job: Job, files: Sequence[str], *, engine: EngineName) -> list[tuple[Job, list[str]]]:
+    """The jobs to submit, each with its own config files: one for each file of the array, or the one job."""
     if not files:
         return [(job, [])]
     if engine != "slurm":
         raise UsageError("--array is for --engine slurm")
     names = [f"{job.run.experiment}-{Path(file).stem}" for file in files]
-    if twins := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"--array has two files for the run {', '.join(twins)}: a run is named after its file")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"--array has two files for the run {', '.join(repeated)}: a run is named after its file")
     runs = [RunDir.of(job.run.path.parents[2], job.run.project, name) for name in names]
     return [(replace(job, run=run, name=job.title), [file]) for run, file in zip(runs, files, strict=True)]
 
 
-def _refuse_what_cannot_run(job: Job) -> None:
-    """Find what the job would fail of, before anything is written.
-
-    Raises:
-        RunError: nothing to evaluate, or to predict with; or a folder where the run has a file.
-    """
+def _ensure_can_start(job: Job) -> None:
+    """Raise ``RunError`` if the job would fail at its start: no checkpoint, or a folder in the place of a file."""
     if "://" in job.run.location:
         return
     job.run.refuse_folders()
@@ -264,23 +250,10 @@ def _refuse_what_cannot_run(job: Job) -> None:
         )
 
 
-def _config(
-    config_paths: Sequence[str], *, run: RunDir, constants: Mapping[str, Any], profiler: str | None
-) -> dict[str, Any]:
-    config = merged_config(config_paths, run=run, constants=constants)
-    if profiler is None:
-        return config
-    return {**config, "trainer": {**config.get("trainer", {}), "profiler": profiler}}
-
-
 def _plan(
     engine: EngineName, jobs: Sequence[Job], *, detach: bool, slurm: SlurmOptions, skypilot: SkyPilotOptions
 ) -> Plan:
-    """What is submitted.
-
-    Raises:
-        UsageError: what the engine can't do.
-    """
+    """Plan the jobs for an engine; raise ``UsageError`` if it lacks something that they ask for."""
     if engine == "slurm":
         return plan_slurm(jobs, defaults_from(os.environ, slurm), folder=Path.cwd())
     if engine == "local":

@@ -1,8 +1,8 @@
 """The command line: ``python -m rslp.main PROJECT WORKFLOW …``.
 
 A project is a package ``rslp.<project>`` with a table ``workflows`` of name -> ``module:function``. The function's
-signature and docstring are its command line, so that a workflow is documented and parsed in one place. Nothing here
-imports torch: ``--help`` and a mistyped name must answer at once on any laptop.
+signature and docstring define its command line. Nothing here imports torch: ``--help`` and a mistyped name must answer
+at once on any laptop.
 """
 
 from __future__ import annotations
@@ -19,30 +19,28 @@ from typing import Any
 
 import rslp
 from rslp.cli.usage import help_of
-from rslp.errors import MachineError, UsageError, UserError
-from rslp.io.terminal import guard_terminals
+from rslp.errors import INTERRUPTED, MachineError, UsageError, UserError
+from rslp.io.terminal import guard_terminals, print_message
 from rslp.runtime import memory, streams
 from rslp.suggest import did_you_mean
 
 Workflow = Callable[..., Any]
-INTERRUPTED = 130
-# What these print is their result; of the others, it is what they write.
+# These print their result; the others write it to files.
 _PRINTING = {"--help", "jobs", "logs", "launch_finetune"}
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 
 
 def projects() -> dict[str, Mapping[str, str]]:
     """The packages below ``rslp`` that have a table of workflows, by name."""
-    found = {}
-    for info in pkgutil.iter_modules(rslp.__path__):
-        # Only packages whose __init__ declares the table are projects; the engine rooms (train, …) are left alone.
-        if info.ispkg and _declares_workflows(info.name):
-            found[info.name] = importlib.import_module(f"rslp.{info.name}").workflows
-    return found
+    return {
+        info.name: importlib.import_module(f"rslp.{info.name}").workflows
+        for info in pkgutil.iter_modules(rslp.__path__)
+        if info.ispkg and _declares_workflows(info.name)
+    }
 
 
 def _declares_workflows(package: str) -> bool:
-    """Whether the package's ``__init__`` defines ``workflows``, found without running it (it might import torch)."""
+    """Whether the source of a package's ``__init__`` defines ``workflows``; running it might import torch."""
     spec = importlib.util.find_spec(f"rslp.{package}")
     source = spec.loader.get_source(spec.name) if spec and spec.loader and hasattr(spec.loader, "get_source") else None
     return bool(source) and "\nworkflows" in str(source)
@@ -55,24 +53,23 @@ def load_workflow(target: str) -> Workflow:
     return workflow
 
 
-def _summary(target: str) -> str:
-    return (inspect.getdoc(load_workflow(target)) or "").partition("\n")[0]
-
-
 def _overview() -> str:
+    """The text that lists all workflows with the first lines of their docstrings."""
     lines = ["usage: python -m rslp.main PROJECT WORKFLOW [options]", ""]
     for project, table in projects().items():
         lines.append(f"{project}:")
         width = max(map(len, table))
-        lines.extend(f"  {name:<{width}}  {_summary(target)}" for name, target in table.items())
+        for name, target in table.items():
+            summary = (inspect.getdoc(load_workflow(target)) or "").partition("\n")[0]
+            lines.append(f"  {name:<{width}}  {summary}")
     lines += ["", "Options of a workflow: python -m rslp.main PROJECT WORKFLOW --help"]
     return "\n".join(lines)
 
 
-def _pick(name: str, options: Sequence[str], what: str) -> str:
-    if name not in options:
-        raise UsageError(f"unknown {what} {name!r}{did_you_mean(name, options, otherwise='known')}")
-    return name
+def _look_up(name: str, table: Mapping[str, Any], kind: str) -> Any:
+    if name not in table:
+        raise UsageError(f"unknown {kind} {name!r}{did_you_mean(name, list(table), otherwise='known')}")
+    return table[name]
 
 
 def parse(workflow: Workflow, prog: str, args: Sequence[str]) -> dict[str, Any]:
@@ -87,12 +84,12 @@ def parse(workflow: Workflow, prog: str, args: Sequence[str]) -> dict[str, Any]:
     parser = ArgumentParser(prog=prog, exit_on_error=False)
     parser.add_function_arguments(workflow, fail_untyped=True)
     if "--help" in args or "-h" in args:
-        _say(help_of(workflow, prog, parser._actions).rstrip("\n"))
+        sys.stdout.write(help_of(workflow, prog, parser._actions))
         raise SystemExit(0)
     options = [option for action in parser._actions for option in action.option_strings]
     _refuse_unknown(args, options)
     try:
-        # Groups of options become their dataclasses.
+        # Options of a group, such as --slurm.partition, become one dataclass.
         return dict(vars(parser.instantiate(parser.parse_args(list(args)))))
     except argparse.ArgumentError as error:
         raise UsageError(_one_line(str(error))) from error
@@ -106,13 +103,13 @@ def _refuse_unknown(args: Sequence[str], options: Sequence[str]) -> None:
 
 
 def _one_line(message: str) -> str:
-    """Cut jsonargparse's message, which ends with pages of context, down to what was wanted and what was got."""
+    """Shorten jsonargparse's message, which ends with pages of context, to the expected type and the given value."""
     key = re.search(r'Parser key "([\w.]+)"', message)
-    wanted = re.findall(r"Expected a (?:typing\.)?(?:Literal\[(.*?)\]|<class '(\w+)'>)", message)
-    got = re.search(r"(?:Given|Got) value: (.*)", message)
-    if key and wanted and got:
-        words = [choices.replace("'", "") or _KINDS.get(kind, kind) for choices, kind in wanted if kind != "NoneType"]
-        return f"--{key[1]} must be {' or '.join(words)}; got {got[1]}"
+    types = re.findall(r"Expected a (?:typing\.)?(?:Literal\[(.*?)\]|<class '(\w+)'>)", message)
+    given = re.search(r"(?:Given|Got) value: (.*)", message)
+    if key and types and given:
+        words = [choices.replace("'", "") or _KINDS.get(kind, kind) for choices, kind in types if kind != "NoneType"]
+        return f"--{key[1]} must be {' or '.join(words)}; got {given[1]}"
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return " ".join(lines[:2])
 
@@ -120,21 +117,16 @@ def _one_line(message: str) -> str:
 def _run(argv: Sequence[str]) -> int:
     words = [arg for arg in argv[:2] if not arg.startswith("-")]
     if not words:
-        _say(_overview())
+        sys.stdout.write(_overview() + "\n")
         return 0 if argv and argv[0] in ("-h", "--help") else 2
-    tables = projects()
-    table = tables[_pick(words[0], list(tables), "project")]
+    table = _look_up(words[0], projects(), "project")
     if len(words) == 1:
-        _say(_overview())
+        sys.stdout.write(_overview() + "\n")
         return 0 if "--help" in argv or "-h" in argv else 2
-    workflow = load_workflow(table[_pick(words[1], list(table), f"workflow of {words[0]}")])
+    workflow = load_workflow(_look_up(words[1], table, f"workflow of {words[0]}"))
     arguments = parse(workflow, f"python -m rslp.main {words[0]} {words[1]}", argv[2:])
     result = workflow(**arguments)
     return result if isinstance(result, int) else 0
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -152,44 +144,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     code = _exit_code(words)
     lost = streams.output_error()
     if lost is None or isinstance(lost, BrokenPipeError):
-        # Whoever read has seen enough, such as `… | head`.
+        # The reader of the pipe has ended, such as `… | head`.
         return code
-    sys.stderr.write(f"error: standard output can't be written: {lost.strerror}\n")
+    print_message(f"error: standard output can't be written: {lost.strerror}")
     return code or int(bool(set(words[:2]) & _PRINTING))
 
 
 def _exit_code(words: Sequence[str]) -> int:
-    """Run one command line, and say in one line what a person or the machine did wrong."""
+    """Run one command line; print one line for a user's mistake, or for memory or disk that ran out."""
     try:
         return _run(words)
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        print_message(f"error: {error}")
         return error.exit_code
     except (MemoryError, ImportError, OSError, RuntimeError) as error:
         if memory.is_out_of_memory(error):
-            sys.stderr.write(f"error: memory ran out (limit: {memory.limits()})\n")
+            print_message(f"error: memory ran out (limit: {memory.limits()})")
             return MachineError.exit_code
-        # Imported here: `--help` must answer at once.
+        # `--help` must answer at once, without this import.
         from rslp.io import full_disk
 
         if not isinstance(error, OSError) or not (full := full_disk(error)):
             raise
-        sys.stderr.write(f"error: {full}\n")
+        print_message(f"error: {full}")
         return full.exit_code
-    except SystemExit as leaving:
-        # Lightning ends the process itself after a Ctrl-C, with another code.
-        if not isinstance(leaving.__context__, KeyboardInterrupt):
+    except SystemExit as error:
+        # Lightning ends the process after Ctrl-C with another exit code.
+        if not isinstance(error.__context__, KeyboardInterrupt):
             raise
     except KeyboardInterrupt:
         pass
-    sys.stderr.write("interrupted\n")
+    print_message("interrupted")
     return INTERRUPTED
 
 
 def libraries_first() -> None:
-    """Look for libraries where they are installed, before the current directory, which ``python -m`` puts first.
+    """Move the current directory, which ``python -m`` puts first in ``sys.path``, behind installed libraries.
 
-    Unless rslp itself lies there: what is in a checkout is its owner's.
+    It stays first where rslp itself lies in it: modules of a checkout are its owner's.
     """
     here = str(Path.cwd())
     if sys.path[:1] == [here] and Path(rslp.__file__).parents[1] != Path(here):

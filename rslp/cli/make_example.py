@@ -17,8 +17,8 @@ def make_example(
 ) -> None:
     """Write the built-in example: four small synthetic datasets, their configs and an encoder; needs no network.
 
-    The same seed and size give the same bytes. A folder that is there already is kept if it was made with the same
-    arguments.
+    The same seed and size give the same bytes. A folder that exists is left as it is if it was made with the
+    same arguments.
 
     Args:
         path: folder to write.
@@ -32,7 +32,7 @@ def make_example(
     built = build(Path(path), size=size, seed=seed, overwrite=overwrite, workers=workers)
     console = Console()
     if not built.windows:
-        console.print(f"{built.path}/ is there already, made with the same arguments: kept.", highlight=False)
+        console.print(f"{built.path}/ exists, made with the same arguments: nothing is written.", highlight=False)
         return
     table = Table(title=f"{built.path}/: {built.windows} windows")
     for column in ("dataset", "metric", "floor", "best possible", "test windows"):

@@ -1,4 +1,4 @@
-"""The job itself: what every engine starts."""
+"""The workflow that is the job itself: every engine starts it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from rslp.cli.run_configs import quieten_rslearn
 from rslp.errors import RunError
 from rslp.io import is_remote
 from rslp.launch.job import Mode
@@ -15,6 +16,7 @@ from rslp.launch.remote import run_in_copy
 from rslp.launch.snapshot import record_software
 from rslp.rundir import RunDir
 from rslp.runtime import preemption
+from rslp.runtime.world import read_world
 
 
 def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
@@ -22,26 +24,25 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
 
     Args:
         run_dir: the run directory, with its config.yaml.
-        mode: fit trains or goes on training; validate evaluates the validation split, test the validation and the test
-            split; predict writes predictions as files.
+        mode: fit trains, or resumes a training; validate evaluates the validation split, test the validation and the
+            test split; predict writes predictions as files.
         checkpoint: the checkpoint to evaluate or to predict with; the best one of the run when left out.
     """
-    # rslearn gives each of its loggers a handler of its own, at a level that is read from here when it is imported.
-    os.environ.setdefault("RSLEARN_LOGLEVEL", "WARNING")
+    quieten_rslearn()
     if is_remote(run_dir):
-        start = (sys.executable, "-m", "rslp.main", "helios", "run", "--mode", mode)
-        return run_in_copy(run_dir, start, checkpoint=checkpoint, trains=mode == "fit", predicts=mode == "predict")
+        command = (sys.executable, "-m", "rslp.main", "helios", "run", "--mode", mode)
+        return run_in_copy(run_dir, command, checkpoint=checkpoint, trains=mode == "fit", predicts=mode == "predict")
     directory = RunDir(Path(run_dir))
     directory.refuse_folders()
     config = next((path for path in (directory.config_of(mode), directory.config) if path.is_file()), None)
     if config is None:
         raise RunError(f"{directory.config} does not exist: start the run with launch_finetune")
     if mode == "fit":
-        if _is_rank_zero():
+        if read_world(os.environ).first:
             record_software(directory)
-        # Before the imports of the training stack, which take seconds.
+        # Before the training stack is imported: that takes seconds, in which a signal would kill the process.
         preemption.preemption_flag.install()
-    # The imports make a million objects that stay: the garbage collector does not search them, now or later.
+    # The imports make a million objects that live on: the garbage collector need not search them, now or later.
     gc.disable()
     from rslp.evaluate.evaluation import evaluate
     from rslp.evaluate.prediction import predict
@@ -49,7 +50,7 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
 
     gc.freeze()
     gc.enable()
-    # At exit, native modules would report what is still frozen as leaked.
+    # Native modules report objects that are still frozen at exit as leaked.
     atexit.register(gc.unfreeze)
     if mode == "fit":
         return fit(directory)
@@ -57,9 +58,3 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
         return predict(directory, checkpoint=checkpoint)
     evaluate(directory, splits=("val", "test") if mode == "test" else ("val",), checkpoint=checkpoint)
     return 0
-
-
-def _is_rank_zero() -> bool:
-    """Whether this is the job's first process, the only one that writes."""
-    rank = {"torchrun": "RANK", "slurm": "SLURM_PROCID"}.get(os.environ.get("RSLP_RANKS", ""))
-    return rank is None or os.environ.get(rank, "0") == "0"

@@ -1,4 +1,4 @@
-"""One machine's share of a job with several processes: what the local engine, and each replica of a cluster, starts."""
+"""The workflow that runs one machine's processes of a job, started by the local engine and by Beaker's replicas."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import os
 import sys
 from pathlib import Path
 
-from rslp.errors import UsageError
+from rslp.errors import INTERRUPTED, PREEMPTED, UsageError
 from rslp.io import is_remote
+from rslp.io.terminal import print_message
 from rslp.launch.job import Job, Mode
-from rslp.launch.processes import INTERRUPTED, PREEMPTED, RankGroup, free_port, run_group
-from rslp.launch.record import checked_code
+from rslp.launch.processes import RankGroup, free_port, run_group
+from rslp.launch.record import verified_exit_code
 from rslp.launch.remote import run_in_copy
 from rslp.rundir import RunDir
 
@@ -33,7 +34,7 @@ def run_ranks(
     Args:
         run_dir: the run directory, with its config.yaml.
         ranks: processes on this machine.
-        mode: what to do with the run, as in the workflow run.
+        mode: fit, validate, test or predict, as in the workflow run.
         checkpoint: the checkpoint to evaluate; the best one of the run when left out.
         retries: how often all processes are started again after one of them failed; not after a user's mistake.
         nodes: machines of the job; each of them runs this.
@@ -42,13 +43,14 @@ def run_ranks(
         port: a port of machine 0 that is free; may be left out on a single machine.
     """
     if nodes > 1 and not port:
-        raise UsageError("--port is needed with several machines: they can't guess which port machine 0 finds free")
+        raise UsageError("--port is needed with several machines: all of them have to know the port of machine 0")
     if is_remote(run_dir):
-        words = ("--mode", mode, "--ranks", str(ranks), "--retries", str(retries), "--nodes", str(nodes))
-        place = ("--node", str(node), "--address", address, "--port", str(port))
-        start = (sys.executable, "-m", "rslp.main", "helios", "run_ranks", *words, *place)
+        options: dict[str, object] = {"mode": mode, "ranks": ranks, "retries": retries, "nodes": nodes}
+        options |= {"node": node, "address": address, "port": port}
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        command = (sys.executable, "-m", "rslp.main", "helios", "run_ranks", *words)
         return run_in_copy(
-            run_dir, start, checkpoint=checkpoint, trains=mode == "fit", predicts=mode == "predict", writes=node == 0
+            run_dir, command, checkpoint=checkpoint, trains=mode == "fit", predicts=mode == "predict", writes=node == 0
         )
     job = Job(run=RunDir(Path(run_dir)), mode=mode, checkpoint=checkpoint, gpus=ranks, nodes=nodes, retries=retries)
     for attempt in range(job.retries + 1):
@@ -56,9 +58,6 @@ def run_ranks(
         code = run_group(job.command(sys.executable), group, logs=job.run.logs, environment=os.environ)
         if code in _NO_RETRY or attempt == job.retries:
             break
-        sys.stderr.write(f"exit code {code}; starting again ({attempt + 1} of {job.retries} retries)\n")
-    # The marker is written on machine 0, and may not be seen from the others yet.
-    code, wrong = checked_code(job.run, job.mode, code) if node == 0 else (code, "")
-    if wrong:
-        sys.stderr.write(wrong + "\n")
-    return code
+        print_message(f"exit code {code}; starting again ({attempt + 1} of {job.retries} retries)")
+    # Machine 0 writes the marker of success; the others may not see it yet.
+    return verified_exit_code(job.run, job.mode, code) if node == 0 else code

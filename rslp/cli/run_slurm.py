@@ -1,4 +1,4 @@
-"""What a batch script of SLURM starts: one run, or its share of an array of runs."""
+"""The workflow that a SLURM batch script starts: one run, or one run of an array."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ def run_slurm(
     """Run one job inside a SLURM allocation; the batch script starts this.
 
     Args:
-        run_dirs: the run directory, or those of an array, of which SLURM_ARRAY_TASK_ID picks one.
-        mode: what to do with the run, as in the workflow run.
+        run_dirs: the run directory; of an array of runs all of them, of which SLURM_ARRAY_TASK_ID selects one.
+        mode: fit, validate, test or predict, as in the workflow run.
         checkpoint: the checkpoint to evaluate; the best one of the run when left out.
         retries: how often a failed job is queued again; not after a user's mistake.
-        requeue: queue a job again that SLURM took away, or whose time was up.
+        requeue: queue a job again that was preempted, or whose time limit was reached.
     """
     if "SLURM_JOB_ID" not in os.environ:
         raise UsageError("run_slurm is started by SLURM; launch_finetune --engine slurm submits a run")
     index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
     job = Job(run=RunDir(Path(run_dirs[index])), mode=mode, checkpoint=checkpoint, retries=retries)
     if len(run_dirs) > 1:
-        _speak_into(job.run.logs / f"slurm-{os.environ['SLURM_ARRAY_JOB_ID']}_{index}.log")
+        _redirect_output(job.run.logs / f"slurm-{os.environ['SLURM_ARRAY_JOB_ID']}_{index}.log")
     return run_step(job, requeue=requeue)
 
 
-def _speak_into(log: Path) -> None:
-    """Send this process's output, and its children's, to a file: SLURM gives all runs of an array one folder."""
+def _redirect_output(log: Path) -> None:
+    """Append the output of this process and its children to a file: SLURM has one log folder for a whole array."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab", opener=no_links) as stream:
         for output in (sys.stdout, sys.stderr):

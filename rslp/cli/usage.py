@@ -1,4 +1,4 @@
-"""The text of a workflow's ``--help``: what it does, how it is called, and its options by group, in 80 columns."""
+"""The text of a workflow's ``--help``: usage, purpose, and its options by group, in 80 columns."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any, get_args
 
 _WIDTH = 80
 _INDENT = 26
-_NOTHING: tuple[Any, ...] = (None, [], argparse.SUPPRESS)
+_NO_DEFAULT: tuple[Any, ...] = (None, [], argparse.SUPPRESS)
 
 
 def help_of(workflow: Callable[..., Any], prog: str, actions: Sequence[argparse.Action]) -> str:
     """The help of a workflow.
 
     Args:
-        workflow: its docstring says what it does; ``OPTION_GROUPS`` of its module, where there is one, says which
-            options stand together: title -> names.
-        prog: the words that call it.
-        actions: its options, with their help and types.
+        workflow: the function; its docstring gives the purpose, and ``OPTION_GROUPS`` of its module, where there is
+            one, the groups: title -> names of options.
+        prog: the command without options.
+        actions: the options, with their help and types.
     """
-    required = [f"{_name(action)}{_join(action)}{_value(action)}" for action in actions if action.required]
+    required = [_form(action) for action in actions if action.required]
     purpose = (inspect.getdoc(workflow) or "").partition("\n\nArgs:")[0]
     paragraphs = [_wrapped(" ".join(text.split())) for text in purpose.split("\n\n")]
     blocks = [_wrapped(f"usage: {' '.join([prog, *required])} [options]", further="    "), *paragraphs]
@@ -35,22 +35,23 @@ def help_of(workflow: Callable[..., Any], prog: str, actions: Sequence[argparse.
 def _groups(
     workflow: Callable[..., Any], actions: Sequence[argparse.Action]
 ) -> Iterable[tuple[str, list[argparse.Action]]]:
-    """Title and options of each group: those of the workflow's module, then what none of them names."""
+    """Title and options of each group of the workflow's module, then the options that are in none of them."""
     named: Mapping[str, Sequence[str]] = getattr(sys.modules[workflow.__module__], "OPTION_GROUPS", {})
-    # A group that is given as a whole, such as --slurm FILE, is no option that people type.
-    left = {action.dest: action for action in actions if type(action).__name__ != "_ActionConfigLoad"}
+    # jsonargparse adds an option for each dataclass as a whole, such as --slurm FILE: it is not shown.
+    remaining = {action.dest: action for action in actions if type(action).__name__ != "_ActionConfigLoad"}
     for title, names in named.items():
-        yield title, [left.pop(name) for name in names]
-    if left:
-        yield "options", list(left.values())
+        yield title, [remaining.pop(name) for name in names]
+    if remaining:
+        yield "options", list(remaining.values())
 
 
 def _option(action: argparse.Action) -> str:
+    """The lines of one option: its form, and behind or below it its help."""
     if action.required:
         note = " (required)"
     else:
-        note = "" if action.default in _NOTHING else f" (default: {_text(action.default)})"
-    head = f"  {_name(action)}{_join(action)}{_value(action)}"
+        note = "" if action.default in _NO_DEFAULT else f" (default: {_text(action.default)})"
+    head = f"  {_form(action)}"
     lines = textwrap.wrap(f"{(action.help or '').rstrip('.')}{note}", _WIDTH - _INDENT, break_on_hyphens=False)
     margin = " " * _INDENT
     if len(head) > _INDENT - 2:
@@ -58,20 +59,15 @@ def _option(action: argparse.Action) -> str:
     return "\n".join([head.ljust(_INDENT) + lines[0], *(margin + line for line in lines[1:])])
 
 
-def _name(action: argparse.Action) -> str:
-    """How the option is typed: a list is appended to, an item at a time."""
-    return action.option_strings[-1]
-
-
-def _join(action: argparse.Action) -> str:
+def _form(action: argparse.Action) -> str:
+    """The option as a person types it, such as ``--gpus N``; a list as ``--env+=NAME``, which appends one item."""
+    option = action.option_strings[-1]
     if isinstance(action, argparse._HelpAction):
-        return ""
-    return "=" if _name(action).endswith("+") else " "
+        return option
+    return f"{option}{'=' if option.endswith('+') else ' '}{_value(action)}"
 
 
 def _value(action: argparse.Action) -> str:
-    if isinstance(action, argparse._HelpAction):
-        return ""
     if action.metavar and str(action.metavar).startswith("{"):
         return str(action.metavar)
     kind = getattr(action, "_typehint", None)
@@ -81,7 +77,7 @@ def _value(action: argparse.Action) -> str:
     if int in (kind, *get_args(kind)):
         return "N"
     name = action.dest.rpartition(".")[2].upper()
-    return name.removesuffix("S") if _join(action) == "=" else name
+    return name.removesuffix("S") if action.option_strings[-1].endswith("+") else name
 
 
 def _text(value: object) -> str:

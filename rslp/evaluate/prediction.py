@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,14 @@ from rslearn.train.prediction_writer import RslearnWriter
 from rslp import upstream
 from rslp.data.batches import Batch, explain_worker_death
 from rslp.data.datamodule import MultiDatasetDataModule
-from rslp.errors import RunError
+from rslp.errors import INTERRUPTED, RunError
 from rslp.evaluate.crops import WindowAssembler
 from rslp.evaluate.destinations import PredictionDestination, RunFolder, find_layers, skipped_layer
 from rslp.evaluate.evaluation import checkpoint_of, git_commit, name_in, samples_fingerprint
 from rslp.evaluate.table import print_predictions
 from rslp.io import append, read_yaml, write_atomic
+from rslp.io.terminal import print_message
 from rslp.rundir import RunDir, sha256
-from rslp.runtime import preemption
 from rslp.train.build import InstantiatedRun, build, config_for
 from rslp.train.checkpoints import load_weights, read_with_digest
 from rslp.upstream.task_kinds import tasks_by_name
@@ -65,8 +64,8 @@ def predict(run: RunDir, *, checkpoint: str | None = None) -> int:
         }
         progress = PredictionProgress.begin(run, header)
         if not _write_all(cli, destinations, progress):
-            sys.stderr.write("interrupted: the same command goes on from the last window that was written\n")
-            return preemption.INTERRUPTED
+            print_message("interrupted: the same command goes on from the last window that was written")
+            return INTERRUPTED
         summary = {
             "schema": SCHEMA,
             "run": f"{run.project}/{run.experiment}",

@@ -11,6 +11,12 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u2
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
+def print_message(text: str) -> None:
+    """Write a line to standard error, at once."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
 def printable(text: str, *, lines: bool = False) -> str:
     r"""Spell control characters out, such as ``\x1b``; with ``lines``, tabs and line breaks stay."""
     clean = _CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)

@@ -1,4 +1,4 @@
-"""The job: what to execute and with which resources, the same on every engine."""
+"""The job: one run in one mode with its resources, the same for every engine; and parsers of its options."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True)
 class Mount:
-    """A folder or bucket that the job sees.
+    """A folder or bucket that is mounted in the job.
 
     Attributes:
-        source: what is mounted, in the engine's words: a host's folder, ``weka://bucket``, a dataset's name.
-        target: the absolute path at which the job sees it.
+        source: the folder or bucket, as the engine names it: a host's folder, ``weka://bucket``, a dataset's name.
+        target: the absolute path in the job.
     """
 
     source: str
@@ -33,26 +33,26 @@ class Mount:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One run in one mode.
+    """One run in one mode, with its resources.
 
     Attributes:
-        run: the run directory; everything the job needs is in it.
-        mode: fit trains (or goes on training); validate and test evaluate a checkpoint; predict writes predictions.
+        run: the run directory, with everything that the job needs.
+        mode: fit trains, or resumes a training; validate and test evaluate a checkpoint; predict writes predictions.
         checkpoint: the checkpoint to evaluate or to predict with; None means the best one.
-        name: what people see in the engine's lists; ``{project}/{experiment}`` when empty.
-        nodes: machines.
+        name: name of the job in the engine's lists; ``{project}/{experiment}`` when empty.
+        nodes: number of machines.
         gpus: GPUs of each machine, and so its processes; on a machine without GPUs, processes on its CPU.
-        cpus: processors of each machine; None leaves it to the engine.
-        memory: main memory of each machine, MiB; None leaves it to the engine.
-        time_limit: after this long the engine ends the job; None leaves it to the engine.
-        priority: how urgent it is, for engines that ask.
-        retries: how often a failed job is started again; a preempted one goes on without counting.
-        preemptible: the engine may take the machine away, and starts the job again when it can.
-        env: variables set in the job.
-        secrets: variable in the job -> name of the secret; values are never in a job.
-        mounts: what the job sees besides its image's file system.
-        image: the container image, for engines that take one.
-        clusters: where the job may run, for engines that ask.
+        cpus: processors of each machine; None means the engine's default.
+        memory: main memory of each machine, MiB; None means the engine's default.
+        time_limit: time after which the engine ends the job; None means the engine's default.
+        priority: priority, for engines that have one.
+        retries: how often a failed job is started again; preemption does not count.
+        preemptible: whether the engine may take the machine away; it starts the job again when it can.
+        env: environment variables of the job.
+        secrets: variable in the job -> name of the secret; a job never holds the values.
+        mounts: folders and buckets besides the image's file system.
+        image: the container image, for engines that use one.
+        clusters: clusters that the job may run on, for engines that have several.
     """
 
     run: RunDir
@@ -74,14 +74,10 @@ class Job:
     clusters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what no engine could run.
-
-        Raises:
-            UsageError: a count that is no count, or a variable that is no variable.
-        """
-        for what, count, least in (("nodes", self.nodes, 1), ("gpus", self.gpus, 1), ("retries", self.retries, 0)):
+        """Raise ``UsageError`` if a number is too small, or the name of a variable is impossible or given twice."""
+        for option, count, least in (("nodes", self.nodes, 1), ("gpus", self.gpus, 1), ("retries", self.retries, 0)):
             if count < least:
-                raise UsageError(f"--{what} must be at least {least}; got {count}")
+                raise UsageError(f"--{option} must be at least {least}; got {count}")
         for variable in (*self.env, *self.secrets):
             if not _VARIABLE.fullmatch(variable):
                 raise UsageError(f"{variable!r} can't be an environment variable: use letters, digits and '_'")
@@ -90,37 +86,37 @@ class Job:
 
     @property
     def title(self) -> str:
-        """The job's name for people."""
+        """The job's name in the engine's lists."""
         return self.name or f"{self.run.project}/{self.run.experiment}"
 
     @property
     def ranks(self) -> int:
-        """Processes of the job, over all machines."""
+        """Number of processes of the job on all machines."""
         return self.nodes * self.gpus
 
     def secret_variables(self) -> Mapping[str, str]:
-        """Variable in the job -> variable of the launching shell that holds its value, where there is no secret store.
+        """Variable in the job -> variable of the launching shell with its value, for engines without secrets.
 
         Raises:
-            UsageError: a secret's name can't be that of a variable.
+            UsageError: a secret's name is no possible name of a variable.
         """
         for name, source in self.secrets.items():
             if not _VARIABLE.fullmatch(source):
                 raise UsageError(f"--secrets {name}: {source!r} can't be an environment variable, and is read from one")
         return self.secrets
 
-    def words(self) -> tuple[str, ...]:
-        """The options of the job: which run, in which mode."""
-        words = ("--run_dir", self.run.location, "--mode", self.mode)
-        return words if self.checkpoint is None else (*words, "--checkpoint", self.checkpoint)
+    def options(self) -> tuple[str, ...]:
+        """Run directory, mode and checkpoint as options of the job's command line."""
+        options = ("--run_dir", self.run.location, "--mode", self.mode)
+        return options if self.checkpoint is None else (*options, "--checkpoint", self.checkpoint)
 
     def command(self, python: str) -> tuple[str, ...]:
-        """The words of the job's command line, as each of its processes runs it.
+        """The command line of each of the job's processes.
 
         Args:
-            python: the interpreter to start.
+            python: the interpreter.
         """
-        return (python, "-m", "rslp.main", "helios", "run", *self.words())
+        return (python, "-m", "rslp.main", "helios", "run", *self.options())
 
 
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(MiB|GiB|TiB|MB|GB|TB|M|G|T)", re.IGNORECASE)
@@ -130,10 +126,10 @@ _SPELLED = re.compile(r"(?:(\d+)d)?\s*(?:(\d+)h)?\s*(?:(\d+)m)?\s*(?:(\d+)s)?")
 
 
 def parse_memory(text: str) -> int:
-    """Memory in MiB: ``64GiB``, ``64GB`` and ``64G`` all mean 64 x 1024 MiB, as they do to schedulers.
+    """Parse memory to MiB: ``64GiB``, ``64GB`` and ``64G`` all mean 64 x 1024 MiB, as they do for schedulers.
 
     Raises:
-        UsageError: anything else.
+        UsageError: the text is not of such a form, or is zero.
     """
     match = _MEMORY.fullmatch(text.strip())
     amount = round(float(match[1]) * _MEBIBYTES[match[2][0].lower()]) if match else 0
@@ -143,10 +139,10 @@ def parse_memory(text: str) -> int:
 
 
 def parse_duration(text: str) -> timedelta:
-    """A duration: ``90m``, ``36h``, ``2d12h``, ``12:00:00`` or ``2-12:00:00``.
+    """Parse a duration: ``90m``, ``36h``, ``2d12h``, ``12:00:00`` or ``2-12:00:00``.
 
     Raises:
-        UsageError: anything else, a bare number too: schedulers disagree about its unit.
+        UsageError: the text is not of such a form; nor is a bare number, of which schedulers assume different units.
     """
     bare = text.strip()
     match = _CLOCK.fullmatch(bare) or _SPELLED.fullmatch(bare)
@@ -158,32 +154,32 @@ def parse_duration(text: str) -> timedelta:
 
 
 def parse_pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
-    """``NAME=VALUE`` texts as a mapping; a value may hold anything, ``=`` too.
+    """Parse ``NAME=VALUE`` texts; a value may contain ``=``, too.
 
     Raises:
-        UsageError: a text without ``=``, or a name given twice. The value is not repeated: it might be secret.
+        UsageError: a text without ``=``, or a name given twice. The message leaves out the value, which may be secret.
     """
-    found: dict[str, str] = {}
+    pairs: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"{option} takes NAME=VALUE; one of its values has no '='")
-        if name in found:
+        if name in pairs:
             raise UsageError(f"{option} is given {name} twice")
-        found[name] = value
-    return found
+        pairs[name] = value
+    return pairs
 
 
 def parse_mounts(texts: Sequence[str]) -> tuple[Mount, ...]:
-    """``SOURCE:TARGET`` texts as mounts; the last colon parts them, so that a source may be ``weka://bucket``.
+    """Parse ``SOURCE:TARGET`` texts, split at the last colon, so that a source may be ``weka://bucket``.
 
     Raises:
         UsageError: a text without a source or an absolute target.
     """
-    found = []
+    mounts = []
     for text in texts:
         source, _, target = text.rpartition(":")
         if not source or not target.startswith("/") or target.startswith("//"):
             raise UsageError(f"--mounts {text!r}: write it as SOURCE:/absolute/target")
-        found.append(Mount(source, target))
-    return tuple(found)
+        mounts.append(Mount(source, target))
+    return tuple(mounts)

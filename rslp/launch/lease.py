@@ -1,6 +1,6 @@
-"""The lease on a run directory in an object store: one job trains in it, and a dead job's lease is taken over.
+"""The lease on a run directory in an object store: one job trains in it; another one takes over a dead job's lease.
 
-A store has no locks. The lease is an object that its holder rewrites every few seconds; whoever wants it watches
+A store has no locks. The lease is an object that its holder rewrites every few seconds. A job that wants it watches
 whether it still changes, so that clocks of different machines need not agree.
 """
 
@@ -31,29 +31,29 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class LeaseTiming:
-    """How often things happen, s.
+    """Intervals in seconds.
 
     Attributes:
-        beat: between two signs of life of a lease's holder.
-        stale: a lease without a sign of life for so long is free.
-        settle: a new holder looks again after so long whether the lease is still its own.
-        push: between two looks at what has changed in the run directory.
+        beat: between two heartbeats, with which the holder rewrites the lease.
+        stale: a lease without a heartbeat for so long is free.
+        confirm: a new holder reads the lease again after so long: another job may have overwritten it.
+        push: between two uploads of changes in the run directory.
     """
 
     beat: float = 15
     stale: float = 60
-    settle: float = 1
+    confirm: float = 1
     push: float = 2
 
 
 @dataclass
 class Lease:
-    """A lease that is held.
+    """A lease of this process.
 
     Attributes:
         store: the run directory.
-        token: the holder's own.
-        beats: signs of life so far.
+        token: random text that identifies this holder.
+        beats: number of heartbeats so far.
         lost: set once another job has taken the lease.
     """
 
@@ -64,13 +64,13 @@ class Lease:
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def content(self) -> bytes:
-        """What the object holds now."""
-        who = {"token": self.token, "host": socket.gethostname(), "process": os.getpid(), "job": _job()}
-        return json.dumps({**who, "beats": self.beats, "written": time.time()}).encode()
+        """The JSON of the lease object."""
+        holder = {"token": self.token, "host": socket.gethostname(), "process": os.getpid(), "job": _job()}
+        return json.dumps({**holder, "beats": self.beats, "written": time.time()}).encode()
 
-    def keep(self, pace: LeaseTiming) -> None:
-        """Give signs of life until the end, or until the lease is lost; runs in a thread of its own."""
-        while not self._ended.wait(pace.beat):
+    def renew(self, timing: LeaseTiming) -> None:
+        """Write heartbeats until the lease ends or is lost; runs in a thread of its own."""
+        while not self._ended.wait(timing.beat):
             try:
                 holder = _read(self.store)
                 if holder is not None and holder["token"] not in ("", self.token):
@@ -79,11 +79,11 @@ class Lease:
                 self.beats += 1
                 self.store.write(LEASE_FILE, self.content())
             except StoreError:
-                # Out of reach: nobody else can take the lease over what they can't reach either, or they may.
+                # If the store is down, no other job can take the lease; if only this machine is cut off, one may.
                 continue
 
     def release(self) -> None:
-        """Let the next job have the run at once."""
+        """Delete the lease, so that the next job need not wait."""
         self._ended.set()
         holder = _read(self.store)
         if holder is not None and holder["token"] == self.token:
@@ -91,112 +91,108 @@ class Lease:
 
 
 @contextmanager
-def hold_lease(store: ObjectStore, pace: LeaseTiming, *, asked: Sequence[int] = ()) -> Iterator[Lease]:
+def hold_lease(store: ObjectStore, timing: LeaseTiming, *, signals: Sequence[int] = ()) -> Iterator[Lease]:
     """Hold the lease on a run directory.
 
     Args:
         store: the run directory.
-        pace: how often things happen.
-        asked: signals that this process has received; with one, it waits no longer, and does not have the lease.
+        timing: intervals.
+        signals: signals that this process has received; after one it stops waiting and goes on without the lease.
 
     Raises:
         RunError: another job trains in this run.
         StoreError: the store can't be reached.
     """
     lease = Lease(store)
-    while not asked and not _take(store, lease, pace, asked):
+    while not signals and not _take(store, lease, timing, signals):
         continue
-    quick = Lease(ObjectStore(store.root, patience=pace.beat), token=lease.token, lost=lease.lost, _ended=lease._ended)
-    thread = threading.Thread(target=quick.keep, args=(pace,), daemon=True)
+    # The thread's own store gives up early, so that a slow request does not make a heartbeat late.
+    renewed = Lease(
+        ObjectStore(store.root, patience=timing.beat), token=lease.token, lost=lease.lost, _ended=lease._ended
+    )
+    thread = threading.Thread(target=renewed.renew, args=(timing,), daemon=True)
     thread.start()
     try:
         yield lease
     finally:
         lease._ended.set()
-        thread.join(timeout=2 * pace.beat)
+        thread.join(timeout=2 * timing.beat)
         if not lease.lost.is_set():
             lease.release()
 
 
-def await_holder(location: str, pace: LeaseTiming, *, asked: Sequence[int] = ()) -> None:
-    """Wait until machine 0 of this job holds the lease: what lies in the store stands still then, until all train.
+def await_holder(location: str, timing: LeaseTiming, *, signals: Sequence[int] = ()) -> None:
+    """Wait until machine 0 of this job holds the lease: from then until all train, the run directory does not change.
 
     Args:
         location: the run directory.
-        pace: how often things happen.
-        asked: signals that this process has received; with one, it waits no longer.
+        timing: intervals.
+        signals: signals that this process has received; after one it stops waiting.
 
     Raises:
-        RunError: it does not come.
+        RunError: machine 0 has not taken the lease in time.
     """
-    store, end, before = ObjectStore(location), time.monotonic() + 20 * pace.stale, None
-    log.warning("%s: waiting up to %.0f min for the first machine of the job", location, 20 * pace.stale / 60)
+    store, end, before = ObjectStore(location), time.monotonic() + 20 * timing.stale, None
+    log.warning("%s: waiting up to %.0f min for the first machine of the job", location, 20 * timing.stale / 60)
     while time.monotonic() < end:
-        if asked:
+        if signals:
             return
         holder = _read(store)
         if holder is not None and holder["job"] == _job():
-            # One that was left behind by an earlier start does not change.
+            # A lease that an earlier start left behind does not change.
             if before is not None and holder != before:
                 return
             before = holder
-        time.sleep(pace.beat / 3)
+        time.sleep(timing.beat / 3)
     raise RunError(f"{location}: the first machine of the job has not started")
 
 
-def _take(store: ObjectStore, lease: Lease, pace: LeaseTiming, asked: Sequence[int]) -> bool:
-    """Try to get the lease; whether it is held now.
-
-    Raises:
-        RunError: its holder lives.
-    """
+def _take(store: ObjectStore, lease: Lease, timing: LeaseTiming, signals: Sequence[int]) -> bool:
+    """Try to take the lease; return whether this process holds it. Raise ``RunError`` if its holder is alive."""
     if not store.create(LEASE_FILE, lease.content()):
         holder = _read(store)
         if holder is None:
             return False
-        if not _dead(holder):
-            _wait_for_the_end_of(holder, store, pace, asked)
-        if asked:
+        if not _is_dead(holder):
+            _wait_until_stale(holder, store, timing, signals)
+        if signals:
             return False
         store.write(LEASE_FILE, lease.content())
-    # Two may have seen the same stale lease, and a store without conditional puts creates it for both: the last wins.
-    time.sleep(pace.settle)
+    # Two jobs may have seen the same stale lease, and a store without conditional puts creates it for both: the last
+    # one to write wins.
+    time.sleep(timing.confirm)
     holder = _read(store)
     return holder is not None and holder["token"] == lease.token
 
 
-def _wait_for_the_end_of(
-    holder: Mapping[str, Any], store: ObjectStore, pace: LeaseTiming, asked: Sequence[int]
+def _wait_until_stale(
+    holder: Mapping[str, Any], store: ObjectStore, timing: LeaseTiming, signals: Sequence[int]
 ) -> None:
-    """Watch a lease until it is stale, given back, or shows life, or this process is asked to leave.
-
-    Raises:
-        RunError: its holder lives.
-    """
-    end, text = time.monotonic() + pace.stale, "%s: %s holds the lease: waiting up to %.0f s for a sign that it lives"
-    log.warning(text, store.root, _who(holder), pace.stale)
-    while time.monotonic() < end and not asked:
-        time.sleep(min(pace.beat / 3, pace.stale))
-        now = _read(store)
-        if now is None:
+    """Wait until a lease is stale or released, or a signal comes; raise ``RunError`` if the lease changes."""
+    end, text = time.monotonic() + timing.stale, "%s: %s holds the lease: waiting up to %.0f s to see if it is alive"
+    log.warning(text, store.root, _name(holder), timing.stale)
+    while time.monotonic() < end and not signals:
+        time.sleep(min(timing.beat / 3, timing.stale))
+        current = _read(store)
+        if current is None:
             return
-        if now != holder:
-            raise RunError(f"{store.root}: {_who(now)} is already training in this run directory")
+        if current != holder:
+            raise RunError(f"{store.root}: {_name(current)} is already training in this run directory")
 
 
-def _who(holder: Mapping[str, Any]) -> str:
-    """The holder of a lease for people; a damaged lease does not tell."""
+def _name(holder: Mapping[str, Any]) -> str:
+    """The holder of a lease, for messages; a damaged lease does not name one."""
     job = f" (job {holder['job']})" if holder["job"] else ""
     return f"process {holder['process']} on {holder['host']}{job}" if holder["host"] else "another process"
 
 
-def _dead(holder: Mapping[str, Any]) -> bool:
-    """Whether the holder is known to be gone: an earlier start of the same job, or a process of this machine."""
+def _is_dead(holder: Mapping[str, Any]) -> bool:
+    """Whether the holder has surely ended: an earlier start of the same job, or a process of this machine."""
     if holder["job"] and holder["job"] == _job():
         return True
-    # This very process may hold it from before it became another program.
-    here = holder["host"] == socket.gethostname()
-    return here and (holder["process"] == os.getpid() or not Path(f"/proc/{holder['process']}").exists())
+    # This process may have taken the lease before it became another program (exec).
+    is_local = holder["host"] == socket.gethostname()
+    return is_local and (holder["process"] == os.getpid() or not Path(f"/proc/{holder['process']}").exists())
 
 
 def _job() -> str:
@@ -207,7 +203,7 @@ def _read(store: ObjectStore) -> dict[str, Any] | None:
     content = store.read(LEASE_FILE)
     if content is None:
         return None
-    # One that is torn or of another form is a holder that shows no life.
+    # A damaged lease is one whose holder writes no heartbeats.
     blank = {"token": "", "host": "", "process": 0, "job": "", "torn": zlib.crc32(content)}
     try:
         holder = {**blank, **json.loads(content)}

@@ -1,4 +1,4 @@
-"""Submissions: what is known of one, in a small file of the run directory, and how it ended."""
+"""The record of a submission, a small JSON file in the run directory, and whether the submission succeeded."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rslp.errors import RunError
 from rslp.io import read_json, write_json
+from rslp.io.terminal import print_message
 from rslp.launch.job import MODES, Job, Mode
 from rslp.rundir import RunDir
 
@@ -21,15 +22,15 @@ class SubmissionRecord:
     """One submission of one run in one mode.
 
     Attributes:
-        engine: where it went.
-        id: what the engine calls it.
-        mode: what it does with the run.
-        submitted: when, ISO 8601 in UTC.
-        plan: what was sent, as it was printed.
-        log: the file with its output; empty when the engine keeps it, or when it went to a terminal.
-        failures: how often it has failed.
-        standstills: how often in a row it was taken away without having got further.
-        cancelled: a person cancelled it.
+        engine: name of the engine.
+        id: the engine's name of it.
+        mode: mode of the job.
+        submitted: time of the submission, ISO 8601 in UTC.
+        plan: the plan as text, as ``--dry_run`` prints it.
+        log: the file with its output; empty when the engine keeps the output, or when it went to a terminal.
+        failures: number of failures so far.
+        standstills: number of preemptions in a row without one more step.
+        cancelled: whether a person cancelled it.
     """
 
     engine: str
@@ -50,7 +51,7 @@ class SubmissionRecord:
 
 
 def write_record(run: RunDir, record: SubmissionRecord) -> None:
-    """Keep the record in the run directory; the one of an earlier submission in this mode is replaced."""
+    """Write the record to the run directory; it replaces that of an earlier submission in this mode."""
     write_json(run.job(record.mode), {"schema": _SCHEMA, **asdict(record)})
 
 
@@ -75,12 +76,12 @@ def read_record(run: RunDir, mode: Mode = "fit") -> SubmissionRecord | None:
     wrong = [name for name, kind in _TYPES.items() if not isinstance(getattr(record, name), kind)]
     if wrong or record.mode != mode:
         raise RunError(f"{path} is no record of a submission in mode {mode}: see its {', '.join(wrong or ['mode'])}")
-    # Whatever the file names: of the run's own.
+    # Others may write to the file: only logs of this run are shown, whatever it names.
     return replace(record, log=record.log and str(run.logs / Path(record.log).name))
 
 
 def latest_record(run: RunDir, modes: Iterable[str] = MODES) -> SubmissionRecord | None:
-    """The newest submission of a run, whatever it does."""
+    """The newest submission of a run in any of the modes."""
     records = [record for mode in modes if (record := read_record(run, mode))]  # type: ignore[arg-type]
     return max(records, key=lambda record: record.submitted, default=None)
 
@@ -89,21 +90,17 @@ def find_record(run: RunDir, mode: Mode | None = None) -> SubmissionRecord:
     """The run's last submission, or its last in a mode.
 
     Raises:
-        RunError: there is none.
+        RunError: the run was never submitted, or not in this mode.
     """
     record = latest_record(run) if mode is None else read_record(run, mode)
     if record is None:
-        known = "was never submitted" if run.config.exists() else "does not exist"
-        raise RunError(f"{run.location} {known}{f' in mode {mode}' if mode else ''}; `helios jobs` lists the runs")
+        reason = "was never submitted" if run.config.exists() else "does not exist"
+        raise RunError(f"{run.location} {reason}{f' in mode {mode}' if mode else ''}; `helios jobs` lists the runs")
     return record
 
 
 def note_failure(run: RunDir, mode: Mode) -> int:
-    """Count one more failure of the run's submission.
-
-    Returns:
-        how often it has failed by now.
-    """
+    """Add one failure to the run's record; returns the number of failures."""
     record = read_record(run, mode)
     if record is None:
         return 1
@@ -111,33 +108,29 @@ def note_failure(run: RunDir, mode: Mode) -> int:
     return record.failures + 1
 
 
-def note_standstill(run: RunDir, mode: Mode, *, stood: bool) -> int:
-    """Keep whether the run has got further before it was taken away.
-
-    Returns:
-        how often in a row it has not.
-    """
+def note_standstill(run: RunDir, mode: Mode, *, progressed: bool) -> int:
+    """Record whether a preempted run had made progress; returns the number of preemptions in a row without any."""
     record = read_record(run, mode)
     if record is None:
         return 0
-    count = record.standstills + 1 if stood else 0
+    count = 0 if progressed else record.standstills + 1
     write_record(run, replace(record, standstills=count))
     return count
 
 
 def note_cancelled(run: RunDir, record: SubmissionRecord) -> None:
-    """Keep that a person cancelled it: it must not start itself again."""
+    """Record that a person cancelled the submission, so that it does not queue itself again."""
     write_record(run, replace(record, cancelled=True))
 
 
-# A file's time and the record's come from different clocks, and the record's has no fractions.
-_SLACK = 5.0
+# Clocks of a file server and of the submitting machine differ, and a record's time has no fractions. Seconds.
+_CLOCK_TOLERANCE = 5.0
 _SPLITS: dict[str, tuple[str, ...]] = {"validate": ("val",), "test": ("val", "test")}
 
 
 def succeeded(run: RunDir, record: SubmissionRecord) -> bool:
-    """Whether a submission has done what it was to do: trained to the marker of success, or written its evaluation."""
-    since = datetime.fromisoformat(record.submitted).timestamp() - _SLACK
+    """Whether a submission has written its result: the marker of success, the evaluation or the predictions."""
+    since = datetime.fromisoformat(record.submitted).timestamp() - _CLOCK_TOLERANCE
     return _finished(run, record.mode, since=since)
 
 
@@ -146,27 +139,28 @@ def _finished(run: RunDir, mode: Mode, *, since: float = 0) -> bool:
         return run.done() is not None
     if mode == "predict":
         return run.prediction_marker.exists() and run.prediction_marker.stat().st_mtime >= since
-    # Of whichever checkpoint; a run of an earlier version has them in `eval/` alone.
+    # Of any checkpoint; runs of earlier versions have the files in `eval/` alone.
     written = [[run.evaluation(split), *run.evaluations(split)] for split in _SPLITS.get(mode, ())]
     return bool(written) and all(any(p.exists() and p.stat().st_mtime >= since for p in paths) for paths in written)
 
 
-def checked_code(run: RunDir, mode: Mode, code: int) -> tuple[int, str]:
-    """The exit code of a job, and what is wrong when it says 0 without having done its work.
+def verified_exit_code(run: RunDir, mode: Mode, code: int) -> int:
+    """The exit code of a job: 1, with a message, where its processes ended with 0 but the job's result is missing.
 
     Args:
         run: the run directory.
-        mode: what the job was to do.
-        code: what its processes ended with.
+        mode: mode of the job.
+        code: the exit code of its processes.
     """
-    if code == 0 and not _finished(run, mode):
-        left = {"fit": run.done_marker, "predict": run.prediction_marker}.get(mode, run.path / "eval")
-        return 1, f"the job ended with exit code 0, but {left} is not there: it has not succeeded"
-    return code, ""
+    if code or _finished(run, mode):
+        return code
+    result = {"fit": run.done_marker, "predict": run.prediction_marker}.get(mode, run.path / "eval")
+    print_message(f"the job ended with exit code 0, but {result} is not there: it has not succeeded")
+    return 1
 
 
 def steps_done(run: RunDir, mode: Mode = "fit") -> int | None:
-    """How far the run is: the optimiser steps of its state, or windows that are predicted; None before the first."""
+    """Progress of a run: optimiser steps, or predicted windows; None before the first."""
     if mode == "predict":
         progress = run.prediction_progress
         return progress.read_bytes().count(b"\n") if progress.exists() else None

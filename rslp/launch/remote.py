@@ -1,9 +1,9 @@
-"""Runs whose directory lies in an object store: a job works in a copy on its machine, and the copy is sent back.
+"""Runs whose directory lies in an object store: a job works in a local copy, and its changes are uploaded.
 
-The order is the contract. A checkpoint knows the best scores so far and how far the log was: the log and the best
-checkpoints go before it. The state follows, and the markers of success come last.
+The order of uploads is a contract. A checkpoint has the best scores so far and the length of the log in it: the log and
+the best checkpoints are uploaded before it. The state follows, and the markers of success come last.
 
-The training itself knows nothing of the store: it is a process of its own, which a slow or broken network can't stop.
+The training is a process of its own and does not know the store, so that a slow or broken network can't stop it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -22,30 +20,47 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rslp.errors import RunError, StoreError
-from rslp.io import ObjectStore, dump_yaml, with_checksum
-from rslp.launch import lease
+from rslp.errors import PREEMPTED, RunError, StoreError
+from rslp.io import ObjectStore, dump_yaml, is_remote, with_checksum
+from rslp.io.terminal import print_message
 from rslp.launch.job import Mode
-from rslp.launch.lease import Lease, LeaseTiming, await_holder, hold_lease
-from rslp.launch.processes import PREEMPTED, exit_code, forwarded
+from rslp.launch.lease import LEASE_FILE, Lease, LeaseTiming, await_holder, hold_lease
+from rslp.launch.processes import exit_code, handling_signals
 from rslp.rundir import RunDir
 from rslp.runtime.children import die_with_parent
 
+SCRATCH_VARIABLE = "RSLP_SCRATCH"
+LAST, PREVIOUS = "checkpoints/last.ckpt", "checkpoints/previous.ckpt"
+STATE, DONE, PREDICTED = "state.json", "DONE.json", "predictions.json"
+# Uploaded after all other files, in this order.
+_IN_ORDER = (LAST, STATE, DONE, PREDICTED)
+_PREDICTIONS = "predictions/"
+# Never uploaded by their names; the store has its own lease, and previous.ckpt is a copy made within the store.
+_LOCAL_FILES = frozenset({"lock", "predict.lock", LEASE_FILE, PREVIOUS})
+_LOCAL_FOLDERS = frozenset({"code"})
 _METADATA_FILES = re.compile(
     r"(config\.yaml|predict\.yaml|predictions\.json|job(-\w+)?\.json|state\.json|DONE\.json|metrics\.csv|eval/([^/]+/)?\w+\.json|code\.json)\Z"
 )
+_DEFAULT_TIMING = LeaseTiming()
+# Inode, size and time of change (ns) of a file.
+Signature = tuple[int, int, int]
 
 
 @contextmanager
-def fetch_metadata(location: str) -> Iterator[RunDir]:
-    """A copy of what is small in a run directory: config, records, state, log of metrics, evaluations, marker.
+def readable_run(location: str) -> Iterator[RunDir]:
+    """A run directory to read from; of a run on an object store, a temporary copy of its small files.
+
+    These are configs, records, state, log of metrics, evaluations and markers.
 
     Args:
-        location: the run directory's URL.
+        location: the run directory, a folder or a URL.
 
     Raises:
         StoreError: the store can't be reached.
     """
+    if not is_remote(location):
+        yield RunDir(Path(location))
+        return
     project, experiment = location.rstrip("/").split("/")[-2:]
     with fetch_all_metadata(location.rsplit("/projects/", 1)[0], f"{project}/{experiment}") as prefix:
         yield RunDir(prefix / "projects" / project / experiment, origin=location)
@@ -53,44 +68,34 @@ def fetch_metadata(location: str) -> Iterator[RunDir]:
 
 @contextmanager
 def fetch_all_metadata(prefix: str, below: str = "") -> Iterator[Path]:
-    """The like for all runs below a prefix, or below one of its projects.
+    """A temporary prefix with copies of the small files of all runs below a prefix.
 
     Args:
-        prefix: the URL that runs lie below.
-        below: ``project`` or ``project/experiment``; everything when empty.
+        prefix: URL of the prefix.
+        below: ``project`` or ``project/experiment``, to copy only its runs.
     """
     root = "/".join(part for part in (prefix.rstrip("/"), "projects", below) if part)
-    with tempfile.TemporaryDirectory(prefix="rslp-glimpse-") as folder:
+    with tempfile.TemporaryDirectory(prefix="rslp-metadata-") as folder:
         store, target = ObjectStore(root, patience=60), Path(folder, "projects", *below.split("/"))
         target.mkdir(parents=True, exist_ok=True)
         depth = 2 - len([part for part in below.split("/") if part])
-        # First the states, which say how long the logs are: these grow meanwhile.
+        # First the states, which have the lengths of the logs in them: the logs grow meanwhile.
         for name in sorted(store.sizes(), key=lambda name: not name.endswith("state.json")):
             if _METADATA_FILES.fullmatch("/".join(name.split("/")[depth:])):
                 store.download(name, target / name)
         yield Path(folder)
 
 
-LAST, PREVIOUS = "checkpoints/last.ckpt", "checkpoints/previous.ckpt"
-STATE, DONE, PREDICTED = "state.json", "DONE.json", "predictions.json"
-_IN_ORDER = (LAST, STATE, DONE, PREDICTED)
-_PREDICTIONS = "predictions/"
-_LOCAL_FILES = frozenset({"lock", "predict.lock", lease.LEASE_FILE, PREVIOUS})
-_LOCAL_FOLDERS = frozenset({"code"})
-
-Signature = tuple[int, int, int]
-
-
 def download_run(store: ObjectStore, folder: Path, *, predictions: bool = False) -> None:
-    """Get a run from the store: its config, checkpoints, log, evaluations; not the code.
+    """Download a run: its config, checkpoints, log, evaluations; not the code.
 
     Args:
         store: the run directory.
         folder: where the copy is made.
-        predictions: whether what was predicted is wanted, too.
+        predictions: whether predictions are downloaded, too.
 
     Raises:
-        StoreError: the store can't be reached, or an object does not arrive whole.
+        StoreError: the store can't be reached, or an object is incomplete.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, size in sorted(store.sizes().items()):
@@ -102,43 +107,40 @@ def download_run(store: ObjectStore, folder: Path, *, predictions: bool = False)
         try:
             store.download(name, target)
         except FileNotFoundError:
-            # Replaced or removed since the listing; what a run needs is never removed.
+            # Removed since the listing; files that a run needs are never removed.
             continue
         if target.stat().st_size != size and store.sizes().get(name) != target.stat().st_size:
-            raise StoreError(f"{store.url(name)} did not arrive whole")
+            raise StoreError(f"{store.url(name)} was not downloaded completely")
 
 
 @dataclass
 class RunUploader:
-    """Sends what has changed in a run directory to the store.
+    """Uploads changed files of a run directory to the store.
 
     Attributes:
         folder: the run directory on this machine.
-        sent: what lies in the store already, by name.
+        sent: the files that the store has, with their signatures, by name.
     """
 
     folder: Path
     sent: dict[str, Signature] = field(default_factory=dict)
 
     def mark_all_as_sent(self) -> None:
-        """Take all that is here now for sent, as it is after a pull."""
+        """Mark all present files as uploaded, after a download."""
         self.sent = {name: _signature(self.folder / name) for name in self._names()}
 
     def push(self, store: ObjectStore) -> int:
-        """Send what has changed since the last time.
-
-        Returns:
-            how many files were sent.
+        """Upload the files that have changed since the last call; returns their number.
 
         Raises:
-            StoreError: the store can't be reached; what did not go stays unsent.
+            StoreError: the store can't be reached; files that were not uploaded are tried again by the next call.
         """
         before = dict(self.sent)
         done = (self.folder / DONE).exists()
         if not done and self.sent.pop(DONE, None) is not None:
             store.delete(DONE)
-        self._forget_predictions(store)
-        # A second name for the checkpoint that is the last one now: what is sent before it is at least as new.
+        self._delete_old_predictions(store)
+        # A hard link keeps the present last checkpoint: the files that are sent before it are at least as new.
         last = self._staged_last()
         for name in self._names():
             if name not in _IN_ORDER:
@@ -149,8 +151,8 @@ class RunUploader:
             self._send(store, name, self.folder / name)
         return sum(before.get(name) != signature for name, signature in self.sent.items())
 
-    def _forget_predictions(self, store: ObjectStore) -> None:
-        """Remove from the store what a new prediction has removed here: windows of two would lie side by side."""
+    def _delete_old_predictions(self, store: ObjectStore) -> None:
+        """Delete from the store what a new prediction has deleted here: windows of two predictions must not mix."""
         for name in [name for name in self.sent if name == PREDICTED or name.startswith(_PREDICTIONS)]:
             if not (self.folder / name).exists():
                 store.delete(name)
@@ -184,7 +186,7 @@ class RunUploader:
                 store.upload(path, name)
                 self.sent[name] = signature
         except FileNotFoundError:
-            # Removed meanwhile.
+            # Removed since the listing.
             return
 
 
@@ -199,28 +201,25 @@ def _signature(path: Path) -> Signature:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-_DEFAULT_TIMING = LeaseTiming()
-
-
 @contextmanager
 def install_config_in_store(
-    store: ObjectStore, config: Mapping[str, Any], *, mode: Mode = "fit", pace: LeaseTiming = _DEFAULT_TIMING
+    store: ObjectStore, config: Mapping[str, Any], *, mode: Mode = "fit", timing: LeaseTiming = _DEFAULT_TIMING
 ) -> Iterator[None]:
-    """Give a run its config while it is submitted; if that fails, the config is as before.
+    """Write a run's config for the time of its submission; an exception in the block takes the change back.
 
     Args:
         store: the run directory; its lease is held meanwhile, so that a training keeps its config.
         config: the config.
-        mode: what the run is submitted for: an evaluation leaves a config that is there already, and a prediction has
-            one of its own, which goes beside a training.
-        pace: how often things happen.
+        mode: the mode of the job: an evaluation keeps a config that exists, and a prediction has a file of its own,
+            which may be written while a training runs.
+        timing: intervals of the lease.
 
     Raises:
         RunError: another job trains in this run.
         StoreError: the store can't be reached.
     """
     name = RunDir(Path()).config_of(mode).name
-    with hold_lease(store, pace) if mode != "predict" else nullcontext():
+    with hold_lease(store, timing) if mode != "predict" else nullcontext():
         former = store.read(name)
         if mode in ("validate", "test") and former is not None:
             yield
@@ -236,33 +235,30 @@ def install_config_in_store(
             raise
 
 
-SCRATCH_VARIABLE = "RSLP_SCRATCH"
-
-
 def run_in_copy(
     location: str,
-    start: Sequence[str],
+    command: Sequence[str],
     *,
     checkpoint: str | None = None,
     trains: bool,
     predicts: bool = False,
     writes: bool = True,
-    pace: LeaseTiming = _DEFAULT_TIMING,
+    timing: LeaseTiming = _DEFAULT_TIMING,
 ) -> int:
     """Run a command in a copy of a remote run directory.
 
     Args:
         location: the run directory's URL.
-        start: the words to run, to which the copy is added as ``--run_dir``.
+        command: the command, to which the copy is added as ``--run_dir``.
         checkpoint: the checkpoint to evaluate, added as ``--checkpoint``; one of the run itself is taken from the copy.
         trains: whether the command trains: it then needs the run's lease.
-        predicts: whether the command predicts: only then what was predicted so far is copied, too.
-        writes: whether this machine sends results back; of several machines only the first does, and the others wait
+        predicts: whether the command predicts: only then earlier predictions are downloaded, too.
+        writes: whether this machine uploads results; of several machines only the first does, and the others wait
             for it before they make their copies.
-        pace: how often things happen.
+        timing: intervals of the lease and of uploads.
 
     Returns:
-        what the command ended with; 1 when its results could not be sent.
+        the command's exit code; 1 when it is 0 but the results could not be uploaded.
 
     Raises:
         RunError: another job trains in this run.
@@ -270,55 +266,65 @@ def run_in_copy(
     """
     child = _ChildProcess()
     with ExitStack() as stack:
-        stack.enter_context(child.forwarding())
-        held = hold_lease(ObjectStore(location), pace, asked=child.received) if trains and writes else nullcontext()
-        lease = stack.enter_context(held)
+        stack.enter_context(handling_signals(child.forward))
+        holding = (
+            hold_lease(ObjectStore(location), timing, signals=child.received) if trains and writes else nullcontext()
+        )
+        lease = stack.enter_context(holding)
         if trains and not writes:
-            await_holder(location, pace, asked=child.received)
+            await_holder(location, timing, signals=child.received)
         if child.received:
             return PREEMPTED
         folder = _scratch(location)
         download_run(ObjectStore(location), folder, predictions=predicts)
-        pusher = RunUploader(folder)
-        pusher.mark_all_as_sent()
+        uploader = RunUploader(folder)
+        uploader.mark_all_as_sent()
         if child.received:
             return PREEMPTED
-        own = () if checkpoint is None else ("--checkpoint", checkpoint.replace(location.rstrip("/"), str(folder)))
-        child.start((*start, "--run_dir", str(folder), *own))
-        _sync_while_running(child, pusher, location=location, lease=lease, writes=writes, pace=pace)
+        local_checkpoint = checkpoint and checkpoint.replace(location.rstrip("/"), str(folder))
+        options = ("--checkpoint", local_checkpoint) if local_checkpoint else ()
+        child.start((*command, "--run_dir", str(folder), *options))
+        _sync_while_running(child, uploader, location=location, lease=lease, writes=writes, timing=timing)
         if lease is not None and lease.lost.is_set():
-            raise RunError(f"{location}: another job has taken this run over; this one has ended")
-        sent = not writes or _send_the_rest(pusher, location)
-    if sent:
+            raise RunError(f"{location}: another job has taken the lease of this run; this job has ended")
+        uploaded = not writes or _upload_finally(uploader, location)
+    if uploaded:
         shutil.rmtree(folder.parents[2], ignore_errors=True)
-    return child.code if sent else child.code or 1
+    return child.code if uploaded else child.code or 1
 
 
 def _sync_while_running(
-    child: _ChildProcess, pusher: RunUploader, *, location: str, lease: Lease | None, writes: bool, pace: LeaseTiming
+    child: _ChildProcess,
+    uploader: RunUploader,
+    *,
+    location: str,
+    lease: Lease | None,
+    writes: bool,
+    timing: LeaseTiming,
 ) -> None:
-    """Send what changes while the command runs; end it when its lease is lost."""
+    """Upload changes while the command runs; kill it when its lease is lost."""
     store, reachable = ObjectStore(location, patience=0), True
-    while child.lives(pace.push):
+    while child.is_running_after(timing.push):
         if lease is not None and lease.lost.is_set():
             child.kill()
             return
         if not writes:
             continue
         try:
-            pusher.push(store)
+            uploader.push(store)
             reachable = True
         except StoreError as error:
             if reachable:
-                _say(f"warning: {error}; the run goes on, and is sent when the store can be reached again")
+                print_message(f"warning: {error}; the run goes on, and is uploaded when the store can be reached again")
             reachable = False
 
 
-def _send_the_rest(pusher: RunUploader, location: str) -> bool:
+def _upload_finally(uploader: RunUploader, location: str) -> bool:
+    """Upload the last changes; returns whether that was possible."""
     try:
-        pusher.push(ObjectStore(location, patience=1800))
+        uploader.push(ObjectStore(location, patience=1800))
     except StoreError as error:
-        _say(f"error: {error}; the run is kept in {pusher.folder} on this machine")
+        print_message(f"error: {error}; the run stays in {uploader.folder} on this machine")
         return False
     return True
 
@@ -334,34 +340,25 @@ def _scratch(location: str) -> Path:
 
 @dataclass
 class _ChildProcess:
-    """The command's process, and the signals that came for it."""
+    """The command's process, and the signals that this process has received."""
 
     process: subprocess.Popen[bytes] | None = None
     received: list[int] = field(default_factory=list)
 
-    def start(self, words: Sequence[str]) -> None:
-        # In a group of its own, so that Ctrl-C reaches it once: through us.
-        self.process = subprocess.Popen(words, process_group=0, preexec_fn=die_with_parent())
+    def start(self, command: Sequence[str]) -> None:
+        # In a process group of its own: Ctrl-C in the terminal then reaches it only once, through this process.
+        self.process = subprocess.Popen(command, process_group=0, preexec_fn=die_with_parent())
         for number in self.received:
             self.process.send_signal(number)
 
-    @contextmanager
-    def forwarding(self) -> Iterator[None]:
-        """Pass signals on to the command."""
-        former = {number: signal.signal(number, self._forward) for number in forwarded()}
-        try:
-            yield
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
-
-    def _forward(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def forward(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Pass a signal on to the command; one that comes before its start is passed on then."""
         self.received.append(number)
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(number)
 
-    def lives(self, seconds: float) -> bool:
-        """Wait a while for the end; whether it has not come."""
+    def is_running_after(self, seconds: float) -> bool:
+        """Wait for the end of the command for some seconds; returns whether it is still running."""
         assert self.process is not None
         try:
             self.process.wait(seconds)
@@ -378,7 +375,3 @@ class _ChildProcess:
     def code(self) -> int:
         assert self.process is not None and self.process.returncode is not None
         return exit_code(self.process.returncode)
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")

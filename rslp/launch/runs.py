@@ -1,22 +1,21 @@
-"""Where runs lie, and a table of all of them."""
+"""The prefix of all runs, and a table of the runs below it."""
 
 from __future__ import annotations
 
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from rslp.errors import RunError
-from rslp.io import is_remote
 from rslp.launch.engines.engine import known_state
 from rslp.launch.record import latest_record
-from rslp.launch.remote import fetch_metadata
+from rslp.launch.remote import readable_run
 from rslp.rundir import RunDir
 
 LOCAL_PREFIX = "project_data/"
@@ -25,28 +24,28 @@ PREFIX_VARIABLE = "RSLP_PREFIX"
 
 
 def runs_prefix(*, remote: bool, environment: Mapping[str, str] = os.environ, folder: Path | None = None) -> str:
-    """The place that runs lie below; a local one is absolute.
+    """The folder or URL below which runs are; a folder is absolute.
 
     Args:
-        remote: the job runs where this machine's disk is not seen.
-        environment: the variables that are set.
-        folder: where a ``.env`` is looked for, and what a relative prefix starts from; the current directory when None.
+        remote: whether the job runs on machines without this machine's file system, which decides the default.
+        environment: the environment variables.
+        folder: the folder of ``.env``, from which a relative prefix starts; the current directory when None.
     """
-    here = folder or Path.cwd()
-    named = environment.get(PREFIX_VARIABLE) or _from_file(here / ".env")
-    value = named or (REMOTE_PREFIX if remote else LOCAL_PREFIX)
-    return value if "://" in value else str((here / Path(value).expanduser()).absolute())
+    folder = folder or Path.cwd()
+    prefix = environment.get(PREFIX_VARIABLE) or _from_file(folder / ".env")
+    prefix = prefix or (REMOTE_PREFIX if remote else LOCAL_PREFIX)
+    return prefix if "://" in prefix else str((folder / Path(prefix).expanduser()).absolute())
 
 
 def _from_file(path: Path) -> str:
-    """The variable's value in a file of ``NAME=VALUE`` lines; empty when it is not there."""
+    """The value of RSLP_PREFIX in a file of ``NAME=VALUE`` lines; empty when it is not set there."""
     if not path.is_file():
         return ""
     value = ""
     for line in path.read_text(encoding="utf-8").splitlines():
-        name, _, rest = line.strip().removeprefix("export ").partition("=")
+        name, _, text = line.strip().removeprefix("export ").partition("=")
         if name.strip() == PREFIX_VARIABLE:
-            value = rest.strip()
+            value = text.strip()
             if value[:1] in ("'", '"') and value[:1] in value[1:]:
                 value = value[1 : value.index(value[0], 1)]
             else:
@@ -54,39 +53,29 @@ def _from_file(path: Path) -> str:
     return value
 
 
-@contextmanager
-def find_run(project: str, experiment: str) -> Iterator[RunDir]:
-    """The directory of a run that was submitted from here; of one on an object store, a copy of what is small in it.
-
-    Raises:
-        StoreError: the store can't be reached.
-    """
-    run = RunDir.of(runs_prefix(remote=False), project, experiment)
-    if not is_remote(run.location):
-        yield run
-        return
-    with fetch_metadata(run.location) as copy:
-        yield copy
+def find_run(project: str, experiment: str) -> AbstractContextManager[RunDir]:
+    """The directory of a run that was submitted from here, to read from; see ``readable_run``."""
+    return readable_run(RunDir.of(runs_prefix(remote=False), project, experiment).location)
 
 
 _SCORE = "val/score"
-Found = TypeVar("Found")
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRow:
-    """One run.
+    """One row of the table of runs.
 
     Attributes:
-        project: the project that it belongs to.
-        experiment: its name.
-        engine: where it was submitted to last; empty when it was not submitted by this program.
-        job: what the engine calls it, and what it does when it does not train.
-        state: how it stands.
-        epoch: epochs done; None before the first.
-        best: the best score on the validation data so far; None before the first.
-        age: seconds since the run wrote its state last; None before the first.
-        notes: the files of the run that are damaged, a line each.
+        project: name of the project.
+        experiment: name of the experiment.
+        engine: engine of the last submission; empty when the run was never submitted.
+        job: the engine's name of the job, and its mode unless that is fit.
+        state: state of the job or of the run.
+        epoch: number of epochs done; None before the first.
+        best: best validation score so far; None before the first.
+        age: seconds since the last heartbeat; None before the first.
+        notes: one line for each damaged file of the run.
     """
 
     project: str
@@ -101,38 +90,36 @@ class RunRow:
 
 
 def overview(prefix: Path, project: str | None = None) -> list[RunRow]:
-    """The runs below a prefix, the one that was at work last at the end.
+    """The runs below a prefix, in the order of their last heartbeats.
 
     Args:
-        prefix: what runs lie below.
-        project: only this project's.
+        prefix: the prefix, a folder.
+        project: the project whose runs are listed; None lists all.
     """
-    runs = {path.parent for name in ("config", "predict") for path in prefix.glob(_config(project or "*", name))}
+    projects = project or "*"
+    configs = (path for name in ("config", "predict") for path in prefix.glob(f"projects/{projects}/*/{name}.yaml"))
+    runs = {path.parent for path in configs}
     rows = [_row(RunDir(run)) for run in sorted(runs)]
     return sorted(rows, key=lambda row: (-(row.age if row.age is not None else -1), row.project, row.experiment))
 
 
-def _config(project: str, name: str) -> str:
-    return f"projects/{project}/*/{name}.yaml"
-
-
 def _row(run: RunDir) -> RunRow:
     notes: list[str] = []
-    record = _noted(partial(latest_record, run), notes)
+    record = _read_or_note(partial(latest_record, run), notes)
     state = run.read_state(notes)
-    told = state.get("state", "")
+    run_state = job_state = state.get("state", "")
     if record:
-        told = known_state(run, record) or told
-        # The run's own word is finer: stopped, and by what.
-        told = state.get("state", told) if told == "stopped" else told
-    _noted(run.done, notes)
+        job_state = known_state(run, record) or run_state
+        # The state that the run has written says by what it was stopped.
+        job_state = run_state or job_state if job_state == "stopped" else job_state
+    _read_or_note(run.done, notes)
     heartbeat = state.get("heartbeat")
     return RunRow(
         project=run.project,
         experiment=run.experiment,
         engine=record.engine if record else "",
         job=_name(record.id, record.mode) if record else "",
-        state="succeeded" if told == "done" else told,
+        state="succeeded" if job_state == "done" else job_state,
         epoch=state.get("epoch"),
         best=best_score(run, notes),
         age=None if heartbeat is None else max(0.0, time.time() - heartbeat),
@@ -140,8 +127,8 @@ def _row(run: RunDir) -> RunRow:
     )
 
 
-def _noted(read: Callable[[], Found | None], notes: list[str]) -> Found | None:
-    """What a file of a run holds; what is wrong with it becomes a note: it must not hide the other runs."""
+def _read_or_note(read: Callable[[], Content | None], notes: list[str]) -> Content | None:
+    """Read a file of a run; damage becomes a note instead of an error, which would hide all other runs."""
     try:
         return read()
     except RunError as error:
@@ -155,6 +142,6 @@ def _name(identity: str, mode: str) -> str:
 
 
 def best_score(run: RunDir, notes: list[str]) -> float | None:
-    """The best validation score that the run has logged; None before the first. Damage is noted, in a line."""
+    """The best validation score that the run has logged; None before the first. Damage adds a line to the notes."""
     scores = [float(value) for _, _, name, value in run.logged(notes) if name == _SCORE]
     return max((score for score in scores if math.isfinite(score)), default=None)

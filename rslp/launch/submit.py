@@ -1,4 +1,4 @@
-"""Submit a plan: what would be refused is refused first, then config and data are looked at, then it is sent."""
+"""Submit a plan: refuse what is impossible, check config and data, install the config, submit."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rslp.config import merge_configs, refuse_unrunnable
 from rslp.errors import RunError, UsageError
 from rslp.io import (
+    Document,
     ObjectStore,
     dump_yaml,
     full_disk,
     is_remote,
-    read_yaml,
     relativise_paths,
     with_checksum,
     write_atomic,
@@ -35,20 +34,17 @@ from rslp.rundir import RunDir
 from rslp.runtime.class_paths import refuse_untrusted
 
 
-def merged_config(config_paths: Sequence[str], *, run: RunDir, constants: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of the run, with paths as its directory sees them.
+def merged_config(documents: Sequence[Document], *, run: RunDir, constants: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge run configs into the config of one run; relative paths in it start from the run directory.
 
     Args:
-        config_paths: the configs, later ones over earlier ones.
+        documents: the run configs; later ones win.
         run: the run directory.
-        constants: what fills placeholders.
+        constants: values of the placeholders.
 
     Raises:
-        ConfigError: a config is missing or broken, or is none that a run can be started with.
+        ConfigError: a config is broken, names a class that is not trusted, or can't start a run.
     """
-    if not config_paths:
-        raise UsageError("--config_paths is empty: name the run config that make_multidataset_config wrote")
-    documents = [read_yaml(path) for path in config_paths]
     notes: list[str] = []
     merged = relativise_paths(merge_configs(documents, constants, notes=notes), run.location)
     sys.stderr.writelines(f"note: {note}\n" for note in notes)
@@ -59,18 +55,18 @@ def merged_config(config_paths: Sequence[str], *, run: RunDir, constants: Mappin
 
 @contextmanager
 def install_config(run: RunDir, config: Mapping[str, Any], *, mode: Mode = "fit") -> Iterator[None]:
-    """Give a run its config while it is submitted; if that fails, everything is as before.
+    """Write a run's config for the time of its submission; an exception in the block takes the change back.
 
     Args:
         run: the run directory; it is locked, so that a training in it keeps its config.
         config: the config.
-        mode: what the run is submitted for; a prediction has a config and a lock of its own.
+        mode: the mode of the job; a prediction has a config and a lock of its own.
 
     Raises:
         RunError: another process trains in this directory, or it can't be written.
     """
-    made = [folder for folder in (run.path, *run.path.parents) if not folder.exists()]
-    locks = [path for path in (run.lock, run.prediction_lock) if not path.exists()]
+    new_folders = [folder for folder in (run.path, *run.path.parents) if not folder.exists()]
+    new_locks = [path for path in (run.lock, run.prediction_lock) if not path.exists()]
     target = run.config_of(mode)
     try:
         with ExitStack() as stack:
@@ -78,44 +74,36 @@ def install_config(run: RunDir, config: Mapping[str, Any], *, mode: Mode = "fit"
             try:
                 yield
             except BaseException:
-                _restore(target, former)
+                if former is None:
+                    target.unlink(missing_ok=True)
+                else:
+                    write_atomic(target, former)
                 raise
     except BaseException:
-        _remove(made, locks=locks)
+        # Folders that somebody else has meanwhile put files into stay.
+        with suppress(OSError):
+            for lock in new_locks:
+                lock.unlink(missing_ok=True)
+            for folder in new_folders:
+                folder.rmdir()
         raise
 
 
 def _write(run: RunDir, config: Mapping[str, Any], *, mode: Mode, stack: ExitStack) -> bytes | None:
-    """Lock the run and write its config; what was there before."""
+    """Lock the run and write its config; returns the former content of the file."""
     target = run.config_of(mode)
     try:
         stack.enter_context(run.locked(mode))
         former = target.read_bytes() if target.exists() else None
         write_atomic(target, with_checksum(dump_yaml(config)))
     except OSError as error:
-        what = f"{run.path} can't be written: {error.strerror}; RSLP_PREFIX says where runs lie"
-        raise full_disk(error, target) or RunError(what) from error
+        message = f"{run.path} can't be written: {error.strerror}; RSLP_PREFIX says where runs lie"
+        raise full_disk(error, target) or RunError(message) from error
     return former
 
 
-def _restore(path: Path, content: bytes | None) -> None:
-    if content is None:
-        path.unlink(missing_ok=True)
-    else:
-        write_atomic(path, content)
-
-
-def _remove(folders: Sequence[Path], *, locks: Sequence[Path]) -> None:
-    """Take away what was made, as far as nobody else has put something there."""
-    with suppress(OSError):
-        for lock in locks:
-            lock.unlink(missing_ok=True)
-        for folder in folders:
-            folder.rmdir()
-
-
 Plan = LocalPlan | SlurmPlan | SkyPilotPlan | BeakerSubmission
-# How long a person waits for a store that can't be reached, s.
+# How long to retry while an object store can't be reached: a person waits. Seconds.
 _PATIENCE = 60
 
 
@@ -124,40 +112,40 @@ class Request:
     """A job with the config of its run.
 
     Attributes:
-        job: what to execute.
-        config: the run's config, with paths as the run directory sees them.
-        look: looks at config and data and raises if they have faults; None leaves that out.
+        job: the job.
+        config: the run's config; its relative paths start from the run directory.
+        run_check: checks config and data, and raises ``RunError`` if they have errors; None skips the check.
     """
 
     job: Job
     config: Mapping[str, Any]
-    look: Callable[[], None] | None
+    run_check: Callable[[], None] | None
 
     @property
     def writes_config(self) -> bool:
-        """Whether the config is written: an evaluation is of what was trained, whatever a config says since.
+        """Whether the config is written to the run directory.
 
-        A prediction may be of other data, and has a config of its own.
+        An evaluation keeps the config of the training. A prediction, maybe of other data, has a file of its own.
         """
         run = self.job.run
         return self.job.mode in ("fit", "predict") or not (is_remote(run.location) or run.config.exists())
 
-    def check_if_wanted(self) -> None:
-        """Look at config and data, if that is wanted; what is predicted has no labels to be looked at.
+    def check(self) -> None:
+        """Check config and data, if that is wanted; data of a prediction has no labels to check.
 
         Raises:
-            RunError: they have faults.
+            RunError: the check found errors.
         """
-        if self.look is not None and self.writes_config and self.job.mode != "predict":
-            self.look()
+        if self.run_check is not None and self.writes_config and self.job.mode != "predict":
+            self.run_check()
 
 
 def submit(plan: Plan, requests: Sequence[Request]) -> int:
-    """Submit a plan, once every run has its config; a local one in the foreground does not come back.
+    """Install the config of every run and submit the plan; a local job in the foreground replaces this process.
 
     Raises:
-        RunError: a run is at work already, or the engine refuses.
-        UsageError: a plan that is rendered only.
+        RunError: a run is queued or running already, the check found errors, or the engine refuses.
+        UsageError: the plan is for SkyPilot, or for a run on an object store that its engine can't reach.
     """
     if isinstance(plan, SkyPilotPlan):
         raise UsageError(
@@ -165,8 +153,8 @@ def submit(plan: Plan, requests: Sequence[Request]) -> int:
         )
     first = requests[0]
     if isinstance(plan, BeakerSubmission):
-        first.check_if_wanted()
-        sys.stdout.write(_how_to_go_on(send_submission(plan, first.config), first.job.run))
+        first.check()
+        sys.stdout.write(_summary(send_submission(plan, first.config), first.job.run))
         return 0
     if is_remote(first.job.run.location):
         return _run_here_in_store(plan, first)
@@ -175,23 +163,19 @@ def submit(plan: Plan, requests: Sequence[Request]) -> int:
     if isinstance(plan, SlurmPlan):
         slurm.check_with_sbatch(plan)
     for request in requests:
-        request.check_if_wanted()
+        request.check()
     with ExitStack() as stack:
         for request in requests:
             if request.writes_config:
                 stack.enter_context(install_config(request.job.run, request.config, mode=request.job.mode))
         records = slurm.submit(plan) if isinstance(plan, SlurmPlan) else (local.submit(plan),)
     for record, request in zip(records, requests, strict=True):
-        sys.stdout.write(_how_to_go_on(record, request.job.run))
+        sys.stdout.write(_summary(record, request.job.run))
     return 0
 
 
 def _run_here_in_store(plan: Plan, request: Request) -> int:
-    """Run on this machine what lies on an object store; does not come back when all is well.
-
-    Raises:
-        UsageError: SLURM, or in the background.
-    """
+    """Start a run in an object store here, in the foreground: the job replaces this process."""
     job = request.job
     if not isinstance(plan, LocalPlan) or plan.log is not None:
         raise UsageError(
@@ -199,15 +183,16 @@ def _run_here_in_store(plan: Plan, request: Request) -> int:
             "the foreground; set a folder"
         )
     store = ObjectStore(job.run.location, patience=_PATIENCE)
-    # A store that can't be reached is said before config and data are looked at.
+    # A store that can't be reached fails here, before the check, which takes longer.
     store.read(job.run.config.name)
-    request.check_if_wanted()
+    request.check()
     with install_config_in_store(store, request.config, mode=job.mode):
         local.submit(plan)
     return 0
 
 
-def _how_to_go_on(record: SubmissionRecord, run: RunDir) -> str:
+def _summary(record: SubmissionRecord, run: RunDir) -> str:
+    """The submission's name, and the commands that follow and cancel it."""
     command = "python -m rslp.main helios"
     words = f"--rslp_project {shlex.quote(run.project)} --experiment_id {shlex.quote(run.experiment)}"
     return (

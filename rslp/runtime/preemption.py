@@ -18,8 +18,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
-EXIT_CODE = 143
-INTERRUPTED = 130
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _NOTED = b"\ninterrupted: the run saves after this step and leaves; Ctrl-C again ends it at once\n"
 

@@ -30,7 +30,7 @@ import rslp
 from rslp import upstream
 from rslp.data.datamodule import MultiDatasetDataModule
 from rslp.data.samples import seeded, stable_seed
-from rslp.errors import ConfigError, KeyPath, Problem, UserError, chain
+from rslp.errors import ConfigError, KeyPath, Problem, UserError, chain, dotted
 from rslp.io import read_yaml, resolve_paths
 from rslp.models.optim import Freeze
 from rslp.rundir import RunDir

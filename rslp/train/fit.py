@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from rslp import upstream
 from rslp.data.batches import explain_worker_death
-from rslp.errors import CheckpointError, RunError
+from rslp.errors import INTERRUPTED, PREEMPTED, CheckpointError, RunError
 from rslp.io import read_yaml
+from rslp.io.terminal import print_message
 from rslp.rundir import RunDir
 from rslp.runtime import preemption
 from rslp.runtime.world import read_world
@@ -189,7 +189,7 @@ def _left(trainer: Trainer, *, run: RunDir, resume: Resume | None) -> int:
     """Print why training stopped and from where the same command resumes; returns the exit code."""
     signal = preemption.preemption_flag.received
     by_hand = signal is Signals.SIGINT
-    state, code = ("interrupted", preemption.INTERRUPTED) if by_hand else ("preempted", preemption.EXIT_CODE)
+    state, code = ("interrupted", INTERRUPTED) if by_hand else ("preempted", PREEMPTED)
     _write_state(run, trainer, state=state, step=trainer.global_step)
     saved = _saved(trainer) or ((resume.epoch, resume.step) if resume else None)
     where = f"goes on from epoch {saved[0]}, step {saved[1]}" if saved else "starts anew: no step of it was saved yet"
@@ -210,7 +210,7 @@ def _write_state(run: RunDir, trainer: Trainer, *, state: str, step: int, **more
 
 def _say(text: str) -> None:
     if read_world(os.environ).first:
-        sys.stderr.write(text + "\n")
+        print_message(text)
 
 
 # Arguments of the trainer that may end a training before its limits.

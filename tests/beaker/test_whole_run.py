@@ -132,7 +132,7 @@ def test_the_command_is_sent_and_cancelled_it_leaves(beaker: Loopback, capsys: p
     assert beaker.wait_for_end(beaker.only, seconds=60) == Status.STATUS_CANCELED
     assert [each.job.status.exit_code for each in beaker.only.replicas] == [143]
     assert main(["helios", "cancel", *NAMED]) == 2
-    assert f"{RUN} is not at work: cancelled" in capsys.readouterr().err
+    assert f"{RUN} is neither queued nor running: cancelled" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("ends", ["exit 3", "exit 0 without its work"])

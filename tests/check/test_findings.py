@@ -14,7 +14,7 @@ import yaml
 import rslp.check
 from rslp.check.findings import CONFIG, FINDING_IDS, UNANSWERABLE, Finding, downgrade_allowed
 from rslp.cli.check import check
-from rslp.cli.launch_finetune import _allowing
+from rslp.cli.launch_finetune import _allow_findings
 from rslp.cli.main import main
 from rslp.errors import ConfigError
 from rslp.launch.check_gate import ensure_checked
@@ -161,12 +161,12 @@ def test_a_run_keeps_what_was_allowed(lacking: tuple[Path, dict[str, Any]], monk
     monkeypatch.setattr("subprocess.run", children.run_here)
     folder, config = lacking
     run = write_run(folder, config)
-    launched = _allowing(config, ["split-empty"])
+    launched = _allow_findings(config, ["split-empty"])
     assert launched["data"]["init_args"]["check_allow"] == {"crops": ["split-empty"]}
-    assert _allowing(launched, ["split-empty", "units"])["data"]["init_args"]["check_allow"] == {
+    assert _allow_findings(launched, ["split-empty", "units"])["data"]["init_args"]["check_allow"] == {
         "crops": ["split-empty", "units"]
     }
-    assert _allowing(config, []) == config
+    assert _allow_findings(config, []) == config
     source = folder / "OUT.yaml"
     source.write_text(yaml.safe_dump(config))
     ensure_checked([str(source)], config=launched, run=run, constants={}, here=True, allow=["split-empty", "forward"])

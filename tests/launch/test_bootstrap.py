@@ -49,7 +49,7 @@ def test_the_code_runs_and_its_exit_code_is_the_jobs(tmp_path: Path) -> None:
     [
         (FITS, "0" * 64, ("-m", "hello"), "the code is not what was sent: its SHA-256 is "),
         (FITS, None, ("-m", "hello", "${NO_SUCH}"), "the variable NO_SUCH is not set in the job"),
-        ({**FITS, "python": ">=3.99"}, None, ("-m", "hello"), "the code wants >=3.99: use a newer image"),
+        ({**FITS, "python": ">=3.99"}, None, ("-m", "hello"), "the code requires >=3.99: use a newer image"),
         (
             {**FITS, "requirements": ["numpy>=99"], "constraints": ["numpy==99.0"]},
             None,
@@ -82,7 +82,7 @@ def test_an_older_image_gets_a_venv_of_the_tested_versions(tmp_path: Path) -> No
     done = start(code, digest, "-c", "import rslp_probe, sys; print(rslp_probe.version, sys.prefix != sys.base_prefix)",
                  PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheel.parent))  # fmt: skip
     assert done.stdout == "2.0 True\n", done.stderr
-    assert "not of this code's age (no rslp-probe)" in done.stderr
+    assert "does not meet the code's requirements (no rslp-probe)" in done.stderr
 
 
 def make_wheel(folder: Path, name: str, version: str) -> Path:

@@ -114,7 +114,7 @@ def test_a_run_that_goes_on_is_not_checked_until_its_config_changes(place: Place
 def test_without_the_training_stack_it_is_skipped_in_one_line(
     place: Place, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(check_gate, "_STACK", ("json", "no_such_package"))
+    monkeypatch.setattr(check_gate, "_TRAINING_STACK", ("json", "no_such_package"))
     place.ensure()
     assert place.calls == []
     assert capfd.readouterr().err == "the check is skipped: no_such_package not installed here\n"

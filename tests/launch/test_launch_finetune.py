@@ -109,7 +109,7 @@ def test_without_slurm_it_says_so(
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert launch("--engine", "slurm") == 2
-    assert "sbatch is not there: launch from a machine that submits to SLURM" in capsys.readouterr().err
+    assert "sbatch is not installed here: launch from a machine that submits to SLURM" in capsys.readouterr().err
     assert not (place / "project_data").exists()
 
 

@@ -14,7 +14,7 @@ from rslp.io import ObjectStore
 from rslp.launch import lease
 from rslp.launch.lease import LEASE_FILE, LeaseTiming, hold_lease
 
-QUICK = LeaseTiming(beat=0.3, stale=1.5, settle=0.1)
+QUICK = LeaseTiming(beat=0.3, stale=1.5, confirm=0.1)
 
 
 def plant(store: ObjectStore, **values: Any) -> None:
@@ -54,7 +54,7 @@ def test_a_dead_holder_is_waited_for_and_replaced(s3: ObjectStore, caplog: pytes
     begun = time.monotonic()
     with hold_lease(s3, QUICK):
         who = "process 1 on elsewhere (job job-6)"
-        assert caplog.messages == [f"{s3.root}: {who} holds the lease: waiting up to 2 s for a sign that it lives"]
+        assert caplog.messages == [f"{s3.root}: {who} holds the lease: waiting up to 2 s to see if it is alive"]
         assert time.monotonic() - begun >= QUICK.stale
         assert b"elsewhere" not in (s3.read(LEASE_FILE) or b"")
 
@@ -92,7 +92,7 @@ def test_who_was_replaced_notices_and_does_not_take_the_others_lease_away(s3: Ob
 
 def test_of_many_at_once_one_gets_it(s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     # Each of the threads stands for a machine of its own.
-    monkeypatch.setattr(lease, "_dead", lambda _: False)
+    monkeypatch.setattr(lease, "_is_dead", lambda _: False)
     plant(s3)
     got, over = [], threading.Event()
 
@@ -123,7 +123,7 @@ def test_who_is_asked_to_leave_waits_no_longer_and_takes_nothing(s3: ObjectStore
     timer = threading.Timer(0.5, asked.append, [15])
     timer.start()
     begun = time.monotonic()
-    with hold_lease(s3, LeaseTiming(beat=0.3, stale=100, settle=0.1), asked=asked):
+    with hold_lease(s3, LeaseTiming(beat=0.3, stale=100, confirm=0.1), signals=asked):
         assert time.monotonic() - begun < 60
     timer.join()
     assert b"elsewhere" in (s3.read(LEASE_FILE) or b"")
@@ -136,7 +136,7 @@ def test_a_further_machine_that_is_asked_to_leave_waits_no_longer(
     timer = threading.Timer(0.5, asked.append, [15])
     timer.start()
     begun = time.monotonic()
-    lease.await_holder(s3.root, LeaseTiming(beat=0.3, stale=100, settle=0.1), asked=asked)
+    lease.await_holder(s3.root, LeaseTiming(beat=0.3, stale=100, confirm=0.1), signals=asked)
     timer.join()
     assert asked
     assert time.monotonic() - begun < 60

@@ -69,7 +69,7 @@ def test_in_the_background_it_is_followed_cancelled_and_gone_on_with(tmp_path: P
     followed = user.says("logs", "--follow", "true", code=1)
     assert "SIGTERM: the same command goes on from epoch 1, step " in followed
     assert re.search(r"x +local +\d+ +cancelled", user.sees())
-    assert "is not at work: cancelled" in user.says("cancel", code=2)
+    assert "is neither queued nor running: cancelled" in user.says("cancel", code=2)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     assert "going on from" in user.launches()
     assert re.search(r"x +local +\d+ +succeeded +3 ", user.sees())

@@ -74,7 +74,7 @@ def test_secrets_are_names(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"clusters": ()}, "name a cluster"),
+        ({"clusters": ()}, "needs a cluster"),
         ({"image": ""}, "name it with --image_name"),
         ({"mounts": (Mount("nfs://x", "/x"),)}, r"can't mount 'nfs://x'"),
     ],

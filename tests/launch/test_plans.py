@@ -103,7 +103,7 @@ def test_everything_arrives_unharmed_through_a_shell(recorder: Path, name: str, 
     assert words == list(local.command[1:])
     assert (variables["VALUE"], variables["KEY"]) == (value, NASTY)
     if "\n" in name or "\r" in name:
-        with pytest.raises(UsageError, match="holds a line break"):
+        with pytest.raises(UsageError, match="has a line break"):
             plan_slurm([job], SlurmOptions(), folder=HERE, python=str(recorder))
         return
     slurm = plan_slurm([job], SlurmOptions(), folder=HERE, python=str(recorder))

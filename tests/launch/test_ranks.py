@@ -30,9 +30,10 @@ sys.exit(143)
 FOR_EVER = "print('up', flush=True); time.sleep(100)"
 
 
-def run(code: str, folder: Path, *, ranks: int = 2, patience: GracePeriods | None = None) -> int:
+def run(code: str, folder: Path, *, ranks: int = 2, grace: float = 10) -> int:
     group = RankGroup(per_node=ranks, port=1234)
-    return run_group([sys.executable, "-c", RANK + code], group, logs=folder, environment=os.environ, patience=patience)
+    periods = GracePeriods(after_failure=grace)
+    return run_group([sys.executable, "-c", RANK + code], group, logs=folder, environment=os.environ, grace=periods)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_one_that_fails_alone_is_heard_and_the_waiting_are_killed(
 ) -> None:
     code = "print('a cause', file=sys.stderr) or sys.exit(5) if rank else time.sleep(100)"
     begin = time.monotonic()
-    assert run(code, tmp_path, patience=GracePeriods(failing=0.5)) == 5
+    assert run(code, tmp_path, grace=0.5) == 5
     assert time.monotonic() - begin < 20
     assert f"{tmp_path}/rank1.log ends with:\n  a cause\n" in capfd.readouterr().err
 
@@ -95,8 +96,8 @@ def supervisor(code: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
     program = (
         "import os, sys; from pathlib import Path; from rslp.launch.processes import RankGroup, run_group\n"
         f"command = [sys.executable, '-c', {RANK + code!r}]\n"
-        "group = RankGroup(per_node=2, port=1)\n"
-        f"sys.exit(run_group(command, group, logs=Path({str(folder)!r}), environment=os.environ))"
+        f"group, logs = RankGroup(per_node=2, port=1), Path({str(folder)!r})\n"
+        "sys.exit(run_group(command, group, logs=logs, environment=os.environ))"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

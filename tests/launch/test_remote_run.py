@@ -24,7 +24,7 @@ from tests import tiny
 from tests.hold import holding, until
 from tests.stores import Server
 
-QUICK = LeaseTiming(beat=0.2, stale=1, settle=0.05, push=0.1)
+QUICK = LeaseTiming(beat=0.2, stale=1, confirm=0.05, push=0.1)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def run(store: ObjectStore, code: str, **options: bool) -> int:
     return run_in_copy(
         store.root,
         (sys.executable, "-c", f"import sys, time; from pathlib import Path\n{code}"),
-        pace=QUICK,
+        timing=QUICK,
         **settings,
     )  # type: ignore[arg-type]
 
@@ -79,7 +79,7 @@ def test_the_other_machines_wait_for_the_first_and_send_nothing(store: ObjectSto
     store.write(LEASE_FILE, json.dumps({"token": "t", "job": "", "host": "h", "process": 1, "beats": 3}).encode())
     with pytest.MonkeyPatch.context() as patch:
         # Signals can only be taken by a main thread, which the other machine has and this thread is not.
-        patch.setattr("rslp.launch.remote.forwarded", list)
+        patch.setattr("rslp.launch.processes.forwarded_signals", list)
         other = threading.Thread(target=lambda: codes.append(run(store, write, writes=False)))
         other.start()
         time.sleep(1)
@@ -114,7 +114,7 @@ def test_whose_lease_is_taken_ends_and_sends_no_more(store: ObjectStore) -> None
 
     thief = threading.Thread(target=take)
     thief.start()
-    with pytest.raises(RunError, match="another job has taken this run over"):
+    with pytest.raises(RunError, match="another job has taken the lease of this run"):
         run(store, f"{HERE}(here / 'ready').write_text('')\ntime.sleep(60)")
     thief.join()
     assert b"other" in (store.read(LEASE_FILE) or b"")
@@ -133,7 +133,7 @@ def test_what_cannot_be_sent_is_kept_and_is_no_success(
     said = capsys.readouterr().err
     assert said.count("the network is gone; the run goes on") == 1
     (kept,) = (tmp_path / "scratch").rglob("DONE.json")
-    assert f"the run is kept in {kept.parent}" in said
+    assert f"the run stays in {kept.parent}" in said
 
 
 def start(location: str) -> subprocess.Popen[str]:

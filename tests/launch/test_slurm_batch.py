@@ -22,16 +22,16 @@ RUN = RunDir.of("/runs", "demo", "first")
         (0, {}, Next(0, False, "done with exit code 0")),
         (2, {"failures": 1, "retries": 9}, Next(2, False, "ended with exit code 2")),
         (130, {}, Next(130, False, "ended with exit code 130")),
-        (143, {}, Next(143, True, "taken away before its end: it is queued again")),
-        (143, {"requeue": False}, Next(143, False, "taken away before its end: submitted again, the run goes on")),
+        (143, {}, Next(143, True, "preempted: it is queued again")),
+        (143, {"requeue": False}, Next(143, False, "preempted: submitted again, the run goes on")),
         # A requeue would bring a cancelled job back.
         (143, {"wanted": False}, Next(143, False, "cancelled; exit code 143")),
         (1, {"wanted": False, "failures": 1, "retries": 1}, Next(1, False, "cancelled; exit code 1")),
-        (143, {"standstills": 5}, Next(143, True, "taken away before its end: it is queued again")),
+        (143, {"standstills": 5}, Next(143, True, "preempted: it is queued again")),
         (
             143,
             {"standstills": 6},
-            Next(1, False, "taken away 6 times without one more step: is the time limit too short?"),
+            Next(1, False, "preempted 6 times without one more step: is the time limit too short?"),
         ),
         (1, {"failures": 1}, Next(1, False, "failed with exit code 1; no retry is left (0 allowed)")),
         (
@@ -77,10 +77,10 @@ def test_sbatch_sees_nothing_of_a_surrounding_job() -> None:
 def test_counts_are_kept_in_the_run_directory(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     assert note_failure(run, "fit") == 1
-    assert note_standstill(run, "fit", stood=True) == 0
+    assert note_standstill(run, "fit", progressed=False) == 0
     write_record(run, SubmissionRecord.of(Job(run=run), engine="slurm", id="1", plan=""))
     assert [note_failure(run, "fit") for _ in range(3)] == [1, 2, 3]
-    assert [note_standstill(run, "fit", stood=stood) for stood in (True, True, False, True)] == [1, 2, 0, 1]
+    assert [note_standstill(run, "fit", progressed=p) for p in (False, False, True, False)] == [1, 2, 0, 1]
     record = read_record(run)
     assert record is not None
     assert (record.failures, record.standstills) == (3, 1)
@@ -125,7 +125,9 @@ def test_an_evaluation_has_succeeded_if_its_results_are_newer_than_it(tmp_path: 
     assert state(run, record) == "succeeded"
 
 
-@pytest.mark.parametrize(("name", "message"), [("scontrol", "Invalid job id"), ("no-such-command", "is not there")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("scontrol", "Invalid job id"), ("no-such-command", "is not installed here")]
+)
 def test_what_slurm_refuses_is_one_line(forgetful: None, name: str, message: str) -> None:
     with pytest.raises(RunError, match=message) as caught:
         slurm(name)

@@ -62,7 +62,7 @@ def test_cancel_ends_no_process_of_anything_else(
 ) -> None:
     submitted(run, id=f"{process.pid}@{socket.gethostname()}@{started(process.pid)}")
     assert main(["helios", "cancel", "--experiment_id", "x"]) == 2
-    assert "is not at work: failed" in capsys.readouterr().err
+    assert "is neither queued nor running: failed" in capsys.readouterr().err
     time.sleep(0.2)
     assert process.poll() is None
 

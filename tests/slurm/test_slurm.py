@@ -211,7 +211,7 @@ def test_preempted_it_goes_on_to_the_same_weights(user: User, config: dict[str, 
     about = user.cluster.wait(job, "COMPLETED")
     assert int(about["Restarts"]) == 1
     log = user.log("preempted")
-    assert "taken away before its end: it is queued again" in log
+    assert "preempted: it is queued again" in log
     assert "going on from" in log
     assert_same_weights(user.run("preempted"), reference)
 
@@ -228,7 +228,7 @@ def test_a_signal_to_every_process_of_a_job_saves_and_queues_it_again(
     user.cluster.ask("scancel", *words, job)
     assert int(user.cluster.wait(job, "COMPLETED")["Restarts"]) == 1
     log = user.log("told")
-    assert "taken away before its end: it is queued again" in log
+    assert "preempted: it is queued again" in log
     # An srun that is told to end kills the training before it has saved.
     assert "--full" in words or f"{words[0].replace('--signal=', 'SIG')}: the same command goes on" in log
     assert_same_weights(user.run("told"), reference)
@@ -255,7 +255,7 @@ def test_out_of_time_it_goes_on_to_the_same_weights(user: User, config: dict[str
     user.cluster.ask("scontrol", "update", f"jobid={job}", "TimeLimit=10")
     about = user.cluster.wait(job, "COMPLETED")
     assert int(about["Restarts"]) == 1
-    assert "taken away before its end: it is queued again" in user.log("limited")
+    assert "preempted: it is queued again" in user.log("limited")
     assert_same_weights(user.run("limited"), reference)
 
 

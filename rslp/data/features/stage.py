@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from rslp.data.features.encoding import Block, Encoding, blocks, caching_pays
 from rslp.data.features.settings import FeatureSettings
 from rslp.data.samples import SampleSource
 from rslp.errors import RunError
+from rslp.io.terminal import print_message
 from rslp.models.joint import JointModel
 from rslp.models.optim import Freeze, freeze_callbacks
 from rslp.runtime import collectives, preemption
@@ -330,4 +330,4 @@ class FrozenStage:
 
 def _say(text: str) -> None:
     if collectives.is_rank_zero():
-        sys.stderr.write(text + "\n")
+        print_message(text)

@@ -1,11 +1,10 @@
-"""The Beaker engine: the experiment's specification exactly as it is sent, its submission, and following it."""
+"""The Beaker engine: plans an experiment exactly as it is sent, submits it, and reads its state and output."""
 
 from __future__ import annotations
 
 import difflib
 import re
 import secrets
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,13 +17,14 @@ import yaml
 
 from rslp.errors import LaunchError, RunError, UsageError
 from rslp.io import ObjectStore, dump_yaml, is_remote, write_atomic
+from rslp.io.terminal import print_message
 from rslp.launch import bootstrap
 from rslp.launch.engines.beaker_settings import BeakerSettings, beaker_settings
 from rslp.launch.engines.engine import SubmissionState
 from rslp.launch.job import Job, Mount
 from rslp.launch.lease import JOB_VARIABLE
 from rslp.launch.record import SubmissionRecord, read_record, succeeded, write_record
-from rslp.launch.remote import fetch_metadata, install_config_in_store
+from rslp.launch.remote import install_config_in_store, readable_run
 from rslp.launch.snapshot import Snapshot, find_secret, holds_login, send, take_snapshot
 from rslp.rundir import RunDir
 
@@ -39,7 +39,7 @@ _SOURCES = {"weka": "weka", "beaker": "beaker", "secret": "secret", "volume": "v
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes a text of several lines, such as the program that is sent along, as the lines that it has."""
+    """Writes a text of several lines, such as the program of the job, as a block of lines."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -51,11 +51,11 @@ _Dumper.add_representer(str, _text)
 
 @dataclass(frozen=True)
 class CodeRef:
-    """The code that a job fetches.
+    """The code snapshot that a job fetches.
 
     Attributes:
-        location: where the zip lies.
-        digest: its SHA-256, hex.
+        location: path or URL of the zip.
+        digest: SHA-256 of the zip, hex.
     """
 
     location: str
@@ -64,13 +64,13 @@ class CodeRef:
 
 @dataclass(frozen=True)
 class BeakerPlan:
-    """What is sent.
+    """An experiment.
 
     Attributes:
-        job: what it is for.
-        workspace: where the experiment is made.
-        name: the experiment's name.
-        spec: the experiment, in the form of Beaker's API.
+        job: the job.
+        workspace: workspace of the experiment.
+        name: name of the experiment.
+        spec: specification of the experiment, as JSON of Beaker's API.
     """
 
     job: Job
@@ -84,7 +84,7 @@ class BeakerPlan:
         return yaml.dump(request, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120).rstrip("\n")
 
     def secrets(self) -> tuple[str, ...]:
-        """Names of the secrets that the job needs."""
+        """Names of the Beaker secrets that the job needs."""
         (task,) = self.spec["tasks"]
         variables = [entry["secret"] for entry in task["envVars"] if "secret" in entry]
         files = [entry["source"]["secret"] for entry in task["datasets"] if "secret" in entry["source"]]
@@ -95,18 +95,18 @@ def plan_beaker(job: Job, settings: BeakerSettings, *, code: CodeRef, unique: st
     """Plan a job for Beaker.
 
     Args:
-        job: what to execute.
-        settings: what Beaker is told besides.
-        code: the snapshot.
-        unique: ends the experiment's name, which must be new in the workspace.
+        job: the job.
+        settings: settings of all jobs on Beaker.
+        code: the code snapshot.
+        unique: last part of the experiment's name, which must be new in the workspace.
 
     Raises:
-        UsageError: a job without a cluster or image, or a mount that Beaker has no word for.
+        UsageError: the job has no cluster or image, or Beaker can't mount the source of a mount.
     """
     if not job.clusters:
-        raise UsageError("Beaker wants to know where to run: name a cluster with --cluster+=NAME")
+        raise UsageError("a job on Beaker needs a cluster: name one with --cluster+=NAME")
     if not job.image:
-        raise UsageError("Beaker wants to know the image: name it with --image_name")
+        raise UsageError("a job on Beaker needs an image: name it with --image_name")
     name = experiment_name(job, unique)
     spec: dict[str, Any] = {
         "version": "v2",
@@ -120,20 +120,15 @@ def plan_beaker(job: Job, settings: BeakerSettings, *, code: CodeRef, unique: st
 
 
 def experiment_name(job: Job, unique: str) -> str:
-    """A name within Beaker's limits: letters, digits, ``.``, ``-`` and ``_``, not starting with ``-``."""
-    whole = f"{job.run.project}_{job.run.experiment}" + ("" if job.mode == "fit" else f"_{job.mode}")
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", whole).lstrip("-.") or "run"
+    """A name as Beaker allows it: letters, digits, ``.``, ``-`` and ``_``, not starting with ``-``."""
+    name = f"{job.run.project}_{job.run.experiment}" + ("" if job.mode == "fit" else f"_{job.mode}")
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("-.") or "run"
     return f"{plain[: _LONGEST_NAME - len(unique) - 1]}_{unique}"
-
-
-def _replicas(job: Job) -> int:
-    """An evaluation is one process."""
-    return job.nodes if job.mode == "fit" else 1
 
 
 def _task(job: Job, settings: BeakerSettings, *, code: CodeRef, name: str) -> dict[str, Any]:
     context: dict[str, Any] = {"priority": job.priority}
-    many = _replicas(job) > 1
+    several_nodes = job.nodes > 1 and job.mode == "fit"
     if settings.min_runtime is not None:
         context["minRuntime"] = round(settings.min_runtime * 3600 * _SECOND)
     task = {
@@ -142,16 +137,16 @@ def _task(job: Job, settings: BeakerSettings, *, code: CodeRef, name: str) -> di
         "constraints": {"cluster": list(job.clusters)},
         "name": "main",
         "command": ["python", "-c", Path(bootstrap.__file__).read_text(encoding="utf-8")],
-        "arguments": ["--code", code.location, "--sha256", code.digest, "--", *_words(job)],
+        "arguments": ["--code", code.location, "--sha256", code.digest, "--", *_arguments(job)],
         "envVars": _variables(job, settings, name=name),
         "datasets": [*_mounts(job, settings)],
         "resources": _resources(job, settings),
-        "hostNetworking": many,
+        "hostNetworking": several_nodes,
     }
-    if many:
+    if several_nodes:
         task["replicas"] = job.nodes
-    task["leaderSelection"] = many
-    if many:
+    task["leaderSelection"] = several_nodes
+    if several_nodes:
         task |= {
             "propagateFailure": True,
             "propagatePreemption": True,
@@ -162,42 +157,42 @@ def _task(job: Job, settings: BeakerSettings, *, code: CodeRef, name: str) -> di
     return task
 
 
-def _words(job: Job) -> tuple[str, ...]:
-    """What the code's Python runs; Beaker tells each replica which one it is, and where the first one is."""
+def _arguments(job: Job) -> tuple[str, ...]:
+    """Arguments of the job's Python; Beaker sets variables with the replica's number and the first one's address."""
     if job.ranks == 1 or job.mode != "fit":
         return job.command("")[1:]
-    words = ("-m", "rslp.main", "helios", "run_ranks", *job.words(), "--ranks", str(job.gpus))
+    arguments = ("-m", "rslp.main", "helios", "run_ranks", *job.options(), "--ranks", str(job.gpus))
     if job.nodes == 1:
-        return words
+        return arguments
     node = ("--node", "${BEAKER_REPLICA_RANK}", "--address", "${BEAKER_LEADER_REPLICA_HOSTNAME}", "--port", str(PORT))
-    return (*words, "--nodes", str(job.nodes), *node)
+    return (*arguments, "--nodes", str(job.nodes), *node)
 
 
 def _variables(job: Job, settings: BeakerSettings, *, name: str) -> list[dict[str, str]]:
-    """The job's own come last and replace those of the settings."""
-    own = {"RSLP_PREFIX": job.run.location.rsplit("/", 3)[0], JOB_VARIABLE: name, "PYTHONUNBUFFERED": "1"}
-    values = {**settings.env, **own, **job.env}
+    """The environment variables; the job's replace those of the settings."""
+    job_variables = {"RSLP_PREFIX": job.run.location.rsplit("/", 3)[0], JOB_VARIABLE: name, "PYTHONUNBUFFERED": "1"}
+    values = {**settings.env, **job_variables, **job.env}
     secrets = {name: secret for name, secret in settings.secrets.items() if name not in job.env} | dict(job.secrets)
     plain = [{"name": name, "value": value} for name, value in values.items() if name not in secrets]
     return [*plain, *({"name": name, "secret": secret} for name, secret in secrets.items())]
 
 
 def _mounts(job: Job, settings: BeakerSettings) -> list[dict[str, Any]]:
-    """The job's own mounts replace those of the settings at the same path."""
-    found: dict[str, dict[str, str]] = {path: {"secret": secret} for path, secret in settings.files.items()}
-    found |= {path: {"weka": bucket} for path, bucket in settings.weka.items()}
-    found |= {mount.target: _source(mount) for mount in job.mounts}
-    return [{"source": source, "mountPath": path} for path, source in found.items()]
+    """The mounts; the job's replace those of the settings at the same path."""
+    sources: dict[str, dict[str, str]] = {path: {"secret": secret} for path, secret in settings.files.items()}
+    sources |= {path: {"weka": bucket} for path, bucket in settings.weka.items()}
+    sources |= {mount.target: _source(mount) for mount in job.mounts}
+    return [{"source": source, "mountPath": path} for path, source in sources.items()]
 
 
 def _source(mount: Mount) -> dict[str, str]:
-    scheme, separator, rest = mount.source.partition("://")
+    scheme, separator, name = mount.source.partition("://")
     if not separator and mount.source.startswith("/"):
         return {"hostPath": mount.source}
-    if scheme not in _SOURCES or not rest:
+    if scheme not in _SOURCES or not name:
         words = ", ".join(f"{known}://NAME" for known in _SOURCES)
         raise UsageError(f"Beaker can't mount {mount.source!r}: name a folder of its hosts (/…) or {words}")
-    return {_SOURCES[scheme]: rest}
+    return {_SOURCES[scheme]: name}
 
 
 def _resources(job: Job, settings: BeakerSettings) -> dict[str, Any]:
@@ -214,38 +209,38 @@ def _resources(job: Job, settings: BeakerSettings) -> dict[str, Any]:
 
 Answer = TypeVar("Answer")
 
-# An answer to a lookup that failed lists as many names at most.
-_MANY = 500
+# Number of names that are requested to suggest one for a name that does not exist.
+_MAX_NAMES = 500
 
 
 @contextmanager
 def connected(workspace: str | None = None) -> Iterator[Beaker]:
-    """A client, closed at the end; what goes wrong inside becomes one line.
+    """A client of Beaker, closed at the end; its errors in the block become one line.
 
     Args:
         workspace: the default workspace.
 
     Raises:
-        LaunchError: beaker-py is not installed or not configured, or Beaker refuses.
+        LaunchError: beaker-py is not installed or not configured, or Beaker refuses or can't be reached.
     """
     try:
         import beaker
         from requests import RequestException
     except ImportError as error:
         raise LaunchError("jobs on Beaker need the package beaker-py: pip install 'rslp[beaker]'") from error
-    own = {} if workspace is None else {"default_workspace": workspace}
+    options = {} if workspace is None else {"default_workspace": workspace}
     try:
-        with beaker.Beaker.from_env(check_for_upgrades=False, **own) as client:
+        with beaker.Beaker.from_env(check_for_upgrades=False, **options) as client:
             yield client
     except beaker.exceptions.BeakerConfigurationError as error:
         raise LaunchError(f"Beaker is not configured: {error}; set BEAKER_TOKEN") from error
     except beaker.exceptions.BeakerPermissionsError as error:
         raise LaunchError(f"Beaker does not allow it: {error}") from error
     except beaker.exceptions.RpcError as error:
-        raise LaunchError(_of_rpc(error)) from error
+        raise LaunchError(_rpc_message(error)) from error
     except (beaker.exceptions.BeakerError, NotImplementedError) as error:
-        said = str(error)
-        raise LaunchError(_BAD_TOKEN if "[code=401]" in said else f"Beaker refuses: {said}") from error
+        message = _BAD_TOKEN if "[code=401]" in str(error) else f"Beaker refuses: {error}"
+        raise LaunchError(message) from error
     except RequestException as error:
         raise LaunchError(f"Beaker can't be reached: {str(error).partition(chr(10))[0][:200]}") from error
 
@@ -253,7 +248,7 @@ def connected(workspace: str | None = None) -> Iterator[Beaker]:
 _BAD_TOKEN = "Beaker does not know the token: set BEAKER_TOKEN to one from your Beaker account's page"
 
 
-def _of_rpc(error: Exception) -> str:
+def _rpc_message(error: Exception) -> str:
     code = error.code() if hasattr(error, "code") else None
     name = getattr(code, "name", "")
     if name == "UNAUTHENTICATED":
@@ -262,11 +257,16 @@ def _of_rpc(error: Exception) -> str:
     return f"Beaker refuses: {details} ({name})"
 
 
-def call_with_timeout(seconds: float, action: Callable[[], Answer], *, what: str) -> Answer:
-    """Wait for an answer for a limited time: the client itself would ask a silent server for ever.
+def call_with_timeout(seconds: float, action: Callable[[], Answer], *, name: str) -> Answer:
+    """Call a function in a thread and wait for its result: the client would retry a silent server for ever.
+
+    Args:
+        seconds: how long to wait.
+        action: the function.
+        name: the action, for the message.
 
     Raises:
-        LaunchError: there was none in time.
+        LaunchError: it took longer.
     """
     answers: list[Answer] = []
     errors: list[BaseException] = []
@@ -283,15 +283,15 @@ def call_with_timeout(seconds: float, action: Callable[[], Answer], *, what: str
     if errors:
         raise errors[0]
     if not answers:
-        raise LaunchError(f"Beaker does not answer: {what} took longer than {seconds:g} s; is BEAKER_ADDR right?")
+        raise LaunchError(f"Beaker does not answer: {name} took longer than {seconds:g} s; is BEAKER_ADDR right?")
     return answers[0]
 
 
-def look_up(client: Beaker, plan: BeakerPlan) -> None:
-    """See that everything that a plan names is there, before anything is sent.
+def ensure_names_exist(client: Beaker, plan: BeakerPlan) -> None:
+    """Look up everything that a plan names, before anything is sent.
 
     Raises:
-        LaunchError: the workspace, image, a cluster or a secret is not, with names that are near.
+        LaunchError: the workspace, the image, a cluster or a secret does not exist; the message suggests similar names.
     """
     from beaker import exceptions
 
@@ -299,33 +299,35 @@ def look_up(client: Beaker, plan: BeakerPlan) -> None:
     try:
         workspace = client.workspace.get(plan.workspace)
     except exceptions.BeakerWorkspaceNotFound as error:
-        raise _missing("workspace", plan.workspace, (w.name for w in client.workspace.list(limit=_MANY))) from error
+        raise _missing(
+            "workspace", plan.workspace, (w.name for w in client.workspace.list(limit=_MAX_NAMES))
+        ) from error
     image = task["image"]["beaker"]
     try:
         client.image.get(image)
     except exceptions.BeakerImageNotFound as error:
-        alike = client.image.list(name_or_description=image.rpartition("/")[2].partition("_")[0], limit=_MANY)
-        raise _missing("image", image, (found.full_name for found in alike)) from error
+        similar = client.image.list(name_or_description=image.rpartition("/")[2].partition("_")[0], limit=_MAX_NAMES)
+        raise _missing("image", image, (each.full_name for each in similar)) from error
     for cluster in task["constraints"]["cluster"]:
         try:
             client.cluster.get(cluster)
         except exceptions.BeakerClusterNotFound as error:
-            known = (_cluster_name(c.name, cluster) for c in client.cluster.list(limit=_MANY))
+            known = (_cluster_name(c.name, cluster) for c in client.cluster.list(limit=_MAX_NAMES))
             raise _missing("cluster", cluster, known) from error
-    if wanted := plan.secrets():
+    if needed := plan.secrets():
         known_secrets = {secret.name for secret in client.secret.list(workspace=workspace)}
-        for secret in wanted:
+        for secret in needed:
             if secret not in known_secrets:
                 raise _missing("secret", secret, known_secrets, where=f" in the workspace {plan.workspace}")
 
 
 def spec_of(plan: BeakerPlan) -> BeakerExperimentSpec:
-    """A plan's specification as the client takes it; what it makes of that is what the plan shows."""
+    """A plan's specification as an object of the client, which is verified to send the same JSON."""
     from beaker import BeakerDataMount, BeakerDataSource, BeakerExperimentSpec
 
     spec = BeakerExperimentSpec.from_json(dict(plan.spec))
     (task,), (planned,) = spec.tasks, plan.spec["tasks"]
-    # Reading JSON, the client (2.8.1) leaves a mount's source a mapping and would send its hostPath as host_path.
+    # From JSON, the client (2.8.1) makes a mount's source a mapping, and would send its hostPath as host_path.
     task.datasets = [
         BeakerDataMount(source=BeakerDataSource(**_snake(mount["source"])), mount_path=mount["mountPath"])
         for mount in planned["datasets"]
@@ -340,21 +342,21 @@ def _snake(source: Mapping[str, str]) -> dict[str, str]:
 
 
 def _cluster_name(name: str, like: str) -> str:
-    """With its owner, as a person would type it."""
+    """The cluster's name with its owner, as a person types it."""
     return name if "/" in name else f"{like.rpartition('/')[0] or 'ai2'}/{name}"
 
 
-def _missing(what: str, name: str, known: Iterable[str], *, where: str = "") -> LaunchError:
+def _missing(kind: str, name: str, known: Iterable[str], *, where: str = "") -> LaunchError:
     names = sorted(set(known))
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"; near: {', '.join(near)}" if near else ""
+    similar = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"; near: {', '.join(similar)}" if similar else ""
     advice = (
-        "; `beaker secret write` makes one, the settings' section `beaker` names others" if what == "secret" else ""
+        "; `beaker secret write` makes one, the settings' section `beaker` names others" if kind == "secret" else ""
     )
-    return LaunchError(f"Beaker has no {what} {name!r}{where}{hint}{advice}")
+    return LaunchError(f"Beaker has no {kind} {name!r}{where}{hint}{advice}")
 
 
-# A person waits: a store that can't be reached is said sooner than in a job. Seconds.
+# How long to retry while an object store can't be reached: shorter than in a job, since a person waits. Seconds.
 PATIENCE = 60
 _STATES: dict[str, SubmissionState] = {
     **dict.fromkeys(("submitted", "queued", "initializing", "ready_to_start"), "queued"),
@@ -364,46 +366,48 @@ _STATES: dict[str, SubmissionState] = {
 
 
 def submit(plan: BeakerPlan, *, snapshot: Snapshot, config: Mapping[str, Any], timeout: float) -> SubmissionRecord:
-    """Make the experiment, once everything that it names is there and its run directory has config and code.
+    """Look up the plan's names, install config and code in the run directory, and create the experiment.
 
     Args:
-        plan: what is sent.
+        plan: the experiment.
         snapshot: the code that the plan refers to.
-        config: the run's config; an evaluation leaves the one that was trained alone.
+        config: the run's config; an evaluation keeps the config of the training.
         timeout: how long to wait for each answer of Beaker, s.
 
     Raises:
         LaunchError: Beaker refuses, or does not answer.
-        RunError: the run is at work already.
+        RunError: the run is queued or running already, or there is no checkpoint to evaluate.
         StoreError: the run directory can't be reached.
     """
     job, location = plan.job, plan.job.run.location
     if not is_remote(location):
-        _warn(f"warning: {location} is a folder of this machine; the job sees it only if it is mounted there")
+        print_message(f"warning: {location} is a folder of this machine; the job sees it only if it is mounted there")
     with connected(plan.workspace) as client:
-        call_with_timeout(timeout, lambda: look_up(client, plan), what="looking up image, cluster and secrets")
+        call_with_timeout(
+            timeout, lambda: ensure_names_exist(client, plan), name="looking up image, cluster and secrets"
+        )
         _ensure_not_active(client, plan)
-        with _prepared(plan, snapshot=snapshot, config=config):
-            identity = call_with_timeout(timeout, lambda: _create(client, plan), what="making the experiment")
+        with _installed(plan, snapshot=snapshot, config=config):
+            identity = call_with_timeout(timeout, lambda: _create(client, plan), name="making the experiment")
         url = f"{client.config.agent_address}/ex/{identity}"
     record = SubmissionRecord.of(job, engine="beaker", id=f"{identity}@{location}", plan=str(plan))
-    _keep(record, location)
-    _warn(f"Beaker experiment {plan.name}: {url}")
+    _write_record(record, location)
+    print_message(f"Beaker experiment {plan.name}: {url}")
     return record
 
 
 def state(run: RunDir, record: SubmissionRecord) -> SubmissionState:  # noqa: ARG001
-    """How a submission stands; ``succeeded`` only if its work is in the run directory."""
+    """The state of a submission; ``succeeded`` only if its result is in the run directory."""
     with connected() as client:
-        stands = _STATES.get(_status(_workload(client, record)), "unknown")
-    if stands != "succeeded":
-        return stands
-    with _seen_at(record.id.partition("@")[2]) as seen:
-        return "succeeded" if succeeded(seen, record) else "failed"
+        beaker_state = _STATES.get(_status(_workload(client, record)), "unknown")
+    if beaker_state != "succeeded":
+        return beaker_state
+    with readable_run(record.id.partition("@")[2]) as readable:
+        return "succeeded" if succeeded(readable, record) else "failed"
 
 
 def log(run: RunDir, record: SubmissionRecord, *, follow: bool) -> Iterator[str]:  # noqa: ARG001
-    """The output of a submission's first replica, over all its starts; with ``follow`` until it ends."""
+    """The output of a submission's first replica, of all its starts; with ``follow`` until it ends."""
     shown: set[str] = set()
     with connected() as client:
         while True:
@@ -419,22 +423,26 @@ def log(run: RunDir, record: SubmissionRecord, *, follow: bool) -> Iterator[str]
 
 
 def cancel(run: RunDir, record: SubmissionRecord) -> None:
-    """Ask a submission to save and leave; a ``RunError`` if the record names an experiment of something else."""
+    """Ask a submission to save and stop.
+
+    Raises:
+        RunError: the record names an experiment of something else.
+    """
     with connected() as client:
         workload = _workload(client, record)
         if not (name := workload.experiment.name).startswith(f"{run.project}_{run.experiment}"[:100]):
             raise RunError(f"{run.job(record.mode)} names Beaker's experiment {name!r}, which is not this run")
-        call_with_timeout(beaker_settings().timeout, lambda: list(client.workload.cancel(workload)), what="cancelling")
+        call_with_timeout(beaker_settings().timeout, lambda: list(client.workload.cancel(workload)), name="cancelling")
 
 
 def _create(client: Beaker, plan: BeakerPlan) -> str:
     from beaker import exceptions
 
     try:
-        made = client.experiment.create(name=plan.name, spec=spec_of(plan))
+        workload = client.experiment.create(name=plan.name, spec=spec_of(plan))
     except exceptions.BeakerExperimentConflict as error:
         raise LaunchError(f"Beaker has an experiment {plan.name!r} already; submit again for another name") from error
-    identity: str = made.experiment.id
+    identity: str = workload.experiment.id
     return identity
 
 
@@ -444,7 +452,7 @@ def _workload(client: Beaker, record: SubmissionRecord) -> BeakerWorkload:
     identity = record.id.partition("@")[0]
     try:
         return call_with_timeout(
-            beaker_settings().timeout, lambda: client.workload.get(identity), what="looking the job up"
+            beaker_settings().timeout, lambda: client.workload.get(identity), name="looking the job up"
         )
     except exceptions.BeakerWorkloadNotFound as error:
         raise RunError(f"Beaker knows no experiment {identity}") from error
@@ -457,29 +465,21 @@ def _status(workload: BeakerWorkload) -> str:
 
 
 def _ensure_not_active(client: Beaker, plan: BeakerPlan) -> None:
-    """Refuse to submit what waits or runs already: its config must stay as it is.
-
-    Raises:
-        RunError: it does.
-    """
+    """Raise ``RunError`` if the run's last job in this mode has not ended: its config must not change."""
     location = plan.job.run.location
-    with _seen_at(location) as run:
+    with readable_run(location) as run:
         record = read_record(run, plan.job.mode)
     if record is None or record.engine != "beaker":
         return
-    stands = _STATES.get(_status(_workload(client, record)))
-    if stands in ("queued", "running"):
+    beaker_state = _STATES.get(_status(_workload(client, record)))
+    if beaker_state in ("queued", "running"):
         name = record.id.partition("@")[0]
-        raise RunError(f"{location} is {stands} already (beaker {name}); `helios cancel` ends that first")
+        raise RunError(f"{location} is {beaker_state} already (beaker {name}); `helios cancel` ends that first")
 
 
 @contextmanager
-def _prepared(plan: BeakerPlan, *, snapshot: Snapshot, config: Mapping[str, Any]) -> Iterator[None]:
-    """Put config and code into the run directory; take the config back if the submission fails.
-
-    Raises:
-        RunError: there is nothing to evaluate.
-    """
+def _installed(plan: BeakerPlan, *, snapshot: Snapshot, config: Mapping[str, Any]) -> Iterator[None]:
+    """Write config and code to the run directory; an exception in the block takes the config back."""
     job, location = plan.job, plan.job.run.location
     if not is_remote(location):
         job.run.path.mkdir(parents=True, exist_ok=True)
@@ -492,27 +492,13 @@ def _prepared(plan: BeakerPlan, *, snapshot: Snapshot, config: Mapping[str, Any]
         yield
 
 
-@contextmanager
-def _seen_at(location: str) -> Iterator[RunDir]:
-    """A run directory that can be read here, wherever it lies."""
-    if not is_remote(location):
-        yield RunDir(Path(location))
-        return
-    with fetch_metadata(location) as run:
-        yield run
-
-
-def _keep(record: SubmissionRecord, location: str) -> None:
-    """Keep the record in the run directory, wherever it lies."""
-    with _seen_at(location) as run:
+def _write_record(record: SubmissionRecord, location: str) -> None:
+    """Write the record to the run directory, a folder or a URL."""
+    with readable_run(location) as run:
         write_record(run, record)
         if is_remote(location):
             path = run.job(record.mode)
             write_atomic(f"{location}/{path.name}", path.read_bytes())
-
-
-def _warn(text: str) -> None:
-    sys.stderr.write(text + "\n")
 
 
 @dataclass(frozen=True)
@@ -522,7 +508,7 @@ class BeakerSubmission:
     Attributes:
         plan: the experiment.
         snapshot: the code.
-        settings: what Beaker is told besides the job.
+        settings: settings of all jobs on Beaker.
     """
 
     plan: BeakerPlan
@@ -538,9 +524,9 @@ def prepare_submission(job: Job) -> BeakerSubmission:
     """Plan a job and take the snapshot of the code; nothing is sent.
 
     Raises:
-        LaunchError: the code can't be sent.
-        ConfigError: the settings have faults.
-        UsageError: what Beaker can't do.
+        LaunchError: code or plan hold a secret, or the code is too large.
+        ConfigError: the settings have errors.
+        UsageError: the job lacks a cluster or image, or Beaker can't mount the source of a mount.
     """
     settings, snapshot = beaker_settings(), take_snapshot()
     code = CodeRef(f"{job.run.location}/{snapshot.name}", snapshot.digest)
@@ -549,27 +535,23 @@ def prepare_submission(job: Job) -> BeakerSubmission:
     return BeakerSubmission(plan, snapshot, settings)
 
 
-def send_submission(shipment: BeakerSubmission, config: Mapping[str, Any]) -> SubmissionRecord:
-    """Send it.
+def send_submission(submission: BeakerSubmission, config: Mapping[str, Any]) -> SubmissionRecord:
+    """Submit a prepared job with the run's config, unless the config holds a secret.
 
     Raises:
-        LaunchError: Beaker refuses, or does not answer.
-        RunError: the run is at work already, or there is nothing to evaluate.
+        LaunchError: the config holds a secret, or Beaker refuses or does not answer.
+        RunError: the run is queued or running already, or there is no checkpoint to evaluate.
         StoreError: the run directory can't be reached.
     """
     text = dump_yaml(config)
     _refuse_secrets(
-        text, shipment.snapshot, where="the run config", instead="name a variable, as ${NAME}, in its place"
+        text, submission.snapshot, where="the run config", instead="name a variable, as ${NAME}, in its place"
     )
-    return submit(shipment.plan, snapshot=shipment.snapshot, config=config, timeout=shipment.settings.timeout)
+    return submit(submission.plan, snapshot=submission.snapshot, config=config, timeout=submission.settings.timeout)
 
 
 def _refuse_secrets(text: str, snapshot: Snapshot, *, where: str, instead: str) -> None:
-    """Refuse to show or send a secret.
-
-    Raises:
-        LaunchError: there is one; the message does not hold it.
-    """
-    what = "a login in a URL" if holds_login(text) else find_secret(text.encode(), snapshot.secrets)
-    if what is not None:
-        raise LaunchError(f"{where} would hold {what}: {instead}")
+    """Raise ``LaunchError`` if a text has a secret in it, naming the text and what to do instead."""
+    kind = "a login in a URL" if holds_login(text) else find_secret(text.encode(), snapshot.secrets)
+    if kind is not None:
+        raise LaunchError(f"{where} would hold {kind}: {instead}")

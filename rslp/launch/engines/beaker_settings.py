@@ -1,4 +1,4 @@
-"""What a person or a group keeps about its cluster: small YAML files and environment variables."""
+"""Settings of the Beaker engine, from small YAML files of the user and the project and from environment variables."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def _default_weka() -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class BeakerSettings:
-    """What Beaker is told besides the job itself; the defaults are those of the original launcher.
+    """Settings of all jobs on Beaker; the defaults are those of the original launcher.
 
     Attributes:
-        workspace: where experiments are made, ``organisation/name``.
-        budget: what they are charged to; null leaves it to the workspace.
-        env: variables of every job.
+        workspace: workspace of the experiments, ``organisation/name``.
+        budget: budget that the experiments are charged to; null means the workspace's.
+        env: environment variables of every job.
         secrets: variables of every job -> names of the workspace's secrets.
-        files: paths in every job -> names of the secrets that they hold.
-        weka: paths in every job -> Weka buckets that they show.
-        shared_memory: of each replica, which data-loading workers hand their batches through.
-        min_runtime: hours that a job is safe from being preempted; null leaves it to Beaker.
+        files: paths of files in every job -> names of the secrets with their contents.
+        weka: paths in every job -> Weka buckets that are mounted there.
+        shared_memory: shared memory of each replica, through which data-loading workers pass batches.
+        min_runtime: hours in which a job is not preempted; null means Beaker's default.
         timeout: seconds to wait for an answer of Beaker.
     """
 
@@ -69,7 +69,7 @@ class BeakerSettings:
     timeout: float = 60
 
 
-_KINDS: dict[str, tuple[type, ...]] = {
+_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("workspace",), (str,)),
     **dict.fromkeys(("budget", "shared_memory"), (str, type(None))),
     **dict.fromkeys(("env", "secrets", "files", "weka"), (dict,)),
@@ -79,14 +79,14 @@ _FROM_ENVIRONMENT = {"workspace": "RSLP_BEAKER_WORKSPACE", "budget": "RSLP_BEAKE
 
 
 def beaker_settings(environment: Mapping[str, str] = os.environ, folder: Path | None = None) -> BeakerSettings:
-    """The settings for Beaker: a variable beats the project's file, which beats the user's, which beats the defaults.
+    """Read the settings: defaults, overridden by the user's file, the project's file, and environment variables.
 
     Args:
-        environment: the variables that are set.
-        folder: where ``.rslp.yaml`` is looked for; the current directory when None.
+        environment: the environment variables.
+        folder: the folder of the project's file ``.rslp.yaml``; the current directory when None.
 
     Raises:
-        ConfigError: a file with an unknown key, or a value of the wrong kind.
+        ConfigError: a file has an unknown key, or a value of the wrong type.
     """
     home = environment.get("XDG_CONFIG_HOME") or str(Path(environment.get("HOME", "~")).expanduser() / ".config")
     files = (Path(home) / USER_FILE, (folder or Path.cwd()) / PROJECT_FILE)
@@ -102,25 +102,25 @@ def beaker_settings(environment: Mapping[str, str] = os.environ, folder: Path | 
 
 
 def _section(document: Document, problems: list[Problem]) -> dict[str, Any]:
-    """The section ``beaker`` of a file, with its faults noted."""
+    """The section ``beaker`` of a file; errors in it are added to the problems."""
     data = document.data if document.data is not None else {}
     if not isinstance(data, dict) or not isinstance(data.get("beaker", {}), dict):
         problems.append(Problem("must be a mapping with the key `beaker`, a mapping too", document.name, 1))
         return {}
-    _refuse_unknown(data, ["beaker"], document, problems)
+    _note_unknown_keys(data, ["beaker"], document, problems)
     section = dict(data.get("beaker", {}))
-    _refuse_unknown(section, [item.name for item in fields(BeakerSettings)], document, problems, base=("beaker",))
+    _note_unknown_keys(section, [item.name for item in fields(BeakerSettings)], document, problems, base=("beaker",))
     for key, value in section.items():
-        wanted = _KINDS.get(key, (object,))
+        types = _TYPES.get(key, (object,))
         flat = not isinstance(value, dict) or all(isinstance(item, str) for pair in value.items() for item in pair)
-        if not isinstance(value, wanted) or not flat:
-            kinds = "a mapping of texts" if dict in wanted else " or ".join(kind.__name__ for kind in wanted)
-            what = f"must be {kinds}; got {type(value).__name__}"
-            problems.append(Problem(what, document.name, document.line(("beaker", key)), f"beaker.{key}"))
+        if not isinstance(value, types) or not flat:
+            expected = "a mapping of texts" if dict in types else " or ".join(kind.__name__ for kind in types)
+            message = f"must be {expected}; got {type(value).__name__}"
+            problems.append(Problem(message, document.name, document.line(("beaker", key)), f"beaker.{key}"))
     return section
 
 
-def _refuse_unknown(
+def _note_unknown_keys(
     data: Mapping[str, Any], known: list[str], document: Document, problems: list[Problem], base: tuple[str, ...] = ()
 ) -> None:
     for key in data:

@@ -1,4 +1,4 @@
-"""The engines: where a job can run, and what each of them can be asked."""
+"""The names of the engines, and the functions that each engine's module has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EngineName = Literal["local", "slurm", "beaker", "skypilot"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
 SubmissionState = Literal["queued", "running", "succeeded", "failed", "stopped", "cancelled", "unknown"]
 
-_HOMES = {
+_MODULES = {
     "local": "rslp.launch.engines.local",
     "slurm": "rslp.launch.engines.slurm",
     "beaker": "rslp.launch.engines.beaker",
@@ -23,32 +23,32 @@ _HOMES = {
 
 
 class Engine(Protocol):
-    """What a module ``submit_<engine>`` offers besides ``submit``, which takes the engine's own plan."""
+    """The functions of an engine's module besides ``submit``, which takes a plan of its own type."""
 
     def state(self, run: RunDir, record: SubmissionRecord) -> SubmissionState:
-        """How a submission stands; ``succeeded`` only when the run's marker of success is there."""
+        """The state of a submission; ``succeeded`` only if its result is in the run directory."""
 
     def log(self, run: RunDir, record: SubmissionRecord, *, follow: bool) -> Iterator[str]:
-        """The output of a submission in pieces; with ``follow`` until it ends."""
+        """Yield the output of a submission in pieces; with ``follow`` until it ends."""
 
     def cancel(self, run: RunDir, record: SubmissionRecord) -> None:
-        """Ask a submission to save and leave."""
+        """Ask a submission to save and stop."""
 
 
 def engine(name: str) -> Engine:
-    """The engine of a submission; its client is imported now.
+    """Import the module of an engine.
 
     Raises:
-        RunError: no engine of this version.
+        RunError: there is no such engine, or it only renders plans.
     """
-    if name not in _HOMES:
-        raise RunError(f"engine {name!r} can't be asked; known: {', '.join(_HOMES)}")
-    return cast(Engine, importlib.import_module(_HOMES[name]))
+    if name not in _MODULES:
+        raise RunError(f"no jobs of the engine {name!r} can be managed; known: {', '.join(_MODULES)}")
+    return cast(Engine, importlib.import_module(_MODULES[name]))
 
 
 def known_state(run: RunDir, record: SubmissionRecord) -> SubmissionState | None:
-    """How a submission stands, or None when its engine can't be asked from here."""
-    if record.engine not in _HOMES:
+    """The state of a submission, or None when its engine does not answer from this machine."""
+    if record.engine not in _MODULES:
         return None
     try:
         return engine(record.engine).state(run, record)
@@ -57,10 +57,10 @@ def known_state(run: RunDir, record: SubmissionRecord) -> SubmissionState | None
 
 
 def ensure_not_active(run: RunDir, mode: Mode) -> None:
-    """Refuse to submit what waits or runs already.
+    """Refuse to submit a job that was submitted before and has not ended.
 
     Raises:
-        RunError: it does.
+        RunError: the run's last job in this mode is queued or running.
     """
     record = read_record(run, mode)
     state = known_state(run, record) if record else None

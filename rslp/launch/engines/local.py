@@ -1,4 +1,4 @@
-"""The local engine: one command in the foreground of this terminal, or in the background."""
+"""The local engine: runs the job in the foreground of this terminal, or in the background."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from rslp.launch.processes import tail
 from rslp.launch.record import SubmissionRecord, note_cancelled, succeeded, write_record
 from rslp.rundir import RunDir
 
-_OF_CLUSTERS = ("nodes", "cpus", "memory", "time_limit", "mounts")
+_CLUSTER_OPTIONS = ("nodes", "cpus", "memory", "time_limit", "mounts")
 
 
 @dataclass(frozen=True)
 class LocalPlan:
-    """What is executed here.
+    """A command of this machine.
 
     Attributes:
-        job: what it is for.
-        command: the words, first the program.
-        environment: variables set besides the inherited ones.
-        secrets: variable in the job -> the variable of this environment that holds its value.
-        unset: inherited variables that the job does not get: a shell inside a cluster's job has misleading ones.
-        log: the file that takes the output of a job in the background; None runs in the foreground.
+        job: the job.
+        command: the program and its arguments.
+        environment: variables that are set besides the inherited ones.
+        secrets: variable in the job -> the variable of this environment with its value.
+        unset: inherited variables that the job does not get: in a shell inside a cluster's job they mislead.
+        log: the file for the output of a job in the background; None runs the job in the foreground.
     """
 
     job: Job
@@ -46,7 +46,7 @@ class LocalPlan:
     log: Path | None = None
 
     def __str__(self) -> str:
-        """The plan as a line that a shell would run to the same effect."""
+        """The plan as an equivalent shell command."""
         words = [
             "env",
             *(f"--unset={name}" for name in self.unset),
@@ -63,28 +63,28 @@ def plan_local(job: Job, *, detach: bool = False) -> LocalPlan:
     """Plan a job for this machine.
 
     Args:
-        job: what to execute.
-        detach: in the background, with its output in the run directory.
+        job: the job.
+        detach: whether it runs in the background, with its output in the run directory.
 
     Raises:
-        UsageError: the job asks for what only a cluster can give.
+        UsageError: the job has options that only clusters have.
     """
     plain = Job(run=job.run)
-    if asked := [name for name in _OF_CLUSTERS if getattr(job, name) != getattr(plain, name)]:
-        raise UsageError(f"a local run takes no {', '.join('--' + name for name in asked)}: that is for clusters")
+    if given := [name for name in _CLUSTER_OPTIONS if getattr(job, name) != getattr(plain, name)]:
+        raise UsageError(f"a local run takes no {', '.join('--' + name for name in given)}: that is for clusters")
     command = job.command(sys.executable)
     if job.gpus > 1 or job.retries:
-        more = ("--retries", str(job.retries)) if job.retries else ()
-        command = (*command[:4], "run_ranks", *job.words(), "--ranks", str(job.gpus), *more)
+        retries = ("--retries", str(job.retries)) if job.retries else ()
+        command = (*command[:4], "run_ranks", *job.options(), "--ranks", str(job.gpus), *retries)
     log = job.run.logs / f"local-{job.mode}.log" if detach else None
     return LocalPlan(job=job, command=command, environment=job.env, secrets=job.secret_variables(), log=log)
 
 
 def submit(plan: LocalPlan) -> SubmissionRecord:
-    """Start the planned process; returns only when it was started in the background.
+    """Start the planned command; returns only when it runs in the background.
 
-    In the foreground the launcher becomes the process instead of starting a child: Ctrl-C, SIGTERM and SIGKILL then
-    reach the training itself, and no orphan can go on training.
+    In the foreground the command replaces this process: Ctrl-C, SIGTERM and SIGKILL then reach the training itself, and
+    no orphaned training can run on.
 
     Raises:
         UsageError: a secret's variable is not set.
@@ -93,7 +93,7 @@ def submit(plan: LocalPlan) -> SubmissionRecord:
     sys.stdout.flush()
     sys.stderr.flush()
     if plan.log is None:
-        # Where a run on an object store runs is seen by its lease.
+        # A run on an object store has a lease instead, which names host and process.
         if not is_remote(plan.job.run.location):
             write_record(plan.job.run, _record(plan, os.getpid()))
         os.execve(plan.command[0], plan.command, environment)
@@ -111,7 +111,7 @@ def submit(plan: LocalPlan) -> SubmissionRecord:
     try:
         write_record(plan.job.run, record)
     except OSError:
-        # Nobody could follow or cancel it.
+        # Without a record, nobody could follow or cancel it.
         process.kill()
         process.wait()
         raise
@@ -132,32 +132,32 @@ def variables(plan: LocalPlan) -> dict[str, str]:
 
 
 def state(run: RunDir, record: SubmissionRecord) -> SubmissionState:
-    """How a local submission stands."""
+    """The state of a local submission."""
     pid, host, started = _identity(run, record)
     if host != socket.gethostname():
         return "succeeded" if succeeded(run, record) else "unknown"
-    if _is_its(run, pid, started):
+    if _is_job_of(run, pid, started):
         return "running"
     if succeeded(run, record):
         return "succeeded"
     if record.cancelled:
         return "cancelled"
-    return "stopped" if _left(run) else "failed"
+    return "stopped" if run.read_state().get("state") in ("preempted", "interrupted") else "failed"
 
 
 def log(run: RunDir, record: SubmissionRecord, *, follow: bool) -> Iterator[str]:
     """The output of a submission in the background.
 
     Raises:
-        RunError: it ran in a terminal.
+        RunError: it ran in the foreground.
     """
     if not record.log:
-        raise RunError(f"{run.path} was started in the foreground: its output went to the terminal, and is not kept")
+        raise RunError(f"{run.path} was started in the foreground: its output went to the terminal alone")
     return tail(Path(record.log), ended=lambda: not follow or state(run, record) != "running")
 
 
 def cancel(run: RunDir, record: SubmissionRecord) -> None:
-    """Ask the process to save and leave.
+    """Ask the process to save and stop.
 
     Raises:
         RunError: it runs on another machine.
@@ -166,44 +166,40 @@ def cancel(run: RunDir, record: SubmissionRecord) -> None:
     if host != socket.gethostname():
         raise RunError(f"{run.path} runs on {host}: cancel it there")
     note_cancelled(run, record)
-    if _is_its(run, pid, started):
+    if _is_job_of(run, pid, started):
         os.kill(pid, signal.SIGTERM)
 
 
 def _record(plan: LocalPlan, pid: int) -> SubmissionRecord:
-    # A process id comes back one day; with the time of its start it does not.
+    # Process ids are reused; with the time of the start they are unique.
     identity = f"{pid}@{socket.gethostname()}@{_started(pid)}"
     return SubmissionRecord.of(plan.job, engine="local", id=identity, plan=str(plan), log=str(plan.log or ""))
 
 
 def _identity(run: RunDir, record: SubmissionRecord) -> tuple[int, str, str]:
+    """Process id, host and start time of a submission; a ``RunError`` if the record's id is not of that form."""
     if not (parts := re.fullmatch(r"([1-9]\d*)@([^@\s]*)@(\d*)", record.id)):
-        raise RunError(f"{run.job(record.mode)}: {record.id!r} names no process of a local run")
+        raise RunError(f"{run.job(record.mode)}: {record.id!r} is not the id of a local job")
     return int(parts[1]), parts[2], parts[3]
 
 
-def _is_its(run: RunDir, pid: int, started: str) -> bool:
-    """Whether a process is at work on this run: others may write to the file that names it."""
+def _is_job_of(run: RunDir, pid: int, started: str) -> bool:
+    """Whether a process runs a job of this run: others may write to the file that names the process."""
     if not started or _started(pid) != started:
         return False
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="surrogateescape").split("\0")
-        named = words[words.index("--run_dir") + 1]
-        return "rslp.main" in words and Path(named).samefile(run.path)
+        arguments = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="surrogateescape").split("\0")
+        folder = arguments[arguments.index("--run_dir") + 1]
+        return "rslp.main" in arguments and Path(folder).samefile(run.path)
     except (OSError, ValueError, IndexError):
         return False
 
 
 def _started(pid: int) -> str:
-    """When a process was started, in the kernel's ticks since boot; empty when it is no more."""
+    """Start time of a process in the kernel's ticks since boot; empty when it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return ""
     state, start = fields[0], fields[19]
     return "" if state == "Z" else start
-
-
-def _left(run: RunDir) -> bool:
-    """Whether the run's last words are that it was asked to leave."""
-    return run.read_state().get("state") in ("preempted", "interrupted")

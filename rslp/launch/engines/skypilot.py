@@ -1,4 +1,4 @@
-"""The plan of a SkyPilot task, for clouds and Kubernetes: rendered, and submitted by SkyPilot's own command."""
+"""The SkyPilot engine, for clouds and Kubernetes: it renders a task, which SkyPilot's own command submits."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rslp.io import dump_yaml
 from rslp.launch.job import Job
 
 _PORT = 29400
-# Filled in by SkyPilot on each machine.
-_HERE = (
+# SkyPilot sets these variables on each machine.
+_NODE_OPTIONS = (
     '--nodes "$SKYPILOT_NUM_NODES" --node "$SKYPILOT_NODE_RANK" '
     f'--address "$(echo "$SKYPILOT_NODE_IPS" | head -n 1)" --port {_PORT}'
 )
@@ -19,10 +19,10 @@ _HERE = (
 
 @dataclass(frozen=True, kw_only=True)
 class SkyPilotOptions:
-    """What only SkyPilot asks.
+    """Options of a job that only SkyPilot has.
 
     Attributes:
-        accelerator: kind of GPU, in SkyPilot's words.
+        accelerator: kind of GPU, as SkyPilot names it.
         infra: where to run, for example kubernetes, gcp or aws/us-east-1; anywhere when left out.
     """
 
@@ -32,16 +32,16 @@ class SkyPilotOptions:
 
 @dataclass(frozen=True)
 class SkyPilotPlan:
-    """What ``sky jobs launch`` is to be given.
+    """A task for ``sky jobs launch``.
 
     Attributes:
-        task: the task, as a file.
+        task: the task as YAML.
     """
 
     task: str
 
     def __str__(self) -> str:
-        """The task's YAML."""
+        """The task as YAML."""
         return self.task.rstrip("\n")
 
 
@@ -49,16 +49,16 @@ def plan_skypilot(job: Job, options: SkyPilotOptions) -> SkyPilotPlan:
     """Render a job as a SkyPilot task.
 
     Args:
-        job: what to execute.
-        options: what only SkyPilot asks.
+        job: the job.
+        options: options that only SkyPilot has.
     """
     task: dict[str, Any] = {
-        # SkyPilot's names become names of machines.
-        "name": "".join(sign if sign.isascii() and sign.isalnum() else "-" for sign in job.title).strip("-").lower(),
+        # SkyPilot makes host names of it.
+        "name": "".join(char if char.isascii() and char.isalnum() else "-" for char in job.title).strip("-").lower(),
         "num_nodes": job.nodes,
         "resources": _resources(job, options),
         "envs": dict(sorted(job.env.items())),
-        # Null is SkyPilot's word for: to be given as `--secret NAME` when the task is launched.
+        # Null means that `--secret NAME` gives it when the task is launched.
         "secrets": dict.fromkeys(sorted(job.secrets)),
         "file_mounts": {mount.target: mount.source for mount in job.mounts},
         "run": _run(job),
@@ -83,5 +83,5 @@ def _run(job: Job) -> str:
     """The shell command of each machine."""
     if job.ranks == 1:
         return shlex.join(job.command("python")) + "\n"
-    words = ("python", "-m", "rslp.main", "helios", "run_ranks", *job.words(), "--ranks", str(job.gpus))
-    return shlex.join(words) + (f" {_HERE}" if job.nodes > 1 else "") + "\n"
+    command = ("python", "-m", "rslp.main", "helios", "run_ranks", *job.options(), "--ranks", str(job.gpus))
+    return shlex.join(command) + (f" {_NODE_OPTIONS}" if job.nodes > 1 else "") + "\n"

@@ -1,7 +1,4 @@
-"""The SLURM engine: the batch script as text, its submission, and what runs inside the job.
-
-Written as a program instead of in the script, so that it can be tested.
-"""
+"""The SLURM engine: the batch script as text, its submission, and the program that the batch script starts."""
 
 from __future__ import annotations
 
@@ -12,68 +9,65 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from rslp.errors import RunError, UsageError
+from rslp.errors import INTERRUPTED, PREEMPTED, RunError, UsageError
+from rslp.io.terminal import print_message
 from rslp.launch.engines.engine import SubmissionState
 from rslp.launch.job import Job
-from rslp.launch.processes import INTERRUPTED, PREEMPTED, exit_code, forwarded, free_port, tail
+from rslp.launch.processes import exit_code, free_port, handling_signals, tail
 from rslp.launch.record import (
     SubmissionRecord,
-    checked_code,
     note_cancelled,
     note_failure,
     note_standstill,
     read_record,
     steps_done,
     succeeded,
+    verified_exit_code,
     write_record,
 )
 from rslp.rundir import RunDir
 
 
 def slurm(*words: str, text: str = "", environment: Mapping[str, str] | None = None) -> str:
-    """Run one of SLURM's commands.
+    """Run one of SLURM's commands and return its standard output.
 
     Args:
         *words: the command and its arguments.
         text: its standard input.
         environment: its variables; those of this process when None.
 
-    Returns:
-        What it printed.
-
     Raises:
-        RunError: it is not there, or SLURM refused, in SLURM's own words.
+        RunError: the command is not installed, or it failed; the message is SLURM's.
     """
     try:
-        done = subprocess.run(
+        finished = subprocess.run(
             words, input=text, capture_output=True, text=True, timeout=120, check=False, env=environment
         )
     except FileNotFoundError:
-        raise RunError(f"{words[0]} is not there: launch from a machine that submits to SLURM") from None
+        raise RunError(f"{words[0]} is not installed here: launch from a machine that submits to SLURM") from None
     except subprocess.TimeoutExpired:
         raise RunError(f"{words[0]} did not answer within two minutes: is SLURM's controller up?") from None
-    if done.returncode:
-        raise RunError(f"SLURM refused: {_reason(done.stderr, words[0]) or f'exit code {done.returncode}'}")
-    return done.stdout
+    if finished.returncode:
+        raise RunError(f"SLURM refused: {_reason(finished.stderr, words[0]) or f'exit code {finished.returncode}'}")
+    return finished.stdout
 
 
 def _reason(text: str, command: str) -> str:
-    """What a command complained of, on one line."""
+    """The error messages of a command on one line, without its name."""
     lines = [re.sub(rf"^{command}: (error: )?", "", line).strip() for line in text.splitlines()]
     return "; ".join(dict.fromkeys(line for line in lines if line))
 
 
 def describe(job: str) -> dict[str, str]:
-    """What the controller knows of a job; empty when it has forgotten it.
+    """The controller's fields of a job, such as ``JobState``; empty when it has forgotten the job.
 
     Raises:
-        RunError: the controller does not answer; or it is no number of a job, but an option, for example.
+        RunError: the controller does not answer, or ``job`` is not the number of a job.
     """
     if not re.fullmatch(r"\d+(_\d+)?", job):
         raise RunError(f"{job!r} is no job of SLURM")
@@ -83,44 +77,37 @@ def describe(job: str) -> dict[str, str]:
         if "Invalid job id" in str(error) or " not found" in str(error):
             return {}
         raise
-    # Values with blanks (names, paths) are cut; none of those is asked for.
+    # Values with blanks (names, paths) are cut off at the first blank.
     first = text.splitlines()[0] if text else ""
     return dict(pair.partition("=")[::2] for pair in first.split(" ") if "=" in pair)
 
 
 def state_of(job: str) -> str:
-    """A job's state in SLURM's words, from the controller or else from the accounting; empty when nobody knows."""
-    if known := describe(job).get("JobState"):
-        return known
+    """SLURM's name of a job's state, from the controller or else from the accounting; empty when both lack the job."""
+    if state := describe(job).get("JobState"):
+        return state
     try:
-        told = slurm("sacct", "--noheader", "--allocations", "--parsable2", "--format=State", "--jobs", job)
+        output = slurm("sacct", "--noheader", "--allocations", "--parsable2", "--format=State", "--jobs", job)
     except RunError:
-        # Many clusters keep no accounts.
+        # Many clusters have no accounting.
         return ""
-    return told.split()[0] if told.split() else ""
+    return output.split()[0] if output.split() else ""
 
 
 def address_of(node: str) -> str:
-    """The address of a node; its name may be SLURM's alone, and resolve nowhere.
-
-    Args:
-        node: SLURM's name of it.
-    """
+    """The network address of a node, whose SLURM name may resolve nowhere; the name when SLURM has no address."""
     text = slurm("scontrol", "--oneliner", "show", "node", node)
     match = re.search(r"\bNodeAddr=(\S+)", text)
     return match[1] if match else node
 
 
 def first_node(nodes: str) -> str:
-    """The first of a list in SLURM's short form, such as ``n[1-3,7]``."""
+    """The first node of a list in SLURM's short form, such as ``n[1-3,7]``."""
     return slurm("scontrol", "show", "hostnames", nodes).split()[0]
 
 
 def without_slurm(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables without those of a surrounding job: sbatch and srun would take them as options.
-
-    SLURM_CONF stays, since it says where the cluster is.
-    """
+    """The variables without those of a surrounding job, which sbatch and srun take as options; SLURM_CONF stays."""
     return {
         name: value
         for name, value in environment.items()
@@ -129,12 +116,12 @@ def without_slurm(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 NO_GPUS = "none"
-_PLAIN = re.compile(r"[A-Za-z0-9_.,:;/@%=+\[\]-]+")
+_UNQUOTED = re.compile(r"[A-Za-z0-9_.,:;/@%=+\[\]-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmOptions:
-    """What only SLURM asks.
+    """Options of a job that only SLURM has.
 
     Attributes:
         partition: partition to run in; SBATCH_PARTITION when left out, then the cluster's default.
@@ -143,7 +130,7 @@ class SlurmOptions:
         gres: generic resources of each node, as sbatch's --gres, instead of --gpus-per-node; none asks for no GPUs.
         constraint: features that the nodes must have.
         array_limit: how many runs of an array may run at once.
-        notice: seconds between the warning and the time limit; the run saves and is queued again.
+        notice: seconds between the signal and the time limit; the run saves and is queued again.
         extra: further options of sbatch, each as --name=value.
     """
 
@@ -159,12 +146,12 @@ class SlurmOptions:
 
 @dataclass(frozen=True)
 class SlurmPlan:
-    """What is submitted.
+    """A batch script and its jobs.
 
     Attributes:
-        jobs: what it is for: one job, or the jobs of an array, which differ in their run alone.
+        jobs: one job, or the jobs of an array, which differ only in their run.
         script: the batch script, which sbatch reads from its standard input.
-        secrets: variables of this environment that the script reads secrets from.
+        secrets: variables of the launching environment that the script reads secrets from.
     """
 
     jobs: tuple[Job, ...]
@@ -177,16 +164,16 @@ class SlurmPlan:
 
 
 def plan_slurm(jobs: Sequence[Job], options: SlurmOptions, *, folder: Path, python: str = sys.executable) -> SlurmPlan:
-    """Plan one job, or an array of jobs that differ in their run alone.
+    """Plan one job, or an array of jobs that differ only in their run.
 
     Args:
-        jobs: what to execute.
-        options: what only SLURM asks.
-        folder: where the job starts; class paths of the user's own may be found there.
+        jobs: the jobs.
+        options: options that only SLURM has.
+        folder: the job's working directory, from which a user's own classes can be imported.
         python: the interpreter, at a path that all nodes see.
 
     Raises:
-        UsageError: what SLURM has no word for.
+        UsageError: the job has mounts, or a path that a batch script can't name.
     """
     job = jobs[0]
     if job.mounts:
@@ -195,7 +182,7 @@ def plan_slurm(jobs: Sequence[Job], options: SlurmOptions, *, folder: Path, pyth
     exports = [
         "export RSLP_RANKS=slurm",
         *(f"export {name}={shlex.quote(value)}" for name, value in sorted(job.env.items())),
-        # The value comes with the environment that sbatch is called from; it stands nowhere in the script.
+        # The value comes with the environment that sbatch is called from; it is not in the script.
         *(f'export {name}="${source}"' for name, source in sorted(job.secret_variables().items())),
     ]
     lines = ["#!/bin/bash", *directives, "", *exports, f"exec {shlex.join(_command(jobs, python))}", ""]
@@ -216,7 +203,7 @@ def _command(jobs: Sequence[Job], python: str) -> Iterator[str]:
 
 
 def _options(jobs: Sequence[Job], options: SlurmOptions, *, folder: Path) -> Iterator[str]:
-    """The options of sbatch, without quotes."""
+    """The options of sbatch, not yet quoted."""
     job = jobs[0]
     array = len(jobs) > 1
     yield f"--job-name={job.title}"
@@ -229,7 +216,7 @@ def _options(jobs: Sequence[Job], options: SlurmOptions, *, folder: Path) -> Ite
     yield f"--nodes={job.nodes}"
     yield f"--ntasks-per-node={job.gpus}"
     yield from _resources(job, options)
-    # To the processes of the training, not to the batch script: they save, and the script queues the job again.
+    # To the processes of the job, not to the batch script: they save, and the script queues the job again.
     yield f"--signal=USR1@{options.notice}"
     yield "--requeue" if job.preemptible or job.retries else "--no-requeue"
     yield "--open-mode=append"
@@ -252,49 +239,40 @@ def _resources(job: Job, options: SlurmOptions) -> Iterator[str]:
 
 
 def log_name(*, array: bool) -> str:
-    """The log's file name in SLURM's words: numbers of the job (and of its part) are filled in."""
+    """SLURM's pattern of the log's file name, in which it fills in the numbers of job and array task."""
     return "slurm-%A_%a.log" if array else "slurm-%j.log"
 
 
 def _clock(limit: timedelta) -> str:
     """A duration as D-HH:MM:SS."""
-    hours, rest = divmod(limit.seconds, 3600)
-    return f"{limit.days}-{hours:02}:{rest // 60:02}:{rest % 60:02}"
+    hours, seconds = divmod(limit.seconds, 3600)
+    return f"{limit.days}-{hours:02}:{seconds // 60:02}:{seconds % 60:02}"
 
 
 def _literal(path: Path) -> str:
-    """A path in a file name pattern of SLURM, where ``%`` is a sign.
-
-    Raises:
-        UsageError: it holds a backslash, which switches the signs off.
-    """
+    """Escape ``%`` in a file name pattern of SLURM; a backslash would turn its placeholders off and is refused."""
     if "\\" in str(path):
-        raise UsageError(f"{path} can't be named in a batch script: it holds a backslash")
+        raise UsageError(f"{path} can't be named in a batch script: it has a backslash")
     return str(path).replace("%", "%%")
 
 
 def _directive(option: str) -> str:
-    """One option as a line of a batch script takes it: sbatch knows double quotes and backslashes, and expands nothing.
-
-    Raises:
-        UsageError: it holds a line break, which no such line can.
-    """
+    """Quote an option for a batch script: sbatch knows double quotes and backslashes, and expands nothing."""
     if "\n" in option or "\r" in option:
-        raise UsageError(f"{option!r} can't stand in a batch script: it holds a line break")
-    if _PLAIN.fullmatch(option):
+        raise UsageError(f"{option!r} can't be written in a batch script: it has a line break")
+    if _UNQUOTED.fullmatch(option):
         return option
     return '"' + option.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def defaults_from(environment: Mapping[str, str], options: SlurmOptions) -> SlurmOptions:
-    """The options with those that people keep in SBATCH_PARTITION and its like, so that the plan shows them."""
-    found = {
+    """Add options from SBATCH_PARTITION, SBATCH_ACCOUNT and SBATCH_QOS, so that the plan shows them."""
+    values: dict[str, Any] = {
         name: environment[f"SBATCH_{name.upper()}"]
         for name in ("partition", "account", "qos")
         if getattr(options, name) is None and environment.get(f"SBATCH_{name.upper()}")
     }
-    given = {item.name: getattr(options, item.name) for item in fields(options)}
-    return SlurmOptions(**{**given, **found})
+    return replace(options, **values)
 
 
 _STATES: dict[str, SubmissionState] = {
@@ -306,10 +284,10 @@ _STATES: dict[str, SubmissionState] = {
 
 
 def check_with_sbatch(plan: SlurmPlan) -> None:
-    """Ask SLURM whether it would take the plan; nothing is submitted.
+    """Let SLURM validate the plan; nothing is submitted.
 
     Raises:
-        RunError: it would not, in SLURM's own words.
+        RunError: SLURM would refuse it; the message is SLURM's.
         UsageError: a secret's variable is not set.
     """
     for source in plan.secrets:
@@ -319,15 +297,15 @@ def check_with_sbatch(plan: SlurmPlan) -> None:
 
 
 def submit(plan: SlurmPlan) -> tuple[SubmissionRecord, ...]:
-    """Submit the batch script, and keep in each run directory what SLURM calls it.
+    """Submit the batch script, and write a record with the job's number to each run directory.
 
     Raises:
         RunError: SLURM refuses.
     """
     for job in plan.jobs:
         job.run.logs.mkdir(parents=True, exist_ok=True)
-    told = slurm("sbatch", "--parsable", text=plan.script, environment=without_slurm(os.environ))
-    number = told.strip().partition(";")[0]
+    output = slurm("sbatch", "--parsable", text=plan.script, environment=without_slurm(os.environ))
+    number = output.strip().partition(";")[0]
     array = len(plan.jobs) > 1
     records = []
     for index, job in enumerate(plan.jobs):
@@ -344,53 +322,57 @@ def submit(plan: SlurmPlan) -> tuple[SubmissionRecord, ...]:
 
 
 def state(run: RunDir, record: SubmissionRecord) -> SubmissionState:
-    """How a submission stands, by the controller and the run's own marker."""
-    told = state_of(record.id)
-    stands = _STATES.get(told)
-    if stands in ("queued", "running"):
-        return stands
+    """The state of a submission, from SLURM and the run directory."""
+    slurm_state = state_of(record.id)
+    known = _STATES.get(slurm_state)
+    if known in ("queued", "running"):
+        return known
     if succeeded(run, record):
         return "succeeded"
     if record.cancelled:
         return "cancelled"
-    return stands or ("failed" if told else "unknown")
+    return known or ("failed" if slurm_state else "unknown")
 
 
 def log(run: RunDir, record: SubmissionRecord, *, follow: bool) -> Iterator[str]:
-    """The output of a submission, over all its starts."""
+    """The output of a submission, of all its starts."""
     return tail(Path(record.log), ended=lambda: not follow or state(run, record) not in ("queued", "running"))
 
 
 def cancel(run: RunDir, record: SubmissionRecord) -> None:
-    """Ask a submission to save and leave; asked twice, it is ended. A ``RunError`` if it is of another project."""
+    """Ask a submission to save and stop; the second time, end it at once.
+
+    Raises:
+        RunError: SLURM's job writes its output elsewhere, so the record names a job of something else.
+    """
     output, project = describe(record.id).get("StdOut", ""), run.path.parent
-    # Values with blanks in them are cut.
-    if output and not any(output.startswith(f"{at}/".partition(" ")[0]) for at in (project, project.resolve())):
+    # SLURM's fields are cut off at the first blank.
+    if output and not any(output.startswith(f"{path}/".partition(" ")[0]) for path in (project, project.resolve())):
         raise RunError(f"SLURM's job {record.id}, which {run.job(record.mode)} names, writes to {output}: not this run")
-    standing = state_of(record.id)
+    slurm_state = state_of(record.id)
     note_cancelled(run, record)
-    if standing == "RUNNING" and not record.cancelled:
-        # To the processes of the training: SLURM's own way would kill them half a minute later.
+    if slurm_state == "RUNNING" and not record.cancelled:
+        # A signal to the processes of the job: a plain scancel would kill them half a minute later.
         slurm("scancel", "--signal=USR1", record.id)
     else:
         slurm("scancel", record.id)
 
 
-# Others may still write the checkpoint when the first process has left, seconds.
-_PATIENCE = 120
-# Taken away so often without one more step, a job would go on like that for ever.
-_STANDSTILLS = 5
+# When the first process has ended, the others may still write the checkpoint for so long, s.
+_WAIT_FOR_OTHERS = 120
+# A job that was preempted so often without one more step would go on like that for ever.
+_MAX_STANDSTILLS = 5
 _NO_RETRY = (0, 2, INTERRUPTED)
 
 
 @dataclass(frozen=True)
 class Next:
-    """What happens after a step.
+    """How the batch script ends.
 
     Attributes:
-        code: the exit code of the batch script.
-        again: the job is queued again.
-        why: for the log.
+        code: its exit code.
+        again: whether the job is queued again.
+        why: the reason, for the log.
     """
 
     code: int
@@ -399,112 +381,100 @@ class Next:
 
 
 def run_step(job: Job, *, requeue: bool) -> int:
-    """Run the job on the nodes that SLURM gave, and queue it again when it is not over.
+    """Run the job on the nodes of this allocation, and queue it again when it is not finished.
 
     Args:
-        job: what to execute.
-        requeue: whether a job that SLURM takes away is queued again.
+        job: the job.
+        requeue: whether a preempted job is queued again.
 
     Returns:
         the exit code of the batch script.
     """
     before = steps_done(job.run, job.mode)
     if _cancelled(job):
-        _say("this run was cancelled: nothing is started")
+        print_message("rslp: this run was cancelled: nothing is started")
         return PREEMPTED
-    code = _step(job)
-    code, wrong = checked_code(job.run, job.mode, code)
-    if wrong:
-        _say(wrong)
-    preempted = code == PREEMPTED
+    code = verified_exit_code(job.run, job.mode, _step(job))
+    failures = standstills = 0
+    if code == PREEMPTED:
+        standstills = note_standstill(job.run, job.mode, progressed=steps_done(job.run, job.mode) != before)
+    elif code not in _NO_RETRY:
+        failures = note_failure(job.run, job.mode)
     decision = after(
         code,
         wanted=not _cancelled(job) and _still_running(),
         requeue=requeue,
         retries=job.retries,
-        failures=note_failure(job.run, job.mode) if code not in _NO_RETRY and not preempted else 0,
-        standstills=note_standstill(job.run, job.mode, stood=steps_done(job.run, job.mode) == before)
-        if preempted
-        else 0,
+        failures=failures,
+        standstills=standstills,
     )
-    _say(decision.why)
+    print_message(f"rslp: {decision.why}")
     if decision.again:
         slurm("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
     return decision.code
 
 
 def after(code: int, *, wanted: bool, requeue: bool, retries: int, failures: int, standstills: int) -> Next:
-    """Decide what happens after a step.
+    """Decide whether a job is queued again after its processes have ended.
 
     Args:
-        code: what the step ended with.
-        wanted: SLURM still wants the job to run: nobody has cancelled it. A requeue would bring a cancelled job back.
-        requeue: whether a job that SLURM takes away is queued again.
+        code: exit code of the processes.
+        wanted: whether the job is not cancelled: a requeue would bring a cancelled job back.
+        requeue: whether a preempted job is queued again.
         retries: how often a failed job is started again.
-        failures: how often it has failed, this time included.
-        standstills: how often in a row it was taken away without having got further.
+        failures: number of failures, this one included.
+        standstills: number of preemptions in a row without one more step.
     """
     if code in _NO_RETRY:
-        kind: Literal["done", "ended"] = "done" if code == 0 else "ended"
-        return Next(code, False, f"{kind} with exit code {code}")
+        return Next(code, False, f"{'ended' if code else 'done'} with exit code {code}")
     if not wanted:
         return Next(code, False, f"cancelled; exit code {code}")
     if code == PREEMPTED:
-        if standstills > _STANDSTILLS:
-            return Next(1, False, f"taken away {standstills} times without one more step: is the time limit too short?")
-        what = "it is queued again" if requeue else "submitted again, the run goes on"
-        return Next(code, requeue, f"taken away before its end: {what}")
+        if standstills > _MAX_STANDSTILLS:
+            return Next(1, False, f"preempted {standstills} times without one more step: is the time limit too short?")
+        consequence = "it is queued again" if requeue else "submitted again, the run goes on"
+        return Next(code, requeue, f"preempted: {consequence}")
     if failures > retries:
         return Next(code, False, f"failed with exit code {code}; no retry is left ({retries} allowed)")
     return Next(code, True, f"failed with exit code {code}; queued again as retry {failures} of {retries}")
 
 
 def _step(job: Job) -> int:
-    """Run the processes of the training on all nodes, and wait for them; their exit code."""
-    environment = {**os.environ, **_meeting_point(os.environ)}
-    with _signals_ignored() as received:
+    """Run the processes of the job on all nodes, as one step of SLURM; returns their exit code."""
+    environment = {**os.environ, **_rendezvous(os.environ)}
+    received: list[int] = []
+    # SLURM sends signals to the processes of the job, too: they save, and this program waits for them.
+    with handling_signals(lambda number, _: received.append(number)):
         code = exit_code(subprocess.run(srun_command(job, os.environ), env=environment, check=False).returncode)
-    # An srun that is told to end kills what has not saved within SLURM's KillWait.
+    # A terminated srun kills processes that have not saved within SLURM's KillWait.
     return PREEMPTED if received and code == 128 + signal.SIGKILL else code
 
 
 def srun_command(job: Job, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The words that start the processes of the training.
+    """The srun command that starts the processes of the job.
 
     Args:
-        job: what to execute.
+        job: the job.
         environment: the variables of the batch script.
     """
     words = ["srun", f"--nodes={environment['SLURM_JOB_NUM_NODES']}"]
-    # Never a bare --ntasks: the processes count on as many on each node.
+    # Not --ntasks, which may spread them unevenly: the processes rely on equal numbers on all nodes.
     words.append(f"--ntasks-per-node={environment['SLURM_NTASKS_PER_NODE']}")
-    # Since SLURM 22.05 a step no longer takes this from its job.
+    # Since SLURM 22.05 a step no longer inherits this from its job.
     if cpus := environment.get("SLURM_CPUS_PER_TASK"):
         words.append(f"--cpus-per-task={cpus}")
-    words += ["--kill-on-bad-exit=0", f"--wait={_PATIENCE}"]
+    words += ["--kill-on-bad-exit=0", f"--wait={_WAIT_FOR_OTHERS}"]
     if int(environment["SLURM_NTASKS_PER_NODE"]) * int(environment["SLURM_JOB_NUM_NODES"]) > 1:
         words.append("--label")
     return (*words, *job.command(sys.executable))
 
 
-def _meeting_point(environment: Mapping[str, str]) -> dict[str, str]:
-    """Where the processes find each other: the batch script runs on the first node, so a port free here is free there.
+def _rendezvous(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables with address and port of rank 0: it runs on the first node, as this batch script does.
 
-    The node's address is taken, since its name may resolve nowhere: the processes would wait for minutes.
+    They name the node's address, since its name may resolve nowhere: the processes would wait for minutes.
     """
     return {"MASTER_ADDR": address_of(first_node(environment["SLURM_JOB_NODELIST"])), "MASTER_PORT": str(free_port())}
-
-
-@contextmanager
-def _signals_ignored() -> Iterator[list[int]]:
-    """Outlive the signals that are meant for the training, and note them: SLURM sends them to its processes, too."""
-    numbers, received = forwarded(), list[int]()
-    former = [signal.signal(number, lambda number, _: received.append(number)) for number in numbers]
-    try:
-        yield received
-    finally:
-        for number, handler in zip(numbers, former, strict=True):
-            signal.signal(number, handler)
 
 
 def _cancelled(job: Job) -> bool:
@@ -513,17 +483,8 @@ def _cancelled(job: Job) -> bool:
 
 
 def _still_running() -> bool:
-    """Whether SLURM still counts this job as running: one that it ends is COMPLETING by now.
-
-    Raises:
-        RunError: SLURM does not answer.
-    """
+    """Whether SLURM's state of this job is RUNNING; of a cancelled job it is COMPLETING by now."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
-        raise RunError("SLURM_JOB_ID is not set: this is started by a batch script of SLURM alone")
+        raise RunError("SLURM_JOB_ID is not set: only a batch script of SLURM starts this")
     return describe(job).get("JobState") == "RUNNING"
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"rslp: {text}\n")
-    sys.stderr.flush()

@@ -236,7 +236,7 @@ def test_the_command_packs_and_verifies_the_datasets_of_a_run_config(
     assert "there is no split 'valid'" in capsys.readouterr().err
     config.write_text(yaml.safe_dump(run_config({"classify": (data, "classify")}, store="off")))
     assert main(command) == 2
-    assert "classify: there is no store for it" in capsys.readouterr().err
+    assert "classify: there is no sample cache" in capsys.readouterr().err
 
 
 def test_torn_entries_are_passed_over_and_cut_off(tmp_path: Path) -> None:

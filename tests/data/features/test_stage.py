@@ -16,6 +16,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from rslp.errors import PREEMPTED
 from rslp.evaluate.evaluation import evaluate
 from rslp.rundir import RunDir
 from rslp.runtime import preemption
@@ -301,7 +302,7 @@ def test_asked_to_leave_while_encoding_it_keeps_what_it_has_and_goes_on_to_the_s
 
     monkeypatch.setattr(TinyEncoder, "forward", warned)
     monkeypatch.setattr(preemption.preemption_flag, "received", None)
-    assert fit(run) == preemption.EXIT_CODE
+    assert fit(run) == PREEMPTED
     before = sum(encoded)
     assert 0 < before < 3 * 5
     monkeypatch.setattr(preemption.preemption_flag, "received", None)
