@@ -18,22 +18,23 @@ from typing import Any
 from rslp.config.merge import TABLE
 from rslp.io import write_atomic
 
-_PACKAGES = (
-    "lightning.pytorch.callbacks",
-    "lightning.pytorch.loggers",
-    "rslearn.models",
-    "rslearn.train",
-    "rslp.helios.galileo",
-    "rslp.helios.model",
-    "rslp.helios.norm",
-    "rslp.helios.pad",
-    "rslp.helios.tasks",
-    "rslp.train",
-    "rslp.train.checkpoints",
-    "rslp.train.heads",
-    "rslp.train.surgery",
+_PACKAGES = ("lightning.pytorch.callbacks", "lightning.pytorch.loggers", "rslearn.models", "rslearn.train")
+_SINGLE = (
+    "lightning.pytorch.Trainer",
+    "rslp.helios.galileo.Galileo",
+    "rslp.helios.model.Helios",
+    "rslp.helios.norm.HeliosNormalize",
+    "rslp.helios.pad.Pad",
+    "rslp.helios.tasks.MarineInfraTask",
+    "rslp.train.Freeze",
+    "rslp.train.JointModel",
+    "rslp.train.JointModule",
+    "rslp.train.LayerwiseAdamW",
+    "rslp.train.MultiDatasetDataModule",
+    "rslp.train.checkpoints.RunCheckpoints",
+    "rslp.train.heads.WeightedClassificationHead",
+    "rslp.train.surgery.MiniPCGrad",
 )
-_SINGLE = ("lightning.pytorch.Trainer",)
 
 
 def vocabulary() -> dict[str, list[str] | None]:
@@ -81,9 +82,7 @@ def _modules(name: str) -> Iterator[ModuleType]:
     if package is None:
         return
     yield package
-    # Of our own packages only what they offer is meant for configs.
-    path = [] if name.startswith("rslp.") else getattr(package, "__path__", [])
-    for info in pkgutil.walk_packages(path, prefix=f"{name}."):
+    for info in pkgutil.walk_packages(getattr(package, "__path__", []), prefix=f"{name}."):
         module = _imported(info.name)
         if module is not None:
             yield module
@@ -98,19 +97,14 @@ def _imported(name: str) -> ModuleType | None:
 
 
 def _classes(module: ModuleType, package: str) -> Iterator[tuple[str, type[Any]]]:
-    # What a package loads only when it is asked for stands in its __all__ alone.
-    offered = getattr(module, "__all__", ()) if package.startswith("rslp.") else ()
-    names = {*vars(module), *offered, *getattr(module, "__all__", ())}
+    # A name that a package loads on demand is in its __all__ alone.
+    names = {*vars(module), *getattr(module, "__all__", ())}
     for name, value in ((name, getattr(module, name)) for name in sorted(names)):
         if name.startswith("_") or not isinstance(value, type) or "[" in str(value):
             continue
         # A class counts where it is defined, and where its package offers it.
-        if value.__module__ == module.__name__ or name in offered or _is_inside(value, module, package):
+        if value.__module__ == module.__name__ or (module.__name__ == package and value.__module__.startswith(package)):
             yield f"{module.__name__}.{name}", value
-
-
-def _is_inside(value: type[Any], module: ModuleType, package: str) -> bool:
-    return module.__name__ == package and value.__module__.startswith(package)
 
 
 if __name__ == "__main__":

@@ -90,13 +90,13 @@ def task_prediction(task: Task, output: Any, metadata: SampleMetadata) -> TaskPr
     Raises:
         TypeError: the task predicts several things at once.
     """
-    said = task.process_output(_plain(output), metadata)
-    if isinstance(said, dict):
-        raise TypeError(f"{type(task).__name__} says several things at once")
-    if kind_of(task).unit != "window" or isinstance(said, np.ndarray):
-        return said
+    prediction = task.process_output(_plain(output), metadata)
+    if isinstance(prediction, dict):
+        raise TypeError(f"{type(task).__name__} predicts several things at once")
+    if kind_of(task).unit != "window" or isinstance(prediction, np.ndarray):
+        return prediction
     box = shapely.box(*metadata.crop_bounds).intersection(shapely.box(*metadata.window_bounds))
-    return [Feature(STGeometry(metadata.projection, box, None), feature.properties) for feature in said]
+    return [Feature(STGeometry(metadata.projection, box, None), feature.properties) for feature in prediction]
 
 
 def _plain(output: Any) -> Any:

@@ -221,12 +221,12 @@ def parse_yaml(text: str, *, name: str, folder: str, sha256: str | None = None) 
         raise _error("holds the private character U+E000, which is not allowed in a config", name, None)
     placeholders: list[str] = []
 
-    def hide(match: re.Match[str]) -> str:
+    def mask(match: re.Match[str]) -> str:
         placeholders.append(match.group())
         return f"\ue000{len(placeholders) - 1}\ue001"
 
     # Hidden from the parser: unquoted placeholders would be read as mappings, or be errors within their line.
-    hidden = _PLACEHOLDER.sub(hide, text)
+    hidden = _PLACEHOLDER.sub(mask, text)
     try:
         root = yaml.compose(hidden, Loader=Loader)
     except yaml.MarkedYAMLError as error:

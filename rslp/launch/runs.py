@@ -97,8 +97,8 @@ def overview(prefix: Path, project: str | None = None) -> list[RunRow]:
         project: the project whose runs are listed; None lists all.
     """
     projects = project or "*"
-    configs = (path for name in ("config", "predict") for path in prefix.glob(f"projects/{projects}/*/{name}.yaml"))
-    runs = {path.parent for path in configs}
+    patterns = [f"projects/{projects}/*/{name}.yaml" for name in ("config", "predict")]
+    runs = {path.parent for pattern in patterns for path in prefix.glob(pattern)}
     rows = [_row(RunDir(run)) for run in sorted(runs)]
     return sorted(rows, key=lambda row: (-(row.age if row.age is not None else -1), row.project, row.experiment))
 

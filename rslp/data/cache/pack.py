@@ -258,7 +258,7 @@ def pack_all(job: PackJob, tasks: Iterable[Task], *, workers: int) -> Iterator[P
         try:
             running: set[Future[Packed]] = {pool.submit(_pack, portion) for portion in islice(portions, 3 * workers)}
             while running:
-                # The order has no effect: records are looked up by their fingerprints.
+                # any order: records are looked up by their fingerprints
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 running |= {pool.submit(_pack, portion) for portion in islice(portions, len(done))}
                 for future in done:
