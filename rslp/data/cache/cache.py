@@ -38,6 +38,8 @@ from rslp.upstream.nodata import LabelInput
 CACHE_FOLDER = ".rslp-store"
 CACHE_VARIABLE = "RSLP_CACHE"
 FORMAT = 3
+# Looked up once: it is part of each input's key, and a look-up reads the metadata of the package.
+RSLEARN_VERSION = version("rslearn")
 # The sample cache takes at most this share of the disk's free room.
 _SHARE_OF_FREE = 0.5
 # Assumed size of a vector record, for the estimate of the room that is needed.
@@ -320,7 +322,7 @@ def input_key(dataset: Dataset, data_input: DataInput) -> str:
     layers = sorted({layer_of(option) for option in data_input.layers})
     configuration: dict[str, Any] = {
         "format": FORMAT,
-        "rslearn": version("rslearn"),
+        "rslearn": RSLEARN_VERSION,
         "type": data_input.data_type,
         "layers": list(data_input.layers),
         "bands": data_input.bands,
