@@ -16,16 +16,19 @@ from typing import Any, NoReturn
 from rslp.errors import RunError
 from rslp.io import checksum, locks, read_json, write_json
 
-_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-# Letters of a name that a message shows.
+# Names of projects and experiments that are allowed.
+_ALLOWED_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+# A message shows at most so many letters of a name.
 _SHOWN = 40
-# Types of the values in state.json.
-_STATE = {
+# Types of the values in state.json. `unmoved` are the tasks (`<dataset>/<task>`) that were never better than their
+# baseline; `log_bytes` and `log_crc32` are size and checksum of metrics.csv.
+_STATE_TYPES = {
     **{"state": str, "run_id": str, "epoch": int, "step": int, "unmoved": list, "log_bytes": int, "log_crc32": str},
     "heartbeat": int | float,
 }
+# Columns of metrics.csv.
 _COLUMNS = ("step", "epoch", "name", "value")
-# Endings of the files of a run, besides its lock.
+# Endings of the files of a run; only `lock` has none.
 _SUFFIXES = (".json", ".yaml", ".csv", ".txt", ".lock", ".ckpt")
 
 
@@ -34,8 +37,8 @@ class RunDir:
     """One run's directory, ``{RSLP_PREFIX}/projects/{project}/{experiment}/``.
 
     Attributes:
-        path: the directory itself.
-        origin: the original directory, for messages, when this one is a copy of it.
+        path: the directory itself; for a run on an object store maybe its URL, see ``location``.
+        origin: the URL of the run, for messages, when ``path`` is a temporary copy of its small files.
     """
 
     path: Path
@@ -46,7 +49,7 @@ class RunDir:
         """The directory of a run below a prefix.
 
         Raises:
-            RunError: a project or experiment name that is not allowed, and of which there is no run yet.
+            RunError: a name of a project or an experiment is not allowed, and there is no folder of that name yet.
         """
         path = Path(prefix) / "projects" / project / experiment
         for kind, name in (("project", project), ("experiment", experiment)):
@@ -55,7 +58,7 @@ class RunDir:
 
     @property
     def location(self) -> str:
-        """The directory as command lines name it; ``Path`` has dropped a slash of ``gs://…``."""
+        """The directory, or its URL, as command lines name it; the second slash of ``gs://`` is lost in a ``Path``."""
         return self.origin or re.sub(r"^(\w+):/(?!/)", r"\1://", str(self.path))
 
     @property
@@ -84,7 +87,7 @@ class RunDir:
 
     @property
     def metrics(self) -> Path:
-        """Every logged value: ``step,epoch,name,value``."""
+        """The log of metrics, a row for every logged value: ``step,epoch,name,value``."""
         return self.path / "metrics.csv"
 
     def evaluation(self, split: str, checkpoint: str | None = None) -> Path:
@@ -112,7 +115,7 @@ class RunDir:
 
     @property
     def prediction_progress(self) -> Path:
-        """The windows that an unfinished prediction has written."""
+        """The windows that an unfinished prediction has written, one a line."""
         return self.predictions / "progress.jsonl"
 
     @property
@@ -162,7 +165,10 @@ class RunDir:
     def write_state(self, **values: Any) -> None:
         """Replace ``state.json``; a heartbeat (s since 1970), the run's id and a checksum of ``metrics.csv`` are added.
 
-        The id is made with the first state, and stays.
+        The id is made with the first state, and stays. The checksum shows later whether the log was damaged.
+
+        Args:
+            **values: see ``_STATE_TYPES``; others are stored, too.
         """
         log = self.metrics.read_bytes() if self.metrics.is_file() else b""
         run_id = values.get("run_id") or self.read_state().get("run_id") or uuid.uuid4().hex
@@ -177,7 +183,7 @@ class RunDir:
         """
         try:
             state = read_json(self.state) or {}
-            for key, kind in _STATE.items():
+            for key, kind in _STATE_TYPES.items():
                 if not isinstance(state.get(key), kind | None):
                     raise RunError(f"{self.state} is damaged: {key} is {state.get(key)!r}")
         except RunError as error:
@@ -198,9 +204,11 @@ class RunDir:
         except OSError as error:
             notes.append(f"{self.metrics} can't be read: {error.strerror}")
             return []
+        # What stands behind the last line break is a row that was not finished.
         header, *lines = raw.decode(errors="replace").split("\n")[:-1] or [""]
         rows = [row for line in lines if (row := _parse_row(line))]
         intact = checksum(raw[: state.get("log_bytes") or 0]) == (state.get("log_crc32") or checksum(b""))
+        # An empty or absent file has no header, and that is no damage.
         intact = intact and header.strip() == ",".join(_COLUMNS) * bool(raw) and len(rows) == len(lines)
         # A running job may have replaced both files between the two reads; then the state has changed.
         if not intact and state == self.read_state():
@@ -210,7 +218,14 @@ class RunDir:
     def mark_done(
         self, *, step: int, epoch: int, checkpoint: Path, ended_early: Mapping[str, str] | None = None
     ) -> None:
-        """Write the marker of success, with the final checkpoint's SHA-256 and what ended the run before its limits."""
+        """Write the marker of success.
+
+        Args:
+            step: the last optimiser step.
+            epoch: the last epoch.
+            checkpoint: the final checkpoint, whose SHA-256 is stored.
+            ended_early: what ended the run before its limits.
+        """
         content: dict[str, Any] = {"step": step, "epoch": epoch, "checkpoint_sha256": sha256(checkpoint)}
         if ended_early:
             content["ended_early"] = dict(ended_early)
@@ -228,7 +243,7 @@ class RunDir:
             raise RunError(f"{error}; remove it, and the same command goes on from the last checkpoint") from error
 
     def refuse_folders(self) -> None:
-        """Refuse a run directory with a folder where a run writes a file; the run would fail much later.
+        """Refuse a run directory that has a folder in the place of a file: the run would fail when it writes that file.
 
         Raises:
             RunError: there is such a folder.
@@ -239,7 +254,7 @@ class RunDir:
             raise RunError(f"{folder} is a folder, where a run has a file: move it away")
 
     def sweep(self) -> None:
-        """Remove the incomplete files of killed processes; to be called under the lock."""
+        """Remove the temporary files of ``rslp.io.atomic`` that killed processes left; to be called under the lock."""
         evaluations = self.evaluation("").parent
         for folder in (self.path, self.checkpoints, evaluations, *sorted(evaluations.glob("*/"))):
             for temporary in sorted(folder.glob(f".{'[0-9a-f]' * 32}.tmp")):
@@ -249,10 +264,10 @@ class RunDir:
     def locked(self, mode: str = "fit") -> Iterator[None]:
         """Lock the run for one training, or for one prediction, in this block.
 
-        The kernel releases the lock with the process, however it ends, so an old lock file blocks nobody.
+        The kernel releases the lock when the process ends, in whatever way, so an old lock file blocks nobody.
 
         Args:
-            mode: ``predict``, or any other mode, which is a training; one of each may run at once.
+            mode: ``predict`` has a lock of its own, all other modes that of a training; so both may run at once.
 
         Raises:
             RunError: another process holds the lock.
@@ -268,8 +283,8 @@ class RunDir:
 
 def refuse_odd_name(kind: str, name: str, path: Path) -> None:
     """Raise ``RunError`` for a long or odd name of a project or an experiment, unless its folder exists already."""
-    folder = name.isprintable() and name[:1] not in ("", ".", "-") and "/" not in name and len(name.encode()) < 256
-    if not _PLAIN.fullmatch(name) and not (folder and path.is_dir()):
+    possible = name.isprintable() and name[:1] not in ("", ".", "-") and "/" not in name and len(name.encode()) < 256
+    if not _ALLOWED_NAME.fullmatch(name) and not (possible and path.is_dir()):
         shown = repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…")
         raise RunError(
             f"{kind} name {shown} can't be used: it takes 1 to 100 letters (A to Z), digits, '-', '_' and '.', "

@@ -30,7 +30,7 @@ from rslp.errors import KeyPath
 from rslp.suggest import did_you_mean
 
 ENCODER_PATH: KeyPath = ("model", "init_args", "model", "init_args", "encoder")
-# Encoders that cut an image smaller than a patch as one patch.
+# Encoders that shrink the patch to the shorter side of an image that is smaller than a patch.
 _SHRINKING = (
     "rslp.helios.galileo.Galileo",
     "rslearn.models.galileo.GalileoModel",
@@ -38,16 +38,20 @@ _SHRINKING = (
 )
 # Shares of nodata pixels: a warning above the first, an error above the second.
 _MUCH_NODATA, _NEARLY_ALL_NODATA = 0.3, 0.95
+# Names of the inputs that hold Sentinel-2.
 _SENTINEL2 = frozenset({"sentinel2_l2a", "sentinel2_l1c", "sentinel2"})
 
 
 def check_layers(view: DatasetView) -> list[Finding]:
-    """Check that an input's layers exist, their types, their bands, and the bands' order in the normalisation."""
+    """Check for each input that its layers exist, have its type and its bands, and the bands the normalisation's order.
+
+    The values are not read.
+    """
     findings = []
     for name, spec in view.module.inputs.items():
         key_path = (*view.at, "inputs", name)
-        for folder in spec.layers:
-            layer = _layer_name(folder, spec)
+        for entry in spec.layers:
+            layer = _layer_name(entry, spec)
             config = view.dataset.layers.get(layer)
             if config is None:
                 hint = did_you_mean(layer, view.dataset.layers)
@@ -59,7 +63,7 @@ def check_layers(view: DatasetView) -> list[Finding]:
 
 
 def bands_of(view: DatasetView, spec: DataInput) -> list[str]:
-    """The bands of a raster input, in the order in which a sample has them."""
+    """The bands of a raster input, in the order in which a sample has them; empty if the dataset has no such layer."""
     if spec.bands is not None:
         return list(spec.bands)
     config = view.dataset.layers.get(_layer_name(spec.layers[0], spec))
@@ -68,17 +72,30 @@ def bands_of(view: DatasetView, spec: DataInput) -> list[str]:
     return list(sets[index].bands or []) if index < len(sets) else []
 
 
-def _layer_name(folder: str, spec: DataInput) -> str:
-    """The layer of an entry of ``layers``, which may name the folder of one item group (``layer.1``)."""
-    return folder if spec.load_all_item_groups else get_layer_and_group_from_dir_name(folder)[0]
+def _layer_name(entry: str, spec: DataInput) -> str:
+    """The layer of an entry of an input's ``layers``.
+
+    An entry names a layer, or one of its item groups, each of which rslearn stores as one image: ``layer.1`` is the
+    second. An input that loads all item groups names layers alone.
+    """
+    return entry if spec.load_all_item_groups else get_layer_and_group_from_dir_name(entry)[0]
 
 
 def _check_layer(
     view: DatasetView, layer: str, config: LayerConfig, *, spec: DataInput, key_path: KeyPath
 ) -> list[Finding]:
-    who = f"layer {layer!r} of dataset {view.name!r}"
+    """Check the type and the bands of one layer of an input.
+
+    Args:
+        view: the dataset.
+        layer: the layer's name.
+        config: the layer in the dataset's ``config.json``.
+        spec: the input.
+        key_path: key path of the input in the run config.
+    """
+    subject = f"layer {layer!r} of dataset {view.name!r}"
     if config.type.value != spec.data_type:
-        message = f"{who} is {config.type.value}, the input says {spec.data_type}"
+        message = f"{subject} is {config.type.value}, the input says {spec.data_type}"
         return [Finding(message, (*key_path, "data_type"), id="layer")]
     if spec.data_type != "raster":
         return []
@@ -87,28 +104,33 @@ def _check_layer(
         index = spec.use_all_bands_in_order_of_band_set_idx
         if index is not None and 0 <= index < len(sets):
             return []
-        message = f"{who} has {len(sets)} band sets, 0 to {len(sets) - 1}; got {index}"
+        message = f"{subject} has {len(sets)} band sets, 0 to {len(sets) - 1}; got {index}"
         return [Finding(message, (*key_path, "use_all_bands_in_order_of_band_set_idx"), id="band")]
     known = [band for bands in sets for band in bands]
     missing = [band for band in spec.bands if band not in known]
     if not missing:
         return []
-    message = f"{who} has no band {listed(missing)}{did_you_mean(missing[0], known)}; its bands: {listed(known, 20)}"
+    hint = did_you_mean(missing[0], known)
+    message = f"{subject} has no band {listed(missing)}{hint}; its bands: {listed(known, 20)}"
     return [Finding(message, (*key_path, "bands"), id="band")]
 
 
 def _check_band_order(view: DatasetView) -> list[Finding]:
-    """Compare the order of bands in the inputs with that in the normalisation, which nothing else would notice."""
+    """Compare the order of bands in the inputs with that in the normalisation.
+
+    With another order each band is normalised by the numbers of another one, and nothing fails.
+    """
     findings = {}
+    # A config need not have a test split.
     for split in SPLITS[:2]:
-        for normaliser, arguments in view.normalisers(split):
+        for normaliser, arguments_path in view.normalisers(split):
             for modality, expected in normaliser.band_names.items():
                 spec = view.module.inputs.get(modality)
-                key_path = (*arguments, "band_names", modality)
+                key_path = (*arguments_path, "band_names", modality)
                 if spec is None or spec.data_type != "raster":
                     continue
                 given = bands_of(view, spec)
-                # Further bands may be the dates of a series, stacked.
+                # A time series may be stacked along the bands: these then repeat, once for each date.
                 if given and expected and given != list(expected) * (len(given) // len(expected)):
                     message = f"dataset {view.name!r}: the normalisation takes the bands of {modality} as "
                     message += f"{', '.join(expected)}, but the input gives {', '.join(given)}"
@@ -122,7 +144,7 @@ class Patch:
 
     Attributes:
         size: side of a patch, px.
-        shrinks_when_small: whether patches of a smaller image are as small as the image.
+        shrinks_when_small: whether, in an image with a side below ``size``, a patch is only as large as that side.
     """
 
     size: int
@@ -135,7 +157,7 @@ class Patch:
 
 
 def patch_of(config: Mapping[str, Any]) -> Patch | None:
-    """The patch size that a run config gives its encoder; None if it gives none."""
+    """How the encoder of a run config cuts images; None if the config does not say."""
     encoder = pick(config, ENCODER_PATH)
     for module in encoder if isinstance(encoder, list) else []:
         arguments = pick(module, ("init_args",))
@@ -151,7 +173,7 @@ def check_sizes(view: DatasetView, windows: Mapping[str, Sequence[Window]], patc
     Args:
         view: the dataset.
         windows: its windows by split.
-        patch: the encoder's patch.
+        patch: how the encoder cuts images.
     """
     findings = []
     for split, of_split in windows.items():
@@ -164,15 +186,15 @@ def check_sizes(view: DatasetView, windows: Mapping[str, Sequence[Window]], patc
         (width, height), count = max(bad.items(), key=lambda item: item[1])
         cropped = config.get_crop_size() is not None
         source = "padded images" if pads else "crops" if cropped else "windows"
-        share = "" if pads or cropped else f" ({count} of {len(of_split)})"
-        message = f"dataset {view.name!r}, split {split!r}: {source} of {width}x{height} px{share} "
+        how_many = "" if pads or cropped else f" ({count} of {len(of_split)})"
+        message = f"dataset {view.name!r}, split {split!r}: {source} of {width}x{height} px{how_many} "
         message += f"are no multiple of the encoder's patch size {patch.size} px"
         findings.append(Finding(message, _size_key_path(view, split, cropped=cropped), id="image-size"))
     return findings
 
 
 def image_sizes(config: SplitConfig, windows: Sequence[Window]) -> Counter[tuple[int, int]]:
-    """Count the image sizes (width, height) of a split, in pixels."""
+    """Count the windows of a split by the (width, height) in px of their images: that of a crop, or of the window."""
     crop: tuple[int, int] | None = config.get_crop_size()
     if crop is not None:
         return Counter({crop: len(windows)})
@@ -180,7 +202,7 @@ def image_sizes(config: SplitConfig, windows: Sequence[Window]) -> Counter[tuple
 
 
 def _padded_sizes(pad: Pad) -> Counter[tuple[int, int]]:
-    # A size is drawn from [low, high).
+    """The sizes (width, height) in px to which images are padded: the side is drawn from ``range(*pad.size)``."""
     return Counter({(size, size): 1 for size in range(*pad.size)})
 
 
@@ -188,7 +210,9 @@ def _size_key_path(view: DatasetView, split: str, *, cropped: bool) -> KeyPath:
     """Where the config sets the crop size of a split; the dataset's path where nothing is cropped."""
     if not cropped:
         return (*view.at, "path")
-    for key_path in ((of, key) for of in (f"{split}_config", "default_config") for key in ("crop_size", "patch_size")):
+    settings = (f"{split}_config", "default_config")
+    # `patch_size` is the former name of `crop_size` in rslearn.
+    for key_path in ((part, key) for part in settings for key in ("crop_size", "patch_size")):
         if pick(view.config, key_path) is not None:
             return (*view.at, *key_path)
     return view.at
@@ -201,7 +225,7 @@ class InputSummary:
     Attributes:
         name: the input.
         bands: number of bands.
-        dates: fewest and most dates.
+        dates: fewest and most dates of an image.
         units: the units that the values look like; empty for modalities without known units.
         values: range of the values.
         nodata: share of pixels without a measurement.
@@ -221,13 +245,13 @@ def check_images(view: DatasetView, name: str, stats: Mapping[str, ImageStats]) 
     Args:
         view: the dataset.
         name: the input.
-        stats: statistics of its images, by window; at least one.
+        stats: statistics of its images, by window (``group/name``); at least one.
 
     Returns:
         A summary, and what is wrong.
     """
     key_path = (*view.at, "inputs", name)
-    who = f"dataset {view.name!r}: input {name!r}"
+    subject = f"dataset {view.name!r}: input {name!r}"
     images = list(stats.values())
     values = joined(image.whole for image in images)
     nodata = sum(image.nodata for image in images) / len(images)
@@ -235,42 +259,42 @@ def check_images(view: DatasetView, name: str, stats: Mapping[str, ImageStats]) 
     summary = InputSummary(name, len(images[0].bands), dates, units_of(name, values) or "", values, nodata)
     findings = []
     if nodata > _MUCH_NODATA:
-        message = f"{who}: {nodata:.0%} of the pixels in {len(images)} windows are nodata"
+        message = f"{subject}: {nodata:.0%} of the pixels in {len(images)} windows are nodata"
         findings.append(Finding(message, key_path, error=nodata > _NEARLY_ALL_NODATA, id="image-nodata"))
     expected, expected_by = _expected_units(view, name)
     if expected is not None:
         findings += _check_units(view, name, stats, expected=expected, key_path=expected_by)
     if name in _SENTINEL2 and not findings:
-        findings += _check_offset(who, stats, key_path)
+        findings += _check_offset(subject, stats, key_path)
     if constant := [label for label, band in _by_band(view, name, stats) if band.low == band.high]:
         # Most often a band that was not downloaded.
-        message = f"{who}: band {listed(constant)} holds a single value in all windows read"
+        message = f"{subject}: band {listed(constant)} holds a single value in all windows read"
         findings.append(warning(message, (*key_path, "bands"), id="band-constant"))
     return summary, findings
 
 
 def _expected_units(view: DatasetView, name: str) -> tuple[str | None, KeyPath]:
-    """The units that the training transforms expect, and the key that says so."""
-    for normaliser, arguments in view.normalisers("train"):
+    """The units that the normalisation of the training split expects of an input, and the key path that decides it."""
+    for normaliser, arguments_path in view.normalisers("train"):
         if name in normaliser.band_names:
             sentinel1_units = getattr(normaliser, "sentinel1_units", "db")
             key = ("sentinel1_units",) if name == "sentinel1" else ("band_names", name)
-            return expected_units(name, sentinel1_units), (*arguments, *key)
+            return expected_units(name, sentinel1_units), (*arguments_path, *key)
     return None, ()
 
 
 def _check_units(
     view: DatasetView, name: str, stats: Mapping[str, ImageStats], *, expected: str, key_path: KeyPath
 ) -> list[Finding]:
-    """Compare the units of whole images with the expected ones, then those of single bands."""
-    who = f"dataset {view.name!r}: input {name!r}"
+    """Compare the units that whole images look like with the expected ones; if they agree, those of each band."""
+    subject = f"dataset {view.name!r}: input {name!r}"
     by_window = {window: units_of(name, image.whole) for window, image in stats.items()}
     wrong = {window: units for window, units in by_window.items() if units not in (None, expected)}
     if wrong:
         units, _ = Counter(wrong.values()).most_common(1)[0]
         example = next(window for window in wrong if wrong[window] == units)
         values = stats[example].whole
-        message = f"{who} looks like {units} in {len(wrong)} of {len(stats)} windows ({values.low:.4g} .. "
+        message = f"{subject} looks like {units} in {len(wrong)} of {len(stats)} windows ({values.low:.4g} .. "
         message += f"{values.high:.4g} in {example}); the normalisation takes {expected}"
         return [Finding(message, key_path, id="units")]
     bands = {
@@ -278,22 +302,27 @@ def _check_units(
         for label, band in _by_band(view, name, stats)
         if (looks_like := units_of(name, band)) not in (None, expected)
     }
-    message = f"{who}: band {listed(bands)}; the normalisation takes {expected}"
-    # Clear water is as dark as 8-bit numbers in the infrared: such a band alone is no error.
+    message = f"{subject}: band {listed(bands)}; the normalisation takes {expected}"
+    # Over clear water, digital numbers in the infrared are below 255 as well: bands like 8-bit are a warning alone.
     return [Finding(message, key_path, error=set(bands.values()) != {EIGHT_BIT}, id="band-units")] if bands else []
 
 
-def _check_offset(who: str, stats: Mapping[str, ImageStats], key_path: KeyPath) -> list[Finding]:
-    """Look for the offset of Sentinel-2's processing baseline 04.00 in some or all windows."""
+def _check_offset(subject: str, stats: Mapping[str, ImageStats], key_path: KeyPath) -> list[Finding]:
+    """Look for the offset of +1000 that Sentinel-2's digital numbers have since processing baseline 04.00 (2022).
+
+    Windows with and without it are an error; the offset in all windows is a warning.
+    """
     darkest = [image.whole.low for image in stats.values()]
     groups = offset_groups(darkest)
     if groups is not None:
-        message = f"{who}: {groups[0]} of {sum(groups)} windows carry the offset of +1000 of processing baseline "
+        message = f"{subject}: {groups[0]} of {sum(groups)} windows carry the offset of +1000 of processing baseline "
         message += f"04.00, {groups[1]} do not; subtract it where it is (rslearn: harmonize: true)"
         return [Finding(message, key_path, id="offset-some")]
     if not all_offset(darkest):
         return []
-    message = f"{who}: no value in {len(darkest)} windows is below {min(darkest):.0f}: they seem to carry the offset "
+    message = (
+        f"{subject}: no value in {len(darkest)} windows is below {min(darkest):.0f}: they seem to carry the offset "
+    )
     message += "of +1000 of processing baseline 04.00; subtract it (rslearn: harmonize: true), unless all is as bright "
     return [warning(f"{message}as sand", key_path, id="offset-all")]
 

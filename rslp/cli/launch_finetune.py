@@ -1,4 +1,4 @@
-"""Stage 2: start a run from its config, here or on a cluster."""
+"""Stage 2: train, evaluate or predict with a run config, here or on a cluster."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ from rslp.launch.submit import Plan, Request, merged_config, submit
 from rslp.rundir import RunDir
 from rslp.runtime import class_paths
 
+# Engines whose jobs do not see this machine's disks, as the nodes of SLURM do; their runs lie on an object store.
 _REMOTE: tuple[EngineName, ...] = ("beaker", "skypilot")
-_NO_SLURM = SlurmOptions()
-_NO_SKYPILOT = SkyPilotOptions()
+_DEFAULT_SLURM = SlurmOptions()
+_DEFAULT_SKYPILOT = SkyPilotOptions()
 # The groups of options in --help; each option is in one of them.
 OPTION_GROUPS = {
     "the run": ("config_paths", "experiment_id", "rslp_project", "mode", "do_eval", "checkpoint", "array", "profiler"),
@@ -40,7 +41,9 @@ OPTION_GROUPS = {
     "SLURM alone": tuple(f"slurm.{field.name}" for field in fields(SlurmOptions)),
     "SkyPilot alone": tuple(f"skypilot.{field.name}" for field in fields(SkyPilotOptions)),
     "run configs that make_multidataset_config has not made": (
-        *("helios_checkpoint_path", "encoder_embedding_size", "patch_size"),
+        "helios_checkpoint_path",
+        "encoder_embedding_size",
+        "patch_size",
     ),
 }
 
@@ -77,8 +80,8 @@ def launch_finetune(
     check: bool = True,
     allow: list[str] | None = None,
     trust: list[str] | None = None,
-    slurm: SlurmOptions = _NO_SLURM,
-    skypilot: SkyPilotOptions = _NO_SKYPILOT,
+    slurm: SlurmOptions = _DEFAULT_SLURM,
+    skypilot: SkyPilotOptions = _DEFAULT_SKYPILOT,
 ) -> int:
     """Fine-tune on the datasets of a run config, evaluate a run, or predict with it: here, on SLURM, or on Beaker.
 
@@ -182,7 +185,10 @@ def launch_finetune(
 
 
 def _warn_of_secrets(variables: Mapping[str, str]) -> None:
-    """Warn of secrets in ``--env``: values are written to the plan, the run directory and the cluster's lists."""
+    """Warn of a secret in ``--env``, whose value the plan, the run directory and the cluster's lists would show.
+
+    An absolute path is no secret: it may be that of a file with a key.
+    """
     for name, value in variables.items():
         if is_secret_variable(name) and not value.startswith("/"):
             print_message(
@@ -208,7 +214,7 @@ def _engine(engine: EngineName | None, *, local: bool, cluster: Sequence[str] | 
 
 
 def _allow_findings(config: dict[str, Any], allow: Sequence[str]) -> dict[str, Any]:
-    """The config with further ids of findings allowed in each of its datasets."""
+    """The config, with the findings of ``--allow`` allowed in each of its datasets besides those that it allows."""
     modules = pick(config, ("data", "init_args", "data_modules"))
     allowed = pick(config, ("data", "init_args", "check_allow")) or {}
     if not allow or not isinstance(modules, Mapping):
@@ -219,11 +225,21 @@ def _allow_findings(config: dict[str, Any], allow: Sequence[str]) -> dict[str, A
 
 
 def _absolute(checkpoint: str) -> str:
+    """The checkpoint's path as a job finds it, which may start in another folder; a URL stays."""
     return checkpoint if "://" in checkpoint else str(Path(checkpoint).absolute())
 
 
 def _jobs_of_array(job: Job, files: Sequence[str], *, engine: EngineName) -> list[tuple[Job, list[str]]]:
-    """The jobs to submit, each with its own config files: one for each file of the array, or the one job."""
+    """The jobs to submit, each with the configs to merge over ``config_paths``.
+
+    Args:
+        job: the job as the options describe it; without an array it is the only one.
+        files: the configs of ``--array``, one for each job.
+        engine: where the jobs run.
+
+    Raises:
+        UsageError: an array for another engine than SLURM, or two files of one name.
+    """
     if not files:
         return [(job, [])]
     if engine != "slurm":
@@ -231,12 +247,18 @@ def _jobs_of_array(job: Job, files: Sequence[str], *, engine: EngineName) -> lis
     names = [f"{job.run.experiment}-{Path(file).stem}" for file in files]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"--array has two files for the run {', '.join(repeated)}: a run is named after its file")
-    runs = [RunDir.of(job.run.path.parents[2], job.run.project, name) for name in names]
+    # A run directory is PREFIX/projects/PROJECT/EXPERIMENT.
+    prefix = job.run.path.parents[2]
+    runs = [RunDir.of(prefix, job.run.project, name) for name in names]
+    # SLURM lists an array under one name.
     return [(replace(job, run=run, name=job.title), [file]) for run, file in zip(runs, files, strict=True)]
 
 
 def _ensure_can_start(job: Job) -> None:
-    """Raise ``RunError`` if the job would fail at its start: no checkpoint, or a folder in the place of a file."""
+    """Raise ``RunError`` if the job would fail at its start: no checkpoint, or a folder in the place of a file.
+
+    A run on an object store is not looked at.
+    """
     if "://" in job.run.location:
         return
     job.run.refuse_folders()
@@ -253,7 +275,10 @@ def _ensure_can_start(job: Job) -> None:
 def _plan(
     engine: EngineName, jobs: Sequence[Job], *, detach: bool, slurm: SlurmOptions, skypilot: SkyPilotOptions
 ) -> Plan:
-    """Plan the jobs for an engine; raise ``UsageError`` if it lacks something that they ask for."""
+    """Plan the jobs for an engine; raise ``UsageError`` if it lacks something that they ask for.
+
+    Only SLURM takes more than one job, see ``_jobs_of_array``.
+    """
     if engine == "slurm":
         return plan_slurm(jobs, defaults_from(os.environ, slurm), folder=Path.cwd())
     if engine == "local":

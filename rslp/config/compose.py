@@ -1,4 +1,8 @@
-"""Stage 1: several configs become one run config. Pure: documents in, a run config with its provenance out."""
+"""Stage 1: several configs become one run config. Pure: documents in, a run config with its provenance out.
+
+A document is a config file that was read, see ``rslp.io.yaml``. An overlay is a part of one with its place in the run
+config, see ``rslp.config.overlays``. An entry is one dataset of the multi-dataset config.
+"""
 
 from __future__ import annotations
 
@@ -39,13 +43,14 @@ from rslp.config.shared_heads import class_faults, derived_heads, head_faults, h
 from rslp.errors import ConfigError, KeyPath, Problem
 from rslp.io import Document
 
-# Gives the tree with its relative paths made absolute: (tree, the file it is from, its key path in that file).
+# Makes the relative paths in a part of a file absolute: (the part, the file, the part's key path in it) -> the part.
 Anchor = Callable[[Any, Document, KeyPath], Any]
 
 BATCH_SIZES: KeyPath = ("data", "init_args", "batch_sizes")
 CHECK_ALLOW: KeyPath = ("data", "init_args", "check_allow")
 # Stage 1 fills these in; a value that a base config has there belongs to no dataset of this run.
 _FILLED_IN: tuple[KeyPath, ...] = (DECODERS, DATA_MODULES, TASK, BATCH_SIZES)
+# A flat key of a multi-dataset config sets a value in every dataset: the key -> key path in each data module.
 _FLAT_KEY_PATHS: dict[str, KeyPath] = {
     "batch_size": ("init_args", "batch_size"),
     "max_train_patches": ("init_args", "train_config", "num_patches"),
@@ -59,8 +64,9 @@ class Sources:
 
     Attributes:
         base: the base config.
-        datasets: for each entry its files.
-        info: the table of ``all_dataset_info_path``, when the base config names one.
+        datasets: for each entry its files, later ones win.
+        info: the file that the base config names as ``all_dataset_info_path``, with the number of outputs of each task
+            and their key (``outputs_key``), for shared heads.
     """
 
     base: Document
@@ -75,8 +81,8 @@ class RunConfig:
     Attributes:
         tree: the config itself.
         overlays: the pieces it was merged from, bottom first.
-        datasets: names of the tasks by key of the dataset.
-        derived: for values that no file holds: their key path -> how they came about.
+        datasets: the dataset's key in ``data_modules`` -> names of its tasks.
+        derived: for values that no file holds, since stage 1 computes them: key path -> how.
         constants: placeholder -> the file and line that set it.
         notes: messages to the user, one line each.
         accepts: gives the arguments that a class takes.
@@ -99,7 +105,7 @@ def compose(
     Args:
         multi_config: the multi-dataset config.
         sources: the files it names.
-        anchor: makes the relative paths of a piece absolute.
+        anchor: makes the relative paths in a part of a file absolute.
         keep_class_paths: leave class paths and arguments as the files have them, instead of migrating them.
 
     Raises:
@@ -109,35 +115,39 @@ def compose(
     # Placeholders are filled, and old names migrated, in each file by itself.
     base = composer.overlay(sources.base.data, sources.base, ())
     entries = [*zip(multi_config.entries, sources.datasets, strict=True)]
-    files = [composer.prepare_dataset(entry, documents) for entry, documents in entries]
-    # Overrides of a single-task dataset are wrapped in a MultiTask, as its files are.
+    file_overlays = [composer.prepare_dataset(entry, documents) for entry, documents in entries]
+    # A single-task dataset has a task without a name, as for rslearn's SingleTaskModel. It gets a name, and becomes a
+    # MultiTask of that one task; so do the overrides of the dataset.
     task_names = [single_task_name(entry.name, documents) for entry, documents in entries]
     document = multi_config.document
+    # `local_overrides` are laid over every dataset, `global_overrides` over the joined config. The key None is for
+    # datasets whose tasks have names already.
     local_by_task = {
         name: composer.overlay(multi_config.local_overrides, document, ("local_overrides",), single_task=name)
         for name in dict.fromkeys(task_names)
     }
-    own = [
+    own_overrides = [
         composer.overlay(entry.overrides, document, (*entry.key_path, "overrides"), single_task=name)
         for entry, name in zip(multi_config.entries, task_names, strict=True)
     ]
     global_overrides = composer.overlay(multi_config.global_overrides, document, ("global_overrides",))
     composer.note_unused_constants()
     composer.check_keys(sources.datasets)
-    # Each dataset: its files, later ones win; then the overrides for all datasets, then its own.
-    datasets = composer.make_datasets(files, [local_by_task[name] for name in task_names], own)
+    # Each dataset: its files, later ones win; then the local overrides, then those of its entry.
+    datasets = composer.make_datasets(file_overlays, [local_by_task[name] for name in task_names], own_overrides)
     # The base config, the datasets put in their places, the flat keys, the global overrides.
     overlays = [composer.without_filled_in(base), *(part for dataset in datasets for part in dataset.parts())]
     overlays += [*composer.flat_keys(datasets), global_overrides]
     tree = composer.merge(overlays)
     tree, derived = composer.with_derived(tree, overlays, datasets)
     composer.problems += unknown_names(tree, overlays, lenient=keep_class_paths)
-    for overlay in (*local_by_task.values(), *own):
+    # The tree lacks the parts of overrides that a run does not take; of them only clear misspellings are reported.
+    for overlay in (*local_by_task.values(), *own_overrides):
         composer.problems += unknown_names(overlay.tree, [overlay], lenient=True)
     if not composer.has_name_clashes(datasets):
         composer.problems += head_problems([*head_faults(tree), *class_faults(tree)], overlays, composer.notes)
     composer.stop_on_problems()
-    # Shared heads come last: they are derived from the decoders as the overrides left them.
+    # Shared heads come last: they are derived from the decoders that the overrides have led to.
     if multi_config.merge_heads:
         tree = derived_heads(tree, multi_config, sources.info, overlays=overlays, derived=derived, notes=composer.notes)
         composer.problems += head_problems(class_faults(tree), overlays, composer.notes)
@@ -151,7 +161,18 @@ def compose(
 
 @dataclass
 class Composer:
-    """The state that the steps of one composition share: the constants, the problems and the notes."""
+    """The state that the steps of one composition share.
+
+    Attributes:
+        multi_config: the multi-dataset config.
+        anchor: makes the relative paths in a part of a file absolute.
+        migrates: whether class paths and arguments of earlier versions are replaced.
+        problems: mistakes of the user so far; they end the composition together.
+        notes: messages to the user so far, one line each.
+        migrations: the names that were replaced so far.
+        replaced: the overlays that name another class than those below them.
+        filler: fills placeholders with the constants.
+    """
 
     multi_config: MultiDatasetConfig
     anchor: Anchor
@@ -162,12 +183,13 @@ class Composer:
     replaced: list[ClassReplacement] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Make the constants that are relative paths absolute."""
+        """Make constants that are relative paths absolute, and the filler of the placeholders from all constants."""
         document = self.multi_config.document
         constants = {}
         for name, value in self.multi_config.constants.items():
             *parents, key = self.multi_config.constant_path(name)
             constants[name] = self._anchored({key: value}, document, tuple(parents))[key]
+        # A constant that is null fills nothing; a placeholder for it is reported with the constant's line.
         given = {**(document.data.get("substitutions") or {}), **document.data}
         paths = {name: self.multi_config.constant_path(name) for name, value in given.items() if value is None}
         unset = {
@@ -177,11 +199,11 @@ class Composer:
 
     @property
     def accepts(self) -> Accepts:
-        """Gives the arguments that a class takes; they are not known for classes that are not migrated."""
+        """Gives the arguments that a class takes; without migration none are known, since classes may be older."""
         return known_arguments if self.migrates else any_arguments
 
     def prepare_dataset(self, entry: DatasetEntry, documents: Sequence[Document]) -> list[Overlay]:
-        """Turn the parts of a dataset's files that a run takes into overlays; a single task gets a name."""
+        """Turn a dataset's files, less the parts that a run does not take, into overlays; a single task gets a name."""
         name = single_task_name(entry.name, documents)
         if name is not None:
             message = f"becomes the task {name!r} of a MultiTask, since it is a plain one"
@@ -195,7 +217,7 @@ class Composer:
             tree: the part.
             document: the file.
             source: key path of the part in the file.
-            single_task: the name for the task of a single-task dataset.
+            single_task: the name for the task of a single-task dataset; None for other datasets.
         """
 
         def report(message: str, key_path: KeyPath) -> None:
@@ -207,6 +229,7 @@ class Composer:
         return migrate(overlay, self.migrations, self.problems) if self.migrates else overlay
 
     def _anchored(self, tree: Any, document: Document, source: KeyPath) -> Any:
+        """The part of a file with absolute paths; as it was where a path leads nowhere, which becomes a problem."""
         try:
             return self.anchor(tree, document, source)
         except ConfigError as error:
@@ -220,7 +243,7 @@ class Composer:
         return {name: (document, line) for name, line in placeholder_names(lines).items()}
 
     def note_unused_constants(self) -> None:
-        """Note the constants that no placeholder uses; a misspelt placeholder is an error already."""
+        """Note the constants that no placeholder uses; a misspelt placeholder was reported when it was to be filled."""
         for name in unused(self.multi_config.constants, self.filler.used):
             placeholder = "CHECKPOINT_PATH" if name == "helios_checkpoint_path" else name.upper()
             message = f"no file has the placeholder {{{placeholder}}}, so this has no effect"
@@ -231,7 +254,7 @@ class Composer:
         """Note overrides that have no effect; find misspelt keys, and overrides that empty a mapping.
 
         Raises:
-            ConfigError: a mapping is emptied: further problems would only follow from it.
+            ConfigError: an override replaces a mapping by nothing: further problems would only follow from it.
         """
         single = [is_single_task(documents) for documents in files]
         trees: list[tuple[KeyPath, Any]] = [(("local_overrides",), self.multi_config.local_overrides)]
@@ -251,6 +274,7 @@ class Composer:
 
     def note_unused_parts(self, files: Sequence[Sequence[Document]], base: Overlay) -> None:
         """Note the parts of the dataset configs that the run does not take."""
+        # A filler of its own: placeholders in unused parts do not make a constant used, and are no problems.
         filler = Filler(self.filler.constants)
         for documents in files:
             single_task = is_single_task(documents)
@@ -262,6 +286,11 @@ class Composer:
         self, files: list[list[Overlay]], local: list[Overlay], own: list[Overlay]
     ) -> list[ComposedDataset]:
         """Join each entry's files and overrides.
+
+        Args:
+            files: for each entry the overlays of its files.
+            local: for each entry the local overrides, in the form of its dataset.
+            own: for each entry its own overrides.
 
         Raises:
             ConfigError: a dataset cannot be made.
@@ -283,7 +312,7 @@ class Composer:
         return datasets
 
     def without_filled_in(self, base: Overlay) -> Overlay:
-        """The base config without the parts that stage 1 fills in; each that is removed is noted."""
+        """The base config without the parts that stage 1 fills in; a part that was not empty is noted."""
         tree = base.tree
         for key_path in _FILLED_IN:
             part = pick(tree, key_path)
@@ -333,6 +362,7 @@ class Composer:
             The config, and for each such value its key path and how it came about.
         """
         derived = {(*TASK, "class_path"): "the class that unites the datasets' tasks"}
+        # By way of null: it is no replacement of a class, which would drop arguments.
         tree = merge(merge(tree, nest({"class_path": None}, TASK)), nest({"class_path": TASK_CLASS}, TASK))
         if self.multi_config.has_substitutions:
             tree = _with_batch_sizes(tree, derived)
@@ -357,7 +387,7 @@ class Composer:
         return merged
 
     def has_name_clashes(self, datasets: list[ComposedDataset]) -> bool:
-        """Find names that two entries have."""
+        """Report names of datasets or tasks that two entries have; returns whether there are any."""
         before = len(self.problems)
         owners: dict[str, ComposedDataset] = {}
         for dataset in datasets:
@@ -376,7 +406,10 @@ class Composer:
 
 
 def _with_batch_sizes(tree: dict[str, Any], derived: dict[KeyPath, str]) -> dict[str, Any]:
-    """Repeat the datasets' batch sizes in the outer data module, for configs that have ``substitutions``."""
+    """Repeat the datasets' batch sizes in the data module that holds them, if the config has ``substitutions``.
+
+    Not in a config whose old argument ``round_robin`` was kept, nor where ``batch_sizes`` is no mapping.
+    """
     arguments = pick(tree, ("data", "init_args"))
     modules = pick(tree, DATA_MODULES)
     given = pick(arguments, ("batch_sizes",))

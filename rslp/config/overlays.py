@@ -16,11 +16,11 @@ class Overlay:
     """A piece of a file.
 
     Attributes:
-        tree: the piece; ``key+`` appends to lists of the overlays below.
+        tree: the piece; a key ``callbacks+`` appends its items to the list ``callbacks`` of the overlays below.
         target: key path in the run config where the piece goes.
         document: the file it is from.
         source: key path of the piece in that file.
-        moved: for keys that were renamed: new key path within the piece -> key path in the file.
+        moved: for keys that were renamed or moved: key path within the piece -> key path in the file.
     """
 
     tree: Any
@@ -50,7 +50,7 @@ class Overlay:
 
         Args:
             tree: the new tree.
-            moved: for keys that were renamed: new key path -> key path in the present tree.
+            moved: for keys that were renamed or moved: key path in the new tree -> key path in the present one.
         """
         in_file = {new: self.path_in_file(old) for new, old in moved.items()}
         return Overlay(tree, self.target, self.document, self.source, {**self.moved, **in_file})
@@ -68,7 +68,7 @@ class ValueOrigin:
         overlay: the piece of the file.
         within: key path of the value in the piece.
         value: the value that it sets.
-        won: whether the run config has this value (a list with appended items has several such origins).
+        won: whether the run config has this value; a list to which overlays appended has several origins that won.
     """
 
     overlay: Overlay
@@ -106,15 +106,15 @@ class ClassReplacement:
 def merge_overlays(
     overlays: Sequence[Overlay], *, accepts: Accepts = known_arguments, replaced: list[ClassReplacement] | None = None
 ) -> dict[str, Any]:
-    """Merge a stack of overlays, bottom first.
+    """Merge a stack of overlays.
 
     Args:
-        overlays: the stack.
+        overlays: the stack, bottom first: later ones win.
         accepts: gives the arguments that a class takes.
         replaced: each overlay that names another class than those below is appended to it.
 
     Raises:
-        ConfigError: a ``+`` key that cannot append, or ``init_args`` that are emptied; with file and line.
+        ConfigError: a ``+`` key that cannot append, or ``init_args`` that are replaced by nothing; with file and line.
     """
     result: dict[str, Any] = {}
     for overlay in overlays:
@@ -142,6 +142,7 @@ def problem_at(overlays: Sequence[Overlay], key_path: KeyPath, message: str) -> 
 
 
 def _holds(tree: Any, key_path: KeyPath) -> bool:
+    """Whether a piece has a key path, of which each key may have a ``+``."""
     for key in key_path:
         if isinstance(tree, Mapping):
             key = key if key in tree else f"{key}+"
@@ -166,8 +167,8 @@ def trace_origins(
         accepts: gives the arguments that a class takes, as when the stack was merged.
 
     Yields:
-        For each leaf (a list is one) its key path and its origins, bottom overlay first. Arguments that were dropped
-        with their class come too; none of their origins has won.
+        For each value that is no mapping with keys, its key path and its origins, bottom overlay first. So do arguments
+        that were dropped with their class; none of their origins has won.
     """
     pieces = [_Piece(overlay, nest(overlay.tree, overlay.target), -len(overlay.target)) for overlay in overlays]
     yield from _Tracer(accepts).trace((), result, pieces)
@@ -180,8 +181,8 @@ class _Piece:
     Attributes:
         overlay: the overlay.
         tree: the part.
-        depth: how many keys the key path is longer than the overlay's target; negative where it is shorter.
-        accepted: names of its keys that the classes named above accept as arguments; None for all.
+        depth: length of the key path less that of the overlay's target.
+        accepted: for ``init_args``, the names that the classes of later overlays take; None for all.
         dropped: whether it was dropped with its class.
     """
 
@@ -194,16 +195,31 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Appended:
+    """The items of a ``+`` key: they are added to the list below, and do not replace it."""
+
     items: Any
 
 
 @dataclass(frozen=True)
 class _Tracer:
+    """Goes down the run config and its overlays side by side.
+
+    Attributes:
+        accepts: gives the arguments that a class takes.
+    """
+
     accepts: Accepts
 
     def trace(
         self, key_path: KeyPath, node: Any, pieces: Sequence[_Piece]
     ) -> Iterator[tuple[KeyPath, list[ValueOrigin]]]:
+        """Yield key path and origins of the values below a node of the run config.
+
+        Args:
+            key_path: the node's key path.
+            node: the node.
+            pieces: the parts of the overlays at that key path, bottom first.
+        """
         if not isinstance(node, dict) or not node:
             yield key_path, _origins(key_path, pieces)
             return
@@ -217,6 +233,7 @@ class _Tracer:
     def _trace_dropped(
         self, key_path: KeyPath, pieces: Sequence[_Piece]
     ) -> Iterator[tuple[KeyPath, list[ValueOrigin]]]:
+        """As ``trace``, for a key path that the run config lacks: only values that were dropped with their class."""
         below = self._below(pieces)
         for key in below:
             yield from self._trace_dropped((*key_path, key), below[key])
@@ -234,6 +251,7 @@ class _Tracer:
             for key, value in items:
                 name = plus_target(key)
                 dropped = piece.accepted is not None and name not in piece.accepted
+                # jsonargparse's `dict_kwargs` are for a class that takes any argument, not for one of known arguments.
                 dropped = piece.dropped or dropped or (name == "dict_kwargs" and arguments is not None)
                 tree = _Appended(value) if is_plus(key) else value
                 accepted = arguments if name == "init_args" else None
@@ -242,7 +260,7 @@ class _Tracer:
         return below
 
     def _arguments(self, pieces: Sequence[_Piece]) -> list[frozenset[str] | None]:
-        """For each piece, the arguments that all classes named above it take; None for all."""
+        """For each piece, the arguments that all classes take which later pieces change to; None for all."""
         result: list[frozenset[str] | None] = [None] * len(pieces)
         current: str | None = None
         for position, piece in enumerate(pieces):
@@ -257,6 +275,7 @@ class _Tracer:
 
 
 def _origins(key_path: KeyPath, pieces: Sequence[_Piece]) -> list[ValueOrigin]:
+    """The origins of the value at a key path, from the parts of the overlays there; bottom first, as they are."""
     origins = []
     winning = True
     for piece in reversed(pieces):
@@ -264,8 +283,8 @@ def _origins(key_path: KeyPath, pieces: Sequence[_Piece]) -> list[ValueOrigin]:
         # The keys above an overlay's target were added by `nest`: no file holds them.
         if piece.depth < 0 or (isinstance(value, dict) and value):
             continue
-        plain = value.items if isinstance(value, _Appended) else value
+        written = value.items if isinstance(value, _Appended) else value
         within = key_path[len(key_path) - piece.depth :]
-        origins.append(ValueOrigin(piece.overlay, within, plain, winning and not piece.dropped))
+        origins.append(ValueOrigin(piece.overlay, within, written, winning and not piece.dropped))
         winning = winning and (piece.dropped or isinstance(value, _Appended))
     return origins[::-1]

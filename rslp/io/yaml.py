@@ -19,22 +19,26 @@ from rslp.io.objectstore import ObjectStore, is_remote
 __all__ = ["MAX_BYTES", "Braced", "Document", "Template", "Unquoted", "parse_yaml", "plain_scalar", "read_yaml"]
 
 MAX_BYTES = 4_000_000
-# Values, each alias counted with all that it stands for.
+# Values in a file, an alias (`*name`) counted with all values that it stands for.
 MAX_NODES = 400_000
+# Mappings and lists within each other.
 MAX_DEPTH = 100
 
 # A placeholder: {PATCH_SIZE} or {256/PATCH_SIZE}; or an environment variable: ${VAR}.
 _PLACEHOLDER = re.compile(r"(?<!\$)\{[ \t]*(?:\d+[ \t]*/[ \t]*)?[A-Z][A-Z0-9_]*[ \t]*\}|\$\{[A-Za-z_][A-Za-z0-9_]*\}")
-# Stands for a placeholder in the text that the parser sees, with its number.
+# Stands for a placeholder in the text that the parser sees: its number between two private characters of Unicode.
 _TOKEN = re.compile("\ue000(\\d+)\ue001")
-# Characters of numbers, with variables among them.
+# A text that may be a number once its variables are expanded: `${SIZE}`, `1e-${POWER}`.
 _MAY_BE_NUMBER = re.compile(r"[0-9eE.+_-]*(?:\$\{[A-Za-z_][A-Za-z0-9_]*\}[0-9eE.+_-]*)+\Z")
+# Floats of YAML 1.2 that YAML 1.1, and so PyYAML, takes for texts: `1e-4`.
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+\Z")
+# Lists, or mappings with `?`, that are opened within each other on one line: `- - - 1`.
 _INLINE_NESTING = re.compile(rf"(?:[-?][ \t]+){{{MAX_DEPTH},}}")
 _BRACKET = re.compile(r"[\[\]{}]")
 _TAG = "tag:yaml.org,2002:"
 _MERGE = f"{_TAG}merge"
 _SCALARS = yaml.constructor.SafeConstructor()
+# Makes the value of a scalar other than a text, by its tag; no other tag is allowed.
 _CONVERT: dict[str, Any] = {
     f"{_TAG}null": lambda _: None,
     f"{_TAG}bool": _SCALARS.construct_yaml_bool,
@@ -42,7 +46,7 @@ _CONVERT: dict[str, Any] = {
     f"{_TAG}float": _SCALARS.construct_yaml_float,
     f"{_TAG}timestamp": _SCALARS.construct_yaml_timestamp,
 }
-# For each mapping or list, by the id of its node: key or position -> (line, node of the value).
+# By the `id()` of the node of a mapping or list: key or position -> (1-based line, node of the value).
 _LineIndex = dict[int, dict[Any, tuple[int, yaml.Node]]]
 
 
@@ -51,7 +55,7 @@ class Loader(yaml.CSafeLoader):
 
 
 class _Resolver(yaml.resolver.Resolver):
-    """Decides the type of an unquoted text, as ``Loader`` does."""
+    """Decides the tag of an unquoted text as ``Loader`` does, for texts that are in no file."""
 
 
 for _class in (Loader, _Resolver):
@@ -60,7 +64,7 @@ _RESOLVER = _Resolver()
 
 
 class Template(str):
-    """A scalar with placeholders in it, as it was written.
+    """A scalar with placeholders of constants (``{PATCH_SIZE}``) in it, as it was written.
 
     Attributes:
         plain: whether it was unquoted: once filled it may become a number (``8``, not ``"8"``).
@@ -83,7 +87,7 @@ class Unquoted(str):
 
 
 class Braced(dict[Any, Any]):
-    """The value of an unquoted ``{word}``: a mapping of one key without a value; perhaps a misspelt placeholder."""
+    """The mapping that an unquoted ``{word}`` is in YAML, one key without a value; perhaps a misspelt placeholder."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class Document:
         data: plain mappings, lists and scalars; a scalar with a placeholder in it is a ``Template``.
         text: the file's text.
         sha256: hash of the file's bytes.
-        folder: absolute folder (or remote prefix) that the file's relative paths refer to first.
+        folder: absolute folder, or URL, of the file; its relative paths are looked up there first.
     """
 
     name: str
@@ -139,6 +143,7 @@ class Document:
 
 
 def _index_of(node: yaml.Node) -> dict[Any, tuple[int, yaml.Node]]:
+    """Line and node of each value of a mapping or list, by key or position; with the keys that ``<<`` takes over."""
     if isinstance(node, yaml.SequenceNode):
         return {position: (child.start_mark.line + 1, child) for position, child in enumerate(node.value)}
     index: dict[Any, tuple[int, yaml.Node]] = {}
@@ -225,7 +230,7 @@ def parse_yaml(text: str, *, name: str, folder: str, sha256: str | None = None) 
         placeholders.append(match.group())
         return f"\ue000{len(placeholders) - 1}\ue001"
 
-    # Hidden from the parser: unquoted placeholders would be read as mappings, or be errors within their line.
+    # Hidden from the parser, to which an unquoted `{PATCH_SIZE}` is a mapping, and `{256/PATCH_SIZE}px` an error.
     hidden = _PLACEHOLDER.sub(mask, text)
     try:
         root = yaml.compose(hidden, Loader=Loader)
@@ -244,7 +249,7 @@ def parse_yaml(text: str, *, name: str, folder: str, sha256: str | None = None) 
 
 
 def _refuse_deep_nesting(text: str, name: str) -> None:
-    """Refuse absurd nesting before the C parser sees it: its stack would overflow."""
+    """Raise ``ConfigError`` for very deep nesting before the C parser sees it, whose stack would overflow."""
     depth = 0
     nesting = _INLINE_NESTING.search(text)
     offset = nesting.start() if nesting else None
@@ -269,18 +274,20 @@ class _NodeReader:
         self.problems: list[Problem] = []
         self._name = name
         self._placeholders = placeholders
-        # The value and its size (number of values in it) by the id of the node.
+        # By the `id()` of a node: its value, and the number of values in it.
         self._built: dict[int, tuple[Any, int]] = {}
+        # The ids of the nodes that contain the one that is being read.
         self._open: set[int] = set()
 
     def read(self, root: yaml.Node) -> Any:
-        """The value of a whole document; aliases share their value, and their expanded size is limited."""
+        """The value of a whole document; an alias is the same object as what it stands for, but counts in full."""
         value, size = self._build(root)
         if size > MAX_NODES:
             self._add_problem(f"its aliases expand to more than {MAX_NODES} values", root)
         return value
 
     def _build(self, node: yaml.Node) -> tuple[Any, int]:
+        """The value of a node, and the number of values in it."""
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node), 1
         built = self._built.get(id(node))
@@ -323,6 +330,7 @@ class _NodeReader:
         return result, total
 
     def _inherit(self, into: dict[Any, Any], value: Any, node: yaml.Node) -> None:
+        """Add what a key ``<<`` (YAML's merge) takes over from other mappings; earlier ones win."""
         for parent in value if isinstance(value, list) else [value]:
             if not isinstance(parent, dict):
                 self._add_problem("<< wants a mapping, or a list of mappings", node)
@@ -338,6 +346,7 @@ class _NodeReader:
         return f"line {node.start_mark.line + 1}"
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
+        """The value of a scalar; with a placeholder it is a ``Template``, with a variable ``Unquoted`` or a text."""
         text: str = node.value
         plain = not node.style
         if self._placeholders and "\ue000" in text:
@@ -367,9 +376,11 @@ class _NodeReader:
 
 
 def _is_braced(node: yaml.Node) -> bool:
+    """Whether a node is written ``{word}``."""
     if not isinstance(node, yaml.MappingNode) or not node.flow_style or len(node.value) != 1:
         return False
     key, value = node.value[0]
+    # No colon: the empty value stands where the key ends.
     return isinstance(key, yaml.ScalarNode) and key.end_mark.index == value.start_mark.index == value.end_mark.index
 
 
@@ -380,12 +391,12 @@ def plain_scalar(text: str) -> Any:
     return text if convert is None else convert(node)
 
 
-# Lists of scalars up to so many characters are written on one line.
+# A list of scalars that is not longer, in characters, is written on one line.
 _WIDTH = 110
 
 
 def dump_yaml(data: Any) -> str:
-    """Render mappings, lists and scalars as YAML, keys in the order they have.
+    """Write mappings, lists and scalars as YAML; keys stay in their order.
 
     Args:
         data: a value as ``read_yaml`` reads it; an ``Unquoted`` text is written without quotes.
@@ -407,19 +418,21 @@ class _Dumper(yaml.CSafeDumper):
 
 
 def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    # PyYAML quotes only texts that itself would read as another type; `read_yaml` also knows 1e-4 and variables.
+    """Write a text: of several lines as a block (``|``), in quotes where it would be read as another value."""
+    # PyYAML quotes what it would not read back as a text; `read_yaml` also reads 1e-4 and variables as other values.
     quoted = "${" in text or not isinstance(plain_scalar(text), str)
     style = "|" if "\n" in text else "'" if quoted and text.isprintable() else None
     return dumper.represent_scalar(f"{_TAG}str", text, style=style)
 
 
 def _list(dumper: _Dumper, items: list[Any]) -> yaml.SequenceNode:
+    """Write a list, on one line if it is short."""
     return dumper.represent_sequence(f"{_TAG}seq", items, flow_style=_is_short(items))
 
 
 def _is_short(items: list[Any]) -> bool:
-    """Whether a list is written on one line: it holds scalars and short lists alone, of about ``_WIDTH`` characters."""
-    # Not every reader takes `${VAR}` without quotes within brackets.
+    """Whether a list is written on one line: scalars and short lists alone, of up to ``_WIDTH`` characters."""
+    # `Unquoted` is left out, since not every reader takes `${VAR}` without quotes within brackets.
     nested = all(_is_short(item) if isinstance(item, list) else not isinstance(item, dict | Unquoted) for item in items)
     return nested and len(str(items)) <= _WIDTH
 

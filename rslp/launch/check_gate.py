@@ -45,7 +45,7 @@ def ensure_checked(
         config: the merged config; its relative paths start from the run directory.
         run: the run directory; only the record of a passed check is written there.
         constants: values of placeholders, by their names in capitals.
-        here: whether the job runs on this machine; another one may have data that this machine lacks.
+        here: whether the job sees this machine's files, as on SLURM; otherwise data may be missing on this one alone.
         allow: ids of findings that are no errors.
 
     Raises:

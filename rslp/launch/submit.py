@@ -1,4 +1,4 @@
-"""Submit a plan: refuse what is impossible, check config and data, install the config, submit."""
+"""Submit a plan: refuse an active run, check config and data, write the config, submit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from rslp.runtime.class_paths import refuse_untrusted
 
 
 def merged_config(documents: Sequence[Document], *, run: RunDir, constants: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge run configs into the config of one run; relative paths in it start from the run directory.
+    """Merge run configs into the config of one run; its paths are rewritten to be relative to the run directory.
 
     Args:
         documents: the run configs; later ones win.
@@ -55,10 +55,12 @@ def merged_config(documents: Sequence[Document], *, run: RunDir, constants: Mapp
 
 @contextmanager
 def install_config(run: RunDir, config: Mapping[str, Any], *, mode: Mode = "fit") -> Iterator[None]:
-    """Write a run's config for the time of its submission; an exception in the block takes the change back.
+    """Write a run's config, and hold the run's lock during its submission, which is the block.
+
+    The config stays. After an exception in the block, the former config is there again, and new folders are removed.
 
     Args:
-        run: the run directory; it is locked, so that a training in it keeps its config.
+        run: the run directory; the lock refuses a change of the config under a training.
         config: the config.
         mode: the mode of the job; a prediction has a config and a lock of its own.
 
@@ -70,7 +72,7 @@ def install_config(run: RunDir, config: Mapping[str, Any], *, mode: Mode = "fit"
     target = run.config_of(mode)
     try:
         with ExitStack() as stack:
-            former = _write(run, config, mode=mode, stack=stack)
+            former = _lock_and_write(run, config, mode=mode, stack=stack)
             try:
                 yield
             except BaseException:
@@ -80,7 +82,7 @@ def install_config(run: RunDir, config: Mapping[str, Any], *, mode: Mode = "fit"
                     write_atomic(target, former)
                 raise
     except BaseException:
-        # Folders that somebody else has meanwhile put files into stay.
+        # A folder into which another process has meanwhile put files stays: `rmdir` fails.
         with suppress(OSError):
             for lock in new_locks:
                 lock.unlink(missing_ok=True)
@@ -89,8 +91,13 @@ def install_config(run: RunDir, config: Mapping[str, Any], *, mode: Mode = "fit"
         raise
 
 
-def _write(run: RunDir, config: Mapping[str, Any], *, mode: Mode, stack: ExitStack) -> bytes | None:
-    """Lock the run and write its config; returns the former content of the file."""
+def _lock_and_write(run: RunDir, config: Mapping[str, Any], *, mode: Mode, stack: ExitStack) -> bytes | None:
+    """Lock the run until the stack closes, and write its config; returns the former content of the file.
+
+    Raises:
+        RunError: another process holds the lock, or the run directory can't be written.
+        DiskError: the disk is full.
+    """
     target = run.config_of(mode)
     try:
         stack.enter_context(run.locked(mode))
@@ -103,7 +110,7 @@ def _write(run: RunDir, config: Mapping[str, Any], *, mode: Mode, stack: ExitSta
 
 
 Plan = LocalPlan | SlurmPlan | SkyPilotPlan | BeakerSubmission
-# How long to retry while an object store can't be reached: a person waits. Seconds.
+# For how long an object store that can't be reached is tried again, s; a job waits longer, but here a person waits.
 _PATIENCE = 60
 
 
@@ -113,7 +120,7 @@ class Request:
 
     Attributes:
         job: the job.
-        config: the run's config; its relative paths start from the run directory.
+        config: the run's config; its relative paths are relative to the run directory.
         run_check: checks config and data, and raises ``RunError`` if they have errors; None skips the check.
     """
 
@@ -125,13 +132,14 @@ class Request:
     def writes_config(self) -> bool:
         """Whether the config is written to the run directory.
 
-        An evaluation keeps the config of the training. A prediction, maybe of other data, has a file of its own.
+        An evaluation keeps the config of the training, and writes one only into a directory on a disk that has none.
+        A prediction, maybe of other data, has a file of its own.
         """
         run = self.job.run
         return self.job.mode in ("fit", "predict") or not (is_remote(run.location) or run.config.exists())
 
     def check(self) -> None:
-        """Check config and data, if that is wanted; data of a prediction has no labels to check.
+        """Check config and data, if they are to be checked and the config is new here; a prediction has no labels.
 
         Raises:
             RunError: the check found errors.
@@ -141,7 +149,9 @@ class Request:
 
 
 def submit(plan: Plan, requests: Sequence[Request]) -> int:
-    """Install the config of every run and submit the plan; a local job in the foreground replaces this process.
+    """Check and write the config of every run, and submit the plan.
+
+    A local job in the foreground replaces this process (``exec``), so that this function does not return.
 
     Raises:
         RunError: a run is queued or running already, the check found errors, or the engine refuses.
@@ -175,7 +185,14 @@ def submit(plan: Plan, requests: Sequence[Request]) -> int:
 
 
 def _run_here_in_store(plan: Plan, request: Request) -> int:
-    """Start a run in an object store here, in the foreground: the job replaces this process."""
+    """Start a run whose directory is on an object store, on this machine in the foreground.
+
+    The job replaces this process.
+
+    Raises:
+        UsageError: the plan is for another engine, or for the background.
+        StoreError: the store can't be reached.
+    """
     job = request.job
     if not isinstance(plan, LocalPlan) or plan.log is not None:
         raise UsageError(
@@ -192,11 +209,13 @@ def _run_here_in_store(plan: Plan, request: Request) -> int:
 
 
 def _summary(record: SubmissionRecord, run: RunDir) -> str:
-    """The submission's name, and the commands that follow and cancel it."""
+    """The text for the user: the submission's name, and the commands that follow and cancel it."""
+    # The id of a local job is PID@HOST@START.
+    name = record.id.partition("@")[0]
     command = "python -m rslp.main helios"
-    words = f"--rslp_project {shlex.quote(run.project)} --experiment_id {shlex.quote(run.experiment)}"
+    options = f"--rslp_project {shlex.quote(run.project)} --experiment_id {shlex.quote(run.experiment)}"
     return (
-        f"submitted: {record.engine} {record.id.partition('@')[0]}, {run.location}\n"
-        f"  follow:  {command} logs {words} --follow true\n"
-        f"  cancel:  {command} cancel {words}\n"
+        f"submitted: {record.engine} {name}, {run.location}\n"
+        f"  follow:  {command} logs {options} --follow true\n"
+        f"  cancel:  {command} cancel {options}\n"
     )

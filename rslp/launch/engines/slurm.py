@@ -64,10 +64,13 @@ def _reason(text: str, command: str) -> str:
 
 
 def describe(job: str) -> dict[str, str]:
-    """The controller's fields of a job, such as ``JobState``; empty when it has forgotten the job.
+    """What SLURM's controller knows of a job, such as its ``JobState``; empty when it has forgotten the job.
+
+    Args:
+        job: number of the job, with ``_INDEX`` for one of an array.
 
     Raises:
-        RunError: the controller does not answer, or ``job`` is not the number of a job.
+        RunError: the controller does not answer, or ``job`` is no such number.
     """
     if not re.fullmatch(r"\d+(_\d+)?", job):
         raise RunError(f"{job!r} is no job of SLURM")
@@ -83,7 +86,10 @@ def describe(job: str) -> dict[str, str]:
 
 
 def state_of(job: str) -> str:
-    """SLURM's name of a job's state, from the controller or else from the accounting; empty when both lack the job."""
+    """SLURM's name of the state of a job (by its number); empty when SLURM no longer knows the job.
+
+    The controller is asked first; it forgets a job minutes after its end, which the accounting does not.
+    """
     if state := describe(job).get("JobState"):
         return state
     try:
@@ -95,7 +101,7 @@ def state_of(job: str) -> str:
 
 
 def address_of(node: str) -> str:
-    """The network address of a node, whose SLURM name may resolve nowhere; the name when SLURM has no address."""
+    """The network address of a node, whose name in SLURM need not be known to DNS; the name when SLURM has none."""
     text = slurm("scontrol", "--oneliner", "show", "node", node)
     match = re.search(r"\bNodeAddr=(\S+)", text)
     return match[1] if match else node
@@ -115,7 +121,9 @@ def without_slurm(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+# The value of --slurm.gres that asks for no GPUs.
 NO_GPUS = "none"
+# An option of sbatch that needs no quotes in a batch script.
 _UNQUOTED = re.compile(r"[A-Za-z0-9_.,:;/@%=+\[\]-]+")
 
 
@@ -151,7 +159,7 @@ class SlurmPlan:
     Attributes:
         jobs: one job, or the jobs of an array, which differ only in their run.
         script: the batch script, which sbatch reads from its standard input.
-        secrets: variables of the launching environment that the script reads secrets from.
+        secrets: names of variables of the launching environment, from which the script takes the secrets.
     """
 
     jobs: tuple[Job, ...]
@@ -190,6 +198,7 @@ def plan_slurm(jobs: Sequence[Job], options: SlurmOptions, *, folder: Path, pyth
 
 
 def _command(jobs: Sequence[Job], python: str) -> Iterator[str]:
+    """The words of the script's one command: the workflow ``run_slurm``, which ends in ``run_step``."""
     job = jobs[0]
     yield from (python, "-m", "rslp.main", "helios", "run_slurm")
     yield from (f"--run_dirs+={each.run.location}" for each in jobs)
@@ -216,7 +225,7 @@ def _options(jobs: Sequence[Job], options: SlurmOptions, *, folder: Path) -> Ite
     yield f"--nodes={job.nodes}"
     yield f"--ntasks-per-node={job.gpus}"
     yield from _resources(job, options)
-    # To the processes of the job, not to the batch script: they save, and the script queues the job again.
+    # Without "B:" the signal goes to the processes of the job: they save, and the batch script queues the job again.
     yield f"--signal=USR1@{options.notice}"
     yield "--requeue" if job.preemptible or job.retries else "--no-requeue"
     yield "--open-mode=append"
@@ -226,6 +235,7 @@ def _options(jobs: Sequence[Job], options: SlurmOptions, *, folder: Path) -> Ite
 
 
 def _resources(job: Job, options: SlurmOptions) -> Iterator[str]:
+    """The options of sbatch for the resources of each node; SLURM counts processors by task, here one for each GPU."""
     if options.gres is None:
         yield f"--gpus-per-node={job.gpus}"
     elif options.gres != NO_GPUS:
@@ -235,7 +245,7 @@ def _resources(job: Job, options: SlurmOptions) -> Iterator[str]:
     if job.memory is not None:
         yield f"--mem={job.memory}M"
     if job.time_limit is not None:
-        yield f"--time={_clock(job.time_limit)}"
+        yield f"--time={_duration(job.time_limit)}"
 
 
 def log_name(*, array: bool) -> str:
@@ -243,21 +253,24 @@ def log_name(*, array: bool) -> str:
     return "slurm-%A_%a.log" if array else "slurm-%j.log"
 
 
-def _clock(limit: timedelta) -> str:
-    """A duration as D-HH:MM:SS."""
+def _duration(limit: timedelta) -> str:
+    """A duration as sbatch reads it, D-HH:MM:SS."""
     hours, seconds = divmod(limit.seconds, 3600)
     return f"{limit.days}-{hours:02}:{seconds // 60:02}:{seconds % 60:02}"
 
 
 def _literal(path: Path) -> str:
-    """Escape ``%`` in a file name pattern of SLURM; a backslash would turn its placeholders off and is refused."""
+    """A path for a file name pattern of SLURM, with ``%`` doubled; raise ``UsageError`` for a backslash.
+
+    A backslash in a pattern turns off its ``%j``, so the log would have another name.
+    """
     if "\\" in str(path):
         raise UsageError(f"{path} can't be named in a batch script: it has a backslash")
     return str(path).replace("%", "%%")
 
 
 def _directive(option: str) -> str:
-    """Quote an option for a batch script: sbatch knows double quotes and backslashes, and expands nothing."""
+    """Quote an option for an ``#SBATCH`` line, where sbatch knows double quotes and backslashes and expands nothing."""
     if "\n" in option or "\r" in option:
         raise UsageError(f"{option!r} can't be written in a batch script: it has a line break")
     if _UNQUOTED.fullmatch(option):
@@ -266,7 +279,7 @@ def _directive(option: str) -> str:
 
 
 def defaults_from(environment: Mapping[str, str], options: SlurmOptions) -> SlurmOptions:
-    """Add options from SBATCH_PARTITION, SBATCH_ACCOUNT and SBATCH_QOS, so that the plan shows them."""
+    """Take options that were left out from SBATCH_PARTITION, SBATCH_ACCOUNT and SBATCH_QOS: the plan shows them."""
     values: dict[str, Any] = {
         name: environment[f"SBATCH_{name.upper()}"]
         for name in ("partition", "account", "qos")
@@ -275,6 +288,8 @@ def defaults_from(environment: Mapping[str, str], options: SlurmOptions) -> Slur
     return replace(options, **values)
 
 
+# SLURM's states as ours; in any other the job has ended, and the run directory says whether it succeeded. A run whose
+# job was stopped goes on when it is submitted again.
 _STATES: dict[str, SubmissionState] = {
     **dict.fromkeys(("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED"), "queued"),
     **dict.fromkeys(("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING", "STOPPED"), "running"),
@@ -301,6 +316,7 @@ def submit(plan: SlurmPlan) -> tuple[SubmissionRecord, ...]:
 
     Raises:
         RunError: SLURM refuses.
+        OSError: a record can't be written; the job is cancelled.
     """
     for job in plan.jobs:
         job.run.logs.mkdir(parents=True, exist_ok=True)
@@ -335,7 +351,7 @@ def state(run: RunDir, record: SubmissionRecord) -> SubmissionState:
 
 
 def log(run: RunDir, record: SubmissionRecord, *, follow: bool) -> Iterator[str]:
-    """The output of a submission, of all its starts."""
+    """Yield the output of a submission in pieces, that of every start of its job; with ``follow`` until it ends."""
     return tail(Path(record.log), ended=lambda: not follow or state(run, record) not in ("queued", "running"))
 
 
@@ -343,34 +359,35 @@ def cancel(run: RunDir, record: SubmissionRecord) -> None:
     """Ask a submission to save and stop; the second time, end it at once.
 
     Raises:
-        RunError: SLURM's job writes its output elsewhere, so the record names a job of something else.
+        RunError: the job of the recorded number writes its output elsewhere: it is of something else.
     """
     output, project = describe(record.id).get("StdOut", ""), run.path.parent
-    # SLURM's fields are cut off at the first blank.
+    # `describe` cuts values off at the first blank.
     if output and not any(output.startswith(f"{path}/".partition(" ")[0]) for path in (project, project.resolve())):
         raise RunError(f"SLURM's job {record.id}, which {run.job(record.mode)} names, writes to {output}: not this run")
     slurm_state = state_of(record.id)
     note_cancelled(run, record)
     if slurm_state == "RUNNING" and not record.cancelled:
-        # A signal to the processes of the job: a plain scancel would kill them half a minute later.
+        # Only a signal to the processes of the job: a plain scancel also kills them after KillWait, mostly 30 s.
         slurm("scancel", "--signal=USR1", record.id)
     else:
         slurm("scancel", record.id)
 
 
-# When the first process has ended, the others may still write the checkpoint for so long, s.
+# For how long the other processes may still write the checkpoint after the first of them has ended, s.
 _WAIT_FOR_OTHERS = 120
-# A job that was preempted so often without one more step would go on like that for ever.
+# A job that is preempted more often in a row, without one more optimiser step, is not queued again.
 _MAX_STANDSTILLS = 5
+# Exit codes after which a job is not started again: done, a user's mistake, Ctrl-C.
 _NO_RETRY = (0, 2, INTERRUPTED)
 
 
 @dataclass(frozen=True)
 class Next:
-    """How the batch script ends.
+    """What follows when the processes of a job have ended.
 
     Attributes:
-        code: its exit code.
+        code: exit code of the batch script.
         again: whether the job is queued again.
         why: the reason, for the log.
     """
@@ -381,23 +398,28 @@ class Next:
 
 
 def run_step(job: Job, *, requeue: bool) -> int:
-    """Run the job on the nodes of this allocation, and queue it again when it is not finished.
+    """Run the job on the nodes of this allocation (a step of SLURM), and queue it again when it is not finished.
 
     Args:
         job: the job.
         requeue: whether a preempted job is queued again.
 
     Returns:
-        the exit code of the batch script.
+        The exit code of the batch script.
+
+    Raises:
+        RunError: this is no batch script of SLURM, or SLURM does not answer.
     """
-    before = steps_done(job.run, job.mode)
+    progress_before = steps_done(job.run, job.mode)
     if _cancelled(job):
         print_message("rslp: this run was cancelled: nothing is started")
+        # Nothing has failed: the run is unfinished, and goes on when it is submitted again.
         return PREEMPTED
-    code = verified_exit_code(job.run, job.mode, _step(job))
+    code = verified_exit_code(job.run, job.mode, _run_processes(job))
     failures = standstills = 0
     if code == PREEMPTED:
-        standstills = note_standstill(job.run, job.mode, progressed=steps_done(job.run, job.mode) != before)
+        progressed = steps_done(job.run, job.mode) != progress_before
+        standstills = note_standstill(job.run, job.mode, progressed=progressed)
     elif code not in _NO_RETRY:
         failures = note_failure(job.run, job.mode)
     decision = after(
@@ -419,11 +441,11 @@ def after(code: int, *, wanted: bool, requeue: bool, retries: int, failures: int
 
     Args:
         code: exit code of the processes.
-        wanted: whether the job is not cancelled: a requeue would bring a cancelled job back.
+        wanted: false for a cancelled job, which a requeue would bring back.
         requeue: whether a preempted job is queued again.
         retries: how often a failed job is started again.
-        failures: number of failures, this one included.
-        standstills: number of preemptions in a row without one more step.
+        failures: number of failures so far, this one included.
+        standstills: number of preemptions in a row without one more optimiser step (or predicted window).
     """
     if code in _NO_RETRY:
         return Next(code, False, f"{'ended' if code else 'done'} with exit code {code}")
@@ -439,14 +461,14 @@ def after(code: int, *, wanted: bool, requeue: bool, retries: int, failures: int
     return Next(code, True, f"failed with exit code {code}; queued again as retry {failures} of {retries}")
 
 
-def _step(job: Job) -> int:
+def _run_processes(job: Job) -> int:
     """Run the processes of the job on all nodes, as one step of SLURM; returns their exit code."""
     environment = {**os.environ, **_rendezvous(os.environ)}
     received: list[int] = []
-    # SLURM sends signals to the processes of the job, too: they save, and this program waits for them.
+    # The processes of the job get signals from SLURM themselves, and save: this program only waits for them.
     with handling_signals(lambda number, _: received.append(number)):
         code = exit_code(subprocess.run(srun_command(job, os.environ), env=environment, check=False).returncode)
-    # A terminated srun kills processes that have not saved within SLURM's KillWait.
+    # SLURM kills processes that have not saved within its KillWait: after a signal, that is a preemption, no failure.
     return PREEMPTED if received and code == 128 + signal.SIGKILL else code
 
 
@@ -455,7 +477,7 @@ def srun_command(job: Job, environment: Mapping[str, str]) -> tuple[str, ...]:
 
     Args:
         job: the job.
-        environment: the variables of the batch script.
+        environment: the variables that SLURM sets in the batch script.
     """
     words = ["srun", f"--nodes={environment['SLURM_JOB_NUM_NODES']}"]
     # Not --ntasks, which may spread them unevenly: the processes rely on equal numbers on all nodes.
@@ -470,21 +492,22 @@ def srun_command(job: Job, environment: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _rendezvous(environment: Mapping[str, str]) -> dict[str, str]:
-    """Variables with address and port of rank 0: it runs on the first node, as this batch script does.
+    """Variables with address and port of rank 0, which runs on the first node, as this batch script does.
 
-    They name the node's address, since its name may resolve nowhere: the processes would wait for minutes.
+    The address is a number, since the node's name may be unknown to DNS: the processes would wait for minutes.
     """
     return {"MASTER_ADDR": address_of(first_node(environment["SLURM_JOB_NODELIST"])), "MASTER_PORT": str(free_port())}
 
 
 def _cancelled(job: Job) -> bool:
+    """Whether a person cancelled the submission, as its record says."""
     record = read_record(job.run, job.mode)
     return record is not None and record.cancelled
 
 
 def _still_running() -> bool:
-    """Whether SLURM's state of this job is RUNNING; of a cancelled job it is COMPLETING by now."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is None:
+    """Whether SLURM's state of this job is RUNNING; after a plain ``scancel`` it is COMPLETING by now."""
+    number = os.environ.get("SLURM_JOB_ID")
+    if number is None:
         raise RunError("SLURM_JOB_ID is not set: only a batch script of SLURM starts this")
-    return describe(job).get("JobState") == "RUNNING"
+    return describe(number).get("JobState") == "RUNNING"
