@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from rslearn.utils.geometry import PixelBounds
 from rslp import upstream
 from rslp.data import crops
 from rslp.data.bad_samples import as_data_error, check_finite, check_target
-from rslp.data.cache.cache import SampleCache
+from rslp.data.cache.cache import RSLEARN_VERSION, SampleCache
 from rslp.data.dataset_arguments import SKIPS_TARGETS
 from rslp.data.windows import DirectWindows, Windows
 from rslp.errors import DataError
@@ -297,7 +296,7 @@ class SampleSource:
         except (pickle.PicklingError, TypeError, AttributeError):
             return None
         bounds = [(crop.bounds, crop.index_and_count) for crop in sample_crops]
-        parts = [content, self.seed, self.name, bounds, windows, pickled.hex(), version("rslearn")]
+        parts = [content, self.seed, self.name, bounds, windows, pickled.hex(), RSLEARN_VERSION]
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()
         return self._windows.folder / f"note-{digest[:32]}.col"
 

@@ -44,6 +44,8 @@ from rslp.upstream.nodata import LabelInput
 CACHE_FOLDER = ".rslp-store"
 CACHE_VARIABLE = "RSLP_CACHE"
 FORMAT = 3
+# Looked up once: it is part of each input's key, and a look-up reads the metadata of the package.
+RSLEARN_VERSION = version("rslearn")
 # The sample cache takes at most this share of the free bytes of its disk.
 _SHARE_OF_FREE = 0.5
 # Bytes of a vector record, and of what a raster record has besides pixels, as assumed by the estimate of needed room.
@@ -354,7 +356,7 @@ def input_key(dataset: Dataset, data_input: DataInput) -> str:
     layers = sorted({layer_of(option) for option in data_input.layers})
     configuration: dict[str, Any] = {
         "format": FORMAT,
-        "rslearn": version("rslearn"),
+        "rslearn": RSLEARN_VERSION,
         "type": data_input.data_type,
         "layers": list(data_input.layers),
         "bands": data_input.bands,
