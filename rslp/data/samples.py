@@ -1,4 +1,8 @@
-"""Samples of one dataset and split: each a pure function of (seed, dataset, window, draw)."""
+"""Samples of one dataset and split, each fixed by files, seed, identity and draw.
+
+Reading one goes through these steps: choose the crop, read the inputs (from the sample cache or the dataset), let
+rslearn's task make inputs and targets, mark nodata, check the targets, transform, check that the inputs are finite.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +45,9 @@ from rslp.runtime.slow_reads import read_with_notice, slow_read_watch
 from rslp.upstream import nodata, vectors
 from rslp.upstream.task_kinds import tasks_by_name
 
-# Inputs by name, targets by task, metadata.
+# Inputs by name, targets (by task for a MultiTask), metadata.
 Sample = tuple[dict[str, Any], dict[str, Any], SampleMetadata]
-# Exceptions of transforms that can't handle an image.
+# Exceptions of a transform that can't handle a sample; any other one ends the run as a defect.
 _TRANSFORM_ERRORS = (DataError, ValueError, LookupError, AssertionError, RuntimeError)
 # The pause between two attempts to read an input, as in rslearn.
 RETRY_SECONDS = 5.0
@@ -53,12 +57,13 @@ _MAX_TEXT = 300
 
 @dataclass(frozen=True)
 class SampleKey:
-    """One draw of a sample.
+    """Which sample to read, and which of its random crops and augmentations.
 
     Attributes:
-        dataset: the dataset's key.
+        dataset: the dataset's key in the run config.
         index: the sample's index in its split.
-        draw: how often the mixture has drawn it before, or the number of its view; 0 outside training.
+        draw: how often the mixture has drawn it before; while the encoder is frozen, the number of its view instead; 0
+            outside training.
     """
 
     dataset: str
@@ -73,7 +78,11 @@ def stable_seed(*parts: object) -> int:
 
 
 def seed_torch(seed: int, device: torch.device) -> None:
-    """As ``torch.manual_seed``, which on the CPU also seeds devices that are not in use, with a costly stack trace."""
+    """Seed torch's global generators for a device.
+
+    On the CPU not by ``torch.manual_seed``, which also registers a seed for GPUs that are not in use, with a costly
+    stack trace.
+    """
     if device.type == "cpu":
         torch.default_generator.manual_seed(seed)
     else:
@@ -100,18 +109,21 @@ class _SampleCrop:
     """The crop of a sample.
 
     Attributes:
-        window: the window's number.
-        bounds: x0, y0, x1, y1 (px); None for the whole window, or a crop that is drawn at random.
-        crop: the crop's index in its window, and the number of crops of the window.
+        window: the window's index in the split.
+        bounds: x0, y0, x1, y1 in pixels of the window's projection; None for the whole window, or a crop that is drawn
+            at random at each draw.
+        index_and_count: the crop's index in its window, and the number of crops of the window.
     """
 
     window: int
     bounds: PixelBounds | None
-    crop: tuple[int, int]
+    index_and_count: tuple[int, int]
 
 
 class SampleSource:
-    """The samples of one split of one dataset.
+    """The samples of one split of one dataset, numbered from 0 to ``len() - 1``.
+
+    A sample shows one window: all of it, one random crop of it, or (``load_all_crops``) one of the crops that tile it.
 
     Args:
         name: the dataset's key in the run config.
@@ -142,18 +154,18 @@ class SampleSource:
         self.seed = seed
         self._retries = data_module.retries
         self._read_timeout = read_timeout
-        # Tasks whose class 0 the model takes for background, so that no object can have it.
+        # Tasks whose detector takes class 0 for background, so that no object can have it; set from the model, later.
         self.background: Set[str] = frozenset()
         self._config = upstream.split_config(data_module, split)
         self._load_targets = split != "predict" and not self._config.get_skip_targets()
         if split != "predict" and not self._load_targets:
             raise DataError(f"dataset {name!r}, split {split!r}: skip_targets {SKIPS_TARGETS}")
-        # Training uses all that is in a crop; an evaluation counts pixels and objects in several crops once.
+        # Training uses all that a crop shows. In an evaluation, what overlapping crops share counts in one alone.
         self._counts_once = split in ("val", "test")
         self._unclipped = crops.unclipped(self.task) if self._counts_once else None
         inputs = nodata.with_labels(data_module.inputs, data_module.task)
         self._inputs = {k: v for k, v in inputs.items() if self._load_targets or not v.is_target}
-        self._transforms = Sequential(*map(self._for_missing_targets, self._config.transforms or []))
+        self._transforms = Sequential(*map(self._tolerating_missing_targets, self._config.transforms or []))
         self._windows = self._list_windows(sample_cache, data_module)
         # A prediction covers whole windows: where one random crop would be drawn, all crops are loaded.
         tiled = self._config.get_load_all_crops() or (split == "predict" and self._config.get_crop_size() is not None)
@@ -170,7 +182,10 @@ class SampleSource:
         return len(self._windows) if self._crops is None else len(self._crops)
 
     def identity(self, index: int) -> str:
-        """``dataset/group/window/x0_y0_x1_y1``, the bounds in pixels of the window's projection."""
+        """``dataset/group/window/x0_y0_x1_y1``, the bounds in pixels of the window's projection.
+
+        They are the bounds of the sample's crop; where crops are drawn at random, those of the whole window.
+        """
         crop = self._crop(index)
         bounds = crop.bounds or self._windows.bounds(crop.window)
         group, name = self._windows.identity(crop.window)
@@ -178,7 +193,11 @@ class SampleSource:
 
     @property
     def is_deterministic(self) -> bool:
-        """Whether a sample is the same at each draw: no random crop, no choice of item groups, no random transform."""
+        """Whether a sample is the same at each draw: no random crop, item group or transform.
+
+        An item group is what rslearn makes one raster of, such as the scenes of one month; an input without
+        ``load_all_layers`` reads one of them, chosen at random.
+        """
         has_fixed_crops = self._crops is not None or self._config.get_crop_size() is None
         return (
             has_fixed_crops
@@ -187,12 +206,16 @@ class SampleSource:
         )
 
     def fingerprints(self) -> np.ndarray[Any, np.dtype[np.uint64]] | None:
-        """Content fingerprint of each sample, uint64 ``N 2``, which changes with any of its files; None if unknown."""
+        """Content fingerprint of each sample, uint64 ``N 2``, which changes with any of its files.
+
+        None if it is not known without reading, that is without a sample cache.
+        """
         fingerprints = self._windows.fingerprints(self._inputs)
         if fingerprints is None or self._crops is None:
             return fingerprints
-        chosen: np.ndarray[Any, np.dtype[np.uint64]] = fingerprints[self._crops[:, 0]]
-        return chosen ^ (self._crops[:, 1:2].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+        of_windows: np.ndarray[Any, np.dtype[np.uint64]] = fingerprints[self._crops[:, 0]]
+        # Multiplied by 2^64 / golden ratio, so that the crops of one window differ in many bits.
+        return of_windows ^ (self._crops[:, 1:2].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
 
     def window_is_unchanged(self, index: int) -> bool:
         """Whether the sample's window still has the fingerprint that ``fingerprints`` gives."""
@@ -204,11 +227,11 @@ class SampleSource:
 
     @property
     def overlap(self) -> int:
-        """Pixels that neighbouring crops of a window share."""
+        """Width of the strip that neighbouring crops of a window share (px)."""
         return 0 if self._crops is None else self._config.get_overlap_pixels()
 
     def windows_with(self, layer: str) -> set[tuple[str, str]]:
-        """Group and name of the windows in which a layer is completed."""
+        """Group and name of the windows that have data of a layer (rslearn calls it completed there)."""
         return {
             self._windows.identity(i) for i in range(len(self._windows)) if self._windows[i].is_layer_completed(layer)
         }
@@ -218,7 +241,7 @@ class SampleSource:
 
         Args:
             index: the sample's index in the split.
-            draw: how often it was drawn before; each draw has its own random crop and augmentation.
+            draw: see ``SampleKey``; each draw has its own random crop and augmentation.
 
         Returns:
             (inputs, targets by task, metadata); rasters are ``C T H W``.
@@ -232,12 +255,14 @@ class SampleSource:
         inputs.update({name: raw[name] for name, spec in self._inputs.items() if spec.passthrough and name in raw})
         with seeded(rng.getrandbits(63)), as_data_error(f"{identity}: the transforms fail", kinds=_TRANSFORM_ERRORS):
             inputs, targets = self._transforms(inputs, targets)
-        # After the transforms, since one may repair an image (fill its gaps) or spoil it (the logarithm of 0).
+        # After the transforms, since one may fill the gaps of an image, or make new ones (the logarithm of 0).
         check_finite(inputs, inputs=self._inputs, sample=identity)
         return inputs, targets, upstream.with_dataset(metadata, self.name)
 
     def targets(self, index: int) -> dict[str, Any]:
         """The targets of a sample by task, without reading its images and without transforms.
+
+        They are those of the whole window where training would draw a random crop.
 
         Raises:
             DataError: as ``sample``.
@@ -248,7 +273,9 @@ class SampleSource:
         return self._read(index, identity, specs=labels, rng=rng, draw_crop=False)[1][1]
 
     def note(self, content: str, indices: Sequence[int]) -> Path | None:
-        """The file in which a result that was computed from targets may be stored; another one when they change.
+        """The path at which a result computed from targets (a baseline) may be stored and looked up again.
+
+        Its name is a hash of all that the result depends on, so changed labels lead to another path.
 
         Args:
             content: which result, and how it is computed.
@@ -268,7 +295,7 @@ class SampleSource:
             pickled = pickle.dumps([self.task, labels])
         except (pickle.PicklingError, TypeError, AttributeError):
             return None
-        bounds = [(crop.bounds, crop.crop) for crop in sample_crops]
+        bounds = [(crop.bounds, crop.index_and_count) for crop in sample_crops]
         parts = [content, self.seed, self.name, bounds, windows, pickled.hex(), RSLEARN_VERSION]
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()
         return self._windows.folder / f"note-{digest[:32]}.col"
@@ -276,7 +303,18 @@ class SampleSource:
     def _read(
         self, index: int, identity: str, *, specs: dict[str, DataInput], rng: random.Random, draw_crop: bool
     ) -> tuple[upstream.RawInputs, Sample]:
-        """Read some inputs of a sample and make its targets: the raw inputs, and the sample before transforms."""
+        """Read some inputs of a sample and make its targets.
+
+        Args:
+            index: the sample's index in the split.
+            identity: its identity, for messages.
+            specs: the inputs to read, by name, as the config specifies them.
+            rng: source of randomness.
+            draw_crop: whether to draw a random crop where the split has them; otherwise such a window is read whole.
+
+        Returns:
+            The inputs as they were read, and the sample before transforms.
+        """
         crop = self._crop(index)
         size = self._config.get_crop_size() if draw_crop else None
         bounds = crop.bounds or upstream.draw_crop(self._windows.bounds(crop.window), size, rng)
@@ -306,7 +344,7 @@ class SampleSource:
     def _read_input(
         self, window: int, inputs: dict[str, DataInput], *, bounds: PixelBounds, rng: random.Random
     ) -> upstream.RawInputs:
-        """Read an input; after an error of the file system again, up to ``retries`` times, with pauses."""
+        """Read an input; on an error of the file system try again, up to ``retries`` times, with pauses."""
         state = rng.getstate()
         for _ in range(self._retries):
             try:
@@ -320,7 +358,10 @@ class SampleSource:
     def _count_once(
         self, targets: dict[str, Any], *, raw: upstream.RawInputs, metadata: SampleMetadata
     ) -> dict[str, Any]:
-        """The targets, with pixels and objects marked that count in this crop, not in a neighbouring one."""
+        """The targets, in which only the pixels and objects that count in this crop are marked as counting.
+
+        What overlapping crops share counts in one of them, see ``rslp.data.crops``.
+        """
         place = crops.crop_place(metadata, overlap=self.overlap)
         unclipped: dict[str, Any] = {}
         if self._unclipped is not None and place.own is not None:
@@ -341,11 +382,11 @@ class SampleSource:
             window_name=name,
             window_bounds=self._windows.bounds(crop.window),
             crop_bounds=bounds,
-            crop_idx=crop.crop[0],
-            num_crops_in_window=crop.crop[1],
+            crop_idx=crop.index_and_count[0],
+            num_crops_in_window=crop.index_and_count[1],
             time_range=self._windows.time_range(crop.window),
             projection=self._windows.projection(crop.window),
-            # Set later: rslearn's MultiTask would take it for a task's name.
+            # Set after the targets are made: rslearn's MultiTask would take it for a task's name.
             dataset_source=None,
         )
 
@@ -363,13 +404,13 @@ class SampleSource:
         specs = [self._inputs[name] for name in names if name in self._inputs]
         return sorted({layer for spec in specs if spec.is_target for layer in spec.layers})
 
-    def _for_missing_targets(self, transform: torch.nn.Module) -> torch.nn.Module:
-        """The transform; where no labels are read, a copy that passes over missing targets."""
+    def _tolerating_missing_targets(self, transform: torch.nn.Module) -> torch.nn.Module:
+        """The transform; where no labels are read, a copy that ignores the absence of targets that it names."""
         if self._load_targets or not isinstance(transform, Transform):
             return transform
-        lenient = copy.copy(transform)
-        lenient.skip_missing = True
-        return lenient
+        tolerant = copy.copy(transform)
+        tolerant.skip_missing = True
+        return tolerant
 
     def _list_windows(self, sample_cache: SampleCache | None, data_module: RslearnDataModule) -> Windows:
         if sample_cache is not None:
@@ -388,7 +429,7 @@ class SampleSource:
         return _SampleCrop(window, (bounds[0], bounds[1], bounds[2], bounds[3]), (number, count))
 
     def _list_crops(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """A row for each crop: its window, its index, the number of crops in the window, its bounds (``N 7``)."""
+        """A row for each crop: window, index in the window, number of crops of the window, x0, y0, x1, y1; ``N 7``."""
         rows: list[tuple[int, ...]] = []
         for i in range(len(self._windows)):
             crops = upstream.all_crops(self._windows.bounds(i), self._config)
@@ -397,7 +438,7 @@ class SampleSource:
 
 
 def _is_rslearn_task(task: Task) -> bool:
-    """Whether a task, and each part of a MultiTask, is of rslearn: then its version identifies its code."""
+    """Whether the class of a task, and of each part of a MultiTask, is rslearn's, whose version identifies its code."""
     tasks = [task, *task.tasks.values()] if isinstance(task, MultiTask) else [task]
     return all(type(part).__module__.startswith("rslearn.train.tasks.") for part in tasks)
 
@@ -413,7 +454,7 @@ def open_dataset(name: str, data_module: RslearnDataModule) -> Dataset:
         problem = "has no config.json, so it is no rslearn dataset" if path.exists() else "does not exist"
         raise DataError(f"dataset {name!r}: {Path(str(path)) if '://' not in str(path) else path} {problem}")
     try:
-        # Checked before rslearn instantiates the classes that the file names.
+        # Before rslearn instantiates the classes that the file names, those that may not be imported are refused.
         config = json.loads(substitute_env_vars_in_string((path / "config.json").read_text()))
         for key_path, reason in class_paths.refusals(config):
             raise DataError(f"dataset {name!r}: {path}/config.json: {'.'.join(map(str, key_path))}: {reason}")

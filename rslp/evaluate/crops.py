@@ -26,7 +26,8 @@ from rslp.upstream.task_kinds import kind_of
 Raster = npt.NDArray[Any]
 # A task's prediction of a crop or window: a raster C H W, or features in pixels of the window's projection.
 TaskPrediction = Raster | list[Feature]
-_BYTE = 256
+# How many classes a uint8 can tell apart.
+_UINT8_CLASSES = 256
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class PredictedWindow:
     """The predictions of a window's crops.
 
     Attributes:
-        metadata: metadata of its first crop; what they say about the window is the same for all crops.
+        metadata: metadata of the first crop that was predicted; only its fields about the window are to be used.
         crops: for each crop its bounds and its predictions by task.
     """
 
@@ -47,7 +48,7 @@ class PredictedWindow:
         return self.metadata.window_group, self.metadata.window_name
 
     def of(self, task: str) -> list[PendingCropOutput]:
-        """The predictions of one task, crop by crop."""
+        """The predictions of one task, one for each crop, as rslearn's mergers take them."""
         return [PendingCropOutput(bounds, predictions[task]) for bounds, predictions in self.crops]
 
 
@@ -55,10 +56,12 @@ class PredictedWindow:
 class WindowAssembler:
     """Collects the predictions of crops of one dataset until all crops of a window are there.
 
-    A window with a bad sample is left out, since half a map would look like a complete one.
+    A window with a bad sample is left out, since a map with a gap would look like a complete one.
 
     Attributes:
         tasks: the dataset's tasks by name.
+        _incomplete: windows (dataset/group/name) with the predictions of some of their crops.
+        _broken: windows that have a bad sample.
     """
 
     tasks: dict[str, Task]
@@ -67,8 +70,9 @@ class WindowAssembler:
 
     def take(self, batch: Batch, outputs: Sequence[dict[str, Any]]) -> Iterator[PredictedWindow]:
         """Add the outputs of a batch, by task for each sample; yield the windows that are complete now."""
-        for fault in batch.bad_samples:
-            window = fault.sample.rpartition("/")[0]
+        for bad_sample in batch.bad_samples:
+            # Of dataset/group/window/x0_y0_x1_y1, without the bounds.
+            window = bad_sample.sample.rpartition("/")[0]
             self._broken.add(window)
             self._incomplete.pop(window, None)
         for metadata, output in zip(batch.metadatas, outputs, strict=True):
@@ -85,7 +89,8 @@ class WindowAssembler:
 def task_prediction(task: Task, output: Any, metadata: SampleMetadata) -> TaskPrediction:
     """Turn a head's output for one crop into a raster or features, by the task's ``process_output``.
 
-    A prediction of a whole crop (class or number) becomes a box around the crop; rslearn makes a point at its corner.
+    A classification or regression gives one class or number for a crop. It becomes a feature whose geometry is the
+    crop's rectangle, cut off at the window's edge; rslearn would make a point at the crop's corner.
 
     Raises:
         TypeError: the task predicts several things at once.
@@ -109,7 +114,8 @@ def _plain(output: Any) -> Any:
 class DetectionMerger(CropPredictionMerger):
     """Merges the detections of crops; where crops overlap, each object is taken from one of them.
 
-    ``rslp.data.crops.own_area`` says from which. Objects whose centre lies outside of the window are dropped.
+    That is the crop in whose own area (``rslp.data.crops.own_area``) the object's centre lies. Objects whose centre
+    lies outside of the window are dropped.
 
     Args:
         overlap_pixels: width of the strip that neighbouring crops share, px.
@@ -135,11 +141,11 @@ class DetectionMerger(CropPredictionMerger):
 
 
 def merger_for(task: Task, outputs: Sequence[PendingCropOutput], *, overlap: int, name: str) -> CropPredictionMerger:
-    """Choose how the predictions of a window's crops are merged.
+    """The merger of a task's predictions for the crops of a window: of rasters, of detections, or of other features.
 
     Args:
         task: the task.
-        outputs: its predictions.
+        outputs: its predictions for the crops.
         overlap: width of the strip that neighbouring crops share, px.
         name: the task's name, for messages.
 
@@ -153,7 +159,7 @@ def merger_for(task: Task, outputs: Sequence[PendingCropOutput], *, overlap: int
 
 
 def _factor(output: PendingCropOutput, *, name: str) -> int:
-    """Width of an output pixel in pixels of the window, 1 for an output padded beyond its crop."""
+    """Width of an output pixel in pixels of the window; 1 for an output that is larger than its crop, by padding."""
     height, width = output.output.shape[-2:]
     x0, y0, x1, y1 = output.bounds
     if width >= x1 - x0 and height >= y1 - y0:
@@ -166,11 +172,14 @@ def _factor(output: PendingCropOutput, *, name: str) -> int:
 
 
 def layer_for(task: Task, outputs: Sequence[PendingCropOutput]) -> LayerConfig:
-    """A layer for a task's predictions: class rasters as uint8 or uint16, other rasters as float32, or features."""
+    """The config of the layer that a task's predictions are written to.
+
+    Rasters of classes are stored as uint8 (uint16 with more than 256 classes), other rasters as float32.
+    """
     first = outputs[0].output
     if not isinstance(first, np.ndarray):
         return LayerConfig(type=LayerType.VECTOR)
     dtype, names = DType.FLOAT32, kind_of(task).class_names
     if names and np.issubdtype(first.dtype, np.integer):
-        dtype = DType.UINT8 if len(names(task)) <= _BYTE else DType.UINT16
+        dtype = DType.UINT8 if len(names(task)) <= _UINT8_CLASSES else DType.UINT16
     return LayerConfig(type=LayerType.RASTER, band_sets=[BandSetConfig(dtype=dtype, num_bands=first.shape[0])])

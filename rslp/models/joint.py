@@ -1,4 +1,9 @@
-"""The joint model: one encoder and a decoder for each task."""
+"""The joint model: one encoder and a decoder for each task.
+
+A batch has samples of one dataset, which may have several tasks; it runs through the decoders of these tasks alone. A
+decoder is a list of modules, the last of which, the head, predicts and computes the loss. Where tasks share a head,
+each has a range of the head's classes (``LabelRange``).
+"""
 
 from __future__ import annotations
 
@@ -17,16 +22,16 @@ from rslp.models.heads import LabelRange
 from rslp.upstream import fix_token_order
 
 _MODEL_KEY = "model.init_args.model.init_args"
-# By name, since importing torchvision's detectors takes half a second.
+# rslearn's detector, by name, since importing torchvision's detectors takes half a second.
 _DETECTOR = "rslearn.models.faster_rcnn.FasterRCNN"
 
 
 @dataclass
 class Features:
-    """Output of the first modules of an encoder for a batch.
+    """Output of the first modules of an encoder for a batch; from the feature cache it is given to ``JointModel``.
 
     Attributes:
-        depth: number of these modules.
+        depth: number of these modules, at least 1.
         value: ``FeatureMaps`` of ``B C H W``, ``TokenFeatureMaps`` of ``B C H W N``, or a ``FeatureVector`` of ``B C``.
     """
 
@@ -39,7 +44,8 @@ class JointOutput(ModelOutput):
     """Outputs of a batch, and its losses by task.
 
     Attributes:
-        losses: for each task its weighted losses by name; ``loss_dict`` has them as ``<task>_<loss>``.
+        losses: for each task its losses by name, times the task's entry in ``loss_weights``; ``loss_dict`` has them as
+            ``<task>_<loss>``.
     """
 
     losses: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
@@ -85,9 +91,9 @@ class JointModel(torch.nn.Module):
         self.decoders = torch.nn.ModuleDict(
             {task: torch.nn.ModuleList(modules) for task, modules in sorted(decoders.items())}
         )
-        served = decoder_to_target or {name: [name] for name in decoders}
-        _refuse_absent("decoder_to_target", set(served), known=set(decoders), noun="decoder")
-        self._decoder_of = {task: decoder for decoder, tasks in served.items() for task in tasks}
+        tasks_of_decoder = decoder_to_target or {name: [name] for name in decoders}
+        _refuse_absent("decoder_to_target", set(tasks_of_decoder), known=set(decoders), noun="decoder")
+        self._decoder_of = {task: decoder for decoder, tasks in tasks_of_decoder.items() for task in tasks}
         for option, names in (
             ("loss_weights", set(loss_weights or {})),
             ("task_label_offsets", set(task_label_offsets or {})),
@@ -108,6 +114,9 @@ class JointModel(torch.nn.Module):
 
     def set_datasets(self, tasks_of: Mapping[str, list[str]]) -> None:
         """Set the tasks of each dataset; by default a dataset has one task of its own name.
+
+        Args:
+            tasks_of: for each dataset the names of its tasks.
 
         Raises:
             ConfigError: a task has no decoder.
@@ -130,7 +139,10 @@ class JointModel(torch.nn.Module):
         return self._tasks_of.get(dataset, [dataset])
 
     def with_background(self) -> set[str]:
-        """The tasks whose head takes class 0 for background, as torchvision's detectors do."""
+        """The tasks whose head takes their class 0 for background, as torchvision's detectors do.
+
+        Of several tasks that share a detector, only the one whose range begins at the head's class 0.
+        """
         return {
             task
             for task in self.tasks
@@ -138,15 +150,20 @@ class JointModel(torch.nn.Module):
         }
 
     def loss_denominators(self, dataset: str, targets: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """The denominator of the mean loss of each of a dataset's tasks, see ``models.denominators``."""
-        counts = {}
+        """For each of a dataset's tasks over how many units its loss is a mean, see ``rslp.models.denominators``.
+
+        Args:
+            dataset: the key of the batch's dataset.
+            targets: for each sample its targets by task.
+        """
+        denominators = {}
         for task in self.tasks_of(dataset):
             head = self._modules_of(task)[-1]
-            counts[task] = loss_denominator(head, self._head_targets(task, [target[task] for target in targets]))
-        return counts
+            denominators[task] = loss_denominator(head, self._head_targets(task, [target[task] for target in targets]))
+        return denominators
 
     def encode(self, context: ModelContext, *, depth: int | None = None) -> Any:
-        """Features of a batch, usually ``FeatureMaps`` of ``B C H W``.
+        """Run the encoder, or its first modules; returns features, usually ``FeatureMaps`` of ``B C H W``.
 
         Args:
             context: inputs and metadata of samples of one dataset.
@@ -155,6 +172,7 @@ class JointModel(torch.nn.Module):
         return self._refine(Features(1, self.encoder[0](context)), context, depth=depth)
 
     def _refine(self, start: Features, context: ModelContext, *, depth: int | None = None) -> Any:
+        """Run the encoder's modules after those that ``start`` comes from, up to ``depth``."""
         features = start.value
         for module in self.encoder[start.depth : depth]:
             features = module(features, context)
@@ -176,11 +194,11 @@ class JointModel(torch.nn.Module):
 
         Args:
             context: inputs and metadata of samples of one dataset.
-            targets: for each sample its targets by task; None while predicting.
+            targets: for each sample its targets by task; None for a prediction, which has no losses.
             features: output of the encoder's first modules for this batch, which then are not run.
 
         Returns:
-            for each sample the outputs by task, and the weighted losses by task and name.
+            For each sample the outputs by task, and the weighted losses by task and name.
         """
         return self._predict(
             self.encode(context) if features is None else self._refine(features, context), context, targets
@@ -191,11 +209,11 @@ class JointModel(torch.nn.Module):
         outputs: list[dict[str, Any]] = [{} for _ in context.inputs]
         losses: dict[str, dict[str, torch.Tensor]] = {}
         for task in self.tasks_of(dataset):
-            shared = self._condition(features, task=task, samples=len(outputs))
-            result = self._decode(shared, context, task=task, targets=targets)
+            task_features = self._condition(features, task=task, samples=len(outputs))
+            result = self._decode(task_features, context, task=task, targets=targets)
             # torchvision's detectors have no outputs in training mode.
-            for output, entry in zip(outputs, result.outputs, strict=not self.training):
-                output[task] = entry
+            for output, task_output in zip(outputs, result.outputs, strict=not self.training):
+                output[task] = task_output
             losses[task] = {name: loss * self.loss_weights[task] for name, loss in result.loss_dict.items()}
         flat = {f"{task}_{name}": loss for task, named in losses.items() for name, loss in named.items()}
         return JointOutput(outputs=outputs, loss_dict=flat, losses=losses)
@@ -210,30 +228,33 @@ class JointModel(torch.nn.Module):
     def _decode(
         self, features: Any, context: ModelContext, *, task: str, targets: list[dict[str, Any]] | None
     ) -> ModelOutput:
+        """Run a task's decoder; of a shared head's outputs, take those of the task's range."""
         modules = self._modules_of(task)
         for module in modules[:-1]:
             features = module(features, context)
         head_targets = None if targets is None else self._head_targets(task, [target[task] for target in targets])
         output: ModelOutput = modules[-1](features, context, head_targets)
-        if (labels := self._ranges.get(task)) is None:
+        if (label_range := self._ranges.get(task)) is None:
             return output
-        return ModelOutput([labels.select(entry) for entry in output.outputs], output.loss_dict)
+        return ModelOutput([label_range.select(of_sample) for of_sample in output.outputs], output.loss_dict)
 
     def _modules_of(self, task: str) -> list[torch.nn.Module]:
         modules: list[torch.nn.Module] = list(self.decoders[self._decoder_of[task]])  # type: ignore[call-overload]
         return modules
 
     def _head_targets(self, task: str, targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The task's targets, with labels in the numbering of its head."""
-        labels = self._ranges.get(task)
-        return targets if labels is None else [labels.shifted(target) for target in targets]
+        """The task's targets, with labels as classes of its head: in a shared head, the task's offset is added."""
+        label_range = self._ranges.get(task)
+        return targets if label_range is None else [label_range.shifted(target) for target in targets]
 
 
 def _is_detector(module: torch.nn.Module) -> bool:
+    """Whether a module is rslearn's FasterRCNN, or of a class derived from it."""
     return any(f"{kind.__module__}.{kind.__qualname__}" == _DETECTOR for kind in type(module).__mro__)
 
 
 def _refuse_masks(decoders: Mapping[str, list[Any]]) -> None:
+    """Raise a ConfigError for a detector that also predicts an outline (mask) of each object."""
     for task, modules in decoders.items():
         if any(_is_detector(module) and module.roi_heads.has_mask() for module in modules):
             message = "instance_segmentation is not supported: it needs masks of objects, which no task gives"
@@ -241,6 +262,7 @@ def _refuse_masks(decoders: Mapping[str, list[Any]]) -> None:
 
 
 def _refuse_absent(option: str, names: set[str], *, known: set[str], noun: str) -> None:
+    """Raise a ConfigError if an option names something that the model does not have."""
     if absent := sorted(names - known):
         message = f"names the {noun} {absent[0]!r}, which there is not; got {', '.join(sorted(known))}"
         raise ConfigError(Problem(message, key=f"{_MODEL_KEY}.{option}"))

@@ -1,8 +1,11 @@
 """Child processes that end with their parent and leave signals to it.
 
-systemd, SLURM and a terminal send a signal to every process of a group. Only the parent acts on it: a child that ended
-by itself would look like one that the kernel has killed. When the parent ends, even by SIGKILL, the kernel kills its
-children: none goes on working or waiting for a dead parent.
+systemd, SLURM and a terminal send a signal to every process of a group. Only the parent acts on it: children block the
+signal, since a child that ended by itself would look like one that the kernel has killed. When the parent ends, even by
+SIGKILL, the kernel kills its children: none goes on working or waiting for a dead parent.
+
+``pool`` runs calls in such processes; ``FORKED`` and ``SPAWNED`` are the contexts to give to torch's loaders and to
+executors. ``die_with_parent`` is for programs started by ``subprocess``, which do not block signals.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ from typing import Any, Literal
 from rslp.errors import MachineError
 from rslp.runtime import memory
 
+# The signals on which only the parent acts.
 _PARENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+# PR_SET_PDEATHSIG of Linux: the signal that the kernel sends to a process when its parent ends.
 _SET_PARENT_DEATH_SIGNAL = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -39,6 +44,7 @@ def die_with_parent() -> Callable[[], None]:
 
 
 def _die_with(parent: int) -> None:
+    """Let the kernel kill this process when its parent, the process with this id, ends (on Linux)."""
     if hasattr(_libc, "prctl"):
         _libc.prctl(_SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL), 0, 0, 0)
     # The parent may have ended before prctl was called.
@@ -55,13 +61,15 @@ def pool(
     begin: Callable[[Any], None] | None = None,
     argument: Any = None,
 ) -> Iterator[ProcessPoolExecutor]:
-    """A pool of such processes; at the end of the block, calls that were not begun are cancelled.
+    """A pool of child processes that end with this one and leave signals to it.
+
+    At the end of the block, calls that were not begun are cancelled.
 
     Args:
         workers: number of processes.
         start: "fork", or "spawn" for new interpreters.
-        what: the work of a process, for the message if one is killed: "lists windows".
-        begin: called once in each process, with ``argument``.
+        what: the work of a process, for the message if one is killed, after "a process that": "lists windows".
+        begin: called in each process when it starts, with ``argument``.
         argument: the argument of ``begin``.
 
     Raises:
@@ -81,25 +89,28 @@ def pool(
 
 
 class _Child(BaseProcess):
+    """A process that blocks ``_PARENT_SIGNALS`` and is killed when its parent ends."""
+
     def start(self) -> None:
-        """Start the child with these signals blocked: the handlers that torch and Python set in it are never called."""
+        """Start the child with the signals blocked, so that it never calls the handlers that torch and Python set."""
         former = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENT_SIGNALS)
         try:
             super().start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
-        # Otherwise torch, executors and Python at exit would send SIGTERM, which is blocked, and wait for ever.
+        # torch, executors and Python at exit would send SIGTERM, which is blocked, and wait for ever: kill instead.
         self._popen.terminate = self._end  # type: ignore[attr-defined]
 
     def run(self) -> None:
-        """Run in the child, which dies with its parent."""
+        """What the child does: first it ties its life to the parent's, then it runs its target."""
         parent = multiprocessing.parent_process()
         assert parent is not None and parent.pid is not None
         _die_with(parent.pid)
         super().run()
 
     def _end(self) -> None:
-        # torch's handler of SIGCHLD raises when one of its workers is killed, perhaps between these two lines.
+        """Kill the child, and wait for its end."""
+        # Twice: torch's handler of SIGCHLD raises a RuntimeError when a worker is killed, perhaps before the wait.
         for _ in range(2):
             with suppress(RuntimeError):
                 self._popen.kill()  # type: ignore[attr-defined]

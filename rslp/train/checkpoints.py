@@ -26,21 +26,21 @@ from rslp.rundir import RunDir
 from rslp.runtime import collectives, preemption
 from rslp.train.module import JointModule
 
-# Primary metrics at the time when checkpoints did not yet name them, where they were others.
+# Old checkpoints do not name the primary metrics they were chosen by. Where today's is a key here, it was the value.
 _FORMER = {"average_precision": "f1_score"}
-# The key of the run as a whole among those of datasets.
+# The key that stands for the run as a whole, where others are datasets.
 _RUN = ""
 
 
 @dataclass
 class Selection:
-    """The best validations so far.
+    """The best validations so far, by which the best checkpoints are selected.
 
     Attributes:
         best: score and loss of the best validation by dataset, and of the run under an empty name; a score of -1 means
-            that there was none.
-        highest: the highest score of each ``<dataset>/<task>``.
-        metrics: the primary metric of each ``<dataset>/<task>``.
+            that no task had a score.
+        highest: the highest score of each ``<dataset>/<task>``, at least 0.
+        metrics: the primary metric of each ``<dataset>/<task>``; None before ``begin``, and from an old checkpoint.
     """
 
     best: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -48,7 +48,11 @@ class Selection:
     metrics: dict[str, str | None] | None = None
 
     def begin(self, module: JointModule) -> None:
-        """Drop the scores of tasks whose primary metric has changed since, with a note."""
+        """At the start of a training, forget the scores of tasks that had another primary metric when they were set.
+
+        A run that was begun with another version of rslp, or another config, may have such scores. The best checkpoints
+        of their datasets and of the run are selected anew; a note says so.
+        """
         now = module.primary_metrics()
         before = self.metrics
         if before is None:
@@ -65,7 +69,7 @@ class Selection:
         self.metrics = now
 
     def improved(self, module: JointModule) -> list[str | None]:
-        """Add the last validation; returns the datasets (None for the run) for which it is the best so far."""
+        """Add the last validation; returns the datasets, and None for the run, for which it is the best so far."""
         for pair, result in module.results["val"].items():
             if result.score is not None:
                 key = "/".join(pair)
@@ -127,7 +131,7 @@ def lack_of_room(run: RunDir, module: JointModule, optimizers: Sequence[torch.op
 
 
 def _states(group: dict[str, Any]) -> int:
-    """How many numbers an optimiser stores for each weight: Adam and its variants two, momentum one."""
+    """How many numbers an optimiser stores for each weight of a group: Adam and its variants 2, SGD with momentum 1."""
     return 2 if "betas" in group else int(bool(group.get("momentum")))
 
 
@@ -139,20 +143,22 @@ def bytes_of(value: Any) -> int:
     return sum(map(bytes_of, parts))
 
 
+# Keys of checkpoints: the names of the parameters that train, and the id of the run.
 _TRAINABLE_KEY = "rslp_trainable"
 RUN_KEY = "rslp_run"
-# Steps between the checkpoints of epochs on cached features.
+# About how many steps lie between checkpoints while epochs read cached features alone.
 _CACHED_STEPS = 100
-# Characters of a message about weights that do not fit.
+# Characters that are shown of each line of torch's message about weights that do not fit.
 _SHOWN = 120
 
 
 class RunCheckpoints(Checkpoint):
-    """Writes ``checkpoints/{last,best,best-<dataset>}.ckpt`` of a run directory.
+    """Writes ``checkpoints/{last,previous,best,best-<dataset>}.ckpt`` of a run directory.
 
-    Best is the highest validation score, of equal scores the lowest validation loss. ``best*.ckpt`` have weights alone.
-    ``last.ckpt`` is written between epochs and after each ``every_n_steps`` optimiser steps, never by the clock. Epochs
-    on cached features may be shorter than a write, so between them it is written about every ``_CACHED_STEPS`` steps.
+    Best is the highest validation score, of equal scores the lowest validation loss. ``best*.ckpt`` have weights alone,
+    no state of the optimiser. ``last.ckpt`` is written between epochs, after each ``every_n_steps`` optimiser steps, on
+    preemption and at the end, never by the clock; the one before it becomes ``previous.ckpt``. Epochs on cached
+    features may be shorter than a write, so between them it is written about every ``_CACHED_STEPS`` steps.
 
     Args:
         run_dir: the run directory.
@@ -171,7 +177,7 @@ class RunCheckpoints(Checkpoint):
         self.selection = Selection()
         self._trainable: frozenset[str] | None = None
         self._run_id: str | None = None
-        # Epoch and step of the last checkpoint that this process wrote to resume from.
+        # Epoch and step of the last.ckpt that this process wrote; None before the first.
         self.saved: tuple[int, int] | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -183,7 +189,10 @@ class RunCheckpoints(Checkpoint):
         self.selection.load_state_dict(state_dict)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
-        """Save which parameters train: on a resume inside an epoch, callbacks do not thaw them again."""
+        """Save which parameters train; ``on_train_start`` needs it.
+
+        When a run resumes inside an epoch, Lightning does not call what freezes and thaws at the start of an epoch.
+        """
         checkpoint[_TRAINABLE_KEY] = [name for name, p in pl_module.named_parameters() if p.requires_grad]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
@@ -191,7 +200,13 @@ class RunCheckpoints(Checkpoint):
         self._trainable = frozenset(checkpoint[_TRAINABLE_KEY])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Freeze and thaw parameters as in the checkpoint, after callbacks froze them as for epoch 0."""
+        """Begin the selection, warn of a disk that is too small, and freeze parameters as the checkpoint says.
+
+        Other callbacks may have frozen them as at the start of a run.
+
+        Raises:
+            Preempted: a rank was preempted before the first step.
+        """
         preemption.preemption_flag.training = True
         self._run_id = self._run.read_state().get("run_id")
         if collectives.any_rank(preemption.preemption_flag.received is not None, device=pl_module.device):
@@ -209,12 +224,15 @@ class RunCheckpoints(Checkpoint):
             self._save_last(trainer, epoch_start=True)
 
     def _is_cheap_to_repeat(self, trainer: Trainer, pl_module: LightningModule) -> bool:
-        """Whether the last epoch read cached features alone and reached no multiple of ``_CACHED_STEPS``."""
-        steps, epoch = trainer.global_step, int(trainer.num_training_batches)
-        short = steps // _CACHED_STEPS == (steps - epoch) // _CACHED_STEPS
+        """Whether the last epoch need not be saved: it read cached features alone and is too short.
+
+        It is too short if it reached no multiple of ``_CACHED_STEPS``. All ranks give the answer of rank 0.
+        """
+        step, epoch_length = trainer.global_step, int(trainer.num_training_batches)
+        is_short = step // _CACHED_STEPS == (step - epoch_length) // _CACHED_STEPS
         module = _joint(pl_module)
         return bool(
-            trainer.strategy.broadcast(short and module.reads_cached_features() and not module.stop_requested())
+            trainer.strategy.broadcast(is_short and module.reads_cached_features() and not module.stop_requested())
         )
 
     def on_train_batch_end(
@@ -225,16 +243,28 @@ class RunCheckpoints(Checkpoint):
         batch: Any,  # noqa: ARG002
         batch_idx: int,
     ) -> None:
-        """Save inside an epoch, every ``every_n_steps`` steps and on preemption, which then ends the run."""
+        """Save inside an epoch, every ``every_n_steps`` steps and on preemption, which then ends the run.
+
+        After an epoch's last step, ``on_train_epoch_start`` of the next epoch or ``on_train_end`` saves.
+
+        Raises:
+            Preempted: the run is preempted; its state is saved.
+        """
         ends_epoch = batch_idx + 1 >= trainer.num_training_batches
-        leave = _joint(pl_module).stop_requested()
-        if not ends_epoch and (leave or trainer.global_step % self._every == 0):
+        preempted = _joint(pl_module).stop_requested()
+        if not ends_epoch and (preempted or trainer.global_step % self._every == 0):
             self._save_last(trainer, epoch_start=False)
-            if leave:
+            if preempted:
                 _raise_preempted()
 
     def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """End on preemption: a validation may be long, and is repeated after a resume; several ranks end after it."""
+        """End on preemption, since a validation may be long; it is repeated after a resume.
+
+        Of several ranks none may end alone: they skip the rest, and end together after the validation.
+
+        Raises:
+            Preempted: the run is preempted.
+        """
         if (
             upstream.has_trained(trainer)
             and not collectives.is_distributed()
@@ -254,10 +284,17 @@ class RunCheckpoints(Checkpoint):
         self._write_state(trainer, epoch=trainer.current_epoch + 1, score=module.score("val"))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Save the end of the run, from which it continues where its config gets more epochs or steps."""
+        """Save the end of the run; with more epochs or steps in its config, the run goes on from there."""
         self._save_last(trainer, epoch_start=not upstream.stopped_inside(trainer), ended=True)
 
     def _save_last(self, trainer: Trainer, *, epoch_start: bool, ended: bool = False) -> None:
+        """Write ``last.ckpt``; all ranks have to call it.
+
+        Args:
+            trainer: the trainer.
+            epoch_start: the state lies between two epochs, and a resume begins the next one.
+            ended: the training has ended; otherwise it goes on.
+        """
         _joint(trainer.lightning_module).meters["train"].reduce_to_rank_zero()
         checkpoint = upstream.dump_checkpoint(trainer)
         if epoch_start:
@@ -267,16 +304,16 @@ class RunCheckpoints(Checkpoint):
         self._write(trainer, checkpoint, self._run.last)
         self.saved = (checkpoint["epoch"], trainer.global_step)
         self._write_state(trainer, epoch=checkpoint["epoch"], score=self.selection.best_score())
-        # The end of one rank ends all, so none may end before rank 0 has written the file.
+        # A rank that ends takes the others with it, so none may end before rank 0 has written the file.
         trainer.strategy.barrier()
 
     def _write_state(self, trainer: Trainer, *, epoch: int, score: float | None) -> None:
         if trainer.is_global_zero:
-            done = {"epoch": epoch, "step": trainer.global_step, "score": score}
-            self._run.write_state(state="running", **done, run_id=self._run_id)
+            progress = {"epoch": epoch, "step": trainer.global_step, "score": score}
+            self._run.write_state(state="running", **progress, run_id=self._run_id)
 
     def _write(self, trainer: Trainer, checkpoint: Mapping[str, Any], path: Path, *same: Path) -> None:
-        """Write a checkpoint, and link further paths to it."""
+        """Write a checkpoint on rank 0, and hard links (or copies) at further paths."""
         if trainer.is_global_zero:
             write_checkpoint({**checkpoint, RUN_KEY: self._run_id}, path)
             for other in same:
@@ -320,7 +357,7 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
 
 
 def read_with_digest(run: RunDir, path: Path) -> tuple[dict[str, Any], str]:
-    """Read a checkpoint and the sha256 of its file, both of one open file, which a training may replace meanwhile.
+    """Read a checkpoint and the sha256 of its file: both from one open file, since a training may replace it meanwhile.
 
     Raises:
         CheckpointError: see ``read_checkpoint``.
@@ -370,7 +407,9 @@ def read_checkpoint(path: Path, handle: BinaryIO | None = None) -> dict[str, Any
 
 
 def refuse_foreign(run: RunDir, checkpoint: Mapping[str, Any], *, path: Path) -> None:
-    """Refuse a checkpoint in the run directory that another run wrote; those of earlier versions have no run id.
+    """Raise an error for a checkpoint in the run directory that another run wrote.
+
+    Checkpoints of earlier versions have no run id, and are accepted.
 
     Raises:
         RunError: its run id differs from that in ``state.json``.

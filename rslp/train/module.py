@@ -1,4 +1,8 @@
-"""The joint Lightning module: losses, metrics by dataset and task, and the score that selects checkpoints."""
+"""The joint Lightning module: losses, metrics by dataset and task, and the score that selects checkpoints.
+
+What Lightning calls a batch is here one optimiser step: a list of ``Batch``, each of one dataset. ``training_step``
+itself runs the backward pass of all but the last of them.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +38,12 @@ from rslp.train.losses import LossMeter, all_reduce_denominators, loss_factors, 
 from rslp.train.metrics import TaskMetrics, TaskResult
 from rslp.upstream.task_kinds import tasks_by_name
 
+# Keys of checkpoints; their values are part of the format.
 BASELINES_KEY = "rslp_floors"
 LOSSES_KEY = "rslp_train_losses"
 FINITE_KEY = "rslp_nonfinite"
 THRESHOLDS_KEY = "rslp_thresholds"
+# The results of an evaluation by (dataset, task).
 Results = dict[tuple[str, str], TaskResult]
 
 
@@ -48,8 +54,9 @@ class JointModule(RslearnLightningModule):
 
         L = sum over t of (m_t / m) w_t (sum over j, r of n_tjr l_tjr) / (sum over j, r of n_tjr)
 
-    where l is the head's mean loss over n units (see ``models.denominators``) and w the task's entry in
-    ``loss_weights``. The gradient of each batch is computed separately, so that one graph is in memory at a time.
+    where l is the head's mean loss over n units (pixels, samples or class weights, ``rslp.models.denominators``) and w
+    the task's entry in ``loss_weights``. So within a step a task's loss is one mean over the units of all its batches
+    and processes. The gradient of each batch is computed separately, so that one graph is in memory at a time.
 
     Logs ``{train,val,test}/<dataset>/<task>/<metric>``, the normalised score ``{val,test}/score``, and the same values
     under rslearn's names (``val_loss``, ``val_<task>/<metric>``), which callbacks of existing configs monitor.
@@ -58,7 +65,8 @@ class JointModule(RslearnLightningModule):
         model: the model.
         task: the tasks of all datasets, in one MultiTask.
         optimizer: the optimizer factory; AdamW with ``lr`` when None.
-        scheduler: the scheduler factory, stepped once an epoch; a plateau scheduler follows the validation score.
+        scheduler: the scheduler factory. The scheduler steps once an epoch; a plateau scheduler follows the validation
+            score.
         restore_config: weights to start from that are not a checkpoint of a run.
         lr: learning rate when no optimizer is given.
         plateau: a plateau scheduler when no scheduler is given.
@@ -69,6 +77,14 @@ class JointModule(RslearnLightningModule):
         on_nonfinite: whether a step whose loss or gradients are not finite ends the run (``stop``) or is left out, with
             weights and optimiser unchanged (``skip``).
         max_nonfinite: how many steps may be skipped; one more ends the run.
+
+    Attributes:
+        seed: the run's seed.
+        constants: the baselines: for each dataset and task the best constant prediction, learnt from training labels.
+        results: the results of the last evaluation of each split.
+        thresholds: for each dataset and task of a detector the score threshold chosen on the last validation.
+        finite: checks that losses and gradients are finite.
+        meters: the mean losses of each split since the epoch began.
     """
 
     model: JointModel
@@ -102,20 +118,22 @@ class JointModule(RslearnLightningModule):
             plateau_min_lr=plateau_min_lr,
             plateau_cooldown=plateau_cooldown,
         )
-        # rslearn's metrics of a MultiTask do not distinguish datasets, and ignore missing keys.
+        # Ours take their place: rslearn's do not distinguish datasets, and ignore tasks that a batch does not have.
         del self.val_metrics, self.test_metrics
         self.seed = 0
         self.finite = FiniteGuard(FinitePolicy(on_nonfinite, max_nonfinite))
         self._eval_mode = optim.FrozenInEvalMode()
         self.constants: baselines.Baselines = {}
         self.results: dict[str, Results] = {}
-        # Detectors' score thresholds, chosen on the last validation: dataset -> task -> threshold.
         self.thresholds: dict[str, dict[str, float]] = {}
+        # The loss of the last validation by dataset, and under None of the run.
         self._val_losses: dict[str | None, float] = {}
+        # (split, dataset, task) that the user was warned about.
         self._warned: set[tuple[str, str, str]] = set()
-        # Steps that are skipped as not finite are left out of the epoch's mean loss.
+        # Losses that are not finite (of skipped steps) are left out of a training epoch's mean.
         self.meters = {split: LossMeter(only_finite=split == "train") for split in ("train", "val", "test")}
         self._preempted = False
+        # By (dataset, task).
         self._metrics: dict[tuple[str, str], TaskMetrics] = {}
         self._tasks: dict[tuple[str, str], Task] = {}
 
@@ -138,7 +156,7 @@ class JointModule(RslearnLightningModule):
             self.constants = self.trainer.strategy.broadcast(fitted)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save baselines and thresholds, which come from other splits, and the losses since the epoch began."""
+        """Save baselines (from training labels), thresholds (from validation) and the losses since the epoch began."""
         checkpoint[BASELINES_KEY] = self.constants
         checkpoint[THRESHOLDS_KEY] = self.thresholds
         checkpoint[LOSSES_KEY] = self.meters["train"].state()
@@ -156,19 +174,20 @@ class JointModule(RslearnLightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Make the optimizer and the scheduler; a plateau scheduler follows 1 - score of the last validation.
 
-        The optimizer has the parameters that thaw later from the start, so that schedulers know their groups.
+        Parameters that thaw in a later epoch are in the optimizer from the start, so that schedulers know their groups.
 
         Raises:
             ConfigError: a plateau scheduler without validation.
         """
-        stages = optim.freeze_callbacks(self.trainer)
-        later = [p for stage in stages if stage.thaw_at_epoch is not None for p in stage.parameters]
-        never = {p for stage in stages if stage.thaw_at_epoch is None for p in stage.parameters}
-        for parameter in later:
-            parameter.requires_grad = parameter not in never
+        freezes = optim.freeze_callbacks(self.trainer)
+        thaw_later = [p for freeze in freezes if freeze.thaw_at_epoch is not None for p in freeze.parameters]
+        thaw_never = {p for freeze in freezes if freeze.thaw_at_epoch is None for p in freeze.parameters}
+        # The factory takes the parameters that require gradients; set_trainable freezes them again.
+        for parameter in thaw_later:
+            parameter.requires_grad = parameter not in thaw_never
         optimizer = self.optimizer_factory.build(self)
         optim.set_trainable(self.trainer, epoch=0)
-        optim.split_groups(optimizer, stages)
+        optim.split_groups(optimizer, freezes)
         optim.attach_warmup(optimizer)
         use_foreach(optimizer)
         if self.scheduler_factory is None:
@@ -180,12 +199,12 @@ class JointModule(RslearnLightningModule):
                 message = "a plateau scheduler follows the validation score, and trainer.limit_val_batches is 0"
                 raise ConfigError(Problem(message, key="model.init_args.scheduler"))
             frequency = self.trainer.check_val_every_n_epoch or 1
-            # Not strict: without a score (no valid label in the split) the scheduler takes no step.
+            # Not strict: Lightning then steps no scheduler, instead of an error, if there is no score (no valid label).
             config |= {"monitor": "val/score_loss", "frequency": frequency, "strict": False}
         return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[typeddict-item]
 
     def lr_scheduler_step(self, scheduler: LRSchedulerTypeUnion, metric: Any | None) -> None:
-        """Step a scheduler; for a plateau scheduler the validation loss decides where the score has not changed."""
+        """Step a scheduler; for a plateau scheduler, a lower validation loss at an equal score is an improvement."""
         if isinstance(scheduler, ReduceLROnPlateau):
             optim.forgive_ties(scheduler, float(metric or 0), loss=self.validation_loss())
         super().lr_scheduler_step(scheduler, metric)
@@ -205,7 +224,7 @@ class JointModule(RslearnLightningModule):
             raise ConfigError(Problem(message, key="trainer.val_check_interval"))
 
     def on_train_start(self) -> None:
-        """Put frozen modules into evaluation mode; here for a run that resumes inside an epoch."""
+        """Put frozen modules into evaluation mode; a resume inside an epoch does not call ``on_train_epoch_start``."""
         self._eval_mode.update(self.model.encoder)
 
     def on_train_epoch_start(self) -> None:
@@ -219,17 +238,28 @@ class JointModule(RslearnLightningModule):
         upstream.let_schedulers_step(self.trainer)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        """Do nothing: ``training_step`` clears gradients, before the first of its batches."""
+        """Do nothing: ``training_step`` sets the gradients to zero itself, before the first of its batches."""
 
     def training_step(self, batch: list[Batch], batch_idx: int, dataloader_idx: int = 0) -> torch.Tensor:  # noqa: ARG002
-        """Compute the gradients of all batches of a step but the last, and return the last one's loss to Lightning."""
+        """Compute the gradients of all batches of a step but the last, and return the last one's loss to Lightning.
+
+        Each loss is multiplied by its task's factor in the step's loss, see the class.
+
+        Args:
+            batch: the step's batches; those without inputs (no share on this rank, or only bad samples) are left out.
+            batch_idx: number of the step in the epoch.
+            dataloader_idx: not used.
+        """
         optimizer = self.optimizers()
         if not isinstance(optimizer, LightningOptimizer):
             raise TypeError("JointModule trains with one optimizer")
         optimizer.zero_grad()
         self.finite.begin()
-        counts = [self.model.loss_denominators(part.dataset, part.targets) if part.inputs else {} for part in batch]
-        factors = self._loss_factors(batch, counts)
+        denominators = [
+            self.model.loss_denominators(part.dataset, part.targets) if part.inputs else {} for part in batch
+        ]
+        factors = self._loss_factors(batch, denominators)
+        # The loss of the last batch so far, whose backward pass is still to be done.
         pending: torch.Tensor | None = None
         for position, part in enumerate(batch):
             if not part.inputs:
@@ -243,20 +273,20 @@ class JointModule(RslearnLightningModule):
             output = self._forward(part)
             self.finite.note(part, output.loss_dict)
             self.meters["train"].add(
-                part.dataset, losses=output.losses, counts=counts[position], samples=len(part.inputs)
+                part.dataset, losses=output.losses, counts=denominators[position], samples=len(part.inputs)
             )
             pending = weighted(output.losses, factors[position], like=next(self.parameters()))
         # A rank without a sample in the whole step contributes a loss of 0.
         return pending if pending is not None else torch.zeros((), device=self.device, requires_grad=True)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Check that losses and gradients are finite."""
+        """Check that losses and gradients are finite; the policy ends the run, or has the step skipped."""
         scaled = upstream.scales_gradients(self.trainer)
         self.finite.check(self, optimizer, step=self.trainer.global_step, gradients=not scaled)
 
     def validation_step(self, batch: list[Batch], batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
         """Add batches to the validation metrics."""
-        # Ranks stop together after the loop, so a preempted one skips the remaining batches.
+        # Of several ranks none may end alone: a preempted one skips the remaining batches, and all end after the loop.
         if not (collectives.is_distributed() and preemption.preemption_flag.received):
             self._evaluation_step("val", batch)
 
@@ -270,7 +300,7 @@ class JointModule(RslearnLightningModule):
         batch_idx: int,  # noqa: ARG002
         dataloader_idx: int = 0,  # noqa: ARG002
     ) -> list[list[dict[str, Any]]]:
-        """Predict batches: for each its samples' outputs by task."""
+        """Predict batches: for each batch and each of its samples the outputs by task."""
         return [self._predict(part) if part.inputs else [] for part in batch]
 
     def on_validation_epoch_start(self) -> None:
@@ -290,7 +320,7 @@ class JointModule(RslearnLightningModule):
         self._finish("test")
 
     def stop_requested(self) -> bool:
-        """Whether the run is preempted; all ranks give the answer that they agreed on when the step began."""
+        """Whether the run is preempted. Of several ranks, all give the same answer, exchanged when the step began."""
         return self._preempted if collectives.is_distributed() else preemption.preemption_flag.received is not None
 
     def reads_cached_features(self) -> bool:
@@ -304,7 +334,7 @@ class JointModule(RslearnLightningModule):
         return sorted({dataset for dataset, _ in self._metrics})
 
     def score(self, split: str, dataset: str | None = None) -> float | None:
-        """Mean normalised score of the tasks, of the run or of one dataset; None before an evaluation."""
+        """Mean score of the tasks, of the run or of one dataset; None before an evaluation, or if no task has one."""
         results = self.results.get(split, {})
         scores = [r.score for (d, _), r in results.items() if r.score is not None and dataset in (None, d)]
         return sum(scores) / len(scores) if scores else None
@@ -332,15 +362,21 @@ class JointModule(RslearnLightningModule):
             raise TypeError(f"JointModule needs a MultiDatasetDataModule, got {type(data).__name__}")
         return data
 
-    def _loss_factors(self, step: list[Batch], counts: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
-        """The factor on each batch's mean loss of each task; the same all-reduce agrees on preemption."""
+    def _loss_factors(
+        self, step: list[Batch], denominators: list[dict[str, torch.Tensor]]
+    ) -> list[dict[str, torch.Tensor]]:
+        """For each batch of a step and each of its tasks the factor on its mean loss, (m_t / m) n / (sum of all n).
+
+        The all-reduce that adds up the denominators also tells each rank whether any of them is preempted.
+        """
         preempted = preemption.preemption_flag.received is not None
         totals, preempted_ranks = all_reduce_denominators(
-            counts, tasks=self.model.tasks, preempted=preempted, device=self.device
+            denominators, tasks=self.model.tasks, preempted=preempted, device=self.device
         )
         if collectives.is_distributed():
             self._preempted = bool(preempted_ranks.item())
-        return loss_factors(counts, totals=totals, tasks=[self.model.tasks_of(batch.dataset) for batch in step])
+        tasks = [self.model.tasks_of(batch.dataset) for batch in step]
+        return loss_factors(denominators, totals=totals, tasks=tasks)
 
     def _forward(self, batch: Batch) -> JointOutput:
         context = ModelContext(inputs=batch.inputs, metadatas=batch.metadatas)
@@ -357,26 +393,28 @@ class JointModule(RslearnLightningModule):
                 self._evaluate(split, batch)
 
     def _evaluate(self, split: str, batch: Batch) -> None:
+        """Add a batch to the losses and metrics of a split, and its baselines' outputs to the metrics' floors."""
         output = self._forward(batch)
-        counts = self.model.loss_denominators(batch.dataset, batch.targets)
-        self.meters[split].add(batch.dataset, losses=output.losses, counts=counts, samples=len(batch.inputs))
+        denominators = self.model.loss_denominators(batch.dataset, batch.targets)
+        self.meters[split].add(batch.dataset, losses=output.losses, counts=denominators, samples=len(batch.inputs))
         outputs = list(output.outputs)
         overlap = self._data_module().sources(split)[batch.dataset].overlap
         places = [crop_place(metadata, overlap=overlap) for metadata in batch.metadatas]
         for task in self.model.tasks_of(batch.dataset):
             targets = [target[task] for target in batch.targets]
             metrics = self._metrics[batch.dataset, task]
-            constants = self._constants(batch.dataset, task=task, targets=targets)
+            constants = self._baseline_outputs(batch.dataset, task=task, targets=targets)
             metrics.update([out[task] for out in outputs], targets=targets, constants=constants, places=places)
 
-    def _constants(self, dataset: str, *, task: str, targets: list[dict[str, Any]]) -> list[Any] | None:
+    def _baseline_outputs(self, dataset: str, *, task: str, targets: list[dict[str, Any]]) -> list[Any] | None:
+        """For each sample the output that the task's baseline would have; None for a task without one."""
         constant = self.constants.get(dataset, {}).get(task)
         if constant is None:
             return None
         return [baselines.baseline_output(self._tasks[dataset, task], constant, target) for target in targets]
 
     def _gather_metrics(self, split: str) -> None:
-        """Merge the metrics of all ranks in each of them.
+        """Give each rank the metrics of all ranks' samples.
 
         Raises:
             Preempted: a rank was preempted during a training's validation.
@@ -392,11 +430,12 @@ class JointModule(RslearnLightningModule):
             metrics.merge([states[key] for _, states in ranks])
 
     def _from_rank_zero(self, values: dict[str, float]) -> dict[str, float]:
-        """Rank 0's values, in all ranks: callbacks decide by them, and have to decide alike."""
+        """Rank 0's values on all ranks: callbacks (early stopping) decide by them, and have to decide alike."""
         shared: dict[str, float] = self.trainer.strategy.broadcast(values)
         return shared
 
     def _finish(self, split: str) -> None:
+        """Compute the results of an evaluation from the samples of all ranks, and log them."""
         self._gather_metrics(split)
         self.meters[split].reduce_to_rank_zero()
         self.results[split] = {key: self._result(split, *key) for key in self._metrics}
@@ -416,7 +455,10 @@ class JointModule(RslearnLightningModule):
         self.log_dict(logged)
 
     def _result(self, split: str, dataset: str, task: str) -> TaskResult:
-        """Compute the result of a task, and warn once where its primary metric has no value."""
+        """Compute the result of a task, and warn once where its primary metric has no value.
+
+        A detector's score threshold is chosen in a validation, and that one is used in a test.
+        """
         chosen = self.thresholds.get(dataset, {}).get(task)
         result = self._metrics[dataset, task].result(threshold=chosen, tune=split == "val")
         if split == "val" and result.threshold is not None:

@@ -1,4 +1,7 @@
-"""rslearn's datasets: list windows, read samples, write files atomically."""
+"""rslearn's datasets: list windows, read samples, write files atomically.
+
+Most functions here use private parts of rslearn, or replace parts of it that are wrong or slow for us.
+"""
 
 from __future__ import annotations
 
@@ -41,18 +44,19 @@ from rslp.upstream.nodata import NodataFormat
 from rslp.upstream.parser import prepare_parser
 from rslp.upstream.vectors import plain_geojson
 
+# An input as rslearn reads it, before a task and transforms.
 RawInput = RasterImage | list[Feature]
 RawInputs = dict[str, RawInput]
 
 
 def open_dataset(path: UPath) -> Dataset:
-    """Open a dataset: classes in its config are restricted as those of a run config, and formats are made only once."""
+    """Open a dataset, whose config may name only the classes that a run config may name; its formats are made once."""
     prepare_parser()
     return keep_formats(Dataset(path))
 
 
 def keep_formats(dataset: Dataset) -> Dataset:
-    """Instantiate a dataset's vector formats once: rslearn parses their config at each read, 4 ms a sample."""
+    """Instantiate a dataset's vector formats once and keep them; rslearn parses their config at each read (4 ms)."""
     for layer in dataset.layers.values():
         if layer.type == LayerType.VECTOR:
             # A pydantic model refuses new attributes; a partial, unlike a lambda, can be pickled for a worker process.
@@ -66,7 +70,7 @@ def _identity(value: VectorFormat) -> VectorFormat:
 
 
 def wrap_raster_formats(dataset: Dataset, wrap: Callable[[RasterFormat], RasterFormat]) -> Dataset:
-    """Wrap each raster format of a dataset, in place; rslearn caches the instance in a private field."""
+    """Replace each raster format of a dataset, in place, by ``wrap`` of it; it is a private field of rslearn's."""
     for layer in dataset.layers.values():
         for band_set in layer.band_sets:
             band_set._raster_format = wrap(band_set.instantiate_raster_format())
@@ -74,9 +78,9 @@ def wrap_raster_formats(dataset: Dataset, wrap: Callable[[RasterFormat], RasterF
 
 
 def write_whole_files() -> None:
-    """Make rslearn write rasters and vectors by ``write_atomic``, in the whole process.
+    """Make rslearn write rasters and vectors by ``write_atomic``, in the whole process, by replacing its functions.
 
-    On a full disk, GDAL raises nothing when it closes a file, and rslearn leaves incomplete files.
+    Otherwise a full disk leaves incomplete files: GDAL raises nothing when it closes one, and rslearn does not check.
     """
     raster_format.open_rasterio_upath_writer = _atomic_raster  # type: ignore[attr-defined]
     vector_format.open_atomic = _atomic_text  # type: ignore[attr-defined]
@@ -98,7 +102,10 @@ def _atomic_text(path: UPath, mode: str) -> Iterator[io.StringIO]:
 
 
 def with_nodata_marked(dataset: Dataset, data_input: DataInput) -> Dataset:
-    """The layers of a dataset, as rslearn's reading functions use them, with formats that mark nodata pixels."""
+    """A dataset from which a raster input is read with its nodata pixels marked, see ``rslp.upstream.nodata``.
+
+    It has ``layers`` and nothing else, which is all that rslearn's reading functions use of a dataset.
+    """
     if data_input.data_type != "raster":
         return dataset
     layers = dict(dataset.layers)
@@ -114,9 +121,9 @@ def with_nodata_marked(dataset: Dataset, data_input: DataInput) -> Dataset:
 
 @contextmanager
 def observe_rasters(observe: Callable[[DatasetReader], None]) -> Iterator[None]:
-    """Call a function with every raster that rslearn's GeoTIFF format opens in this block, while it is open.
+    """Call ``observe`` with every raster that rslearn's GeoTIFF format opens in this block, while it is open.
 
-    Opening each raster a second time would make reading a third slower.
+    So its grid is known without opening it a second time, which would make reading a third slower.
     """
     module: Any = raster_format
     original = module.open_rasterio_upath_reader
@@ -142,6 +149,7 @@ def split_config(data_module: RslearnDataModule, split: str) -> SplitConfig:
 
 # Errors of rslearn on an invalid metadata.json of a window; an invalid projection is a ValueError, too.
 _BROKEN_METADATA = (ValueError, LookupError, TypeError, AttributeError, PermissionError, IsADirectoryError)
+# How many invalid files a message names.
 _SHOWN = 5
 
 
@@ -189,6 +197,7 @@ def load_windows(
 
 
 def _window_folders(root: UPath, groups: Sequence[str] | None, names: Sequence[str] | None) -> Iterator[UPath]:
+    """What lies in the folders of groups, or the given names in each of them; raises a DataError if not readable."""
     try:
         if not root.is_dir():
             return
@@ -204,7 +213,7 @@ def list_windows(dataset: Dataset, inputs: dict[str, DataInput], config: SplitCo
 
     Args:
         dataset: the dataset on disk.
-        inputs: inputs of a sample; a window without a required one is left out.
+        inputs: inputs of a sample by name; a window without data of a required one is left out.
         config: the split's settings.
     """
     selection: dict[str, Any] = {}
@@ -221,15 +230,16 @@ def list_windows(dataset: Dataset, inputs: dict[str, DataInput], config: SplitCo
 
 
 def has_tags(options: dict[str, Any], tags: dict[str, Any]) -> bool:
-    """Whether tags select a window with these options; a tag of null or an empty text selects by the key alone.
+    """Whether a window is selected by a split's ``tags``: its options have each key, with the tag's value.
 
-    rslearn treats 0 and false like null, and selects all windows that have the key.
+    For a tag whose value is null or an empty text, the key alone is enough. rslearn treats 0 and false in the same way,
+    and so selects windows with any value.
     """
     return all(key in options and (value in (None, "") or _equal(options[key], value)) for key, value in tags.items())
 
 
 def _equal(option: Any, value: Any) -> bool:
-    """Whether an option has a tag's value; "1" equals 1, since the run's parser drops a config's quotes."""
+    """Whether an option has a tag's value; the text "1" equals 1, since parsing a run config drops quotes of values."""
     if option == value or not isinstance(option, str) or isinstance(value, str):
         return bool(option == value)
     try:
@@ -249,10 +259,10 @@ def all_crops(bounds: PixelBounds, config: SplitConfig) -> list[PixelBounds]:
 
 
 def draw_crop(bounds: PixelBounds, size: tuple[int, int] | None, rng: random.Random) -> PixelBounds:
-    """Draw a random crop of a window; a crop larger than the window contains it at a random place.
+    """Draw a random crop of a window; where the crop is larger, the window lies at a random place in it.
 
     Args:
-        bounds: bounds of the window, px.
+        bounds: x0, y0, x1, y1 of the window, px.
         size: width and height, px; None means the whole window.
         rng: source of randomness.
     """
@@ -268,7 +278,15 @@ def draw_crop(bounds: PixelBounds, size: tuple[int, int] | None, rng: random.Ran
 def read_inputs(
     dataset: Dataset, window: Window, *, bounds: PixelBounds, inputs: dict[str, DataInput], rng: random.Random
 ) -> RawInputs:
-    """Read a sample's inputs, with nodata pixels marked (see ``nodata``) and item groups drawn from ``rng``."""
+    """Read the inputs of one crop by rslearn, with nodata pixels marked (see ``rslp.upstream.nodata``).
+
+    Args:
+        dataset: the dataset on disk.
+        window: the window.
+        bounds: x0, y0, x1, y1 of the crop, px.
+        inputs: the inputs to read, by name; optional ones that the window does not have are left out.
+        rng: draws the item group, where an input reads one of several.
+    """
     raw: RawInputs = {}
     with warnings.catch_warnings():
         # rslearn warns of each raster without stored timestamps that it uses the item's time range.
@@ -283,7 +301,7 @@ def read_inputs(
 def filtered(task: Task, label: RawInput) -> RawInput:
     """The features of a label that pass a task's ``filters``: those with the given value of each named property.
 
-    rslearn's own loop continues with the next filter, not with the next feature, so that it skips nothing.
+    rslearn's own filters have no effect: its loop continues with the next filter, not with the next feature.
     """
     filters = getattr(task, "filters", None)
     if not filters or not isinstance(label, list):
@@ -299,8 +317,8 @@ def process_inputs(
     Args:
         task: the task.
         raw: the sample's inputs, as they were read.
-        metadata: place of the sample.
-        load_targets: whether to read the labels.
+        metadata: metadata of the sample: window, crop, projection, time range.
+        load_targets: whether to make targets from the labels.
 
     Returns:
         (inputs, targets) of rslearn's task; by task for a ``MultiTask``.
@@ -321,16 +339,16 @@ def process_inputs(
 
 
 def with_dataset(metadata: SampleMetadata, dataset: str) -> SampleMetadata:
-    """A copy of the metadata with the dataset's key."""
+    """A copy of the metadata with the dataset's key, by which ``JointModel`` chooses the decoders."""
     return replace(metadata, dataset_source=dataset)
 
 
 def dataset_of(writer: RslearnWriter) -> str | None:
-    """The path of the dataset that a prediction writer's config names, if any."""
+    """The path of the dataset that the config of a prediction writer names; None if it names none."""
     path: str | None = writer._path
     return path
 
 
 def open_writer(writer: RslearnWriter, path: UPath) -> None:
-    """Open a prediction writer's layer in the dataset at ``path``; it would take the path from a trainer itself."""
+    """Prepare a prediction writer for the dataset at ``path``, which it would otherwise ask a trainer for."""
     writer._initialize(path)

@@ -1,4 +1,10 @@
-"""The sample cache of one dataset: open it, refresh its index, pack missing records, and read windows from it."""
+"""The sample cache of one dataset: open it, refresh its index, pack missing records, and read windows from it.
+
+A *record* is one input of one whole window, decoded; to *pack* is to make records. The *index* has a row for each
+window of the dataset, with the fingerprint of its files. A *catalogue* has an *entry* for each record of one kind of
+input: the window's fingerprint and the record's place. A record is looked up by fingerprint, so that after a change of
+the files it is not found.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +46,11 @@ CACHE_VARIABLE = "RSLP_CACHE"
 FORMAT = 3
 # Looked up once: it is part of each input's key, and a look-up reads the metadata of the package.
 RSLEARN_VERSION = version("rslearn")
-# The sample cache takes at most this share of the disk's free room.
+# The sample cache takes at most this share of the free bytes of its disk.
 _SHARE_OF_FREE = 0.5
-# Assumed size of a vector record, for the estimate of the room that is needed.
+# Bytes of a vector record, and of what a raster record has besides pixels, as assumed by the estimate of needed room.
 _VECTOR_BYTES = 1000
-# Fewer windows than this are packed in this process.
+# Fewer windows than this are packed by the calling process, since starting others takes longer.
 _WORTH_A_PROCESS = 32
 
 log = logging.getLogger(__name__)
@@ -52,13 +58,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SampleCacheSettings:
-    """The user's choices.
+    """The user's choices, from ``data.init_args`` of the run config and the options of ``helios pack``.
 
     Attributes:
         store: ``auto``, ``off``, or a folder for the sample caches of all datasets.
-        limit: bytes that one dataset's cache may take, besides half of the free disk; None means no other limit.
+        limit: bytes that one dataset's cache may take; None means no limit but half of the disk's free bytes, which
+            holds in any case.
         workers: processes that pack; None means one per processor.
-        check_all: check every window at the start, also of a large dataset.
+        check_all: compare every window's files with the index at the start, also of a large dataset, whose index is
+            otherwise trusted: then a window is checked when it is first read.
         read_timeout: seconds after which reading an input of a window is given up; None waits for ever.
     """
 
@@ -107,7 +115,7 @@ def cache_lock(folder: Path) -> Iterator[None]:
 
 
 class SampleCache:
-    """The sample cache of one dataset.
+    """The sample cache of one dataset; ``open_sample_cache`` makes it.
 
     Args:
         name: the dataset's key in the run config.
@@ -115,7 +123,7 @@ class SampleCache:
         folder: the cache's folder.
         index: the dataset's windows.
         settings: the user's choices.
-        trusted: the index was not checked against every window.
+        trusted: the index was not compared with every window's files, so each is checked when it is first read.
     """
 
     def __init__(
@@ -137,7 +145,13 @@ class SampleCache:
         self._reader = SegmentReader(folder, dataset=name)
 
     def windows(self, inputs: Mapping[str, DataInput], config: SplitConfig, *, split: str = "") -> CachedWindows:
-        """The windows of a split, with these settings; missing records are packed first, if there is room."""
+        """The windows of a split, read from the cache; missing records are packed first, if there is room.
+
+        Args:
+            inputs: the inputs of a sample, by name.
+            config: the split's settings, which select its windows.
+            split: the split's name, for messages.
+        """
         rows = select(self.index, inputs, config)
         self.pack(rows, inputs, split=split)
         records = {name: self._records_of(data_input, rows) for name, data_input in inputs.items()}
@@ -149,29 +163,31 @@ class SampleCache:
         """Pack missing records.
 
         Args:
-            rows: rows of the index.
-            inputs: the inputs of a sample.
+            rows: rows of the index, the windows to pack.
+            inputs: the inputs of a sample, by name.
             split: the split's name, for messages.
-            again: also try windows that could not be packed before, and raise if there is no room.
+            again: for ``helios pack``: also try records again that could not be made before, and raise an error where a
+                run would go on without the cache.
 
         Returns:
             The number of records that were made.
 
         Raises:
-            MachineError: ``again``, and there is no room. Otherwise a warning says so.
+            MachineError: there is no room, with ``again``; without it, that is a warning.
+            DiskError: the disk is full, or OSError: the folder can't be written; likewise.
         """
         if not self._missing(rows, inputs, again=again):
             return 0
         try:
             with cache_lock(self.folder):
                 # Another process may have packed while this one waited for the lock.
-                tasks = self._missing(rows, inputs, again=again)
-                if lack := self._lack_of_room(tasks, inputs, split):
+                missing = self._missing(rows, inputs, again=again)
+                if lack := self._lack_of_room(missing, inputs, split):
                     if again:
                         raise MachineError(lack)
                     log.warning("%s; the dataset is read without it", lack)
                     return 0
-                return self._run(tasks, inputs, f"packing {self.name} {split}")
+                return self._run(missing, inputs, f"packing {self.name} {split}")
         except OSError as error:
             if again:
                 raise full_disk(error, self.folder / "data") or error from error
@@ -184,9 +200,10 @@ class SampleCache:
             return 0
 
     def verify(self, rows: Array, inputs: Mapping[str, DataInput], *, split: str = "") -> int:
-        """Compare records with the dataset byte by byte, and exclude those that differ.
+        """Read the dataset again, compare with the records byte by byte, and exclude records that differ.
 
-        Only this finds files whose content was replaced without a change of size, times and inode.
+        Only this finds files whose content was replaced without a change of size, times and inode. The arguments are
+        those of ``pack``.
 
         Returns:
             The number of records that differed.
@@ -195,10 +212,10 @@ class SampleCache:
         return self._run([(row, keys) for row in rows.tolist()], inputs, f"verifying {self.name} {split}", verify=True)
 
     def check(self) -> tuple[int, int]:
-        """Compare the checksums of all records, and of all cached features.
+        """Compare all records, also those of cached features, with their checksums.
 
         Returns:
-            The number of records, and of damaged ones, which are made again when they are needed.
+            The number of records, and how many of them are damaged; those are made again when they are needed.
         """
         feature_caches = [path for path in sorted(self.folder.glob("features/*")) if path.is_dir()]
         counts = [self._reader.check(path.name) for path in sorted(self.folder.glob("records-*.cat"))]
@@ -206,10 +223,19 @@ class SampleCache:
         return sum(records for records, _ in counts), sum(damaged for _, damaged in counts)
 
     def _run(self, tasks: list[Task], inputs: Mapping[str, DataInput], title: str, *, verify: bool = False) -> int:
-        """Run tasks in processes, with a progress bar, and publish their entries; returns the number of entries."""
+        """Make records (or, with ``verify``, compare them) in several processes, with a progress bar.
+
+        Args:
+            tasks: the windows, each with the keys of its inputs.
+            inputs: the inputs of a sample, by name.
+            title: the text before the progress bar.
+            verify: exclude the records that differ, instead of adding new ones to the catalogues.
+
+        Returns:
+            The number of records that were added or excluded.
+        """
         by_key = {self._key(data_input): data_input for data_input in inputs.values()}
         fingerprints = {key: self._fingerprints(data_input) for key, data_input in by_key.items()}
-        limit = self._settings.read_timeout
         job = PackJob(
             self._dataset.path,
             self.folder,
@@ -217,7 +243,7 @@ class SampleCache:
             by_key,
             fingerprints,
             verify,
-            read_timeout=limit,
+            read_timeout=self._settings.read_timeout,
             name=self.name,
         )
         workers = self._settings.workers if self._settings.workers is not None else default_workers()
@@ -242,7 +268,7 @@ class SampleCache:
         return published
 
     def _lack_of_room(self, tasks: list[Task], inputs: Mapping[str, DataInput], split: str) -> str:
-        """The message if the records will not fit; empty if they will."""
+        """A message if the records of these windows and inputs will not fit on the disk; empty if they will."""
         needed, free = self._estimate(tasks, inputs), free_bytes(self.folder)
         room, why = int(free * _SHARE_OF_FREE), "half of them may be taken"
         if self._settings.limit is not None:
@@ -256,7 +282,7 @@ class SampleCache:
         )
 
     def _estimate(self, tasks: list[Task], inputs: Mapping[str, DataInput]) -> int:
-        """The bytes that the records will take, about."""
+        """About how many bytes the records of these windows and inputs will take."""
         total = 0
         sizes = {self._key(data_input): self._bytes_per_pixel(data_input) for data_input in inputs.values()}
         for row, keys in tasks:
@@ -265,6 +291,7 @@ class SampleCache:
         return total
 
     def _bytes_per_pixel(self, data_input: DataInput) -> int:
+        """Bytes of all item groups of an input per pixel of the window; 0 for vectors."""
         if data_input.data_type == "vector":
             return 0
         total = 0
@@ -278,13 +305,17 @@ class SampleCache:
         return total
 
     def _most_groups(self, layer: str) -> int:
-        """The largest number of item groups that a window has in a layer."""
+        """The largest number of item groups that any window of the dataset has in a layer."""
         completed = self.index.texts["completed"]
         texts = [completed.distinct(code) for code in range(len(completed.ends))]
         return max((sum(layer_of(folder) == layer for folder in text.split("|")) for text in texts), default=1)
 
     def _missing(self, rows: Array, inputs: Mapping[str, DataInput], *, again: bool) -> list[Task]:
-        """The rows with missing records, each with the keys of the inputs that lack one."""
+        """The rows of windows with missing records, each with the keys (see ``input_key``) of the inputs without one.
+
+        An input that the dataset does not have for a window is not missing. With ``again``, records that could not be
+        made before are missing, too.
+        """
         missing: dict[int, list[str]] = {}
         completed = self.index.texts["completed"]
         present: dict[int, set[str]] = {
@@ -303,11 +334,13 @@ class SampleCache:
         return [(row, tuple(keys)) for row, keys in missing.items() if keys]
 
     def _records_of(self, data_input: DataInput, rows: Array) -> InputRecords:
+        """The entries of an input's catalogue, and for each window the number of its entry, -1 where it has none."""
         entries = self._reader.entries(catalogue(self.folder, self._key(data_input)).name)
         numbers = self._reader.find(entries, self._fingerprints(data_input)[rows])
         return InputRecords(entries, numbers.astype(np.int32))
 
     def _fingerprints(self, data_input: DataInput) -> Array:
+        """For each window of the dataset the fingerprint of an input's files, uint64 ``N 2``."""
         return self.index.fingerprints([layer_of(option) for option in data_input.layers])
 
     def _key(self, data_input: DataInput) -> str:
@@ -315,9 +348,10 @@ class SampleCache:
 
 
 def input_key(dataset: Dataset, data_input: DataInput) -> str:
-    """The fingerprint of all configuration that decides what an input reads from a window; it names the catalogue.
+    """The hash of all configuration that decides what the records of an input contain; it names their catalogue.
 
-    The name of the input, and whether one item group or all of them make a sample, do not count.
+    Not part of it: the input's name, and ``load_all_layers`` (whether a sample gets all item groups or one of them),
+    since a record has all of them.
     """
     layers = sorted({layer_of(option) for option in data_input.layers})
     configuration: dict[str, Any] = {
@@ -381,7 +415,7 @@ def open_sample_cache(
 def _open_index(
     name: str, path: UPath, folder: Path, layers: list[str], *, check_all: bool
 ) -> tuple[WindowIndex, bool]:
-    """The index, and whether it is used without a check of every window."""
+    """The index, brought up to date, and whether it is trusted: used without a check of every window's files."""
     key = hashlib.sha256("\n".join(layers).encode()).hexdigest()[:12]
     old = refresh.latest_index(folder, key, dataset=name)
     if not isinstance(path.fs, LocalFileSystem):

@@ -1,4 +1,8 @@
-"""When the encoder is frozen: fill the feature caches before an epoch, and hand them to the loaders."""
+"""While the encoder is frozen: fill the feature caches before an epoch, and give them to the loaders.
+
+Where only the first modules of the encoder are frozen, their outputs are cached; their number is called *depth*. Views
+are the fixed random crops and augmentations that a sample has in that time, see ``docs/frozen_encoder.md``.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +33,19 @@ from rslp.runtime import collectives, preemption
 
 log = logging.getLogger(__name__)
 
+# Paths of modules, in a Freeze, that stand for all weights of the encoder (its first module has nearly all of them).
 _WHOLE_ENCODER = {"model.encoder", "model.encoder.0"}
-# Index and view of samples, by dataset.
+# By dataset the index and the view of samples.
 Keys = Mapping[str, list[tuple[int, int]]]
 FeatureCaches = Mapping[str, FeatureCache]
-# Loaders compare the returned mapping by identity, and another object costs new workers: hence one object for "none".
+# A loader starts new workers when it is given another object than before, so that "none" has to be one object, too.
 _NO_CACHES: FeatureCaches = {}
 
 
 def frozen_depth(encoder: Iterable[torch.nn.Module]) -> int:
-    """Count the modules, from the encoder's first, that always give the same features for a sample.
+    """How many of the encoder's first modules always have the same outputs for a sample.
 
-    They have parameters, none of which trains, and no part of them is in training mode.
+    Those are modules that have parameters, none of which trains, and no part in training mode (such as dropout).
     """
     depth = 0
     for module in encoder:
@@ -54,7 +59,10 @@ def frozen_depth(encoder: Iterable[torch.nn.Module]) -> int:
 
 
 def frozen_epochs(trainer: Trainer, modules: Iterable[torch.nn.Module]) -> float:
-    """The number of epochs in which nothing in these modules trains; infinite if the run has no last epoch."""
+    """The number of epochs, from the run's first, until a parameter of these modules thaws or the run ends.
+
+    Infinite if none thaws and the run has no last epoch.
+    """
     last = trainer.max_epochs
     end = math.inf if last is None or last < 0 else float(last)
     parameters = {parameter for module in modules for parameter in module.parameters()}
@@ -65,7 +73,7 @@ def frozen_epochs(trainer: Trainer, modules: Iterable[torch.nn.Module]) -> float
 
 
 def validations(trainer: Trainer, epochs: float) -> float:
-    """Roughly how often a run validates in ``epochs`` epochs."""
+    """Roughly how often a run validates in a number of epochs."""
     interval = trainer.val_check_interval
     per_epoch = 1 / interval if isinstance(interval, float) and interval > 0 else 1
     return epochs * per_epoch / (trainer.check_val_every_n_epoch or 1)
@@ -110,8 +118,8 @@ class _SplitCaches:
 
     Attributes:
         feature_caches: by dataset.
-        without: datasets without one: caching does not pay, or there is no room.
-        attempted: samples (dataset, index, view) that could not be encoded; they are not tried again.
+        without: datasets without one: caching does not pay, the features can't be cached, or there is no room.
+        attempted: samples (dataset, index, view) that could not be encoded, mostly bad ones; not tried again.
     """
 
     feature_caches: dict[str, FeatureCache] = field(default_factory=dict)
@@ -119,21 +127,24 @@ class _SplitCaches:
     attempted: set[tuple[str, int, int]] = field(default_factory=set)
 
     def is_complete(self, name: str, views: int | None) -> bool:
-        """Whether no sample of a dataset can be missing."""
+        """Whether no sample of a dataset can be missing: it has no feature cache, or one with all samples and views."""
         return name in self.without or (
             name in self.feature_caches and views is not None and self.feature_caches[name].has_all_views(views)
         )
 
     def missing(self, name: str, drawn: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Those of the drawn samples that are neither cached nor attempted."""
+        """Those of the drawn samples (index and view) that are neither cached nor attempted."""
         return [key for key in self.feature_caches[name].missing(drawn) if (name, *key) not in self.attempted]
 
 
 class FrozenStage:
-    """Fills and opens the feature caches of a run while its encoder, or the first part of it, is frozen.
+    """Opens and fills the feature caches of a run while its encoder, or the first modules of it, are frozen.
 
     Args:
         settings: the user's choices.
+
+    Attributes:
+        depth: how many of the encoder's first modules are frozen at present, see ``frozen_depth``.
     """
 
     def __init__(self, settings: FeatureSettings) -> None:
@@ -145,11 +156,14 @@ class FrozenStage:
         self._weights: str | None = None
 
     def describe(self, config: Mapping[str, Any]) -> None:
-        """Set the run config that the run was made from; without it nothing is cached."""
+        """Set the run config of the run, on which fingerprints depend; without it nothing is cached."""
         self._config = config
 
     def views(self, sources: Mapping[str, SampleSource]) -> dict[str, int | None]:
-        """How many views the samples of each dataset have at present; None means that each draw is a new one."""
+        """How many views the samples of each dataset have at present.
+
+        None means that each draw has its own random crop and augmentation, as while the encoder trains.
+        """
         if not self.depth:
             return dict.fromkeys(sources)
         return {name: 1 if source.is_deterministic else self.settings.views for name, source in sources.items()}
@@ -157,15 +171,16 @@ class FrozenStage:
     def feature_caches(
         self, split: str, *, data: DataModuleLike, trainer: Trainer | None, keys: Callable[[], Keys]
     ) -> FeatureCaches:
-        """Open the feature caches of a split, and compute missing features first.
+        """The feature caches of a split by dataset, opened, after missing features were computed.
 
-        Collective: all ranks call it at the same points. The same object is returned while nothing has changed.
+        All ranks have to call it at the same points, since they wait for each other. The same object is returned while
+        nothing has changed.
 
         Args:
             split: "train", "val" or "test".
             data: the data module.
             trainer: the running trainer.
-            keys: returns index and view of all samples that all ranks read next, by dataset.
+            keys: gives by dataset index and view of all samples that all ranks read in the coming epoch.
 
         Raises:
             Preempted: the job was asked to stop; features computed so far are on disk.
@@ -211,7 +226,16 @@ class FrozenStage:
     def _open(
         self, name: str, *, split: str, data: DataModuleLike, trainer: Trainer, model: JointModel, draws: int
     ) -> FeatureCache | None:
-        """Open the feature cache of a dataset and split; None unless caching pays or the cache exists already."""
+        """Open the feature cache of a dataset and split; None unless caching pays or the cache exists already.
+
+        Args:
+            name: the dataset's key.
+            split: the split.
+            data: the data module.
+            trainer: the running trainer.
+            model: the joint model.
+            draws: how many samples of the dataset all ranks together read in an epoch.
+        """
         source, folder = data.sources(split)[name], data.cache_folder(name)
         fingerprints = source.fingerprints()
         if folder is None or fingerprints is None:
@@ -269,7 +293,17 @@ class FrozenStage:
         trainer: Trainer,
         model: JointModel,
     ) -> None:
-        """Compute the missing features; the blocks are divided among the ranks."""
+        """Compute the missing features of a split.
+
+        They are encoded in blocks (see ``Block``), which are divided among the ranks.
+
+        Args:
+            split: the split.
+            work: for each dataset its feature cache, its samples, and index and view of those that are drawn.
+            data: the data module.
+            trainer: the running trainer.
+            model: the joint model.
+        """
         is_rank_zero, caches = collectives.is_rank_zero(), self._caches_by_split[split]
         with ExitStack() as stack:
             todo: list[tuple[str, Block]] = []

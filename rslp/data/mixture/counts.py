@@ -30,7 +30,9 @@ _CHUNK = 4096  # epochs that are summed at a time
 
 @dataclass(frozen=True)
 class Supply:
-    """The batches that one dataset has for an epoch. Its offer is all its samples, or its limit if that is smaller.
+    """The batches that one dataset has for an epoch.
+
+    Its *offer* is how many samples it has for an epoch: all, or its limit if that is smaller.
 
     Attributes:
         stream: the dataset's batches.

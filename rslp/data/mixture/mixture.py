@@ -2,7 +2,12 @@
 
 A pure function of (sizes, batch sizes, mixture, seed, epoch, world size, rank): nothing is remembered between calls, so
 a resumed run needs only its epoch and its position in it. Three modules answer one question each: how many batches of
-each dataset (``counts``), in which order (``order``), which samples (``stream``).
+each dataset (``counts``), in which order (``order``), which samples (``stream``). Read ``plan_epoch`` first.
+
+A *global batch* is the batch of all processes together, of one dataset; each process gets a part of it. A *pass* goes
+once through a dataset, in a new random order. A *round* is up to ``datasets_per_step`` batches of different datasets.
+An optimiser step is one round, or several (``accumulate``). The *line* is the order of an epoch's batches: for each
+batch the number of its dataset.
 """
 
 from __future__ import annotations
@@ -29,13 +34,14 @@ class PlannedBatch:
 
     Attributes:
         dataset: key of the dataset that all samples come from.
-        indices: this process's samples, as positions in the dataset; never empty.
+        indices: this process's samples, as indices in the dataset's split; never empty.
         draws: how often each of them has been drawn before in this run.
         global_size: number of real samples of the batch over all processes.
-        real: how many of ``indices``, from the front, are real. Only a process without a share in a small batch has
-            fewer real samples than indices: it gets one filler sample, which must not count in any loss or metric.
+        real: how many of ``indices`` are samples of the batch: all, or none. None on a process that gets no share of a
+            batch with fewer samples than processes: its one index is a filler, which must not count in any loss or
+            metric.
         step: number of the optimiser step in the epoch, from 0.
-        step_size: how many batches that step accumulates.
+        step_size: how many batches that step has; their gradients are summed.
     """
 
     dataset: str
@@ -49,7 +55,7 @@ class PlannedBatch:
 
 @dataclass(frozen=True)
 class _Part:
-    """One dataset's part of an epoch, which begins with batch ``start`` of its stream."""
+    """One dataset's part of an epoch: batches of its stream, from batch ``start`` on."""
 
     name: str
     stream: Stream
@@ -69,23 +75,27 @@ class EpochBatches:
         world: int,
         rank: int,
     ) -> None:
-        """Store the order of the datasets.
+        """Store the line and the parts.
 
         Args:
-            parts: the datasets, sorted by name.
+            parts: the datasets, sorted by name; the index in this list is a dataset's number.
             line: for each batch the number of its dataset.
-            step_sizes: batches of each optimiser step; None if each batch is a step.
+            step_sizes: the number of batches of each optimiser step; None if each batch is a step.
             seed: seed of the shuffled passes; None keeps the order of the dataset.
             world: number of processes.
             rank: number of this process.
         """
         self._parts = tuple(parts)
         self._line = line.astype(np.int32)
-        self._sizes = step_sizes
-        self._step = None if step_sizes is None else np.repeat(np.arange(len(step_sizes), dtype=np.int32), step_sizes)
-        self._nth = _occurrence(line, len(parts))
+        self._step_sizes = step_sizes
+        # For each batch the number of its step, and how many earlier batches of the epoch are of the same dataset.
+        self._step_of_batch = (
+            None if step_sizes is None else np.repeat(np.arange(len(step_sizes), dtype=np.int32), step_sizes)
+        )
+        self._earlier_of_dataset = _occurrence(line, len(parts))
         self._seed = seed
         self._world, self._rank = world, rank
+        # For each dataset the number and the order of the pass that was used last.
         self._passes: dict[str, tuple[int, npt.NDArray[np.int64]]] = {}
 
     def __len__(self) -> int:
@@ -95,7 +105,7 @@ class EpochBatches:
     @property
     def steps(self) -> int:
         """The number of optimiser steps: the same on every process, and in every epoch of a run."""
-        return len(self) if self._sizes is None else len(self._sizes)
+        return len(self) if self._step_sizes is None else len(self._step_sizes)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -111,13 +121,17 @@ class EpochBatches:
         """
         position = range(len(self))[index]
         part = self._parts[self._line[position]]
-        number, first, stop = part.stream.span(part.start + int(self._nth[position]))
+        pass_number, first, stop = part.stream.span(part.start + int(self._earlier_of_dataset[position]))
         size = stop - first
-        start, end = (first + size * r // self._world for r in (self._rank, self._rank + 1))
-        indices = self._samples(part, number, start, end) or self._samples(part, number, first, first + 1)
-        step = position if self._step is None else int(self._step[position])
-        step_size = 1 if self._sizes is None else int(self._sizes[step])
-        return PlannedBatch(part.name, indices, (number,) * len(indices), size, end - start, step, step_size)
+        # This process's share of the global batch; without one, the batch's first sample as a filler.
+        own_first, own_stop = (first + size * r // self._world for r in (self._rank, self._rank + 1))
+        indices = self._samples(part, pass_number, own_first, own_stop)
+        indices = indices or self._samples(part, pass_number, first, first + 1)
+        # A sample occurs once in each pass, so the number of the pass is how often it was drawn before.
+        draws = (pass_number,) * len(indices)
+        step = position if self._step_of_batch is None else int(self._step_of_batch[position])
+        step_size = 1 if self._step_sizes is None else int(self._step_sizes[step])
+        return PlannedBatch(part.name, indices, draws, size, own_stop - own_first, step, step_size)
 
     def __iter__(self) -> Iterator[PlannedBatch]:
         """All batches in order."""
@@ -141,16 +155,17 @@ class EpochBatches:
         """
         if not 0 <= step <= self.steps:
             raise UsageError(f"cannot start at step {step} of an epoch that has {self.steps} steps")
-        sizes = np.ones(self.steps, dtype=np.int32) if self._sizes is None else self._sizes
+        sizes = np.ones(self.steps, dtype=np.int32) if self._step_sizes is None else self._step_sizes
         edges = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])[step:]
         return ([self[index] for index in range(first, stop)] for first, stop in pairwise(edges.tolist()))
 
-    def _samples(self, part: _Part, number: int, first: int, stop: int) -> tuple[int, ...]:
+    def _samples(self, part: _Part, pass_number: int, first: int, stop: int) -> tuple[int, ...]:
+        """The samples at positions ``first`` to ``stop - 1`` of a pass, as indices in the dataset's split."""
         if self._seed is None:
             return tuple(range(first, stop))
         cached = self._passes.get(part.name)
-        if cached is None or cached[0] != number:
-            cached = number, shuffled(part.stream.size, seed=self._seed, dataset=part.name, number=number)
+        if cached is None or cached[0] != pass_number:
+            cached = pass_number, shuffled(part.stream.size, seed=self._seed, dataset=part.name, number=pass_number)
             self._passes[part.name] = cached
         return tuple(cached[1][first:stop].tolist())
 
@@ -168,12 +183,12 @@ def plan_epoch(
     """Plan one epoch of training.
 
     Every dataset is an endless stream of shuffled passes, of which each epoch takes the next piece: no sample is drawn
-    twice before all of its dataset have been drawn once, across epochs too. The order of the mappings has no effect,
-    and 1 process with batch size 2 b draws the same global batches as 2 processes with batch size b.
+    twice before all samples of its dataset have been drawn once, across epochs too. The order of the mappings has no
+    effect, and 1 process with batch size 2 b draws the same global batches as 2 processes with batch size b.
 
     Args:
-        sizes: samples in each dataset.
-        batch_sizes: largest batch per process, for each dataset.
+        sizes: number of training samples of each dataset.
+        batch_sizes: for each dataset the largest number of samples that one process gets of a batch.
         mixture: how to draw.
         seed: seed of the run.
         epoch: number of the epoch, from 0.

@@ -1,4 +1,9 @@
-"""Assemble samples into the tensors and masks that the Helios encoder takes."""
+"""Assemble samples into the tensors and masks that the Helios encoder takes.
+
+A *modality* is a kind of input that the encoder knows: a sensor's images (Sentinel-2, Sentinel-1, Landsat), or
+elevation. The encoder splits its bands into *band sets*, each of which is one token per patch and date. Images of
+different modalities that were taken at about the same time share a *time step*, here also called date.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +23,12 @@ from rslp.helios.images.dates import Interval, Timeline, align, legacy
 
 logger = logging.getLogger(__name__)
 
-# The image of a sample without valid dates: the middle of the normalised range, at any date.
+# Value and date of the image that stands for a sample without any: the middle of the normalised range, any date.
 _BLANK = 0.5
 _BLANK_DATE = datetime(2000, 1, 1, tzinfo=UTC)
+# Day, month (from 0) and year of the time steps that a sample lacks; they are masked, so any valid date will do.
 _NO_STEP = (1, 0, 2000)
-# Normalised values lie around 0..1; saturated 16-bit pixels become about 9.
+# The largest absolute value that is taken for normalised: most lie in 0..1, saturated 16-bit pixels become about 9.
 _HIGHEST = 50.0
 
 
@@ -48,9 +54,10 @@ class EncoderBatch:
     """A batch, ready for the encoder.
 
     Attributes:
-        sample: tensors and masks; images ``B H W T C``, masks ``B H W T S`` (expanded views), timestamps ``B T 3``.
-        valid: per modality bool ``B T`` on the images' device, or None where every date of every sample is valid.
-        complete: whether every sample has every date and modality, so that the encoder needs no masks.
+        sample: tensors and masks; images ``B H W T C``, masks ``B H W T S`` for S band sets (expanded views of
+            ``B T``), timestamps ``B T 3``: day, month from 0, year.
+        valid: per modality which dates a sample has an image of, bool ``B T`` on the images' device; None if all.
+        complete: whether every sample has every date of every modality of the batch: the encoder then needs no masks.
     """
 
     sample: Any
@@ -73,8 +80,8 @@ def assemble(
             normalised, in the encoder's band order. The number of dates may differ.
         metadatas: per sample its metadata; the window's time range replaces a missing timestamp of a single image.
         modalities: those that the encoder takes; other inputs are ignored.
-        use_legacy_timestamps: dummy months instead of the real ones.
-        tolerance: see ``dates.align``.
+        use_legacy_timestamps: January 2024 for the first image, February for the second, …, instead of the real dates.
+        tolerance: how close in time images of different modalities must be to share a time step, see ``dates.align``.
 
     Raises:
         DataError: no sample has a modality, a number of bands is wrong, sizes differ, or timestamps are missing.
@@ -97,6 +104,7 @@ def assemble(
         _timeline({n: i for n, i in of_sample.items() if n in series}, metadata, use_legacy_timestamps, tolerance)
         for of_sample, metadata in zip(images, metadatas, strict=True)
     ]
+    # T of all series in the batch.
     longest = max(1, *(len(timeline.steps) for timeline in timelines))
     tensors: dict[str, Any] = {"timestamps": _timestamps(timelines, longest, device)}
     valid: dict[str, torch.Tensor | None] = {}
@@ -114,7 +122,7 @@ def assemble(
 
 
 def ensure_normalized(batch: EncoderBatch) -> None:
-    """Refuse images that were not normalised: their features would collapse without an error.
+    """Raise an error for images that were not normalised; the encoder would give useless features for them.
 
     Raises:
         DataError: a value is larger than normalised values of any sensor can be.
@@ -136,8 +144,9 @@ def _images_of(sample: Mapping[str, Any], modalities: Sequence[ModalityShape]) -
         if value is None:
             continue
         if not isinstance(value, RasterImage):
-            stacked = value.shape[0] // modality.bands if value.shape[0] % modality.bands == 0 else 1
-            value = RasterImage(value.unflatten(0, (stacked, -1)).transpose(0, 1))
+            # A tensor T*C H W, which has no timestamps.
+            times = value.shape[0] // modality.bands if value.shape[0] % modality.bands == 0 else 1
+            value = RasterImage(value.unflatten(0, (times, -1)).transpose(0, 1))
         bands, dates = value.image.shape[:2]
         if bands != modality.bands:
             raise DataError(
@@ -151,13 +160,14 @@ def _images_of(sample: Mapping[str, Any], modalities: Sequence[ModalityShape]) -
 
 
 def _blank(modality: ModalityShape, size: tuple[int, int], device: torch.device) -> dict[str, RasterImage]:
-    """The input of a sample without a valid date: the encoder needs at least one token of each sample."""
+    """A blank image for a sample that has none, with a warning: the encoder needs at least one token of each sample."""
     say_once("a sample has no valid date in any modality; it is encoded as a blank image")
     image = torch.full((modality.bands, 1, *size), _BLANK, device=device)
     return {modality.name: RasterImage(image, timestamps=[(_BLANK_DATE, _BLANK_DATE)])}
 
 
 def _common_size(images: Sequence[Mapping[str, RasterImage]]) -> tuple[int, int]:
+    """H and W of all images of a batch; raises a DataError if they differ."""
     sizes = {(image.image.shape[2], image.image.shape[3]) for of_sample in images for image in of_sample.values()}
     if len(sizes) > 1:
         listed = ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
@@ -169,6 +179,7 @@ def _common_size(images: Sequence[Mapping[str, RasterImage]]) -> tuple[int, int]
 def _timeline(
     images: Mapping[str, RasterImage], metadata: SampleMetadata, use_legacy_timestamps: bool, tolerance: timedelta
 ) -> Timeline:
+    """The time steps of one sample, and which of them each of its images belongs to."""
     if use_legacy_timestamps:
         counts = {name: image.image.shape[1] for name, image in images.items()}
         if max(counts.values(), default=0) > 12:
@@ -183,6 +194,7 @@ def _aligned(intervals: tuple[tuple[str, tuple[Interval, ...]], ...], tolerance:
 
 
 def _intervals(name: str, image: RasterImage, metadata: SampleMetadata) -> tuple[Interval, ...]:
+    """The time interval in which each date of an input was taken; raises a DataError if that is not known."""
     dates = image.image.shape[1]
     if image.timestamps is not None:
         if len(image.timestamps) != dates:
@@ -207,6 +219,7 @@ def say_once(message: str) -> None:
 
 
 def _positions(modality: ModalityShape, images: Mapping[str, RasterImage], timeline: Timeline) -> tuple[int, ...]:
+    """The time steps of a sample's images of one modality; () if it has none, (0,) if the modality has no dates."""
     if modality.is_series:
         return timeline.position.get(modality.name, ())
     return tuple(range(images[modality.name].image.shape[1])) if modality.name in images else ()
@@ -219,7 +232,15 @@ def _stack(
     dates: int,
     size: tuple[int, int],
 ) -> torch.Tensor:
-    """Stack to ``B C T H W`` float32; dates that a sample lacks are zero (they are masked)."""
+    """Stack the images of one modality to ``B C T H W`` float32; dates that a sample lacks are zero (they are masked).
+
+    Args:
+        images: per sample its images ``C t H W``; None if it has none.
+        positions: per sample the time steps, of T, of its t images.
+        bands: C.
+        dates: T.
+        size: H and W.
+    """
     all_dates = tuple(range(dates))
     pairs = zip(images, positions, strict=True)
     complete = [image.image for image, position in pairs if image is not None and position == all_dates]
@@ -236,6 +257,7 @@ def _stack(
 
 
 def _valid_dates(positions: Sequence[tuple[int, ...]], dates: int, device: torch.device) -> torch.Tensor | None:
+    """Which of the dates each sample has an image of, bool ``B T``; None if all samples have all of them."""
     if all(len(position) == dates for position in positions):
         return None
     rows = [[step in position for step in range(dates)] for position in map(set, positions)]
@@ -243,11 +265,12 @@ def _valid_dates(positions: Sequence[tuple[int, ...]], dates: int, device: torch
 
 
 def _mask(is_valid: torch.Tensor | None, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
-    """Mask values of the encoder, ``B T``."""
+    """The encoder's mask value for each date, ``B T``: ``ONLINE_ENCODER`` where it is encoded, else ``MISSING``."""
     visible = torch.tensor(MaskValue.ONLINE_ENCODER.value, dtype=torch.int32, device=device)
     return visible.expand(shape) if is_valid is None else torch.where(is_valid, visible, MaskValue.MISSING.value)
 
 
 def _timestamps(timelines: Sequence[Timeline], longest: int, device: torch.device) -> torch.Tensor:
+    """Day, month (from 0) and year of each time step, ``B T 3``."""
     rows = [[*timeline.steps, *[_NO_STEP] * (longest - len(timeline.steps))] for timeline in timelines]
     return torch.tensor(rows, dtype=torch.int64, device=device)
