@@ -56,7 +56,7 @@ class Overlay:
         return Overlay(tree, self.target, self.document, self.source, {**self.moved, **in_file})
 
     def problem(self, message: str, within: KeyPath) -> Problem:
-        """A problem with a key of the piece, at its place in the file."""
+        """A problem with a key of the piece: its line is the file's, its name that of the present version."""
         return Problem(message, self.document.name, self.line(within), dotted((*self.source, *within)))
 
 

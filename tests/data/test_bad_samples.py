@@ -155,7 +155,7 @@ def test_a_modality_that_a_window_lacks_is_named_with_what_is_there(tmp_path: Pa
     with pytest.raises(DataError) as caught:
         found.sample(0)
     what = "the transforms fail: HeliosNormalize: the sample has no input 'sentinel1'; its inputs: classify, image; "
-    assert f"{what}skip_missing: true normalises what a sample has" in str(caught.value)
+    assert f"{what}skip_missing: true normalises those that a sample has" in str(caught.value)
     assert str(caught.value).startswith("crops/default/w00")
 
 

@@ -203,7 +203,7 @@ def test_galileos_mistakes_are_told():
     model = Galileo(GalileoSize.NANO, pretrained_path=str(WEIGHTS))
     with pytest.raises(DataError, match="none of Galileo's inputs"):
         features(model, {"sentinel2_l2a": RasterImage(torch.zeros(10, 1, 1, 1))})
-    with pytest.raises(DataError, match="no dates"):
+    with pytest.raises(DataError, match="no timestamps"):
         features(model, {"s2": RasterImage(torch.zeros(10, 1, 1, 1))})
 
 

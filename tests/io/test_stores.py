@@ -78,8 +78,8 @@ def test_a_run_in_a_copy(store: ObjectStore, tmp_path: Path, monkeypatch: pytest
     code += (
         "(here / 'checkpoints').mkdir(); (here / 'checkpoints/last.ckpt').write_text('w'); (here / 'DONE.json').touch()"
     )
-    pace = LeaseTiming(beat=0.5, settle=0.1, push=0.2)
-    assert run_in_copy(location, (sys.executable, "-c", code), trains=True, pace=pace) == 0
+    timing = LeaseTiming(beat=0.5, confirm=0.1, push=0.2)
+    assert run_in_copy(location, (sys.executable, "-c", code), trains=True, timing=timing) == 0
     assert set(ObjectStore(location).sizes()) == {"config.yaml", "checkpoints/last.ckpt", "DONE.json"}
 
 

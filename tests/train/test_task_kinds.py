@@ -114,9 +114,9 @@ def test_a_new_kind_of_task_is_a_row_a_metric_and_a_check(unit: str, monkeypatch
 
     labels = TaskLabels("dataset", "task", task, (), "train", ())
     assert check_labels(labels)[1] == [finding]
-    check_target(task, targets[0], what="sample")
+    check_target(task, targets[0], label="sample")
     with pytest.raises(DataError, match="1 of "):
-        check_target(task, bad, what="sample")
+        check_target(task, bad, label="sample")
     assert fit_baseline(task, targets) == constant
     constants = [baseline_output(task, constant, target) for target in targets]
     truths = [kind.labels(target) for target in targets]
