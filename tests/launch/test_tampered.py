@@ -190,7 +190,7 @@ def test_keys_of_an_object_store_lead_out_of_no_folder() -> None:
             return {f"{path}/{key}": {"size": 1} for key in keys}
 
     store = ObjectStore("memory://bucket/p", patience=0)
-    store.__dict__["_place"] = (System(), "bucket/p")
+    store.__dict__["_system_and_path"] = (System(), "bucket/p")
     assert sorted(store.sizes()) == ["a/b", "job.json"]
 
 
