@@ -246,6 +246,7 @@ def test_preempted_on_two_nodes_it_goes_on_to_the_same_weights(user: User, confi
     assert_same_weights(user.run("nodes"), user.run("calm"))
 
 
+@pytest.mark.slow  # as a preempted run does, after a wait for the clock
 def test_out_of_time_it_goes_on_to_the_same_weights(user: User, config: dict[str, Any], reference: RunDir) -> None:
     waiting = with_callback(config, "WaitForWarning", step=8)
     job = user.launches("limited", waiting, "--time_limit", "10m", "--slurm.notice", "60")
