@@ -45,7 +45,7 @@ COVERED = {
     ("launch/bootstrap.py", "main", "os.execve"): "becomes the program, and starts none",
     ("launch/processes.py", "_RankSupervisor.start", "subprocess.Popen"): DIES,
     ("launch/remote.py", "_ChildProcess.start", "subprocess.Popen"): DIES,
-    ("launch/engines/slurm.py", "_step", "subprocess.run"): "SLURM ends the steps of a job with it",
+    ("launch/engines/slurm.py", "_run_processes", "subprocess.run"): "SLURM ends the steps of a job with it",
     ("launch/engines/slurm.py", "slurm", "subprocess.run"): "asks something, within two minutes",
     ("launch/engines/local.py", "submit", "os.execve"): "becomes the program, and starts none",
     ("launch/engines/local.py", "submit", "subprocess.Popen"): "--detach: is to outlive the terminal",
