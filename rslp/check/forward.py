@@ -16,9 +16,10 @@ from rslp.check.findings import Finding
 from rslp.check.images import ENCODER_PATH
 from rslp.check.view import DatasetView
 from rslp.data.batches import Batch, collate
-from rslp.data.samples import SampleSource, seeded
+from rslp.data.samples import SampleSource
 from rslp.errors import KeyPath, UserError
 from rslp.models.joint import JointModel
+from rslp.runtime.seeds import seeded
 
 _DECODERS: KeyPath = (*ENCODER_PATH[:-1], "decoders")
 

@@ -17,10 +17,11 @@ from torch.utils.data import Dataset, Sampler
 from rslp import upstream
 from rslp.data.bad_samples import BadSample
 from rslp.data.mixture import mixture
-from rslp.data.samples import Sample, SampleKey, SampleSource, stable_seed
+from rslp.data.samples import Sample, SampleKey, SampleSource
 from rslp.errors import DataError, MachineError
 from rslp.models.joint import Features
 from rslp.runtime import memory
+from rslp.runtime.seeds import stable_seed
 
 # At most this many other samples are tried in place of a bad one; where all are bad, the dataset is broken.
 _TRIES = 20

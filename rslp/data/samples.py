@@ -12,8 +12,7 @@ import json
 import pickle
 import random
 import time
-from collections.abc import Iterator, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +40,7 @@ from rslp.data.dataset_arguments import SKIPS_TARGETS
 from rslp.data.windows import DirectWindows, Windows
 from rslp.errors import DataError
 from rslp.runtime import class_paths
+from rslp.runtime.seeds import seeded, stable_seed
 from rslp.runtime.slow_reads import read_with_notice, slow_read_watch
 from rslp.upstream import nodata, vectors
 from rslp.upstream.task_kinds import tasks_by_name
@@ -69,39 +69,6 @@ class SampleKey:
     dataset: str
     index: int
     draw: int
-
-
-def stable_seed(*parts: object) -> int:
-    """A 64-bit seed from any printable parts, the same in every process and on every machine."""
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "little")
-
-
-def seed_torch(seed: int, device: torch.device) -> None:
-    """Seed torch's global generators for a device.
-
-    On the CPU not by ``torch.manual_seed``, which also registers a seed for GPUs that are not in use, with a costly
-    stack trace.
-    """
-    if device.type == "cpu":
-        torch.default_generator.manual_seed(seed)
-    else:
-        torch.manual_seed(seed)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Run a block with Python's, numpy's and torch's global generators seeded, and restore them afterwards."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
 
 
 @dataclass(frozen=True)

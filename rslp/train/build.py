@@ -29,12 +29,12 @@ from rslearn.train.prediction_writer import RslearnWriter
 import rslp
 from rslp import upstream
 from rslp.data.datamodule import MultiDatasetDataModule
-from rslp.data.samples import seeded, stable_seed
 from rslp.errors import ConfigError, KeyPath, Problem, UserError, chain, dotted
 from rslp.io import read_yaml, resolve_paths
 from rslp.models.optim import Freeze
 from rslp.rundir import RunDir
 from rslp.runtime.class_paths import refuse_untrusted
+from rslp.runtime.seeds import seeded, stable_seed
 from rslp.runtime.world import read_world
 from rslp.train.callbacks import MetricsLog
 from rslp.train.checkpoints import RunCheckpoints

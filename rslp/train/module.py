@@ -26,12 +26,12 @@ from rslp import upstream
 from rslp.data.batches import Batch
 from rslp.data.crops import crop_place
 from rslp.data.datamodule import MultiDatasetDataModule
-from rslp.data.samples import seed_torch, stable_seed
 from rslp.errors import ConfigError, Problem
 from rslp.models import optim, restoring
 from rslp.models.joint import JointModel, JointOutput
 from rslp.models.optim import use_foreach
 from rslp.runtime import collectives, preemption
+from rslp.runtime.seeds import seed_torch, stable_seed
 from rslp.train import baselines
 from rslp.train.callbacks import FiniteGuard, FinitePolicy, OnNonfinite
 from rslp.train.losses import LossMeter, all_reduce_denominators, loss_factors, weighted

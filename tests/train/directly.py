@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rslearn.utils.jsonargparse import init_jsonargparse
 
-from rslp.data.samples import seeded
 from rslp.io import read_yaml, resolve_paths
 from rslp.rundir import RunDir
+from rslp.runtime.seeds import seeded
 from rslp.train import build
 from rslp.train.build import InstantiatedRun, instantiate_directly
 from tests.train.structures import differences, structure
