@@ -22,6 +22,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from rslp.check.findings import Finding, listed
+from rslp.config.migrate import RENAMED_CLASSES
 from rslp.errors import ConfigError, KeyPath, UserError
 from rslp.runtime.class_paths import resolve
 from rslp.suggest import did_you_mean
@@ -199,6 +200,8 @@ def _import_problem(path: str, at: KeyPath) -> Finding | None:
     try:
         resolve(path, (object,))
     except (ImportError, ValueError) as error:
+        if path in RENAMED_CLASSES:
+            return Finding(f"{path!r} is {RENAMED_CLASSES[path]!r} now", (*at, "class_path"))
         hint = "; rslearn_projects has a package of this name too: copy the class into a module of your own"
         return Finding(f"{path!r} can't be imported: {error}{hint * path.startswith('rslp.')}", (*at, "class_path"))
     except AttributeError:

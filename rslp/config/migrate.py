@@ -15,7 +15,7 @@ from rslp.config.merge import merge, nest, pick, put
 from rslp.config.overlays import Overlay, problem_at
 from rslp.errors import KeyPath, Problem, dotted
 
-# Old class path -> present one, from rslearn of July 2025 and the original project.
+# Old class path -> present one: from rslearn of July 2025, the original project, and earlier modules of rslp itself.
 RENAMED_CLASSES: dict[str, str] = {
     "olmoearth_projects.olmoearth_pretrain.norm.OlmoEarthNormalize": "rslearn.models.olmoearth_pretrain.norm.OlmoEarthNormalize",  # noqa: E501
     "rslearn.models.multitask.MultiTaskMergedModel": "rslp.train.JointModel",
@@ -26,6 +26,10 @@ RENAMED_CLASSES: dict[str, str] = {
     "rslearn.train.data_module.MultiDatasetDataModule": "rslp.train.MultiDatasetDataModule",
     "rslearn.train.lightning_module.RslearnLightningModule": "rslp.train.JointModule",
     "rslp.satlas.train.MarineInfraTask": "rslp.helios.tasks.MarineInfraTask",
+    "rslp.train.data.MultiDatasetDataModule": "rslp.train.MultiDatasetDataModule",
+    "rslp.train.freezing.Freeze": "rslp.train.Freeze",
+    "rslp.train.model.JointModel": "rslp.train.JointModel",
+    "rslp.train.optimizer.LayerwiseAdamW": "rslp.train.LayerwiseAdamW",
     "rslp.transforms.mask.Mask": "rslearn.train.transforms.mask.Mask",
 }
 

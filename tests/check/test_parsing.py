@@ -76,6 +76,19 @@ def test_a_class_of_another_rslp_is_told_apart() -> None:
     assert "rslearn_projects has a package of this name too: copy the class into a module of your own" in found.what
 
 
+def test_a_class_that_moved_is_told_where_it_is() -> None:
+    config = run_config(ONE)
+    config["model"]["init_args"]["model"]["class_path"] = "rslp.train.model.JointModel"
+    config["trainer"]["callbacks"] = [{"class_path": "rslp.train.freezing.Freeze"}]
+    assert {(finding.at, finding.what) for finding in parse(config).findings} == {
+        (
+            ("model", "init_args", "model", "class_path"),
+            "'rslp.train.model.JointModel' is 'rslp.train.JointModel' now",
+        ),
+        (("trainer", "callbacks", 0, "class_path"), "'rslp.train.freezing.Freeze' is 'rslp.train.Freeze' now"),
+    }
+
+
 def test_false_is_what_yaml_makes_of_off() -> None:
     assert parse(run_config(ONE, store=False, features=False)).findings == ()
 
