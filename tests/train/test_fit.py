@@ -391,7 +391,7 @@ def test_all_crops_of_a_window_are_samples_of_their_own(tmp_path: Path) -> None:
     assert len(covered) == 20 * 20
 
 
-def test_adapters_read_lightning_where_we_think(reference: RunDir) -> None:
+def test_upstream_reads_lightning_where_we_think(reference: RunDir) -> None:
     checkpoint = read_checkpoint(reference.last)
     loop = checkpoint["loops"]["fit_loop"]
     assert set(loop["epoch_progress"]["current"].values()) == {3}
