@@ -81,6 +81,11 @@ class RunDir:
         """The checkpoint that a run resumes from."""
         return self.checkpoints / "last.ckpt"
 
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before the last one, for a last one that is damaged."""
+        return self.checkpoints / "previous.ckpt"
+
     def best(self, dataset: str | None = None) -> Path:
         """The checkpoint with the best score of the run, or of one dataset."""
         return self.checkpoints / ("best.ckpt" if dataset is None else f"best-{dataset}.ckpt")

@@ -97,6 +97,7 @@ class _ListedOnce:
         self.strays: dict[str, None] = {}
 
     def load_windows(self, **selection: Sequence[str]) -> list[Window]:
+        """The windows of some groups and names, or all; listed once for each selection."""
         key = tuple((name, tuple(values)) for name, values in sorted(selection.items()))
         if key not in self._windows:
             self._windows[key], strays = upstream.load_windows(self._dataset, **selection)

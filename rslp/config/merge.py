@@ -116,6 +116,7 @@ class _Merger:
     changes: list[ClassChange] | None
 
     def merge(self, base: Any, over: Any, key_path: KeyPath) -> Any:
+        """The value at a key path: ``over`` laid onto ``base`` by the merge rule."""
         if not isinstance(over, dict):
             return over
         result = dict(base) if isinstance(base, dict) else {}

@@ -119,7 +119,7 @@ def lack_of_room(run: RunDir, module: JointModule, optimizers: Sequence[torch.op
         _states(group) * sum(p.nbytes for p in group["params"]) for opt in optimizers for group in opt.param_groups
     ]
     best = [run.best(), *map(run.best, module.datasets())]
-    present = [path for path in (run.last, run.last.with_name("previous.ckpt"), *best) if path.exists()]
+    present = [path for path in (run.last, run.previous, *best) if path.exists()]
     # last.ckpt, previous.ckpt and one that is being written; the best checkpoints have weights alone.
     needed = 3 * (weights + sum(states)) + len(best) * weights
     missing = needed - sum(path.stat().st_size for path in present)

@@ -90,7 +90,7 @@ def resume_point(run: RunDir) -> Resume | None:
         RunError: the checkpoint is of another run.
     """
     faults: list[str] = []
-    for path in (run.last, run.last.with_name("previous.ckpt")):
+    for path in (run.last, run.previous):
         if not path.exists():
             continue
         try:

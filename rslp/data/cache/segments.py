@@ -397,5 +397,6 @@ class _Segment:
         return self._view
 
     def release_pages(self) -> None:
+        """Give the memory of the mapped pages back to the system; the next read maps them anew."""
         if self._map is not None:
             self._map.madvise(mmap.MADV_DONTNEED)
