@@ -29,8 +29,14 @@ class RunProgress(RichProgressBar):
         names = [None, *pl_module.datasets()]
         scores = [(name or "score", pl_module.score("val", name)) for name in names]
         shown = "  ".join(f"{name} {value:.3f}" for name, value in scores if value is not None)
-        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        self.progress.console.print(f"{epoch}  {shown}", highlight=False, soft_wrap=True)
+        self.progress.console.print(f"{_position(trainer)}  {shown}", highlight=False, soft_wrap=True)
+
+
+def _position(trainer: Trainer) -> str:
+    """The epoch and, where optimiser steps are limited, the step that a training has reached, each with its limit."""
+    epochs = trainer.max_epochs
+    epoch = f"epoch {trainer.current_epoch + 1}" + (f"/{epochs}" if epochs is not None and epochs > 0 else "")
+    return epoch if trainer.max_steps < 0 else f"{epoch}, step {trainer.global_step}/{trainer.max_steps}"
 
 
 _LIBRARIES = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")

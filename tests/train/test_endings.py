@@ -255,3 +255,23 @@ def test_best_checkpoints_of_one_validation_are_one_file(
 
 def _no_links(*_: Any, **__: Any) -> None:
     raise OSError(95, "Operation not supported")
+
+
+@pytest.mark.parametrize(
+    ("limits", "lines"),
+    [
+        ({"max_epochs": 2}, ["epoch 1/2", "epoch 2/2"]),
+        ({"max_epochs": -1, "max_steps": 12}, ["epoch 1, step 6/12", "epoch 2, step 12/12"]),
+        ({"max_epochs": 2, "max_steps": 100}, ["epoch 1/2, step 6/100", "epoch 2/2, step 12/100"]),
+    ],
+)
+def test_each_validation_prints_how_far_the_training_has_come(
+    tmp_path: Path,
+    data: dict[str, tuple[str, str]],
+    capsys: pytest.CaptureFixture[str],
+    limits: dict[str, int],
+    lines: list[str],
+) -> None:
+    run, code = start(tmp_path, data, **{"enable_progress_bar": True, **limits})
+    shown = [line.partition("  ")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert code == 0 and shown == lines
