@@ -272,6 +272,6 @@ def test_each_validation_prints_how_far_the_training_has_come(
     limits: dict[str, int],
     lines: list[str],
 ) -> None:
-    run, code = start(tmp_path, data, **{"enable_progress_bar": True, **limits})
+    _, code = start(tmp_path, data, **{"enable_progress_bar": True, **limits})
     shown = [line.partition("  ")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     assert code == 0 and shown == lines
