@@ -18,6 +18,9 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 def structure(value: Any, seen: dict[int, int] | None = None) -> Any:
     """Types and values of an object and of everything that it holds; what was met before is its number."""
     seen = {} if seen is None else seen
+    if isinstance(value, float) and value.is_integer():
+        # jsonargparse makes floats of defaults that are whole numbers.
+        return "int", int(value)
     if isinstance(value, _PLAIN):
         return type(value).__name__, value
     if isinstance(value, type | ModuleType) or inspect.isroutine(value) or isinstance(value, PurePath | torch.dtype):
