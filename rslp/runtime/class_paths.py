@@ -7,12 +7,10 @@ importing it, and the type of a class is checked before it is instantiated.
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import json
 import os
 import site
 import sys
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import Distribution, distributions

@@ -9,8 +9,10 @@ Lightning: whole numbers to floats, texts to numbers and to the types that rslea
 from __future__ import annotations
 
 import collections.abc
+import functools
 import importlib
 import inspect
+import operator
 import traceback
 import types
 import typing
@@ -329,7 +331,7 @@ def _union(value: Any, options: tuple[Any, ...], at: KeyPath) -> Any:
             return planned
         if all(problem.at != at for problem in invalid):
             trials.append((len(invalid), len(trials), planned))
-    return min(trials)[2] if trials else _mismatch(value, typing.Union[options], at)
+    return min(trials)[2] if trials else _mismatch(value, functools.reduce(operator.or_, options), at)
 
 
 def _anything(value: Any, at: KeyPath) -> Any:
@@ -386,26 +388,29 @@ def _class(value: Any, hint: Any, at: KeyPath) -> Any:
         return value
     if isinstance(value, str) and value.replace(".", "").isidentifier():
         value = {"class_path": value}
-    if not isinstance(value, Mapping):
-        return _mismatch(value, hint, at)
+    return _described(value, hint, at) if isinstance(value, Mapping) else _mismatch(value, hint, at)
+
+
+def _described(value: Mapping[Any, Any], hint: Any, at: KeyPath) -> Any:
+    """Plan an object of a class that a mapping describes."""
     if "class_path" not in value:
         plain = hint.__module__ != "builtins" and not inspect.isabstract(hint)
         return plan_call(hint, value, at) if plain else _mismatch(value, hint, at)
     if unknown := [key for key in value if key not in _CLASS_KEYS]:
-        return Invalid(f"unknown key beside class_path{did_you_mean(unknown[0], _CLASS_KEYS)}", (*at, unknown[0]))
+        instead = did_you_mean(unknown[0], _CLASS_KEYS) or "; arguments belong under init_args"
+        return Invalid(f"unknown key beside class_path{instead}", (*at, unknown[0]))
     kind = _imported(value["class_path"], (*at, "class_path"), hint)
     if isinstance(kind, Invalid):
         return kind
-    made = kind if inspect.isclass(kind) else _hints(kind).get("return")
-    if not _fits(made, hint):
+    if not _fits(kind if inspect.isclass(kind) else _hints(kind).get("return"), hint):
         return _mismatch(value, hint, at)
     if inspect.isabstract(kind):
         return Invalid(f"{_name(kind)} is abstract: name one of its subclasses", (*at, "class_path"))
-    arguments, extra = (value.get(key) or {} for key in _CLASS_KEYS[1:])
-    for key, given in (("init_args", arguments), ("dict_kwargs", extra)):
-        if not isinstance(given, Mapping):
-            return Invalid(f"expected arguments by name; got {given!r}", (*at, key))
-    return plan_call(kind, arguments, (*at, "init_args"), unchecked=extra)
+    given = {key: value.get(key) or {} for key in _CLASS_KEYS[1:]}
+    for key in given:
+        if not isinstance(given[key], Mapping):
+            return Invalid(f"expected arguments by name; got {given[key]!r}", (*at, key))
+    return plan_call(kind, given["init_args"], (*at, "init_args"), unchecked=given["dict_kwargs"])
 
 
 def _fits(kind: Any, hint: Any) -> bool:

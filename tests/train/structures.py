@@ -27,7 +27,8 @@ def structure(value: Any, seen: dict[int, int] | None = None) -> Any:
         return type(value).__name__, getattr(value, "__qualname__", str(value))
     if isinstance(value, Enum):
         return type(value).__name__, value.name
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
+        # A list that is a default is the same in all objects; jsonargparse copies it.
         return type(value).__name__, [structure(item, seen) for item in value]
     if id(value) in seen:
         return "met", seen[id(value)]
@@ -42,8 +43,6 @@ def _inside(value: Any, seen: dict[int, int]) -> Any:
         return str(value.dtype), value.tolist()
     if isinstance(value, dict):
         return [(structure(key, seen), structure(item, seen)) for key, item in value.items()]
-    if isinstance(value, list):
-        return [structure(item, seen) for item in value]
     if isinstance(value, set | frozenset):
         return sorted(map(repr, value))
     if isinstance(value, functools.partial):
