@@ -157,7 +157,7 @@ def build_data(config: Mapping[str, Any], document: Document) -> MultiDatasetDat
     """
     planned, construction = plan_part(config, "data"), Construction()
     _refuse(problems(planned), document)
-    data = construction.make(planned)
+    data: MultiDatasetDataModule = construction.make(planned)
     _refuse(construction.problems, document)
     return data
 

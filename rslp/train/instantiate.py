@@ -17,7 +17,7 @@ import traceback
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -183,7 +183,9 @@ def parameters(kind: Any) -> tuple[Mapping[str, Parameter], bool]:
             return known, False
         if "__init__" in vars(base):
             own, takes_more = _parameters(vars(base)["__init__"], bound=False)
-            known = {**own, **known}
+            # A class may itself give its base class a required argument.
+            inherited = {name: replace(p, default=...) for name, p in own.items() if name not in known}
+            known |= inherited if known else own
             if not takes_more:
                 break
     return known, takes_more
@@ -323,7 +325,7 @@ def _union(value: Any, options: tuple[Any, ...], at: KeyPath) -> Any:
     """Plan a value as the member of its own type, else as the first that accepts it, else as the nearest one."""
     if type(value) in options:
         return value if type(value) in _SCALARS else plan(value, type(value), at)
-    trials = []
+    trials: list[tuple[int, int, Any]] = []
     for option in options:
         planned = plan(value, option, at)
         invalid = list(problems(planned))
@@ -442,7 +444,7 @@ def _imported(path: Any, at: KeyPath, base: Any = None) -> Any:
         return Invalid(f"module {module} has no {name!r}{did_you_mean(name, known)}", at)
 
 
-def _subclasses(kind: type) -> Iterator[type]:
+def _subclasses(kind: Any) -> Iterator[type]:
     for subclass in kind.__subclasses__():
         yield subclass
         yield from _subclasses(subclass)

@@ -27,9 +27,12 @@ def structure(value: Any, seen: dict[int, int] | None = None) -> Any:
         return type(value).__name__, getattr(value, "__qualname__", str(value))
     if isinstance(value, Enum):
         return type(value).__name__, value.name
+    # A list or mapping that is a default is the same in all objects; jsonargparse copies it.
     if isinstance(value, tuple | list):
-        # A list that is a default is the same in all objects; jsonargparse copies it.
         return type(value).__name__, [structure(item, seen) for item in value]
+    if isinstance(value, dict):
+        items = [(structure(key, seen), structure(item, seen)) for key, item in value.items()]
+        return type(value).__qualname__, items
     if id(value) in seen:
         return "met", seen[id(value)]
     seen[id(value)] = len(seen)
@@ -41,8 +44,6 @@ def _inside(value: Any, seen: dict[int, int]) -> Any:
         return str(value.dtype), value.requires_grad, value.detach().tolist()
     if isinstance(value, np.ndarray):
         return str(value.dtype), value.tolist()
-    if isinstance(value, dict):
-        return [(structure(key, seen), structure(item, seen)) for key, item in value.items()]
     if isinstance(value, set | frozenset):
         return sorted(map(repr, value))
     if isinstance(value, functools.partial):
