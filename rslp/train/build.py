@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from rslearn.train.callbacks.freeze_unfreeze import FreezeUnfreeze
@@ -49,6 +49,8 @@ OWN_KEYS: dict[str, Any] = {
     "rslp_experiment": str | None,
     "rslp_description": str | None,
     "seed": int,
+    # Lightning's; it changes the initial weights alone, and the rest of a run is seeded by `seed`.
+    "seed_everything": bool | int,
 }
 
 
@@ -97,6 +99,8 @@ def build(run: RunDir, *, training: bool, predicting: bool = False) -> Instantia
     construction = Construction()
     # Initial weights that are not loaded are drawn from the run's seed.
     with seeded(stable_seed(config.get("seed", 0), "weights")):
+        if (given := planned.get("seed_everything", False)) is not False:
+            seed_everything(None if given is True else given, workers=True, verbose=False)
         made = {key: construction.make(planned[key]) for key in ("model", "data", "trainer")}
     _refuse(construction.problems, document)
     parts = InstantiatedRun(made["model"], made["data"], made["trainer"], seed=planned.get("seed", 0))

@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from jsonargparse.typing import get_registered_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from rslearn.utils.jsonargparse import init_jsonargparse
 
 import rslp
+from rslp import upstream
 from rslp.config.migrate import RENAMED_CLASSES
 from rslp.errors import ConfigError, KeyPath, MachineError, UserError
 from rslp.io import plain_scalar
@@ -255,7 +255,8 @@ def _registered(hint: Any) -> Any:
     """What converts values to a type that is registered with jsonargparse, by itself or by rslearn; None if none."""
     if not inspect.isclass(hint):
         return None
-    init_jsonargparse()
+    # rslearn parses the configs of datasets by jsonargparse itself, when their classes are made.
+    upstream.prepare_parser()
     return get_registered_type(hint)
 
 

@@ -37,7 +37,8 @@ class Oracle(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for key, kind in build.OWN_KEYS.items():
-            parser.add_argument(f"--{key}", type=kind, default=0 if kind is int else None)
+            if key != "seed_everything":  # Lightning's own
+                parser.add_argument(f"--{key}", type=kind, default=0 if kind is int else None)
         parser.set_defaults({f"trainer.{key}": value for key, value in build.TRAINER_DEFAULTS.items()})
 
 

@@ -20,7 +20,8 @@ from rslearn.train.dataset import DataInput
 from rslearn.utils.geometry import ResolutionFactor
 
 from rslp import upstream
-from rslp.errors import DataError, MachineError
+from rslp.errors import ConfigError, DataError, MachineError
+from rslp.train.build import build
 from rslp.train.instantiate import Construction, Invalid, plan, plan_call, problems
 from tests.tiny import KINDS, run_config, write_run
 from tests.train.directly import assert_alike, both
@@ -354,3 +355,31 @@ def test_a_constructor_that_refuses_is_reported_and_the_others_are_made(
     parts["one"]["error"] = "disk"
     with pytest.raises(MachineError):
         construction.make(plan(parts, Pair))
+
+
+def test_lightnings_own_key_seeds_the_initial_weights(tmp_path: Path) -> None:
+    weights = []
+    for number, seed in enumerate((1, 1, 2)):
+        config = run_config({"classify": (str(tmp_path / "classify"), "classify")}) | {"seed_everything": seed}
+        made = build(write_run(tmp_path / str(number), config), training=True)
+        weights.append(next(made.model.parameters()).sum().item())
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_one_start_reports_all_problems_of_a_run_config_at_its_lines(tmp_path: Path) -> None:
+    config = run_config({"classify": (str(tmp_path / "classify"), "classify")}) | {"sed": 1, "seed": "x"}
+    config["trainer"] |= {"max_epoch": 3, "callbacks": {"class_path": "lightning.pytorch.callbacks.Gone"}}
+    config["model"]["init_args"]["optimizer"]["init_args"] = {"lr": "fast"}
+    run = write_run(tmp_path, config)
+    with pytest.raises(ConfigError) as caught:
+        build(run, training=True)
+    lines = run.config.read_text().splitlines()
+    assert {
+        (problem.key, lines[(problem.line or 0) - 1].split(":")[0].strip(" -")) for problem in caught.value.problems
+    } == {
+        ("sed", "sed"),
+        ("seed", "seed"),
+        ("trainer.max_epoch", "max_epoch"),
+        ("trainer.callbacks.0.class_path", "callbacks"),
+        ("model.init_args.optimizer.init_args.lr", "lr"),
+    }
