@@ -7,7 +7,6 @@ classes. The classes are imported by name, here only: composing itself needs the
 from __future__ import annotations
 
 import importlib
-import inspect
 import json
 import pkgutil
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 
 from rslp.config.merge import TABLE
 from rslp.io import write_atomic
+from rslp.train.instantiate import parameters
 
 _PACKAGES = ("lightning.pytorch.callbacks", "lightning.pytorch.loggers", "rslearn.models", "rslearn.train")
 _SINGLE = (
@@ -54,22 +54,9 @@ def vocabulary() -> dict[str, list[str] | None]:
 
 
 def arguments_of(cls: type[Any]) -> list[str] | None:
-    """Give the names that a class's constructor takes; ``**kwargs`` stand for those of the parent's."""
-    names: list[str] = []
-    for parent in cls.__mro__:
-        if "__init__" not in vars(parent):
-            continue
-        if parent is object:
-            break
-        try:
-            parameters = list(inspect.signature(vars(parent)["__init__"]).parameters.values())[1:]
-        except (TypeError, ValueError):
-            return None
-        plain = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-        names += [name for name in plain if name not in names]
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return names
-    return None if names == [] and "__init__" in vars(cls) else names
+    """Give the names that a class's constructor takes; None if it takes others, too."""
+    names, takes_more = parameters(cls)
+    return None if takes_more else list(names)
 
 
 def render(table: dict[str, list[str] | None]) -> str:

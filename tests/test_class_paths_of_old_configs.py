@@ -72,13 +72,12 @@ DEEP = {
 
 @pytest.mark.parametrize(("path", "kind"), NAMED.items(), ids=NAMED)
 def test_a_class_path_leads_to_a_class_of_its_kind(path: str, kind: type) -> None:
-    assert issubclass(class_paths.resolve(path, [kind]), kind)
+    assert issubclass(class_paths.resolve(path), kind)
 
 
 @pytest.mark.parametrize(("deep", "short"), DEEP.items(), ids=DEEP)
 def test_a_module_leads_to_the_same_class(deep: str, short: str) -> None:
-    kind = NAMED[short]
-    assert class_paths.resolve(deep, [kind]) is class_paths.resolve(short, [kind])
+    assert class_paths.resolve(deep) is class_paths.resolve(short)
 
 
 def test_a_config_that_names_modules_is_read_like_one_that_does_not(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -99,5 +98,4 @@ def test_a_config_that_names_modules_is_read_like_one_that_does_not(tmp_path_fac
     for part in ("model", "datamodule"):
         assert type(getattr(deep, part)) is type(getattr(short, part))
     assert [type(callback) for callback in deep.trainer.callbacks] == [type(c) for c in short.trainer.callbacks]
-    # Made without the parser, and by it.
     assert_alike(*both(written(deep=True)))

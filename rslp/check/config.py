@@ -1,23 +1,15 @@
-"""Check a run config: parse it with the run's own parser, make every class, optimiser and scheduler, look up names."""
+"""Check a run config: plan and make all its objects, also optimiser and scheduler, and look up names."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import copy
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import lightning as L
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from rslearn.train.data_module import RslearnDataModule
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from rslp import upstream
-from rslp.check.config_errors import CONSTRUCTOR_ERRORS, argument_of, argument_problems, constructor_faults
 from rslp.check.findings import Finding, listed, warning
 from rslp.config import class_faults, head_faults, pick, without_effect
 from rslp.config.datasets import DATA_MODULES
@@ -27,17 +19,17 @@ from rslp.errors import ConfigError, KeyPath, UserError
 from rslp.models.optim import Freeze
 from rslp.models.restoring import weights_of
 from rslp.suggest import did_you_mean, nearest
-from rslp.train.build import RunCLI, run_parser, trainer_faults
+from rslp.train.build import plan_run, trainer_faults
+from rslp.train.instantiate import CONSTRUCTOR_ERRORS, Call, Construction, argument_of, plan_call, problems
 from rslp.train.module import JointModule
 from rslp.train.quiet import silenced
-from rslp.train.strategy import RanksEnvironment
 
 _OPTIMIZER: KeyPath = ("model", "init_args", "optimizer")
 _SCHEDULER: KeyPath = ("model", "init_args", "scheduler")
 _CALLBACKS: KeyPath = ("trainer", "callbacks")
 _LIMIT_VAL_BATCHES: KeyPath = ("trainer", "limit_val_batches")
 _LOGGED = ("train_loss", "val_loss", "test_loss", "val/score", "val/score_loss", "epoch", "step")
-# Settings of the trainer under which it can be made on any machine, whatever machine the run is meant for.
+# Settings of the trainer under which it can be made on any machine, whatever machine and logger the run is meant for.
 _ANY_MACHINE: Mapping[str, Any] = {
     "accelerator": "cpu",
     "devices": 1,
@@ -46,6 +38,7 @@ _ANY_MACHINE: Mapping[str, Any] = {
     "precision": None,
     # One process: without an environment of its own, Lightning looks for variables of clusters, which may be inherited.
     "plugins": [{"class_path": "rslp.train.strategy.RanksEnvironment"}],
+    "logger": False,
 }
 
 
@@ -64,30 +57,20 @@ class ParsedConfig:
     findings: tuple[Finding, ...]
 
 
-class CheckCLI(RunCLI):
-    """The run's parser, with a trainer that does not need the run's hardware."""
-
-    def before_instantiate_classes(self) -> None:
-        """Replace the trainer's hardware settings and its logger."""
-        for key, value in _ANY_MACHINE.items():
-            self.config[f"trainer.{key}"] = [RanksEnvironment()] if key == "plugins" else value
-        self.config["trainer.logger"] = False
-
-
 def parse(config: Mapping[str, Any]) -> ParsedConfig:
-    """Parse a run config and make model, data modules and trainer.
+    """Make model, data modules and trainer of a run config.
 
     Args:
         config: the run config, its paths resolved.
 
     Returns:
-        The objects, and everything that is wrong with the config, deepest keys first.
+        The objects, and everything that is wrong with the config.
     """
     faults = (*head_faults(config), *class_faults(config))
     heads = tuple(Finding(fault.what, fault.key_path) for fault in faults if not fault.harmless)
     trainer = tuple(Finding(message, key_path) for key_path, message in trainer_faults(config.get("trainer")))
     parsed = _parse(config)
-    # The parser reports some of these too, in words that are less clear.
+    # Constructors report some of these too, in words that are less clear.
     known = {finding.at for finding in trainer}
     others = tuple(finding for finding in parsed.findings if finding.at not in known)
     return replace(parsed, findings=(*others, *heads, *trainer, *_without_effect(config)))
@@ -101,48 +84,43 @@ def _without_effect(config: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _parse(config: Mapping[str, Any]) -> ParsedConfig:
-    upstream.prepare_parser()
+    planned, construction = plan_run(config), Construction()
+    invalid = list(problems(planned))
+    if isinstance(trainer := planned["trainer"], Call):
+        anywhere = plan_call(Trainer, _ANY_MACHINE).arguments
+        planned["trainer"] = replace(trainer, arguments={**trainer.arguments, **anywhere})
     with silenced():
-        try:
-            cli = _run_parser(config)
-        except (argparse.ArgumentError, SystemExit, UserError, MisconfigurationException, *CONSTRUCTOR_ERRORS) as error:
-            refusal: BaseException = error
-        else:
-            return _accepted(cli, config)
-        # Outside of the handler: there this error would become the context of all that are raised next, and be
-        # reported in their place (`as_user_error` looks for the user's mistake among the contexts).
-        return _refused(config, refusal)
+        data, module, _ = (construction.make(planned[key]) for key in ("data", "model", "trainer"))
+        if invalid := [*invalid, *construction.problems]:
+            findings = dict.fromkeys(Finding(problem.what, problem.at) for problem in invalid)
+            return ParsedConfig(_modules(construction), None, tuple(findings))
+        return ParsedConfig(data.data_modules, module, tuple(_findings(data, module, config)))
 
 
-def _run_parser(config: Mapping[str, Any]) -> CheckCLI:
-    noise = io.StringIO()
-    with contextlib.redirect_stderr(noise), contextlib.redirect_stdout(noise):
-        # The parser writes into the config that it gets.
-        return run_parser(copy.deepcopy(dict(config)), CheckCLI)
+def _modules(construction: Construction) -> dict[str, RslearnDataModule]:
+    """The datasets that could be made, by key."""
+    depth = len(DATA_MODULES)
+    return {
+        str(key_path[depth]): module
+        for key_path, module in construction.objects.items()
+        if isinstance(module, RslearnDataModule) and key_path[:depth] == DATA_MODULES and len(key_path) == depth + 2
+    }
 
 
-def _accepted(cli: CheckCLI, config: Mapping[str, Any]) -> ParsedConfig:
-    """Check the objects that the parser made."""
-    findings = []
-    data, module = cli.datamodule, cli.model
-    for key, value, wanted in (("data", data, MultiDatasetDataModule), ("model", module, JointModule)):
-        if not isinstance(value, wanted):
-            message = f"{type(value).__name__} can't train on several datasets; use rslp.train.{wanted.__name__}"
-            findings.append(Finding(message, (key, "class_path")))
-    if findings:
-        return ParsedConfig({}, None, tuple(findings))
+def _findings(data: MultiDatasetDataModule, module: JointModule, config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Check objects that could all be made."""
     try:
         module.model.set_datasets(data.tasks())
     except ConfigError as error:
-        findings = _findings_of(error)
+        yield from _findings_of(error)
     try:
         # With one window per dataset this checks only that options which name datasets name these.
         check_fit(dict.fromkeys(data.data_modules, 1), data.batch_sizes, data.mixture)
     except ConfigError as error:
-        findings += [Finding(p.what, _data_key_path(config, argument_of(p.key))) for p in error.problems]
-    findings += [*_restore_faults(module), *_optimizer_faults(config, module)]
-    findings += _callback_faults(config, module, data.tasks())
-    return ParsedConfig(data.data_modules, module, tuple(findings))
+        yield from (Finding(p.what, _data_key_path(config, argument_of(p.key))) for p in error.problems)
+    yield from _restore_faults(module)
+    yield from _optimizer_faults(config, module)
+    yield from _callback_faults(config, module, data.tasks())
 
 
 def _data_key_path(config: Mapping[str, Any], argument: KeyPath) -> KeyPath:
@@ -152,37 +130,6 @@ def _data_key_path(config: Mapping[str, Any], argument: KeyPath) -> KeyPath:
     if argument[:1] == ("batch_sizes",) and (not isinstance(sizes, Mapping) or argument[-1] not in sizes):
         return key_path[:3] if isinstance(sizes, int) else (*DATA_MODULES, argument[-1], "init_args", "batch_size")
     return key_path
-
-
-def _refused(config: Mapping[str, Any], error: BaseException) -> ParsedConfig:
-    """Find everything that is wrong with a config that the parser refused, and make the data modules that are right."""
-    findings: list[Finding] = []
-    objects: dict[KeyPath, Any] = {}
-    kinds = {"model": L.LightningModule, "data": L.LightningDataModule, "trainer": Trainer}
-    for key, kind in kinds.items():
-        if not isinstance(config.get(key), Mapping):
-            continue
-        problems = argument_problems(config[key], kind, (key,))
-        part = {**config[key], **_ANY_MACHINE, "logger": False} if key == "trainer" else config[key]
-        raised, parts = constructor_faults(part, kind, (key,))
-        known = {finding.at for finding in problems}
-        findings += [*problems, *(finding for finding in raised if finding.at not in known)]
-        objects |= parts
-    depth = len(DATA_MODULES)
-    modules = {
-        str(key_path[depth]): module
-        for key_path, module in objects.items()
-        if isinstance(module, RslearnDataModule) and key_path[:depth] == DATA_MODULES and len(key_path) == depth + 2
-    }
-    return ParsedConfig(modules, None, tuple(findings) or (_parser_finding(config, error),))
-
-
-def _parser_finding(config: Mapping[str, Any], error: BaseException) -> Finding:
-    """The last line of the parser's message, at the key of the config that it quotes."""
-    lines = [line.strip(" -\t") for line in str(error).splitlines() if line.strip(" -\t")]
-    message = lines[-1][:300] if lines else type(error).__name__
-    quoted = [key for key in config if f"'{key}'" in message or f'"{key}"' in message]
-    return Finding(message, tuple(quoted[:1]))
 
 
 def _findings_of(error: ConfigError, default: KeyPath = ()) -> list[Finding]:

@@ -11,7 +11,6 @@ from rslearn.dataset import Window
 from rslearn.train.dataset import SplitConfig
 from rslearn.train.model_context import ModelContext
 
-from rslp.check.config_errors import CONSTRUCTOR_ERRORS
 from rslp.check.findings import Finding
 from rslp.check.images import ENCODER_PATH
 from rslp.check.view import DatasetView
@@ -20,6 +19,7 @@ from rslp.data.samples import SampleSource
 from rslp.errors import KeyPath, UserError
 from rslp.models.joint import JointModel
 from rslp.runtime.seeds import seeded
+from rslp.train.instantiate import CONSTRUCTOR_ERRORS
 
 _DECODERS: KeyPath = (*ENCODER_PATH[:-1], "decoders")
 

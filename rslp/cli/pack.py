@@ -49,8 +49,9 @@ def pack(
     quieten_rslearn()
     logging.basicConfig(format="%(message)s")
     from rslp.data.pack import pack_datasets
+    from rslp.train.build import build_data
 
-    for packed in pack_datasets(config, splits=splits or known, verify=verify, name=last.name):
+    for packed in pack_datasets(build_data(config, last), splits=splits or known, verify=verify):
         if packed.folder is None:
             raise DataError(f"{packed.dataset}: there is no sample cache: `store` is off, or see the reason above")
         damage = f", {packed.damaged} of {packed.checked} were damaged" if verify else ""

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentError
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import lightning as L
-from jsonargparse import ArgumentParser
-
-from rslp import upstream
 from rslp.data.cache.index import select
 from rslp.data.datamodule import MultiDatasetDataModule
-from rslp.errors import ConfigError, Problem
 from rslp.upstream.nodata import with_labels
 
 
@@ -42,24 +36,21 @@ class PackResult:
 
 
 def pack_datasets(
-    config: Mapping[str, Any], *, splits: Sequence[str], verify: bool | Literal["checksums"], name: str
+    data: MultiDatasetDataModule, *, splits: Sequence[str], verify: bool | Literal["checksums"]
 ) -> Iterator[PackResult]:
     """Pack the splits of every dataset.
 
     Args:
-        config: a run config with absolute paths.
+        data: the datasets.
         splits: names of splits.
         verify: compare checksums first; if true, also every record with the dataset.
-        name: the config's file, for messages.
 
     Yields:
         The result of each dataset, when it is done.
 
     Raises:
-        ConfigError: the section ``data`` of the config can't be parsed, or is no joint data module.
         DataError: a dataset is missing or broken.
     """
-    data = _instantiate(config.get("data"), name)
     data.cache_settings = replace(data.cache_settings, check_all=True)
     for dataset, module in data.data_modules.items():
         sample_cache = data.sample_cache(dataset)
@@ -76,18 +67,3 @@ def pack_datasets(
                 differing += sample_cache.verify(rows, inputs, split=split)
             packed += sample_cache.pack(rows, inputs, split=split, again=True)
         yield PackResult(dataset, sample_cache.folder, windows, packed, differing, checked, damaged)
-
-
-def _instantiate(config: Any, name: str) -> MultiDatasetDataModule:
-    upstream.prepare_parser()
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(L.LightningDataModule, "data")
-    try:
-        data = parser.instantiate_classes(parser.parse_object({"data": config})).data
-    except ArgumentError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ConfigError(Problem(" ".join(lines[:3]), file=name, key="data")) from error
-    if not isinstance(data, MultiDatasetDataModule):
-        message = f"{type(data).__name__} has no sample caches; use rslp.train.MultiDatasetDataModule"
-        raise ConfigError(Problem(message, file=name, key="data.class_path"))
-    return data

@@ -7,12 +7,10 @@ importing it, and the type of a class is checked before it is instantiated.
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import json
 import os
 import site
 import sys
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import Distribution, distributions
@@ -80,15 +78,11 @@ def refusals(tree: Any, key_path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]
         yield from refusals(value, (*key_path, key))
 
 
-def resolve(path: str, kinds: Sequence[type]) -> Any:
-    """Import a class that a config names.
-
-    Args:
-        path: ``package.module.Class``, or a function with an annotated return type.
-        kinds: allowed base classes; the class, or the return type, has to be a subclass of one of them.
+def resolve(path: str) -> Any:
+    """Import a class or function that a config names.
 
     Raises:
-        UntrustedClassError: the package is not trusted, or the class has no allowed base class.
+        UntrustedClassError: its package is not trusted, or that of what it refers to.
         ImportError: there is no such module.
         AttributeError: the module has no such name.
         ValueError: the path is no dotted path.
@@ -99,16 +93,6 @@ def resolve(path: str, kinds: Sequence[type]) -> Any:
     # A path may lead through a module to one that it imports, such as `torch.os.system`.
     if reason := refusal_reason(str(getattr(target, "__module__", None) or type(target).__module__)):
         raise UntrustedClassError(reason)
-    result = target
-    if not inspect.isclass(target):
-        try:
-            result = typing.get_type_hints(target).get("return")
-        except (TypeError, NameError, AttributeError):
-            result = None
-    if not inspect.isclass(result) or not issubclass(result, tuple(kinds)):
-        raise UntrustedClassError(
-            f"{path} is no {' or '.join('class' if kind is object else kind.__name__ for kind in kinds)}"
-        )
     return target
 
 

@@ -2,43 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import io
-import logging
 import os
-import re
-import traceback
-from collections.abc import Callable, Mapping
-from copy import deepcopy
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import lightning as L
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from rslearn.train.callbacks.freeze_unfreeze import FreezeUnfreeze
 from rslearn.train.prediction_writer import RslearnWriter
 
-import rslp
 from rslp import upstream
 from rslp.data.datamodule import MultiDatasetDataModule
-from rslp.errors import ConfigError, KeyPath, Problem, UserError, chain, dotted
-from rslp.io import read_yaml, resolve_paths
+from rslp.errors import ConfigError, KeyPath, Problem, dotted
+from rslp.io import Document, read_yaml, resolve_paths
 from rslp.models.optim import Freeze
 from rslp.rundir import RunDir
 from rslp.runtime.class_paths import refuse_untrusted
 from rslp.runtime.seeds import seeded, stable_seed
 from rslp.runtime.world import read_world
+from rslp.suggest import did_you_mean
 from rslp.train.callbacks import MetricsLog
 from rslp.train.checkpoints import RunCheckpoints
-from rslp.train.instantiate import AmbiguousValue, PlannedCall, construct, plan_call, plan_value
+from rslp.train.instantiate import Construction, Invalid, plan, plan_call, problems
 from rslp.train.module import JointModule
 from rslp.train.quiet import RunProgress, quiet_libraries
 from rslp.train.strategy import trainer_for_world
@@ -51,12 +41,16 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
 }
-# Types of a run config's keys beside model, data and trainer.
+# The classes of a run config's parts, or subclasses of them.
+_PARTS: dict[str, type] = {"model": JointModule, "data": MultiDatasetDataModule}
+# Types of a run config's other keys, beside the trainer's.
 OWN_KEYS: dict[str, Any] = {
     "rslp_project": str | None,
     "rslp_experiment": str | None,
     "rslp_description": str | None,
     "seed": int,
+    # Lightning's; it changes the initial weights alone, and the rest of a run is seeded by `seed`.
+    "seed_everything": bool | int,
 }
 
 
@@ -78,7 +72,7 @@ class InstantiatedRun:
 
 
 def build(run: RunDir, *, training: bool, predicting: bool = False) -> InstantiatedRun:
-    """Instantiate the run config: directly where each value has one reading, otherwise by Lightning's parser.
+    """Make the objects of the run config.
 
     Args:
         run: the run directory; its ``config.yaml`` is the only file that is parsed.
@@ -93,34 +87,90 @@ def build(run: RunDir, *, training: bool, predicting: bool = False) -> Instantia
     if not isinstance(document.data, dict):
         raise ConfigError(Problem("is no run config: it holds no mapping", file=str(path)))
     config = resolve_paths(document.data, run.path, name=document.name, line=document.line)
-    if training and (faults := trainer_faults(config.get("trainer"))):
-        raise ConfigError(
-            Problem(message, file=document.name, line=document.nearest_line(path), key=dotted(path))
-            for path, message in faults
-        )
+    if training:
+        _refuse([Invalid(message, key_path) for key_path, message in trainer_faults(config.get("trainer"))], document)
     world = read_world(os.environ)
     quiet_libraries(world)
     # Lightning would guess the rank from environment variables, which may come from another job.
     rank_zero_only.rank = world.rank  # type: ignore[attr-defined]
     refuse_untrusted(config, [document])
-    upstream.prepare_parser()
-    original = deepcopy(config)  # the parser changes its argument
+    planned = plan_run(_for_run(config, run=run, training=training, predicting=predicting))
+    _refuse(problems(planned), document)
+    construction = Construction()
     # Initial weights that are not loaded are drawn from the run's seed.
-    with seeded(weights := stable_seed(config.get("seed", 0), "weights")):
-        completed = _for_run(config, run=run, training=training, predicting=predicting)
-        parts = instantiate_directly(completed, trainer_defaults=TRAINER_DEFAULTS, own_keys=OWN_KEYS)
-    if parts is None:
-        with seeded(weights):
-            parts = _parse(completed, name=path)
+    with seeded(stable_seed(config.get("seed", 0), "weights")):
+        if (given := planned.get("seed_everything", False)) is not False:
+            seed_everything(None if given is True else given, workers=True, verbose=False)
+        made = {key: construction.make(planned[key]) for key in ("model", "data", "trainer")}
+    _refuse(construction.problems, document)
+    parts = InstantiatedRun(made["model"], made["data"], made["trainer"], seed=planned.get("seed", 0))
     # The mixture accumulates instead of Lightning, which would not weight batches by their loss denominators.
     parts.datamodule.accumulate(parts.trainer.accumulate_grad_batches)
     parts.trainer.accumulate_grad_batches = 1
     parts.datamodule.seed = parts.model.seed = parts.seed
-    parts.datamodule.frozen.describe(original)
+    parts.datamodule.frozen.describe(config)
     _leave_room_for_workers(parts.datamodule.num_workers)
     _checkpoints_first(parts.trainer)
     upstream.average_numbers_alone(_callbacks(parts.trainer))
     return parts
+
+
+def plan_run(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Plan the objects of a run config.
+
+    Args:
+        config: the config, its paths resolved.
+
+    Returns:
+        The plan of each key; ``problems`` lists what is wrong with it.
+    """
+    known = (*_PARTS, "trainer", *OWN_KEYS)
+    planned = {key: plan_part(config, key) for key in _PARTS}
+    trainer = config.get("trainer") or {}
+    if isinstance(trainer, Mapping):
+        planned["trainer"] = plan_call(Trainer, {**TRAINER_DEFAULTS, **trainer}, ("trainer",))
+    else:
+        planned["trainer"] = Invalid(f"expected arguments of the trainer; got {trainer!r}", ("trainer",))
+    for key in [key for key in config if key not in planned]:
+        unknown = Invalid(f"unknown key{did_you_mean(key, known, otherwise='known')}", (key,))
+        planned[key] = plan(config[key], OWN_KEYS[key], (key,)) if key in OWN_KEYS else unknown
+    return planned
+
+
+def plan_part(config: Mapping[str, Any], key: str) -> Any:
+    """Plan the ``model`` or the ``data`` of a run config."""
+    kind = _PARTS[key]
+    if config.get(key) is None:
+        return Invalid(f"is missing; name rslp.train.{kind.__name__} with its arguments", (key,))
+    planned = plan(config[key], kind, (key,))
+    if isinstance(planned, Invalid) and planned.at == (key,) and isinstance(config[key], Mapping):
+        name = str(config[key].get("class_path")).rpartition(".")[2]
+        return Invalid(f"{name} can't train on several datasets; use rslp.train.{kind.__name__}", (key, "class_path"))
+    return planned
+
+
+def build_data(config: Mapping[str, Any], document: Document) -> MultiDatasetDataModule:
+    """Make the data module of a run config alone.
+
+    Args:
+        config: the config, its paths resolved.
+        document: its file, for messages.
+
+    Raises:
+        ConfigError: the section ``data`` is invalid.
+    """
+    planned, construction = plan_part(config, "data"), Construction()
+    _refuse(problems(planned), document)
+    data: MultiDatasetDataModule = construction.make(planned)
+    _refuse(construction.problems, document)
+    return data
+
+
+def _refuse(invalid: Iterable[Invalid], document: Document) -> None:
+    """Raise ``ConfigError`` if there are any problems."""
+    found = [Problem(p.what, document.name, document.nearest_line(p.at), dotted(p.at)) for p in invalid]
+    if found:
+        raise ConfigError(dict.fromkeys(found))
 
 
 def config_for(run: RunDir, *, predicting: bool) -> Path:
@@ -138,8 +188,10 @@ def _leave_room_for_workers(workers: int) -> None:
 
 def _for_run(config: Mapping[str, Any], *, run: RunDir, training: bool, predicting: bool = False) -> dict[str, Any]:
     """The config with the run's logger and callbacks added to its trainer."""
+    if not isinstance(config.get("trainer") or {}, Mapping):
+        return dict(config)
     trainer = trainer_for_world(config.get("trainer") or {}, read_world(os.environ))
-    callbacks = list(trainer.get("callbacks") or [])
+    callbacks = _as_list(trainer.get("callbacks"))
     # RslearnWriter looks up the path of a single dataset in the config, which only a prediction provides.
     writers = [callback for callback in callbacks if _is_class(callback, RslearnWriter)]
     if training:
@@ -153,35 +205,44 @@ def _for_run(config: Mapping[str, Any], *, run: RunDir, training: bool, predicti
         callbacks, trainer["logger"] = writers if predicting else [], False
         trainer["enable_checkpointing"] = False
     shown = trainer.get("enable_progress_bar") is not False
-    if shown and not any("ProgressBar" in str(callback.get("class_path")) for callback in callbacks):
+    if shown and not any("ProgressBar" in _class_name(callback) for callback in callbacks):
         callbacks.append({"class_path": _path_of(RunProgress)})
     trainer |= {"callbacks": callbacks, "default_root_dir": str(run.path)}
     return {**config, "trainer": trainer}
 
 
-def _adapted(callback: dict[str, Any], *, folder: Path) -> dict[str, Any]:
+def _adapted(callback: Any, *, folder: Path) -> Any:
     """A callback of a config, adapted to a run directory.
 
     ModelCheckpoint writes no ``last.ckpt``, which is that of ``RunCheckpoints``; FreezeUnfreeze becomes ``Freeze``.
     """
-    init_args = callback.get("init_args") or {}
+    init_args = callback.get("init_args") or {} if isinstance(callback, Mapping) else {}
     if _is_class(callback, ModelCheckpoint):
-        return {**callback, "init_args": {"dirpath": str(folder), **init_args, "save_last": False}}
+        return {
+            "class_path": _path_of(ModelCheckpoint),
+            "init_args": {"dirpath": str(folder), **init_args, "save_last": False},
+        }
     if _is_class(callback, FreezeUnfreeze) and not set(init_args) - set(signature(FreezeUnfreeze).parameters):
         return {"class_path": _path_of(Freeze), "init_args": Freeze.settings_of(init_args)}
     return callback
 
 
-def _is_class(callback: Mapping[str, Any], kind: type) -> bool:
-    return str(callback.get("class_path", "")).rpartition(".")[2] == kind.__name__
+def _is_class(callback: Any, kind: type) -> bool:
+    return _class_name(callback) == kind.__name__
+
+
+def _class_name(callback: Any) -> str:
+    path = callback.get("class_path") if isinstance(callback, Mapping) else callback
+    return str(path).rpartition(".")[2]
 
 
 def _path_of(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _as_list(logger: Any) -> list[Any]:
-    return [] if logger in (None, True, False) else logger if isinstance(logger, list) else [logger]
+def _as_list(value: Any) -> list[Any]:
+    """The callbacks or loggers of a config, which may give one, several or none."""
+    return [] if value in (None, True, False) else list(value) if isinstance(value, list) else [value]
 
 
 def _checkpoints_first(trainer: Trainer) -> None:
@@ -252,182 +313,6 @@ def trainer_faults(trainer: Any) -> list[tuple[KeyPath, str]]:
     ]
     callbacks = trainer.get("callbacks")
     for position, callback in enumerate(callbacks if isinstance(callbacks, list) else []):
-        name = str(callback.get("class_path") if isinstance(callback, Mapping) else "").rpartition(".")[2]
-        if name in _CALLBACKS:
+        if (name := _class_name(callback)) in _CALLBACKS:
             faults.append((("trainer", "callbacks", position), f"{name} is not supported: {_CALLBACKS[name]}"))
     return faults
-
-
-_log = logging.getLogger(__name__)
-# What constructors raise for invalid arguments; the parser is then run for its message.
-_REFUSALS = (
-    *(ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError, OSError, ImportError),
-    MisconfigurationException,
-)
-_PARTS = {"trainer", "model", "data"}
-
-
-def instantiate_directly(
-    config: Mapping[str, Any], *, trainer_defaults: Mapping[str, Any], own_keys: Mapping[str, Any]
-) -> InstantiatedRun | None:
-    """Instantiate a run config without the parser, with the same result.
-
-    Args:
-        config: the config, its paths resolved.
-        trainer_defaults: arguments of the trainer in place of Lightning's defaults.
-        own_keys: types of the keys beside model, data and trainer.
-
-    Returns:
-        None where a value is ambiguous or invalid, so that the parser has to be used.
-
-    Raises:
-        UserError: a constructor rejects its arguments as a user's mistake.
-    """
-    try:
-        plans = _plan(config, trainer_defaults=trainer_defaults, own_keys=own_keys)
-    except AmbiguousValue as error:
-        _log.debug("the config is left to the parser: %s", error)
-        return None
-    try:
-        # Arguments of the trainer, then the model: the parser's order, and so the same random numbers for the weights.
-        trainer = {name: construct(argument) for name, argument in plans["trainer"].arguments.items()}
-        model, data = construct(plans["model"]), construct(plans["data"])
-        return InstantiatedRun(model=model, datamodule=data, trainer=Trainer(**trainer), seed=config.get("seed", 0))
-    except _REFUSALS as error:
-        _log.debug("the config is left to the parser, which will refuse it too: %s", error)
-        return None
-
-
-def _plan(
-    config: Mapping[str, Any], *, trainer_defaults: Mapping[str, Any], own_keys: Mapping[str, Any]
-) -> dict[str, PlannedCall]:
-    if not {"model", "data"} <= set(config) or not set(config) <= _PARTS | set(own_keys):
-        raise AmbiguousValue(f"its keys are {sorted(config)}")
-    for key in sorted(set(config) - _PARTS):
-        plan_value(config[key], own_keys[key])
-    trainer = plan_call(Trainer, config.get("trainer") or {}, trainer_defaults)
-    trainer_arguments = dict(trainer.arguments)
-    # LightningCLI always passes a list of callbacks.
-    callbacks = trainer_arguments["callbacks"]
-    trainer_arguments["callbacks"] = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
-    plans = {
-        "trainer": PlannedCall(Trainer, trainer_arguments),
-        "model": plan_value(config["model"], L.LightningModule),
-        "data": plan_value(config["data"], L.LightningDataModule),
-    }
-    for key, kind in (("model", JointModule), ("data", MultiDatasetDataModule)):
-        if plans[key].kind is not kind:
-            raise AmbiguousValue(f"{plans[key].kind} is not {kind.__name__} itself")
-    return plans
-
-
-# Lines of jsonargparse's message that state a cause; that a union's None does not match is never one.
-_TELLING = re.compile(
-    r"does not accept|[Nn]ot a valid|Expected (?!a <class 'NoneType'>)|[Uu]nable to import|is required|[Uu]nexpected"
-    r"|[Nn]o module|must be|has no attribute|[Ii]mport"
-)
-
-
-class RunCLI(LightningCLI):
-    """Lightning's parser and instantiator with the keys of a run config beside model, data and trainer."""
-
-    model: JointModule
-    datamodule: MultiDatasetDataModule
-    trainer: Trainer
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the config alone; Lightning would also parse the arguments of the process."""
-        self._numbers = {key: value for key, value in (args.get("trainer") or {}).items() if type(value) is int}
-        self.config = parser.parse_object(args)
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the trainer, and keep numbers numbers of its config numbers.
-
-        Of ``int | float`` the parser takes the member that comes first, which depends on what was imported before:
-        ``limit_train_batches: 1``, one batch, would become 1.0, all batches.
-        """
-        parsed = self.config_init["trainer"]
-        numbers = {key: value for key, value in self._numbers.items() if type(parsed.get(key)) is float}
-        return super().instantiate_trainer(**numbers, **kwargs)
-
-    def _dump_config(self) -> None:
-        """Do not let Lightning log the parsed config as hyperparameters: the run directory has it already."""
-        self.config_dump: dict[str, Any] = {}
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Accept the run's own keys, and set the trainer's defaults."""
-        for key, kind in OWN_KEYS.items():
-            parser.add_argument(f"--{key}", type=kind, default=0 if kind is int else None)
-        parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
-
-
-CLI = TypeVar("CLI", bound=RunCLI)
-
-
-def _parse(config: dict[str, Any], *, name: Path) -> InstantiatedRun:
-    """Instantiate a config by Lightning's parser.
-
-    Raises:
-        ConfigError: the parser or a constructor rejects it (the message is cut down to the cause), or model or data
-            are of other classes than a joint run's.
-    """
-    noise = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(noise):
-            cli = run_parser(config, RunCLI)
-    except (argparse.ArgumentError, SystemExit) as error:
-        raise ConfigError(Problem(_cause(noise.getvalue() or str(error)), file=str(name))) from error
-    except (ValueError, TypeError, MisconfigurationException) as error:
-        if (cause := as_user_error(error)) is not None:
-            raise cause from None
-        if (refusal := _refusal(error)) is None:
-            raise
-        raise ConfigError(Problem(refusal, file=str(name))) from error
-    for key, part, kind in (("data", cli.datamodule, MultiDatasetDataModule), ("model", cli.model, JointModule)):
-        if not isinstance(part, kind):
-            message = f"{type(part).__name__} can't train on several datasets; use rslp.train.{kind.__name__}"
-            raise ConfigError(Problem(message, file=str(name), key=f"{key}.class_path"))
-    return InstantiatedRun(model=cli.model, datamodule=cli.datamodule, trainer=cli.trainer, seed=cli.config.seed)
-
-
-def run_parser(config: dict[str, Any], cls: type[CLI]) -> CLI:
-    """Parse and instantiate a config as a run does.
-
-    Args:
-        config: the config; the parser writes into it.
-        cls: ``RunCLI`` or a subclass.
-    """
-    return cls(
-        model_class=L.LightningModule,
-        datamodule_class=L.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=None,
-        seed_everything_default=False,
-        run=False,
-        args=config,
-        parser_kwargs={"exit_on_error": False},
-    )
-
-
-def as_user_error(error: BaseException | None) -> UserError | None:
-    """The ``UserError`` among an exception's causes, if there is one: the parser wraps what constructors raise."""
-    return next((cause for cause in chain(error) if isinstance(cause, UserError)), None)
-
-
-def _refusal(error: BaseException) -> str | None:
-    """The message of a library's constructor that rejects its arguments; None where rslp itself raised the error."""
-    *_, error = chain(error)
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = not frames or Path(frames[-1].filename).is_relative_to(Path(rslp.__file__).parent)
-    rejected = isinstance(error, ValueError | TypeError | MisconfigurationException) and not ours
-    return f"{frames[-1].name}: {_cause(str(error))}" if rejected else None
-
-
-def _cause(message: str) -> str:
-    """The last line of jsonargparse's message that states a cause, which is that of the deepest value."""
-    key = re.search(r"[Pp]arser key \"([\w.+]+)\"", message)
-    lines = [line.strip(" -\t") for line in message.splitlines() if line.strip()]
-    telling = [line for line in lines if _TELLING.search(line)]
-    cause = (telling or lines or ["can't be parsed"])[-1][:300]
-    return f"{key.group(1)}: {cause}" if key and key.group(1) not in cause else cause

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from rslearn.utils.feature import Feature
-from rslearn.utils.jsonargparse import init_jsonargparse
 
-from rslp.check.config_errors import Node, make
 from rslp.runtime.class_paths import resolve
+from rslp.train.instantiate import Construction, Invalid, plan_call, problems
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,13 @@ def pair(table: Mapping[str, Effects], case: str) -> tuple[str, dict[str, Any], 
 
 
 def made(path: str, arguments: Mapping[str, Any]) -> Any:
-    """Make a class as a run's parser does."""
-    init_jsonargparse()
-    return make(Node(resolve(path, (object,)), arguments, ()))
+    """Make a class as a run does."""
+    planned, construction = plan_call(resolve(path), arguments), Construction()
+    assert list(problems(planned)) == []
+    made = construction.make(planned)
+    if isinstance(made, Invalid):
+        raise ValueError(made.what)
+    return made
 
 
 def outcome(look: Callable[[], Any]) -> Any:

@@ -20,7 +20,7 @@ from rslp.check.check import CheckOptions, CheckResult
 from rslp.check.check import check as check_all
 from rslp.check.config import ParsedConfig
 from rslp.check.findings import Finding
-from rslp.train.instantiate import construct, plan_value
+from rslp.train.instantiate import Construction, plan
 from tests.tiny import run_config, write_dataset
 
 Change = Callable[[Path, int], None]
@@ -67,9 +67,9 @@ def run_config_of(cases: Sequence[Case], folder: Path) -> dict[str, Any]:
 
 
 def modules_of(config: dict[str, Any]) -> dict[str, RslearnDataModule]:
-    """The data modules, made without the parser, which takes a second for each."""
+    """The data modules."""
     modules = config["data"]["init_args"]["data_modules"]
-    return {name: construct(plan_value(module, RslearnDataModule)) for name, module in modules.items()}
+    return {name: Construction().make(plan(module, RslearnDataModule)) for name, module in modules.items()}
 
 
 def checked(config: dict[str, Any], **effort: Any) -> CheckResult:

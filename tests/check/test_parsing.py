@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rslp.check.config import parse
-from rslp.check.config_errors import argument_of
+from rslp.train.instantiate import argument_of
 from tests.tiny import run_config
 
 DATA = ("data", "init_args")

@@ -18,14 +18,21 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 def structure(value: Any, seen: dict[int, int] | None = None) -> Any:
     """Types and values of an object and of everything that it holds; what was met before is its number."""
     seen = {} if seen is None else seen
+    if isinstance(value, float) and value.is_integer():
+        # jsonargparse makes floats of defaults that are whole numbers.
+        return "int", int(value)
     if isinstance(value, _PLAIN):
         return type(value).__name__, value
     if isinstance(value, type | ModuleType) or inspect.isroutine(value) or isinstance(value, PurePath | torch.dtype):
         return type(value).__name__, getattr(value, "__qualname__", str(value))
     if isinstance(value, Enum):
         return type(value).__name__, value.name
-    if isinstance(value, tuple):
+    # A list or mapping that is a default is the same in all objects; jsonargparse copies it.
+    if isinstance(value, tuple | list):
         return type(value).__name__, [structure(item, seen) for item in value]
+    if isinstance(value, dict):
+        items = [(structure(key, seen), structure(item, seen)) for key, item in value.items()]
+        return type(value).__qualname__, items
     if id(value) in seen:
         return "met", seen[id(value)]
     seen[id(value)] = len(seen)
@@ -37,10 +44,6 @@ def _inside(value: Any, seen: dict[int, int]) -> Any:
         return str(value.dtype), value.requires_grad, value.detach().tolist()
     if isinstance(value, np.ndarray):
         return str(value.dtype), value.tolist()
-    if isinstance(value, dict):
-        return [(structure(key, seen), structure(item, seen)) for key, item in value.items()]
-    if isinstance(value, list):
-        return [structure(item, seen) for item in value]
     if isinstance(value, set | frozenset):
         return sorted(map(repr, value))
     if isinstance(value, functools.partial):

@@ -7,16 +7,16 @@ and fails on a variant of it that has the bug again.
 
 from __future__ import annotations
 
-import copy
 import importlib
 import inspect
 import pickle
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import lightning as L
 import pytest
@@ -54,6 +54,7 @@ from rslp.rundir import RunDir
 from rslp.train import JointModel, MultiDatasetDataModule, build
 from rslp.train.callbacks import MetricsLog
 from rslp.train.checkpoints import load_weights
+from rslp.train.instantiate import Construction
 from rslp.train.metrics import normalised
 from tests.data.test_bad_samples import source
 from tests.tiny import TinyEncoder, add_window, run_config, write_dataset, write_run
@@ -432,16 +433,15 @@ def without_last(*, world: int, rank: int) -> Sequence[mixture.PlannedBatch]:
     return evaluation(world=world, rank=rank)[:-1]
 
 
-class Wrapping(build.RunCLI):
-    def add_arguments_to_parser(self, parser: Any) -> None:
-        super().add_arguments_to_parser(parser)
-        parser.set_defaults({"trainer.use_distributed_sampler": True})
+def wrapping(config: Mapping[str, Any]) -> dict[str, Any]:
+    with patch.dict(build.TRAINER_DEFAULTS, use_distributed_sampler=True):
+        return build.plan_run(config)
 
 
-def own_sampler(made: type[build.RunCLI], config: dict[str, Any]) -> None:
-    # The parser writes into what it is given.
-    parsed = build.run_parser(build._for_run(copy.deepcopy(config), run=RunDir(Path("unused")), training=False), made)
-    assert not parsed.trainer._accelerator_connector.use_distributed_sampler
+def own_sampler(made: Callable[[Mapping[str, Any]], dict[str, Any]], config: dict[str, Any]) -> None:
+    planned = made(build._for_run(config, run=RunDir(Path("unused")), training=False))
+    trainer = Construction().make(planned["trainer"])
+    assert not trainer._accelerator_connector.use_distributed_sampler
 
 
 class Lonely(MultiDatasetDataModule):
@@ -594,7 +594,7 @@ AUTHORS: dict[str, tuple[Callable[..., None], Any, Any]] = {
     "second epoch empty": (second_epoch, MultiDatasetDataModule, Epochs),
     "epoch never re-shuffled": (reshuffled, training, always_the_first),
     "unequal batch counts per rank": (as_many_batches, training, dealt_out),
-    "Lightning re-wraps the batch sampler": (own_sampler, build.RunCLI, Wrapping),
+    "Lightning re-wraps the batch sampler": (own_sampler, build.plan_run, wrapping),
     "no trainer on one GPU": (without_trainer, MultiDatasetDataModule, Lonely),
     "resume freezes the encoder again": (stays_thawed, Freeze, Again),
     "two callbacks of one type collide": (side_by_side, Freeze, Stateful),
