@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,7 @@ def find_entries(entries: Array, fingerprints: Array) -> Array:
 
 @dataclass(frozen=True)
 class InputRecords:
-    """The places of the records of one input, for some windows.
+    """The places of the records of one input, for some windows; or of a feature cache.
 
     Attributes:
         entries: all entries of the input, of ``ENTRY_DTYPE``, mapped from the file.
@@ -163,9 +163,9 @@ class InputRecords:
         return None if state != GOOD else (segment, offset, payload, head, checksum)
 
 
-def catalogue(folder: Path, key: str) -> Path:
-    """The catalogue of an input."""
-    return folder / f"records-{key}.cat"
+def catalogue(key: str) -> str:
+    """The name of the catalogue of an input."""
+    return f"records-{key}.cat"
 
 
 def segment_path(folder: Path, segment: int) -> Path:
@@ -242,10 +242,6 @@ class SegmentReader:
         self._reported: set[Path] = set()
         self._bad_list = f"{secrets.token_hex(4)}.bad"
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Another process opens the files itself."""
-        return partial(SegmentReader, dataset=self.dataset), (self.folder,)
-
     def read(self, place: RecordPlace) -> tuple[memoryview, bytes] | None:
         """Payload and head of a record; the payload is a view of the file's map.
 
@@ -303,6 +299,11 @@ class SegmentReader:
         if len(entries) and len(numbers):
             numbers[(numbers >= 0) & ~self._are_valid(entries[numbers])] = -1
         return numbers
+
+    def records(self, names: str, fingerprints: Array) -> InputRecords:
+        """The places of the records with these fingerprints, from the catalogues whose names match a pattern."""
+        entries = self.entries(names)
+        return InputRecords(entries, self.find(entries, fingerprints).astype(np.int32))
 
     def exclude_records(self, entries: Iterable[RecordEntry]) -> None:
         """Exclude records from reading, in this process and in all that start later."""
