@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -12,23 +11,27 @@ from typing import Any, Literal
 
 from rslp.cli.run_configs import placeholder_values, read_run_configs
 from rslp.config import merge, pick
-from rslp.errors import RunError, UsageError
+from rslp.errors import UsageError
 from rslp.io.terminal import print_message
 from rslp.launch.check_gate import ensure_checked
-from rslp.launch.engines.beaker import prepare_submission
 from rslp.launch.engines.engine import EngineName
-from rslp.launch.engines.local import plan_local
-from rslp.launch.engines.skypilot import SkyPilotOptions, plan_skypilot
-from rslp.launch.engines.slurm import SlurmOptions, defaults_from, plan_slurm
+from rslp.launch.engines.skypilot import SkyPilotOptions
+from rslp.launch.engines.slurm import SlurmOptions
 from rslp.launch.job import Job, Mode, Priority, parse_duration, parse_memory, parse_mounts, parse_pairs
 from rslp.launch.runs import runs_prefix
 from rslp.launch.snapshot import is_secret_variable
-from rslp.launch.submit import Plan, Request, merged_config, submit
+from rslp.launch.submit import (
+    REMOTE_ENGINES,
+    Request,
+    ensure_can_start,
+    merged_config,
+    plan_jobs,
+    submit,
+    summary,
+)
 from rslp.rundir import RunDir
 from rslp.runtime import class_paths
 
-# Engines whose jobs do not see this machine's disks, as the nodes of SLURM do; their runs lie on an object store.
-_REMOTE: tuple[EngineName, ...] = ("beaker", "skypilot")
 _DEFAULT_SLURM = SlurmOptions()
 _DEFAULT_SKYPILOT = SkyPilotOptions()
 # The groups of options in --help; each option is in one of them.
@@ -131,7 +134,7 @@ def launch_finetune(
         skypilot: options of SkyPilot alone.
     """
     engine_name = _engine(engine, local=local, cluster=cluster)
-    remote = engine_name in _REMOTE
+    remote = engine_name in REMOTE_ENGINES
     job_mode: Mode = "test" if do_eval else mode
     if profiler and job_mode in ("validate", "test"):
         raise UsageError("--profiler is for a training or a prediction; an evaluation keeps the training's config")
@@ -158,13 +161,15 @@ def launch_finetune(
     )
     jobs = _jobs_of_array(job, array or (), engine=engine_name)
     for each, _ in jobs:
-        _ensure_can_start(each)
-    plan = _plan(engine_name, [each for each, _ in jobs], detach=detach, slurm=slurm, skypilot=skypilot)
+        ensure_can_start(each)
+    plan = plan_jobs(engine_name, [each for each, _ in jobs], detach=detach, slurm=slurm, skypilot=skypilot)
     values = placeholder_values(helios_checkpoint_path, encoder_embedding_size, patch_size)
     requests = []
     for each, more_configs in jobs:
         paths = [*config_paths, *more_configs]
-        config = merged_config(read_run_configs(paths), run=each.run, constants=values)
+        notes: list[str] = []
+        config = merged_config(read_run_configs(paths), run=each.run, constants=values, notes=notes)
+        sys.stderr.writelines(f"note: {note}\n" for note in notes)
         if profiler is not None:
             config["trainer"] = {**config.get("trainer", {}), "profiler": profiler}
         config = _allow_findings(config, allow or ())
@@ -181,7 +186,9 @@ def launch_finetune(
     if dry_run:
         sys.stdout.write(f"{plan}\n")
         return 0
-    return submit(plan, requests)
+    for record, request in zip(submit(plan, requests), requests, strict=True):
+        sys.stdout.write(summary(record, request.job.run))
+    return 0
 
 
 def _warn_of_secrets(variables: Mapping[str, str]) -> None:
@@ -252,37 +259,3 @@ def _jobs_of_array(job: Job, files: Sequence[str], *, engine: EngineName) -> lis
     runs = [RunDir.of(prefix, job.run.project, name) for name in names]
     # SLURM lists an array under one name.
     return [(replace(job, run=run, name=job.title), [file]) for run, file in zip(runs, files, strict=True)]
-
-
-def _ensure_can_start(job: Job) -> None:
-    """Raise ``RunError`` if the job would fail at its start: no checkpoint, or a folder in the place of a file.
-
-    A run on an object store is not looked at.
-    """
-    if "://" in job.run.location:
-        return
-    job.run.refuse_folders()
-    if job.mode == "fit":
-        return
-    if job.checkpoint is not None and not Path(job.checkpoint).is_file():
-        raise RunError(f"no checkpoint {job.checkpoint}")
-    if job.checkpoint is None and not job.run.best().exists():
-        raise RunError(
-            f"no checkpoint best.ckpt in {job.run.checkpoints}: train the run first, or name one with --checkpoint"
-        )
-
-
-def _plan(
-    engine: EngineName, jobs: Sequence[Job], *, detach: bool, slurm: SlurmOptions, skypilot: SkyPilotOptions
-) -> Plan:
-    """Plan the jobs for an engine; raise ``UsageError`` if it lacks something that they ask for.
-
-    Only SLURM takes more than one job, see ``_jobs_of_array``.
-    """
-    if engine == "slurm":
-        return plan_slurm(jobs, defaults_from(os.environ, slurm), folder=Path.cwd())
-    if engine == "local":
-        return plan_local(jobs[0], detach=detach)
-    if engine == "skypilot":
-        return plan_skypilot(jobs[0], skypilot)
-    return prepare_submission(jobs[0])

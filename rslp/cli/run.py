@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 from rslp.cli.run_configs import quieten_rslearn
-from rslp.errors import RunError
+from rslp.errors import INTERRUPTED, RunError
 from rslp.io import is_remote
+from rslp.io.terminal import print_message
 from rslp.launch.job import Mode
 from rslp.launch.remote import run_in_copy
 from rslp.launch.snapshot import record_software
@@ -46,6 +47,7 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
     gc.disable()
     from rslp.evaluate.evaluation import evaluate
     from rslp.evaluate.prediction import predict
+    from rslp.evaluate.table import print_predictions, print_table
     from rslp.train.fit import fit
 
     gc.freeze()
@@ -55,6 +57,14 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
     if mode == "fit":
         return fit(directory)
     if mode == "predict":
-        return predict(directory, checkpoint=checkpoint)
-    evaluate(directory, splits=("val", "test") if mode == "test" else ("val",), checkpoint=checkpoint)
+        if (summary := predict(directory, checkpoint=checkpoint)) is None:
+            print_message("interrupted: the same command goes on from the last window that was written")
+            return INTERRUPTED
+        print_predictions(summary)
+        return 0
+    evaluations = evaluate(directory, splits=("val", "test") if mode == "test" else ("val",), checkpoint=checkpoint)
+    if read_world(os.environ).first:
+        notes: list[str] = []
+        print_table(evaluations, unmoved=directory.read_state(notes).get("unmoved") or ())
+        sys.stderr.writelines(f"warning: {note}\n" for note in notes)
     return 0

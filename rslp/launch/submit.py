@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from rslp.config import merge_configs, refuse_unrunnable
 from rslp.errors import RunError, UsageError
@@ -21,12 +22,13 @@ from rslp.io import (
     with_checksum,
     write_atomic,
 )
-from rslp.launch.engines import local, slurm
-from rslp.launch.engines.beaker import BeakerSubmission, send_submission
-from rslp.launch.engines.engine import ensure_not_active
-from rslp.launch.engines.local import LocalPlan
-from rslp.launch.engines.skypilot import SkyPilotPlan
-from rslp.launch.engines.slurm import SlurmPlan
+from rslp.launch.engines import local
+from rslp.launch.engines import slurm as slurm_engine
+from rslp.launch.engines.beaker import BeakerSubmission, prepare_submission, send_submission
+from rslp.launch.engines.engine import EngineName, ensure_not_active
+from rslp.launch.engines.local import LocalPlan, plan_local
+from rslp.launch.engines.skypilot import SkyPilotOptions, SkyPilotPlan, plan_skypilot
+from rslp.launch.engines.slurm import SlurmOptions, SlurmPlan, defaults_from, plan_slurm
 from rslp.launch.job import Job, Mode
 from rslp.launch.record import SubmissionRecord
 from rslp.launch.remote import install_config_in_store
@@ -34,20 +36,21 @@ from rslp.rundir import RunDir
 from rslp.runtime.class_paths import refuse_untrusted
 
 
-def merged_config(documents: Sequence[Document], *, run: RunDir, constants: Mapping[str, Any]) -> dict[str, Any]:
+def merged_config(
+    documents: Sequence[Document], *, run: RunDir, constants: Mapping[str, Any], notes: list[str]
+) -> dict[str, Any]:
     """Merge run configs into the config of one run; its paths are rewritten to be relative to the run directory.
 
     Args:
         documents: the run configs; later ones win.
         run: the run directory.
         constants: values of the placeholders.
+        notes: notes for the user, on arguments that were dropped, are appended to it.
 
     Raises:
         ConfigError: a config is broken, names a class that is not trusted, or can't start a run.
     """
-    notes: list[str] = []
     merged = relativise_paths(merge_configs(documents, constants, notes=notes), run.location)
-    sys.stderr.writelines(f"note: {note}\n" for note in notes)
     refuse_unrunnable(merged, name=", ".join(document.name for document in documents))
     refuse_untrusted(merged, documents)
     return {**merged, "rslp_project": run.project, "rslp_experiment": run.experiment}
@@ -110,6 +113,8 @@ def _lock_and_write(run: RunDir, config: Mapping[str, Any], *, mode: Mode, stack
 
 
 Plan = LocalPlan | SlurmPlan | SkyPilotPlan | BeakerSubmission
+# Engines whose jobs do not see this machine's disks, as the nodes of SLURM do; their runs lie on an object store.
+REMOTE_ENGINES: tuple[EngineName, ...] = ("beaker", "skypilot")
 # For how long an object store that can't be reached is tried again, s; a job waits longer, but here a person waits.
 _PATIENCE = 60
 
@@ -148,8 +153,47 @@ class Request:
             self.run_check()
 
 
-def submit(plan: Plan, requests: Sequence[Request]) -> int:
-    """Check and write the config of every run, and submit the plan.
+def ensure_can_start(job: Job) -> None:
+    """Raise ``RunError`` if the job would fail at its start: no checkpoint, or a folder in the place of a file.
+
+    A run on an object store is not looked at.
+    """
+    if "://" in job.run.location:
+        return
+    job.run.refuse_folders()
+    if job.mode == "fit":
+        return
+    if job.checkpoint is not None and not Path(job.checkpoint).is_file():
+        raise RunError(f"no checkpoint {job.checkpoint}")
+    if job.checkpoint is None and not job.run.best().exists():
+        raise RunError(
+            f"no checkpoint best.ckpt in {job.run.checkpoints}: train the run first, or name one with --checkpoint"
+        )
+
+
+def plan_jobs(
+    engine: EngineName,
+    jobs: Sequence[Job],
+    *,
+    detach: bool,
+    slurm: SlurmOptions | None = None,
+    skypilot: SkyPilotOptions | None = None,
+) -> Plan:
+    """Plan the jobs for an engine; raise ``UsageError`` if it lacks something that they ask for.
+
+    Only SLURM takes more than one job.
+    """
+    if engine == "slurm":
+        return plan_slurm(jobs, defaults_from(os.environ, slurm or SlurmOptions()), folder=Path.cwd())
+    if engine == "local":
+        return plan_local(jobs[0], detach=detach)
+    if engine == "skypilot":
+        return plan_skypilot(jobs[0], skypilot or SkyPilotOptions())
+    return prepare_submission(jobs[0])
+
+
+def submit(plan: Plan, requests: Sequence[Request]) -> tuple[SubmissionRecord, ...]:
+    """Check and write the config of every run, and submit the plan; returns a record for each run.
 
     A local job in the foreground replaces this process (``exec``), so that this function does not return.
 
@@ -164,27 +208,23 @@ def submit(plan: Plan, requests: Sequence[Request]) -> int:
     first = requests[0]
     if isinstance(plan, BeakerSubmission):
         first.check()
-        sys.stdout.write(_summary(send_submission(plan, first.config), first.job.run))
-        return 0
+        return (send_submission(plan, first.config),)
     if is_remote(first.job.run.location):
-        return _run_here_in_store(plan, first)
+        _run_here_in_store(plan, first)
     for request in requests:
         ensure_not_active(request.job.run, request.job.mode)
     if isinstance(plan, SlurmPlan):
-        slurm.check_with_sbatch(plan)
+        slurm_engine.check_with_sbatch(plan)
     for request in requests:
         request.check()
     with ExitStack() as stack:
         for request in requests:
             if request.writes_config:
                 stack.enter_context(install_config(request.job.run, request.config, mode=request.job.mode))
-        records = slurm.submit(plan) if isinstance(plan, SlurmPlan) else (local.submit(plan),)
-    for record, request in zip(records, requests, strict=True):
-        sys.stdout.write(_summary(record, request.job.run))
-    return 0
+        return tuple(slurm_engine.submit(plan)) if isinstance(plan, SlurmPlan) else (local.submit(plan),)
 
 
-def _run_here_in_store(plan: Plan, request: Request) -> int:
+def _run_here_in_store(plan: Plan, request: Request) -> NoReturn:
     """Start a run whose directory is on an object store, on this machine in the foreground.
 
     The job replaces this process.
@@ -205,10 +245,10 @@ def _run_here_in_store(plan: Plan, request: Request) -> int:
     request.check()
     with install_config_in_store(store, request.config, mode=job.mode):
         local.submit(plan)
-    return 0
+    raise AssertionError("a job in the foreground replaces this process")
 
 
-def _summary(record: SubmissionRecord, run: RunDir) -> str:
+def summary(record: SubmissionRecord, run: RunDir) -> str:
     """The text for the user: the submission's name, and the commands that follow and cancel it."""
     # The id of a local job is PID@HOST@START.
     name = record.id.partition("@")[0]
