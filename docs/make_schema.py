@@ -53,9 +53,7 @@ def key_table(model: type[Keys]) -> str:
 def _value(field: FieldInfo) -> str:
     """The values that a key takes, in words."""
     wanted = [part.wanted for part in field.metadata if isinstance(part, Value)]
-    if wanted:
-        return wanted[0].partition(":")[0].removeprefix("a ")
-    return "list, see below" if field.is_required() else "mapping, see below"
+    return wanted[0].removeprefix("a ") if wanted else "list, see below" if field.is_required() else "mapping"
 
 
 def documented(text: str) -> str:

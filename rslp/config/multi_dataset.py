@@ -26,7 +26,7 @@ _CONSTANT_NAME = "[A-Za-z][A-Za-z0-9_]*"
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """The values that a key takes; part of its annotation for pydantic.
+    """The values that a key takes; part of its annotation for pydantic, which by itself would lose placeholders.
 
     Attributes:
         wanted: the valid values in words, for messages and the documentation.
@@ -43,7 +43,7 @@ class Value:
     hint: Callable[[Any], str] = lambda _: ""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
-        """Have pydantic validate with ``validated``, which keeps the types of texts with placeholders."""
+        """Have pydantic validate with ``validated``."""
         del source, handler
         return core_schema.no_info_plain_validator_function(self.validated)
 
@@ -75,21 +75,12 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and bool(re.fullmatch(_NAME, value))
 
 
-def _has_template(value: Any) -> bool:
-    return any(map(_has_template, value)) if isinstance(value, list) else isinstance(value, Template | Mapping)
-
-
-def _odd_constants(constants: Mapping[Any, Any]) -> list[str]:
-    """The constants with an odd name, or with a placeholder or a mapping as value."""
-    return [
-        str(name)
-        for name, value in constants.items()
-        if not isinstance(name, str) or not re.fullmatch(_CONSTANT_NAME, name) or _has_template(value)
-    ]
-
-
 def _is_mapping(value: Any) -> bool:
     return isinstance(value, Mapping)
+
+
+def _has_template(value: Any) -> bool:
+    return any(map(_has_template, value)) if isinstance(value, list) else isinstance(value, Template | Mapping)
 
 
 def _number(lowest: int, wanted: str) -> Value:
@@ -112,48 +103,72 @@ def _text(wanted: str, hint: str, **schema: str) -> Value:
     return Value(wanted, schema, _is_text, hint=lambda value: hint if isinstance(value, Template) else "")
 
 
-def _mapping(wanted: str, is_valid: Callable[[Any], bool] = _is_mapping, **schema: Any) -> Value:
-    return Value(wanted, {"type": ["object", "null"], **schema}, is_valid, null={})
-
-
 _TEXTS = {"type": "array", "items": {"type": "string"}}
-_PATH = _text("a path", "it can't hold a placeholder")
-_TEXT = _text("a text", "a constant can't hold the placeholder of another")
-_OUTPUT = _text("a path, or null to derive it", "it can't hold a placeholder", pattern=r"\.ya?ml$")
-_POSITIVE = _number(1, "a whole number above 0")
-_COUNT = _number(0, "a whole number from 0")
-_FLAG = Value("true or false", {"type": ["boolean", "null"]}, lambda value: isinstance(value, bool), null=False)
-_MAPPING = _mapping("a mapping")
-_RENAMED = _mapping(
-    "a mapping of task names to new ones",
-    lambda value: _is_mapping(value) and all(map(_is_name, value.values())),
-    additionalProperties={"type": "string", "pattern": f"^{_NAME}$"},
-)
-_CONSTANTS = Value(
-    "a mapping of constants, such as patch_size: 8: names of letters, digits and _, values without placeholders",
-    {"type": ["object", "null"], "propertyNames": {"pattern": f"^{_CONSTANT_NAME}$"}},
-    lambda value: isinstance(value, Mapping) and not _odd_constants(value),
-    null={},
-    hint=lambda value: f"see {', '.join(_odd_constants(value))}" if isinstance(value, Mapping) else "",
-)
-_DATASET_NAME = Value(
-    "a name of at most 100 letters, digits, _ and - that starts with a letter",
-    {"type": ["string", "null"], "pattern": f"^{_NAME}$"},
-    _is_name,
-    hint=lambda value: "" if isinstance(value, str | Mapping | list) else "write it in quotes",
-)
-_PATHS = Value(
-    "a path or a list of paths",
-    {"oneOf": [{"type": "string"}, {**_TEXTS, "minItems": 1}]},
-    lambda value: _is_text(value) or (bool(value) and _are_texts(value)),
-)
-_IDS = Value("a list of ids", {**_TEXTS, "type": ["array", "null"]}, _are_texts, null=())
-_GROUPS = Value(
-    "a list of lists of task names",
-    {"type": ["array", "null"], "items": {**_TEXTS, "minItems": 1}},
-    lambda value: isinstance(value, list) and all(group and _are_texts(group) for group in value),
-    null=(),
-)
+_OBJECT = {"type": ["object", "null"]}
+_Path = Annotated[str | None, _text("a path", "it can't hold a placeholder")]
+_OutputPath = Annotated[
+    str | None, _text("a path, or null to derive it", "it can't hold a placeholder", pattern=r"\.ya?ml$")
+]
+_Text = Annotated[str | None, _text("a text", "a constant can't hold the placeholder of another")]
+_Positive = Annotated[int | str | None, _number(1, "a whole number above 0")]
+_Count = Annotated[int | str | None, _number(0, "a whole number from 0")]
+_Flag = Annotated[
+    bool, Value("true or false", {"type": ["boolean", "null"]}, lambda value: isinstance(value, bool), null=False)
+]
+_Overrides = Annotated[Mapping[str, Any], Value("a mapping", _OBJECT, _is_mapping, null={})]
+_NewNames = Annotated[
+    Mapping[str, str],
+    Value(
+        "a mapping of task names to new ones",
+        {**_OBJECT, "additionalProperties": {"type": "string", "pattern": f"^{_NAME}$"}},
+        lambda value: _is_mapping(value) and all(map(_is_name, value.values())),
+        null={},
+    ),
+]
+_DatasetName = Annotated[
+    str | None,
+    Value(
+        "a name of at most 100 letters, digits, _ and - that starts with a letter",
+        {"type": ["string", "null"], "pattern": f"^{_NAME}$"},
+        _is_name,
+        hint=lambda value: "" if isinstance(value, str | Mapping | list) else "write it in quotes",
+    ),
+]
+_Paths = Annotated[
+    Sequence[str],
+    Value(
+        "a path or a list of paths",
+        {"oneOf": [{"type": "string"}, {**_TEXTS, "minItems": 1}]},
+        lambda value: _is_text(value) or (bool(value) and _are_texts(value)),
+    ),
+    AfterValidator(lambda paths: [paths] if isinstance(paths, str) else paths),
+]
+_Ids = Annotated[Sequence[str], Value("a list of ids", {**_TEXTS, "type": ["array", "null"]}, _are_texts, null=())]
+_Groups = Annotated[
+    Sequence[Sequence[str]],
+    Value(
+        "a list of lists of task names",
+        {"type": ["array", "null"], "items": {**_TEXTS, "minItems": 1}},
+        lambda value: isinstance(value, list) and all(group and _are_texts(group) for group in value),
+        null=(),
+    ),
+]
+_ConstantName = Annotated[
+    str,
+    Value(
+        "a name of letters, digits and _ that starts with a letter",
+        {"type": "string", "pattern": f"^{_CONSTANT_NAME}$"},
+        lambda name: isinstance(name, str) and bool(re.fullmatch(_CONSTANT_NAME, name)),
+    ),
+]
+_Constant = Annotated[
+    Any, Value("a value without the placeholder of another, and no mapping", {}, lambda value: not _has_template(value))
+]
+_Constants = dict[_ConstantName, _Constant]
+
+
+def _empty(value: Any) -> Any:
+    return {} if value is None else value
 
 
 class Keys(BaseModel):
@@ -162,14 +177,10 @@ class Keys(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _empty(value: Any) -> Any:
-    return {} if value is None else value
-
-
 class CheckKeys(Keys):
     """How the check judges the run config."""
 
-    allow: Annotated[Sequence[str], _IDS] = Field((), description="Ids of its findings that are no errors.")
+    allow: _Ids = Field((), description="Ids of its findings that are no errors.")
 
 
 _Check = Annotated[CheckKeys, BeforeValidator(_empty, json_schema_input_type=CheckKeys | None)]
@@ -178,91 +189,66 @@ _Check = Annotated[CheckKeys, BeforeValidator(_empty, json_schema_input_type=Che
 class DatasetEntry(Keys):
     """One dataset of a multi-dataset config."""
 
-    name: Annotated[str | None, _DATASET_NAME] = Field(
-        None, description="The dataset's key; renames its task if it has only one. Left out, the task's name."
-    )
-    cfgs: Annotated[Sequence[str], _PATHS, AfterValidator(lambda cfgs: [cfgs] if isinstance(cfgs, str) else cfgs)] = (
-        Field(description="One path or a list of paths, later ones win.")
-    )
-    overrides: Annotated[Mapping[str, Any], _MAPPING] = Field({}, description="Laid over this dataset's config alone.")
-    tasks: Annotated[Mapping[str, str], _RENAMED] = Field({}, description="New names for its tasks: `{old: new}`.")
-    check: _Check = Field(
-        CheckKeys(), description="`{allow: [ID, ...]}`: findings of the check that are no errors in this dataset."
-    )
+    name: _DatasetName = Field(None, description="The dataset's key, by default its task's; renames a single task.")
+    cfgs: _Paths = Field(description="One path or a list of paths, later ones win.")
+    overrides: _Overrides = Field({}, description="Laid over this dataset's config alone.")
+    tasks: _NewNames = Field({}, description="New names for its tasks: `{old: new}`.")
+    check: _Check = Field(CheckKeys(), description="`{allow: [ID, ...]}`: findings of the check that are no errors.")
 
 
-def _long_form(entry: Any) -> Any:
-    return entry if isinstance(entry, Mapping) else {"cfgs": entry}
-
-
-_Entry = Annotated[DatasetEntry, BeforeValidator(_long_form, json_schema_input_type=str | list[str] | DatasetEntry)]
+_Entry = Annotated[
+    DatasetEntry,
+    BeforeValidator(
+        lambda entry: entry if isinstance(entry, Mapping) else {"cfgs": entry},
+        json_schema_input_type=str | Annotated[list[str], Field(min_length=1)] | DatasetEntry,
+    ),
+]
 
 
 class MergeOptions(Keys):
     """Shared heads."""
 
-    merge_heads: Annotated[bool, _FLAG] = Field(
-        False, description="One decoder for all tasks whose decoders end in the same class."
-    )
-    merge_task_labels: Annotated[bool, _FLAG] = Field(
-        False, description="A merged head keeps the labels of its tasks apart."
-    )
-    same_label_groups: Annotated[Sequence[Sequence[str]], _GROUPS] = Field(
-        (), description="Lists of tasks that share their labels."
-    )
+    merge_heads: _Flag = Field(False, description="One decoder for all tasks whose decoders end in the same class.")
+    merge_task_labels: _Flag = Field(False, description="A merged head keeps the labels of its tasks apart.")
+    same_label_groups: _Groups = Field((), description="Lists of tasks that share their labels.")
 
 
 class MultiDatasetConfig(Keys):
     """A multi-dataset config: which datasets are trained together, and what is overridden."""
 
-    base_cfg: Annotated[str | None, _PATH] = Field(
-        None,
-        description="What all datasets share: encoder, optimiser, trainer, callbacks. Left out, the shipped base.yaml.",
+    base_cfg: _Path = Field(
+        None, description="What all datasets share: encoder, optimiser, trainer, callbacks; by default base.yaml."
     )
     dataset_cfgs: list[_Entry] = Field(
         min_length=1,
         validation_alias=AliasChoices("dataset_cfgs", "task_cfgs"),
         description="The datasets: for each a path, a list of paths (later ones win), or `{name, cfgs, overrides}`.",
     )
-    output_path: Annotated[str | None, _OUTPUT] = Field(
-        description="Where the run config is written; `null` derives it from the other names."
-    )
-    patch_size: Annotated[int | str | None, _POSITIVE] = Field(
-        None, description="Fills `{PATCH_SIZE}` and `{N/PATCH_SIZE}`, in pixels."
-    )
-    encoder_embedding_size: Annotated[int | str | None, _POSITIVE] = Field(
+    output_path: _OutputPath = Field(description="Where the run config is written; `null` derives it from other names.")
+    patch_size: _Positive = Field(None, description="Fills `{PATCH_SIZE}` and `{N/PATCH_SIZE}`, in pixels.")
+    encoder_embedding_size: _Positive = Field(
         None, description="Fills `{ENCODER_EMBEDDING_SIZE}`: channels of the encoder's output."
     )
-    helios_checkpoint_path: Annotated[str | None, _TEXT] = Field(
+    helios_checkpoint_path: _Text = Field(
         None, description="Fills `{CHECKPOINT_PATH}`: a folder, or the id of a published model."
     )
-    substitutions: Annotated[Mapping[str, Any], _CONSTANTS] = Field(
+    substitutions: Annotated[_Constants, BeforeValidator(_empty, json_schema_input_type=_Constants | None)] = Field(
         {}, description="The same constants, and any others: `my_size: 3` fills `{MY_SIZE}`."
     )
-    batch_size: Annotated[int | str | None, _POSITIVE] = Field(
-        None, description="Samples per batch, for every dataset. Left out, each dataset's own."
-    )
-    num_workers: Annotated[int | str | None, _COUNT] = Field(
-        None, description="Processes that read samples, in all. Left out, the base config's."
-    )
-    max_train_patches: Annotated[int | str | None, _POSITIVE] = Field(
+    batch_size: _Positive = Field(None, description="Samples per batch of every dataset; by default each one's own.")
+    num_workers: _Count = Field(None, description="Processes that read samples, in all; by default the base config's.")
+    max_train_patches: _Positive = Field(
         None, description="Becomes num_patches, without effect; use per_dataset_patch_limit."
     )
-    max_val_patches: Annotated[int | str | None, _POSITIVE] = Field(
+    max_val_patches: _Positive = Field(
         None, description="Becomes num_patches, without effect; use num_samples of val_config."
     )
-    local_overrides: Annotated[Mapping[str, Any], _MAPPING] = Field(
-        {}, description="Laid over every dataset config, before they are joined."
-    )
-    global_overrides: Annotated[Mapping[str, Any], _MAPPING] = Field(
-        {}, description="Laid over the joined config; wins over everything else."
-    )
+    local_overrides: _Overrides = Field({}, description="Laid over every dataset config, before they are joined.")
+    global_overrides: _Overrides = Field({}, description="Laid over the joined config; wins over everything else.")
     merge_options: Annotated[MergeOptions, BeforeValidator(_empty, json_schema_input_type=MergeOptions | None)] = Field(
         MergeOptions(), description="Shared heads: one decoder for all tasks with the same kind of head."
     )
-    check: _Check = Field(
-        CheckKeys(), description="`{allow: [ID, ...]}`: findings of the check that are no errors, in any dataset."
-    )
+    check: _Check = Field(CheckKeys(), description="The same as of a dataset, for all datasets.")
     _document: Document
 
     def model_post_init(self, context: Any, /) -> None:
@@ -309,6 +295,7 @@ _PARTS = {"merge_options": MergeOptions, "check": CheckKeys, "dataset_cfgs": Dat
 # For pydantic's own errors: what was expected.
 _WANTED = {
     "model_type": "a mapping",
+    "dict_type": "a mapping of constants, such as patch_size: 8",
     "list_type": "a list of datasets, at least one",
     "too_short": "a list of datasets, at least one",
 }
