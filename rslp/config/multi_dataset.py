@@ -99,8 +99,8 @@ def _number(lowest: int, wanted: str) -> Value:
 
 
 def _text(wanted: str, hint: str, **schema: str) -> Value:
-    schema = {"type": ["string", "null"], **schema}
-    return Value(wanted, schema, _is_text, hint=lambda value: hint if isinstance(value, Template) else "")
+    types = {"type": ["string", "null"]}
+    return Value(wanted, {**types, **schema}, _is_text, hint=lambda value: hint if isinstance(value, Template) else "")
 
 
 _TEXTS = {"type": "array", "items": {"type": "string"}}
@@ -180,7 +180,7 @@ class Keys(BaseModel):
 class CheckKeys(Keys):
     """How the check judges the run config."""
 
-    allow: _Ids = Field((), description="Ids of its findings that are no errors.")
+    allow: _Ids = Field(default=(), description="Ids of its findings that are no errors.")
 
 
 _Check = Annotated[CheckKeys, BeforeValidator(_empty, json_schema_input_type=CheckKeys | None)]
@@ -208,9 +208,11 @@ _Entry = Annotated[
 class MergeOptions(Keys):
     """Shared heads."""
 
-    merge_heads: _Flag = Field(False, description="One decoder for all tasks whose decoders end in the same class.")
-    merge_task_labels: _Flag = Field(False, description="A merged head keeps the labels of its tasks apart.")
-    same_label_groups: _Groups = Field((), description="Lists of tasks that share their labels.")
+    merge_heads: _Flag = Field(
+        default=False, description="One decoder for all tasks whose decoders end in the same class."
+    )
+    merge_task_labels: _Flag = Field(default=False, description="A merged head keeps the labels of its tasks apart.")
+    same_label_groups: _Groups = Field(default=(), description="Lists of tasks that share their labels.")
 
 
 class MultiDatasetConfig(Keys):
@@ -291,7 +293,12 @@ class MultiDatasetConfig(Keys):
 
 CONSTANTS = ("patch_size", "encoder_embedding_size", "helios_checkpoint_path")
 FLAT_KEYS = ("batch_size", "num_workers", "max_train_patches", "max_val_patches")
-_PARTS = {"merge_options": MergeOptions, "check": CheckKeys, "dataset_cfgs": DatasetEntry, "task_cfgs": DatasetEntry}
+_PARTS: dict[str, type[Keys]] = {
+    "merge_options": MergeOptions,
+    "check": CheckKeys,
+    "dataset_cfgs": DatasetEntry,
+    "task_cfgs": DatasetEntry,
+}
 # For pydantic's own errors: what was expected.
 _WANTED = {
     "model_type": "a mapping",
@@ -372,7 +379,7 @@ def _problem(error: ErrorDetails, document: Document) -> Problem:
     """One of pydantic's errors as a problem at its line."""
     key_path, kind, message = error["loc"], error["type"], error["msg"]
     names = [part for part in key_path[:-1] if isinstance(part, str)]
-    known = _PARTS.get(names[-1], MultiDatasetConfig) if names else MultiDatasetConfig
+    known = _PARTS.get(names[-1] if names else "", MultiDatasetConfig)
     if kind == "missing":
         example = f"; for example: output_path: OUT_{document.name.rsplit('/', 1)[-1]}"
         return document.problem(f"is missing{example if key_path == ('output_path',) else ''}", key_path)
