@@ -97,6 +97,9 @@ def plan(
         constants: values of placeholders, such as ``PATCH_SIZE``, in a config that stage 1 has not made.
         check: check config and data before the submission, unless they have passed since they last changed.
 
+    Returns:
+        The planned job, for ``submit``.
+
     Raises:
         ConfigError: a file can't be read, is no run config, or names a class that is not trusted.
         UsageError: the engine lacks something that the job asks for.
@@ -134,7 +137,7 @@ def submit(planned: PlannedJob) -> SubmissionRecord:
 def fit(run: RunDir, configs: Configs | None = None, *, constants: Mapping[str, Any] | None = None) -> bool:
     """Train a run in this process, or resume it from its last checkpoint.
 
-    Progress goes to standard error. With the same config and seed, the weights are those that the command makes.
+    Progress bars are shown unless the config has ``trainer.enable_progress_bar: false``. With the same config and seed, the weights are those that the command makes.
 
     Args:
         run: the run directory, which is made if it does not exist.

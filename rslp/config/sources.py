@@ -129,6 +129,9 @@ def compose_file(cfg: str | Path, *, keep_class_paths: bool = False) -> Composed
         cfg: the multi-dataset config, a YAML file with ``dataset_cfgs`` and ``output_path``.
         keep_class_paths: leave class paths and arguments of earlier versions as they are, instead of migrating them.
 
+    Returns:
+        The run config as ``config``, messages on it as ``notes``, and the methods ``write``, ``explain``, ``differences``.
+
     Raises:
         ConfigError: all problems of the files, each with file, line and key.
     """
