@@ -137,7 +137,8 @@ def submit(planned: PlannedJob) -> SubmissionRecord:
 def fit(run: RunDir, configs: Configs | None = None, *, constants: Mapping[str, Any] | None = None) -> bool:
     """Train a run in this process, or resume it from its last checkpoint.
 
-    Progress bars are shown unless the config has ``trainer.enable_progress_bar: false``. With the same config and seed, the weights are those that the command makes.
+    Progress bars are shown unless the config has ``trainer.enable_progress_bar: false``. With the same config and seed,
+    the weights are those that the command makes.
 
     Args:
         run: the run directory, which is made if it does not exist.

@@ -130,7 +130,7 @@ def compose_file(cfg: str | Path, *, keep_class_paths: bool = False) -> Composed
         keep_class_paths: leave class paths and arguments of earlier versions as they are, instead of migrating them.
 
     Returns:
-        The run config as ``config``, messages on it as ``notes``, and the methods ``write``, ``explain``, ``differences``.
+        The run config as ``config``, messages as ``notes``, and the methods ``write``, ``explain``, ``differences``.
 
     Raises:
         ConfigError: all problems of the files, each with file, line and key.
