@@ -34,9 +34,9 @@ from rslp.config.merge import (
     known_arguments,
     merge,
     merge_overlays,
-    nest,
     pick,
     problem_at,
+    put,
 )
 from rslp.config.migrate import Migration, finish_migration, migrate, migration_notes
 from rslp.config.multi_dataset import DatasetEntry, MultiDatasetConfig
@@ -61,11 +61,12 @@ BATCH_SIZES: KeyPath = ("data", "init_args", "batch_sizes")
 CHECK_ALLOW: KeyPath = ("data", "init_args", "check_allow")
 # Stage 1 fills these in; a value that a base config has there belongs to no dataset of this run.
 _FILLED_IN: tuple[KeyPath, ...] = (DECODERS, DATA_MODULES, TASK, BATCH_SIZES)
-# A flat key of a multi-dataset config sets a value in every dataset: the key -> key path in each data module.
+# A flat key of a multi-dataset config -> key path of the value that it sets; ``*`` is the key of every dataset.
 _FLAT_KEY_PATHS: dict[str, KeyPath] = {
-    "batch_size": ("init_args", "batch_size"),
-    "max_train_patches": ("init_args", "train_config", "num_patches"),
-    "max_val_patches": ("init_args", "val_config", "num_patches"),
+    "num_workers": ("data", "init_args", "num_workers"),
+    "batch_size": (*DATA_MODULES, "*", "init_args", "batch_size"),
+    "max_train_patches": (*DATA_MODULES, "*", "init_args", "train_config", "num_patches"),
+    "max_val_patches": (*DATA_MODULES, "*", "init_args", "val_config", "num_patches"),
 }
 
 
@@ -332,17 +333,16 @@ class Composer:
                 message = "is filled in by stage 1; what the base config holds here is left out"
                 self.notes.append(str(base.problem(message, key_path)))
             if part is not None:
-                tree = merge(tree, nest(None, key_path))
+                tree = put(tree, key_path, None)
         return Overlay(tree, base.target, base.document, base.source, base.moved)
 
     def flat_keys(self, datasets: list[ComposedDataset]) -> list[Overlay]:
         """The overlays that the flat keys, such as ``batch_size``, stand for."""
         overlays = []
         for flat_key, value in self.multi_config.flat_keys.items():
-            if flat_key == "num_workers":
-                targets: list[KeyPath] = [("data", "init_args", "num_workers")]
-            else:
-                targets = [(*DATA_MODULES, dataset.key, *_FLAT_KEY_PATHS[flat_key]) for dataset in datasets]
+            path = _FLAT_KEY_PATHS[flat_key]
+            targets = [tuple(dataset.key if key == "*" else key for key in path) for dataset in datasets]
+            targets = targets if "*" in path else [path]
             overlays += [Overlay(value, target, self.multi_config.document, (flat_key,)) for target in targets]
         return overlays
 
@@ -374,29 +374,20 @@ class Composer:
             The config, and for each such value its key path and how it came about.
         """
         derived = {(*TASK, "class_path"): "the class that unites the datasets' tasks"}
-        # By way of null: it is no replacement of a class, which would drop arguments.
-        tree = merge(merge(tree, nest({"class_path": None}, TASK)), nest({"class_path": TASK_CLASS}, TASK))
+        tree = put(tree, (*TASK, "class_path"), TASK_CLASS)
         if self.multi_config.has_substitutions:
             tree = _with_batch_sizes(tree, derived)
-        tree = self._with_allowed_findings(tree, datasets, derived)
+        check = self.multi_config.check
+        allow = {dataset.key: [*dict.fromkeys([*check.allow, *dataset.entry.check.allow])] for dataset in datasets}
+        if allow := {key: ids for key, ids in allow.items() if ids}:
+            derived[CHECK_ALLOW] = "check.allow of the multi-dataset config"
+            tree = put(tree, CHECK_ALLOW, merge(pick(tree, CHECK_ALLOW), allow))
         if tree.pop("all_dataset_info_path", None) is not None and not self.multi_config.merge_options.merge_heads:
             message = "has no effect without merge_options.merge_heads"
             self.notes.append(str(problem_at(overlays, ("all_dataset_info_path",), message)))
         if self.migrates:
             tree = finish_migration(tree, overlays, derived, self.notes)
         return tree, derived
-
-    def _with_allowed_findings(
-        self, tree: dict[str, Any], datasets: Sequence[ComposedDataset], derived: dict[KeyPath, str]
-    ) -> dict[str, Any]:
-        """Add the ids of the check's findings that are allowed in each dataset."""
-        allow = {dataset.key: (*self.multi_config.check.allow, *dataset.entry.check.allow) for dataset in datasets}
-        ids = {key: list(dict.fromkeys(allowed)) for key, allowed in allow.items() if allowed}
-        if not ids:
-            return tree
-        derived[CHECK_ALLOW] = "check.allow of the multi-dataset config"
-        merged: dict[str, Any] = merge(tree, nest(ids, CHECK_ALLOW))
-        return merged
 
     def has_name_clashes(self, datasets: list[ComposedDataset]) -> bool:
         """Report names of datasets or tasks that two entries have; returns whether there are any."""
@@ -431,5 +422,5 @@ def _with_batch_sizes(tree: dict[str, Any], derived: dict[KeyPath, str]) -> dict
     sizes = {name: pick(module, ("init_args", "batch_size")) for name, module in modules.items()}
     sizes = {name: size for name, size in sizes.items() if size is not None}
     derived[BATCH_SIZES] = "the batch sizes of the datasets"
-    merged: dict[str, Any] = merge(tree, nest(merge(sizes, given or {}), BATCH_SIZES))
-    return merged
+    result: dict[str, Any] = put(tree, BATCH_SIZES, {**sizes, **(given or {})})
+    return result

@@ -227,8 +227,9 @@ def nest(tree: Any, key_path: KeyPath) -> Any:
 
 
 def put(tree: Any, key_path: KeyPath, value: Any) -> Any:
-    """A copy of the tree with another value at a key path; missing mappings on the way there are added."""
-    return {**(tree or {}), key_path[0]: put((tree or {}).get(key_path[0]), key_path[1:], value)} if key_path else value
+    """A copy of the tree with another value at a key path; what is no mapping on the way there becomes one."""
+    below = tree if isinstance(tree, Mapping) else {}
+    return {**below, key_path[0]: put(below.get(key_path[0]), key_path[1:], value)} if key_path else value
 
 
 def pick(tree: Any, key_path: KeyPath) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rslp.config.datasets import MODEL_ARGS, SPLITS
-from rslp.config.merge import Overlay, matching, merge, nest, pick, problem_at, put
+from rslp.config.merge import Overlay, matching, merge, pick, problem_at, put
 from rslp.errors import KeyPath, Problem, dotted
 
 # Old class path -> present one: from rslearn of July 2025, the original project, and earlier modules of rslp itself.
@@ -175,13 +175,13 @@ def finish_migration(
         part = pick(tree, key_path)
         if isinstance(part, Mapping) and "class_path" not in part:
             derived[(*key_path, "class_path")] = "what the old arguments stood for"
-            tree = merge(tree, nest({"class_path": class_path}, key_path))
+            tree = put(tree, (*key_path, "class_path"), class_path)
     scheduler = pick(tree, (*_MODULE, "scheduler"))
     if isinstance(scheduler, Mapping) and "class_path" not in scheduler:
         message = "has no effect: no class_path names a scheduler"
         for name in scheduler.get("init_args") or ():
             notes.append(str(problem_at(overlays, (*_MODULE, "scheduler", "init_args", name), message)))
-        tree = merge(tree, nest(None, (*_MODULE, "scheduler")))
+        tree = put(tree, (*_MODULE, "scheduler"), None)
     return _with_overlap_pixels(tree, overlays, derived, notes)
 
 
@@ -249,7 +249,7 @@ class _Migrator:
         tree = put(tree, key_path, mapping)
         existing = pick(tree, target)
         if existing is None:
-            tree = merge(tree, nest(value, target))
+            tree = put(tree, target, value)
             self.moved[target] = source
         elif value is not None and merge(existing, value) != existing:
             self._problems.append(self._overlay.problem(_twice(dotted(move.new)), source))

@@ -226,7 +226,9 @@ class MultiDatasetConfig(Keys):
         validation_alias=AliasChoices("dataset_cfgs", "task_cfgs"),
         description="The datasets: for each a path, a list of paths (later ones win), or `{name, cfgs, overrides}`.",
     )
-    output_path: _OutputPath = Field(description="Where the run config is written; `null` derives it from other names.")
+    output_path: _OutputPath = Field(
+        description="Where the run config is written; `null` derives it from other names.", examples=["OUT_multi.yaml"]
+    )
     patch_size: _Positive = Field(None, description="Fills `{PATCH_SIZE}` and `{N/PATCH_SIZE}`, in pixels.")
     encoder_embedding_size: _Positive = Field(
         None, description="Fills `{ENCODER_EMBEDDING_SIZE}`: channels of the encoder's output."
@@ -293,18 +295,12 @@ class MultiDatasetConfig(Keys):
 
 CONSTANTS = ("patch_size", "encoder_embedding_size", "helios_checkpoint_path")
 FLAT_KEYS = ("batch_size", "num_workers", "max_train_patches", "max_val_patches")
-_PARTS: dict[str, type[Keys]] = {
+_MODELS: dict[str, type[BaseModel]] = {
+    "": MultiDatasetConfig,
     "merge_options": MergeOptions,
     "check": CheckKeys,
     "dataset_cfgs": DatasetEntry,
     "task_cfgs": DatasetEntry,
-}
-# For pydantic's own errors: what was expected.
-_WANTED = {
-    "model_type": "a mapping",
-    "dict_type": "a mapping of constants, such as patch_size: 8",
-    "list_type": "a list of datasets, at least one",
-    "too_short": "a list of datasets, at least one",
 }
 
 
@@ -369,25 +365,33 @@ def read_multi_dataset_config(document: Document) -> MultiDatasetConfig:
     try:
         config = MultiDatasetConfig.model_validate(data, context=document)
     except ValidationError as error:
-        raise ConfigError([*(_problem(each, document) for each in error.errors()), *problems]) from None
+        raise ConfigError([*(problem_of(each, document, _MODELS) for each in error.errors()), *problems]) from None
     if problems:
         raise ConfigError(problems)
     return config
 
 
-def _problem(error: ErrorDetails, document: Document) -> Problem:
-    """One of pydantic's errors as a problem at its line."""
+def problem_of(error: ErrorDetails, document: Document, models: Mapping[str, type[BaseModel]]) -> Problem:
+    """One of pydantic's errors as a problem at its line.
+
+    Args:
+        error: the error.
+        document: the file that was validated.
+        models: the models by the key that they stand at; that of the whole file at the empty one.
+    """
     key_path, kind, message = error["loc"], error["type"], error["msg"]
     names = [part for part in key_path[:-1] if isinstance(part, str)]
-    known = _PARTS.get(names[-1] if names else "", MultiDatasetConfig)
+    fields = models.get(names[-1] if names else "", models[""]).model_fields
     if kind == "missing":
-        example = f"; for example: output_path: OUT_{document.name.rsplit('/', 1)[-1]}"
-        return document.problem(f"is missing{example if key_path == ('output_path',) else ''}", key_path)
+        examples = [f"; for example: {key_path[-1]}: {text}" for text in fields[str(key_path[-1])].examples or ()]
+        return document.problem(f"is missing{''.join(examples)}", key_path)
     if kind in ("extra_forbidden", "invalid_key"):
-        message = f"unknown key{did_you_mean(key_path[-1], known.model_fields, otherwise='allowed')}"
-    elif kind in _WANTED:
-        message = f"must be {_WANTED[kind]}; got {short(error['input'])}"
-    # An entry that is a path alone has no key `cfgs`.
+        message = f"unknown key{did_you_mean(key_path[-1], fields, otherwise='allowed')}"
+    elif kind != "value":
+        wanted = {"model_type": "a mapping", "dict_type": "a mapping"}
+        wanted |= {"list_type": "a list", "too_short": "a list of at least one item"}
+        message = f"must be {wanted.get(kind, message.removeprefix('Input should be '))}; got {short(error['input'])}"
+    # A dataset that is a path alone has no key `cfgs`.
     while key_path and document.line(key_path) is None:
         key_path = key_path[:-1]
     return document.problem(message, key_path)

@@ -113,8 +113,8 @@ def test_settings_a_variable_beats_the_project_beats_the_user(tmp_path: Path) ->
     ("text", "message"),
     [
         ("beaker: {workspce: a/b}", r"\.rslp\.yaml:1: beaker\.workspce: unknown key; did you mean workspace\?"),
-        ("beaker:\n  env: {A: 1}", r"\.rslp\.yaml:2: beaker\.env: must be a mapping of texts; got dict"),
-        ("beaker: [1]", r"\.rslp\.yaml:1: must be a mapping with the key `beaker`"),
+        ("beaker:\n  env: {A: 1}", r"\.rslp\.yaml:2: beaker\.env\.A: must be a valid string; got 1"),
+        ("beaker: [1]", r"\.rslp\.yaml:1: beaker: must be a mapping; got \[1\]"),
         ("beeker: {}", r"unknown key; did you mean beaker\?"),
     ],
 )
