@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from rslp.config import compose_file
-from rslp.config.sources import display_path
-
 
 def make_multidataset_config(
     cfg: str, keep_class_paths: bool = False, explain: str | None = None, diff: str | None = None
@@ -19,6 +16,9 @@ def make_multidataset_config(
         explain: Write nothing; print which file and line set this key, for example trainer.max_epochs.
         diff: Write nothing; list how this run config differs from what would be written.
     """
+    # Not before it is needed: `--help` answers without pydantic.
+    from rslp.config.sources import compose_file, display_path
+
     run = compose_file(cfg, keep_class_paths=keep_class_paths)
     sys.stderr.writelines(f"note: {note}\n" for note in run.notes)
     if explain is not None:
