@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rslp.errors import RunError
-from rslp.io import checksum, locks, read_json, write_json
+from rslp.io import Folder, ObjectStore, checksum, is_remote, locks, read_json, write_json
 
 # Names of projects and experiments that are allowed.
 _ALLOWED_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
@@ -153,6 +153,34 @@ class RunDir:
         return self.path / "state.json"
 
     @property
+    def lease(self) -> Path:
+        """On an object store, in place of ``lock``: which job trains there."""
+        return self.path / "lease.json"
+
+    @property
+    def environment(self) -> Path:
+        """Python and packages of the last training."""
+        return self.path / "environment.txt"
+
+    @property
+    def code(self) -> Path:
+        """Version, commit and snapshot of the code of the last training."""
+        return self.path / "code.json"
+
+    @property
+    def snapshots(self) -> Path:
+        """The folder of code snapshots, each a zip named by its SHA-256."""
+        return self.path / "code"
+
+    def files(self, *, patience: float = 60) -> ObjectStore | Folder:
+        """The directory's files by name, to read and write whole, on a disk or an object store.
+
+        Args:
+            patience: how long to retry while the store can't be reached, s.
+        """
+        return ObjectStore(self.location, patience) if is_remote(self.location) else Folder(self.path)
+
+    @property
     def project(self) -> str:
         """The project's name, taken from the path."""
         return self.path.parent.name
@@ -284,6 +312,20 @@ class RunDir:
 
         with locks.locked(path, busy=refuse):
             yield
+
+
+# Names of a run's files, from its directory on.
+RUN_FILES = RunDir(Path())
+# The small files of a run: its configs, records, state, log, evaluations and markers.
+_METADATA = re.compile(
+    r"(config\.yaml|predict\.yaml|predictions\.json|job(-\w+)?\.json|state\.json|DONE\.json|metrics\.csv"
+    r"|eval/([^/]+/)?\w+\.json|code\.json)"
+)
+
+
+def is_metadata(name: str) -> bool:
+    """Whether a file of a run, by its name from the run directory on, is one of the small ones that describe it."""
+    return _METADATA.fullmatch(name) is not None
 
 
 def refuse_odd_name(kind: str, name: str, path: Path) -> None:

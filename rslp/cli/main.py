@@ -23,6 +23,7 @@ from rslp.errors import INTERRUPTED, MachineError, UsageError, UserError
 from rslp.io.terminal import guard_terminals, print_message
 from rslp.runtime import memory, streams
 from rslp.suggest import did_you_mean
+from rslp.upstream.command_line import parser_options, strip_controls_in_rich
 
 Workflow = Callable[..., Any]
 # These print their result; the others write it to files.
@@ -84,9 +85,9 @@ def parse(workflow: Workflow, prog: str, args: Sequence[str]) -> dict[str, Any]:
     parser = ArgumentParser(prog=prog, exit_on_error=False)
     parser.add_function_arguments(workflow, fail_untyped=True)
     if "--help" in args or "-h" in args:
-        sys.stdout.write(help_of(workflow, prog, parser._actions))
+        sys.stdout.write(help_of(workflow, prog, parser_options(parser)))
         raise SystemExit(0)
-    options = [option for action in parser._actions for option in action.option_strings]
+    options = [option for action in parser_options(parser) for option in action.option_strings]
     _refuse_unknown(args, options)
     try:
         # Options of a group, such as --slurm.partition, become one dataclass.
@@ -139,7 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         the exit code: 0 done, 1 the machine lacks memory or disk, 2 a user's mistake, 130 Ctrl-C, 143 preempted.
     """
     streams.guard()
-    guard_terminals()
+    if guard_terminals():
+        strip_controls_in_rich()
     words = list(sys.argv[1:] if argv is None else argv)
     code = _exit_code(words)
     lost = streams.output_error()

@@ -14,6 +14,7 @@ from threading import Timer
 from typing import Any, TypeVar
 
 from rslp.errors import StoreError
+from rslp.io.atomic import write_atomic
 
 Answer = TypeVar("Answer")
 
@@ -184,6 +185,30 @@ class ObjectStore:
             raise StoreError(f"{self.root} needs credentials, and none were found: {_first_line(error)}") from error
         if isinstance(error, PermissionError) or any(word in message for word in _DENIED):
             raise StoreError(f"{self.url(name)}: access denied: {_first_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on a disk, with those operations of ``ObjectStore`` that read and write a whole file.
+
+    Attributes:
+        root: the folder.
+    """
+
+    root: Path
+
+    def read(self, name: str) -> bytes | None:
+        """The whole content of a file; None when there is no such file."""
+        path = self.root / name
+        return path.read_bytes() if path.exists() else None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file, or replace it, atomically."""
+        write_atomic(self.root / name, content)
+
+    def delete(self, name: str) -> None:
+        """Remove a file, if it exists."""
+        (self.root / name).unlink(missing_ok=True)
 
 
 def _connection_errors() -> tuple[type[BaseException], ...]:

@@ -79,7 +79,7 @@ def test_a_run_in_a_copy(store: ObjectStore, tmp_path: Path, monkeypatch: pytest
         "(here / 'checkpoints').mkdir(); (here / 'checkpoints/last.ckpt').write_text('w'); (here / 'DONE.json').touch()"
     )
     timing = LeaseTiming(beat=0.5, confirm=0.1, push=0.2)
-    assert run_in_copy(location, (sys.executable, "-c", code), trains=True, timing=timing) == 0
+    assert run_in_copy(location, (sys.executable, "-c", code), mode="fit", timing=timing) == 0
     assert set(ObjectStore(location).sizes()) == {"config.yaml", "checkpoints/last.ckpt", "DONE.json"}
 
 
