@@ -168,7 +168,7 @@ def launch_finetune(
     if dry_run:
         sys.stdout.write(f"{plan}\n")
         return 0
-    return submit(where, plan, requests if check else [replace(request, run_check=None) for request in requests])
+    return submit(where, plan, requests, check=check)
 
 
 def _request(

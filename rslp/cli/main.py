@@ -1,8 +1,7 @@
 """The command line: ``python -m rslp.main PROJECT WORKFLOW …``.
 
-A project is a package ``rslp.<project>`` with a table ``workflows`` of name -> ``module:function``. The function's
-signature and docstring define its command line. Nothing here imports torch: ``--help`` and a mistyped name must answer
-at once on any laptop.
+A project has a table of workflows, name -> ``module:function``. The signature and docstring of the function define its
+command line. Nothing here imports torch: ``--help`` and a mistyped name must answer at once on any laptop.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
-import pkgutil
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,31 +18,18 @@ from typing import Any
 import rslp
 from rslp.cli.usage import help_of
 from rslp.errors import INTERRUPTED, MachineError, UsageError, UserError
+from rslp.helios import workflows
 from rslp.io.terminal import guard_terminals, print_message
 from rslp.runtime import memory, streams
 from rslp.suggest import did_you_mean
 from rslp.upstream.command_line import parser_options, strip_controls_in_rich
 
 Workflow = Callable[..., Any]
+# Name -> the table of its workflows.
+PROJECTS: Mapping[str, Mapping[str, str]] = {"helios": workflows}
 # These print their result; the others write it to files.
 _PRINTING = {"--help", "jobs", "logs", "launch_finetune"}
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
-
-
-def projects() -> dict[str, Mapping[str, str]]:
-    """The packages below ``rslp`` that have a table of workflows, by name."""
-    return {
-        info.name: importlib.import_module(f"rslp.{info.name}").workflows
-        for info in pkgutil.iter_modules(rslp.__path__)
-        if info.ispkg and _declares_workflows(info.name)
-    }
-
-
-def _declares_workflows(package: str) -> bool:
-    """Whether the source of a package's ``__init__`` defines ``workflows``; running it might import torch."""
-    spec = importlib.util.find_spec(f"rslp.{package}")
-    source = spec.loader.get_source(spec.name) if spec and spec.loader and hasattr(spec.loader, "get_source") else None
-    return bool(source) and "\nworkflows" in str(source)
 
 
 def load_workflow(target: str) -> Workflow:
@@ -57,7 +42,7 @@ def load_workflow(target: str) -> Workflow:
 def _overview() -> str:
     """The text that lists all workflows with the first lines of their docstrings."""
     lines = ["usage: python -m rslp.main PROJECT WORKFLOW [options]", ""]
-    for project, table in projects().items():
+    for project, table in PROJECTS.items():
         lines.append(f"{project}:")
         width = max(map(len, table))
         for name, target in table.items():
@@ -120,7 +105,7 @@ def _run(argv: Sequence[str]) -> int:
     if not words:
         sys.stdout.write(_overview() + "\n")
         return 0 if argv and argv[0] in ("-h", "--help") else 2
-    table = _look_up(words[0], projects(), "project")
+    table = _look_up(words[0], PROJECTS, "project")
     if len(words) == 1:
         sys.stdout.write(_overview() + "\n")
         return 0 if "--help" in argv or "-h" in argv else 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import posixpath
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -28,7 +29,10 @@ _CLIENT_ERRORS = {
     "httpx2": ("HTTPError",),
 }
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
-_DENIED = ("403", "401", "Forbidden", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
+# Words of an error's text; not parts of an address or a path, such as the port 40131.
+_DENIED = re.compile(
+    r"(?<![\w./:-])(403|401|Forbidden|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch)(?![\w/-])"
+)
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
 WEKA = "weka://"
 MOUNT_WEKA = (
@@ -183,7 +187,7 @@ class ObjectStore:
             raise error
         if kind in _NO_CREDENTIALS:
             raise StoreError(f"{self.root} needs credentials, and none were found: {_first_line(error)}") from error
-        if isinstance(error, PermissionError) or any(word in message for word in _DENIED):
+        if isinstance(error, PermissionError) or _DENIED.search(message):
             raise StoreError(f"{self.url(name)}: access denied: {_first_line(error)}") from error
 
 

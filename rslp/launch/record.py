@@ -103,10 +103,9 @@ def find_record(run: RunDir, mode: Mode | None = None) -> SubmissionRecord:
 def note_failure(run: RunDir, mode: Mode) -> int:
     """Add one failure to the run's record; returns the number of failures."""
     record = read_record(run, mode)
-    if record is None:
-        return 1
-    write_record(run, replace(record, failures=record.failures + 1))
-    return record.failures + 1
+    if record is not None:
+        write_record(run, replace(record, failures=record.failures + 1))
+    return record.failures + 1 if record else 1
 
 
 def note_standstill(run: RunDir, mode: Mode, *, progressed: bool) -> int:

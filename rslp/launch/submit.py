@@ -118,23 +118,18 @@ class Request:
     Attributes:
         job: the job.
         config: the run's config; its relative paths are relative to the run directory.
-        run_check: checks config and data, and raises ``RunError`` if they have errors; None skips the check.
+        run_check: checks config and data, and raises ``RunError`` if they have errors.
     """
 
     job: Job
     config: Mapping[str, Any]
-    run_check: Callable[[], None] | None
+    run_check: Callable[[], None]
 
-    def check(self) -> None:
-        """Check config and data, if they are to be checked and the config is new here; a prediction has no labels.
-
-        Raises:
-            RunError: the check found errors.
-        """
+    @property
+    def is_new(self) -> bool:
+        """Whether the config is new in the run directory, and is to be checked; a prediction has no labels."""
         run, mode = self.job.run, self.job.mode
-        is_new = mode == "fit" or (mode != "predict" and not is_remote(run.location) and not run.config.exists())
-        if self.run_check is not None and is_new:
-            self.run_check()
+        return mode == "fit" or (mode != "predict" and not is_remote(run.location) and not run.config.exists())
 
 
 def ensure_can_start(job: Job) -> None:
@@ -162,7 +157,7 @@ def ensure_can_start(job: Job) -> None:
         raise RunError(f"no checkpoint best.ckpt in {folder}: train the run first, or name one with --checkpoint")
 
 
-def submit(engine: Engine[Any], plan: Plan, requests: Sequence[Request]) -> int:
+def submit(engine: Engine[Any], plan: Plan, requests: Sequence[Request], *, check: bool = True) -> int:
     """Check and write the config of every run, and submit the plan.
 
     A local job in the foreground replaces this process (``exec``), so that this function does not return.
@@ -175,8 +170,9 @@ def submit(engine: Engine[Any], plan: Plan, requests: Sequence[Request]) -> int:
     engine.verify(plan, [request.config for request in requests])
     for request in requests:
         ensure_not_active(request.job.run.location, request.job.mode)
-    for request in requests:
-        request.check()
+    for request in requests if check else ():
+        if request.is_new:
+            request.run_check()
     with ExitStack() as stack:
         for request in requests:
             stack.enter_context(install_config(request.job.run, request.config, mode=request.job.mode))

@@ -191,8 +191,12 @@ def test_secrets_are_neither_shown_nor_sent(
     assert beaker.calls == []
 
 
-RUN = ObjectStore("s3://bucket/projects/tests/first", patience=5)
 NAMED = ("--rslp_project", "tests", "--experiment_id", "first")
+
+
+def stored(name: str) -> bytes | None:
+    """A file of the run; by a new client, since each test has a store of its own."""
+    return ObjectStore("s3://bucket/projects/tests/first", patience=5).read(name)
 
 
 def listed(capsys: pytest.CaptureFixture[str]) -> str:
@@ -210,11 +214,11 @@ def test_an_experiment_that_was_not_made_leaves_no_record(
         assert main([*LAUNCH, "--cluster+=ai2/jupiter"]) == 0
         assert main(["helios", "cancel", *NAMED]) == 0
         capsys.readouterr()
-    before = {name: RUN.read(name) for name in ("config.yaml", "job.json")}
+    before = {name: stored(name) for name in ("config.yaml", "job.json")}
     Path("OUT.yaml").write_text(Path("OUT.yaml").read_text() + "seed: 7\n")
     beaker.fault = "refused"
     assert "Beaker can't be reached: broken" in refused(capsys)
-    assert {name: RUN.read(name) for name in before} == before
+    assert {name: stored(name) for name in before} == before
     assert len(beaker.experiments) == former
 
 
@@ -224,7 +228,7 @@ def test_an_experiment_whose_answer_was_lost_is_found_by_its_name(
     beaker.runs_tasks, beaker.fault = False, "lost"
     assert main([*LAUNCH, "--cluster+=ai2/jupiter"]) == 0
     assert f"submitted: beaker {beaker.only.id}" in capsys.readouterr().out
-    assert json.loads(RUN.read("job.json") or b"")["id"] == beaker.only.id
+    assert json.loads(stored("job.json") or b"")["id"] == beaker.only.id
 
 
 def test_an_experiment_that_beaker_made_and_went_silent_can_be_followed_and_cancelled(
@@ -234,7 +238,7 @@ def test_an_experiment_that_beaker_made_and_went_silent_can_be_followed_and_canc
     beaker.runs_tasks, beaker.fault = False, "unheard"
     said = refused(capsys)
     assert "the experiment tests_first_" in said and "may have been made, as `helios jobs` will show" in said
-    assert RUN.read("config.yaml") is not None and RUN.read("lease.json") is None
+    assert stored("config.yaml") is not None and stored("lease.json") is None
     beaker.silent.clear()
     assert f"{beaker.only.name}  queued" in listed(capsys)
     assert "is queued already (beaker tests_first_" in refused(capsys)
@@ -265,7 +269,7 @@ def test_an_experiment_whose_record_cannot_be_completed_is_found_by_its_name(
         else:
             assert main([*LAUNCH, "--cluster+=ai2/jupiter"]) == 0
             assert "warning: the network is gone; the record names the experiment" in capsys.readouterr().err
-    assert json.loads(RUN.read("job.json") or b"")["id"] == beaker.only.name
+    assert json.loads(stored("job.json") or b"")["id"] == beaker.only.name
     assert f"{beaker.only.name}  queued" in listed(capsys)
     assert main(["helios", "cancel", *NAMED]) == 0
     assert "cancelled" in listed(capsys)

@@ -109,25 +109,21 @@ def ensure_names_exist(client: Beaker, workspace_name: str, spec: Mapping[str, A
     from beaker import exceptions
 
     (task,) = spec["tasks"]
-    try:
-        workspace = client.workspace.get(workspace_name)
-    except exceptions.BeakerWorkspaceNotFound as error:
-        known = (each.name for each in client.workspace.list(limit=_MAX_NAMES))
-        raise _missing("workspace", workspace_name, known) from error
-    image = task["image"]["beaker"]
-    try:
-        client.image.get(image)
-    except exceptions.BeakerImageNotFound as error:
-        similar = client.image.list(name_or_description=image.rpartition("/")[2].partition("_")[0], limit=_MAX_NAMES)
-        raise _missing("image", image, (each.full_name for each in similar)) from error
-    for cluster in task["constraints"]["cluster"]:
+    image: str = task["image"]["beaker"]
+    similar = {"name_or_description": image.rpartition("/")[2].partition("_")[0]}
+    names: list[tuple[str, str, Any, dict[str, str]]] = [
+        ("workspace", workspace_name, client.workspace, {}),
+        ("image", image, client.image, similar),
+    ]
+    names += [("cluster", cluster, client.cluster, {}) for cluster in task["constraints"]["cluster"]]
+    for kind, name, service, options in names:
         try:
-            client.cluster.get(cluster)
-        except exceptions.BeakerClusterNotFound as error:
-            known = (_cluster_name(c.name, cluster) for c in client.cluster.list(limit=_MAX_NAMES))
-            raise _missing("cluster", cluster, known) from error
+            service.get(name)
+        except exceptions.BeakerNotFoundError as error:
+            others = (_full_name(other, name) for other in service.list(**options, limit=_MAX_NAMES))
+            raise _missing(kind, name, others) from error
     if needed := secrets_of(spec):
-        known_secrets = {secret.name for secret in client.secret.list(workspace=workspace)}
+        known_secrets = {secret.name for secret in client.secret.list(workspace=client.workspace.get(workspace_name))}
         for secret in needed:
             if secret not in known_secrets:
                 raise _missing("secret", secret, known_secrets, where=f" in the workspace {workspace_name}")
@@ -161,8 +157,9 @@ def _snake(source: Mapping[str, str]) -> dict[str, str]:
     return {"host_path" if key == "hostPath" else key: value for key, value in source.items()}
 
 
-def _cluster_name(name: str, like: str) -> str:
-    """The cluster's name with its owner, as a person types it."""
+def _full_name(found: Any, like: str) -> str:
+    """The name of a workspace, an image or a cluster with its owner, as a person types it."""
+    name: str = getattr(found, "full_name", "") or found.name
     return name if "/" in name else f"{like.rpartition('/')[0] or 'ai2'}/{name}"
 
 
