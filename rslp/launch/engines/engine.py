@@ -109,7 +109,7 @@ def engine(name: str) -> Engine[Any]:
     """The engine of a name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: no engine has this name.
     """
     if name not in ENGINES:
         raise UsageError(f"there is no engine {name!r}; known: {', '.join(ENGINES)}")
