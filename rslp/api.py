@@ -21,7 +21,9 @@ from rslp.errors import RunError, UsageError
 from rslp.io import Document, read_yaml
 from rslp.launch import submit as launch
 from rslp.launch.check_gate import ensure_checked
-from rslp.launch.engines.engine import EngineName
+from rslp.launch.engines.engine import Engine, Plan
+from rslp.launch.engines.engine import engine as engine_of
+from rslp.launch.engines.options import EngineOptions
 from rslp.launch.job import Job
 from rslp.launch.record import SubmissionRecord
 from rslp.launch.snapshot import record_software
@@ -68,11 +70,13 @@ class PlannedJob:
     """A job that can be submitted; ``str`` gives exactly what is submitted.
 
     Attributes:
+        engine: where the job runs.
         plan: the engine's plan.
         request: the job, with the config of its run and its check.
     """
 
-    plan: launch.Plan
+    engine: Engine[Any]
+    plan: Plan
     request: launch.Request
 
     def __str__(self) -> str:
@@ -84,9 +88,8 @@ def plan(
     job: Job,
     configs: Configs,
     *,
-    engine: EngineName = "local",
+    engine: str = "local",
     constants: Mapping[str, Any] | None = None,
-    check: bool = True,
 ) -> PlannedJob:
     """Plan a job; nothing is written or started yet.
 
@@ -95,7 +98,6 @@ def plan(
         configs: the run config's file, or several, of which later ones win.
         engine: where to run. A job of this machine (``local``) runs in the background: ``fit`` trains in this process.
         constants: values of placeholders, such as ``PATCH_SIZE``, in a config that stage 1 has not made.
-        check: check config and data before the submission, unless they have passed since they last changed.
 
     Returns:
         The planned job, for ``submit``.
@@ -106,22 +108,22 @@ def plan(
         RunError: the job has no checkpoint to evaluate or to predict with.
     """
     launch.ensure_can_start(job)
-    remote = engine in launch.REMOTE_ENGINES
-    made = launch.plan_jobs(engine, [job], detach=engine == "local")
+    where = engine_of(engine)
+    made = where.plan([job], EngineOptions(detach=engine == "local"))
     values = constants or {}
     config = launch.merged_config(read_run_configs(configs), run=job.run, constants=values, notes=[])
     names = list(map(str, _listed(configs)))
-    run_check = partial(ensure_checked, names, config=config, run=job.run, constants=values, here=not remote)
-    return PlannedJob(made, launch.Request(job, config, run_check if check else None))
+    run_check = partial(ensure_checked, names, config=config, run=job.run, constants=values, here=not where.remote)
+    return PlannedJob(where, made, launch.Request(job, config, run_check))
 
 
-def submit(planned: PlannedJob) -> SubmissionRecord:
+def submit(planned: PlannedJob, *, check: bool = True) -> SubmissionRecord:
     """Submit a job: check config and data, write the config of the run, start the job or queue it.
-
-    The check is a process of its own, which prints what it finds.
 
     Args:
         planned: the job, as ``plan`` gives it.
+        check: check config and data first, unless they have passed since they last changed. The check is a process of
+            its own, which prints what it finds.
 
     Returns:
         The record of the submission: engine, id, log.
@@ -130,7 +132,7 @@ def submit(planned: PlannedJob) -> SubmissionRecord:
         RunError: the run is queued or running already, the check found errors, or the engine refuses.
         UsageError: the engine renders plans only, or can't reach the run's directory.
     """
-    (record,) = launch.submit(planned.plan, [planned.request])
+    (record,) = launch.submit(planned.engine, planned.plan, [planned.request], check=check)
     return record
 
 

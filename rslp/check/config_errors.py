@@ -27,6 +27,7 @@ from rslp.errors import ConfigError, KeyPath, UserError
 from rslp.runtime.class_paths import resolve
 from rslp.suggest import did_you_mean
 from rslp.train.build import as_user_error
+from rslp.upstream.command_line import parser_options
 
 # What constructors of rslearn, Lightning and torch raise for wrong arguments.
 CONSTRUCTOR_ERRORS = (
@@ -59,7 +60,7 @@ def parameters(kind: Any) -> dict[str, Parameter]:
     parser.add_class_arguments(kind, "x", fail_untyped=False)
     required = _required(parser)
     known = {}
-    for action in parser._actions:
+    for action in parser_options(parser):
         root, _, name = action.dest.partition(".")
         if root == "x" and name and not name.endswith(".help"):
             known[name] = Parameter(getattr(action, "_typehint", None) or Any, action.dest in required)

@@ -1,6 +1,6 @@
 """The command line: ``python -m rslp.main PROJECT WORKFLOW …``.
 
-A project has a table of workflows, name -> ``module:function``; the function's signature and docstring define its
+A project has a table of workflows, name -> ``module:function``. The signature and docstring of the function define its
 command line. Nothing here imports torch: ``--help`` and a mistyped name must answer at once on any laptop.
 """
 
@@ -22,9 +22,11 @@ from rslp.helios import workflows
 from rslp.io.terminal import guard_terminals, print_message
 from rslp.runtime import memory, streams
 from rslp.suggest import did_you_mean
+from rslp.upstream.command_line import parser_options, strip_controls_in_rich
 
 Workflow = Callable[..., Any]
-_PROJECTS = {"helios": workflows}
+# Name -> the table of its workflows.
+PROJECTS: Mapping[str, Mapping[str, str]] = {"helios": workflows}
 # These print their result; the others write it to files.
 _PRINTING = {"--help", "jobs", "logs", "launch_finetune"}
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
@@ -40,7 +42,7 @@ def load_workflow(target: str) -> Workflow:
 def _overview() -> str:
     """The text that lists all workflows with the first lines of their docstrings."""
     lines = ["usage: python -m rslp.main PROJECT WORKFLOW [options]", ""]
-    for project, table in _PROJECTS.items():
+    for project, table in PROJECTS.items():
         lines.append(f"{project}:")
         width = max(map(len, table))
         for name, target in table.items():
@@ -68,9 +70,9 @@ def parse(workflow: Workflow, prog: str, args: Sequence[str]) -> dict[str, Any]:
     parser = ArgumentParser(prog=prog, exit_on_error=False)
     parser.add_function_arguments(workflow, fail_untyped=True)
     if "--help" in args or "-h" in args:
-        sys.stdout.write(help_of(workflow, prog, parser._actions))
+        sys.stdout.write(help_of(workflow, prog, parser_options(parser)))
         raise SystemExit(0)
-    options = [option for action in parser._actions for option in action.option_strings]
+    options = [option for action in parser_options(parser) for option in action.option_strings]
     _refuse_unknown(args, options)
     try:
         # Options of a group, such as --slurm.partition, become one dataclass.
@@ -103,7 +105,7 @@ def _run(argv: Sequence[str]) -> int:
     if not words:
         sys.stdout.write(_overview() + "\n")
         return 0 if argv and argv[0] in ("-h", "--help") else 2
-    table = _look_up(words[0], _PROJECTS, "project")
+    table = _look_up(words[0], PROJECTS, "project")
     if len(words) == 1:
         sys.stdout.write(_overview() + "\n")
         return 0 if "--help" in argv or "-h" in argv else 2
@@ -123,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         the exit code: 0 done, 1 the machine lacks memory or disk, 2 a user's mistake, 130 Ctrl-C, 143 preempted.
     """
     streams.guard()
-    guard_terminals()
+    if guard_terminals():
+        strip_controls_in_rich()
     words = list(sys.argv[1:] if argv is None else argv)
     code = _exit_code(words)
     lost = streams.output_error()

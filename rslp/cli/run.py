@@ -31,8 +31,8 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
     """
     quieten_rslearn()
     if is_remote(run_dir):
-        command = (sys.executable, "-m", "rslp.main", "helios", "run", "--mode", mode)
-        return run_in_copy(run_dir, command, checkpoint=checkpoint, trains=mode == "fit", predicts=mode == "predict")
+        command = (sys.executable, "-m", "rslp.main", "helios", "run")
+        return run_in_copy(run_dir, command, mode=mode, checkpoint=checkpoint)
     directory = RunDir(Path(run_dir))
     directory.refuse_folders()
     config = next((path for path in (directory.config_of(mode), directory.config) if path.is_file()), None)

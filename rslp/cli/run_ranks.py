@@ -45,13 +45,10 @@ def run_ranks(
     if nodes > 1 and not port:
         raise UsageError("--port is needed with several machines: all of them have to know the port of machine 0")
     if is_remote(run_dir):
-        options: dict[str, object] = {"mode": mode, "ranks": ranks, "retries": retries, "nodes": nodes}
-        options |= {"node": node, "address": address, "port": port}
+        options = {"ranks": ranks, "retries": retries, "nodes": nodes, "node": node, "address": address, "port": port}
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         command = (sys.executable, "-m", "rslp.main", "helios", "run_ranks", *words)
-        return run_in_copy(
-            run_dir, command, checkpoint=checkpoint, trains=mode == "fit", predicts=mode == "predict", writes=node == 0
-        )
+        return run_in_copy(run_dir, command, mode=mode, checkpoint=checkpoint, writes=node == 0)
     job = Job(run=RunDir(Path(run_dir)), mode=mode, checkpoint=checkpoint, gpus=ranks, nodes=nodes, retries=retries)
     for attempt in range(job.retries + 1):
         group = RankGroup(per_node=job.gpus, nodes=job.nodes, node=node, address=address, port=port or free_port())

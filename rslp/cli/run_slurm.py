@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rslp.errors import UsageError
 from rslp.io.locks import no_links
-from rslp.launch.engines.slurm import run_step
+from rslp.launch.engines.slurm_batch import run_step
 from rslp.launch.job import Job, Mode
 from rslp.rundir import RunDir
 
