@@ -6,7 +6,6 @@ first function that needs it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from rslp.check.files import FileCheck, check_files
 from rslp.check.findings import CheckOptions
 from rslp.errors import RunError, UsageError
 from rslp.io import Document, read_yaml
+from rslp.io.terminal import quieten_rslearn
 from rslp.launch import submit as launch
 from rslp.launch.check_gate import ensure_checked
 from rslp.launch.engines.engine import Engine, Plan
@@ -247,8 +247,3 @@ def read_run_configs(configs: Configs) -> list[Document]:
 
 def _listed(configs: Configs) -> list[str | Path]:
     return [configs] if isinstance(configs, str | Path) else list(configs)
-
-
-def quieten_rslearn() -> None:
-    """Let rslearn log warnings only; to be called before rslearn is imported, when its loggers read their level."""
-    os.environ.setdefault("RSLEARN_LOGLEVEL", "WARNING")

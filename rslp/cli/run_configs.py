@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rslp.api import quieten_rslearn as quieten_rslearn
 from rslp.api import read_run_configs as read_run_configs
+from rslp.io.terminal import quieten_rslearn as quieten_rslearn
 
 
 def placeholder_values(

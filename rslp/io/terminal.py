@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 
@@ -58,3 +59,8 @@ def guard_terminals() -> bool:
             found = True
             setattr(sys, name, Terminal(stream))
     return found
+
+
+def quieten_rslearn() -> None:
+    """Let rslearn log warnings only; to be called before rslearn is imported, when its loggers read their level."""
+    os.environ.setdefault("RSLEARN_LOGLEVEL", "WARNING")
