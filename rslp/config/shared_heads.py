@@ -45,11 +45,9 @@ class Outputs:
 
 def outputs_of(decoder: Sequence[Any]) -> Outputs | None:
     """Find the number of outputs of a decoder: the last module that states one decides."""
-    for position in range(len(decoder) - 1, -1, -1):
-        arguments = pick(decoder, ()) and pick(list(decoder), (position, "init_args"))
+    for position, module in reversed(list(enumerate(decoder))):
         for key in _NUMBER_KEYS:
-            number = arguments.get(key) if isinstance(arguments, Mapping) else None
-            if isinstance(number, int) and not isinstance(number, bool):
+            if type(number := pick(module, ("init_args", key))) is int:
                 return Outputs(position, key, number)
     return None
 
@@ -304,14 +302,8 @@ def _with_number(decoder: Sequence[Any], outputs: Outputs, number: int) -> list[
 
 
 def _number_of_classes(task: Any) -> int | None:
-    arguments = pick(task, ("init_args",))
-    if not isinstance(arguments, Mapping):
-        return None
-    classes = arguments.get("classes")
-    if isinstance(classes, list):
-        return len(classes)
-    number = arguments.get("num_classes")
-    return number if isinstance(number, int) and not isinstance(number, bool) else None
+    classes, number = (pick(task, ("init_args", key)) for key in ("classes", "num_classes"))
+    return len(classes) if isinstance(classes, list) else number if type(number) is int else None
 
 
 def class_faults(tree: Mapping[str, Any]) -> list[HeadFault]:
