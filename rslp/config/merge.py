@@ -83,7 +83,7 @@ class Overlay:
         return Problem(message, self.document.name, self.line(within), dotted((*self.source, *within)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ValueOrigin:
     """One file that sets a value of the run config.
 
