@@ -46,7 +46,7 @@ golden: $(READY) ## accept today's plans of all engines as the right ones (tests
 
 schema: $(READY) ## make the shipped tables anew: argument names, the JSON schema of multi-dataset configs
 	$(BIN)/python docs/make_vocabulary.py
-	$(BIN)/python -m rslp.config.schema
+	$(BIN)/python docs/make_schema.py
 
 docs: $(READY) ## make the generated parts of the docs anew
 	$(BIN)/python docs/make_tree.py

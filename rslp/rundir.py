@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rslp.errors import RunError
-from rslp.io import checksum, locks, read_json, write_json
+from rslp.io import Folder, ObjectStore, checksum, is_remote, locks, read_json, write_json
 
 # Names of projects and experiments that are allowed.
 _ALLOWED_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
@@ -33,6 +33,16 @@ _SUFFIXES = (".json", ".yaml", ".csv", ".txt", ".lock", ".ckpt")
 
 
 @dataclass(frozen=True)
+class _Name:
+    """The path of a file or folder of a run, as an attribute of ``RunDir``."""
+
+    name: str
+
+    def __get__(self, run: RunDir, kind: type[RunDir] | None = None) -> Path:
+        return run.path / self.name
+
+
+@dataclass(frozen=True)
 class RunDir:
     """One run's directory, ``{RSLP_PREFIX}/projects/{project}/{experiment}/``.
 
@@ -43,6 +53,45 @@ class RunDir:
 
     path: Path
     origin: str = ""
+
+    # The merged run config, the only one that a job parses.
+    config = _Name("config.yaml")
+    # Fingerprint of the config and data that last passed the check.
+    check = _Name("check.json")
+    # The folder of checkpoints.
+    checkpoints = _Name("checkpoints")
+    # The checkpoint that a run resumes from.
+    last = _Name("checkpoints/last.ckpt")
+    # The checkpoint before the last one, for a last one that is damaged.
+    previous = _Name("checkpoints/previous.ckpt")
+    # The log of metrics, a row for every logged value: ``step,epoch,name,value``.
+    metrics = _Name("metrics.csv")
+    # The config of the last prediction, which may be of other data than the training.
+    prediction_config = _Name("predict.yaml")
+    # The folder of predicted windows.
+    predictions = _Name("predictions")
+    # The windows that an unfinished prediction has written, one a line.
+    prediction_progress = _Name("predictions/progress.jsonl")
+    # The summary of a finished prediction, written last: windows, checkpoint, destinations.
+    prediction_marker = _Name("predictions.json")
+    # The folder of the jobs' output.
+    logs = _Name("logs")
+    # The lock of a training in this directory.
+    lock = _Name("lock")
+    # The lock of a prediction in this directory.
+    prediction_lock = _Name("predict.lock")
+    # Epoch, step and heartbeat of the run.
+    state = _Name("state.json")
+    # On an object store, in place of ``lock``: which job trains there.
+    lease = _Name("lease.json")
+    # Python and packages of the last training.
+    environment = _Name("environment.txt")
+    # Version, commit and snapshot of the code of the last training.
+    code = _Name("code.json")
+    # The folder of code snapshots, each a zip named by its SHA-256.
+    snapshots = _Name("code")
+    # The marker of success, written last.
+    done_marker = _Name("DONE.json")
 
     @classmethod
     def of(cls, prefix: str | Path, project: str, experiment: str) -> RunDir:
@@ -61,39 +110,9 @@ class RunDir:
         """The directory, or its URL, as command lines name it; the second slash of ``gs://`` is lost in a ``Path``."""
         return self.origin or re.sub(r"^(\w+):/(?!/)", r"\1://", str(self.path))
 
-    @property
-    def config(self) -> Path:
-        """The merged run config, the only one that a job parses."""
-        return self.path / "config.yaml"
-
-    @property
-    def check(self) -> Path:
-        """Fingerprint of the config and data that last passed the check."""
-        return self.path / "check.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def last(self) -> Path:
-        """The checkpoint that a run resumes from."""
-        return self.checkpoints / "last.ckpt"
-
-    @property
-    def previous(self) -> Path:
-        """The checkpoint before the last one, for a last one that is damaged."""
-        return self.checkpoints / "previous.ckpt"
-
     def best(self, dataset: str | None = None) -> Path:
         """The checkpoint with the best score of the run, or of one dataset."""
         return self.checkpoints / ("best.ckpt" if dataset is None else f"best-{dataset}.ckpt")
-
-    @property
-    def metrics(self) -> Path:
-        """The log of metrics, a row for every logged value: ``step,epoch,name,value``."""
-        return self.path / "metrics.csv"
 
     def evaluation(self, split: str, checkpoint: str | None = None) -> Path:
         """The evaluation rows of a split for one checkpoint; without one, the copy of the best checkpoint's."""
@@ -104,53 +123,21 @@ class RunDir:
         """The existing files of evaluation rows of a split, for any checkpoint."""
         return sorted(self.path.glob(f"eval/*/{split}.json"))
 
-    @property
-    def prediction_config(self) -> Path:
-        """The config of the last prediction, which may be of other data than the training."""
-        return self.path / "predict.yaml"
-
     def config_of(self, mode: str) -> Path:
         """The config that a job in a mode reads."""
         return self.prediction_config if mode == "predict" else self.config
-
-    @property
-    def predictions(self) -> Path:
-        """The folder of predicted windows."""
-        return self.path / "predictions"
-
-    @property
-    def prediction_progress(self) -> Path:
-        """The windows that an unfinished prediction has written, one a line."""
-        return self.predictions / "progress.jsonl"
-
-    @property
-    def prediction_marker(self) -> Path:
-        """The summary of a finished prediction, written last: windows, checkpoint, destinations."""
-        return self.path / "predictions.json"
-
-    @property
-    def logs(self) -> Path:
-        """The folder of the jobs' output."""
-        return self.path / "logs"
 
     def job(self, mode: str = "fit") -> Path:
         """The record of the run's last submission in a mode."""
         return self.path / ("job.json" if mode == "fit" else f"job-{mode}.json")
 
-    @property
-    def lock(self) -> Path:
-        """The lock of a training in this directory."""
-        return self.path / "lock"
+    def files(self, *, patience: float = 60) -> ObjectStore | Folder:
+        """The directory's files by name, to read and write whole, on a disk or an object store.
 
-    @property
-    def prediction_lock(self) -> Path:
-        """The lock of a prediction in this directory."""
-        return self.path / "predict.lock"
-
-    @property
-    def state(self) -> Path:
-        """Epoch, step and heartbeat of the run."""
-        return self.path / "state.json"
+        Args:
+            patience: how long to retry while the store can't be reached, s.
+        """
+        return ObjectStore(self.location, patience) if is_remote(self.location) else Folder(self.path)
 
     @property
     def project(self) -> str:
@@ -161,11 +148,6 @@ class RunDir:
     def experiment(self) -> str:
         """The experiment's name, taken from the path."""
         return self.path.name
-
-    @property
-    def done_marker(self) -> Path:
-        """The marker of success, written last."""
-        return self.path / "DONE.json"
 
     def write_state(self, **values: Any) -> None:
         """Replace ``state.json``; a heartbeat (s since 1970), the run's id and a checksum of ``metrics.csv`` are added.
@@ -284,6 +266,20 @@ class RunDir:
 
         with locks.locked(path, busy=refuse):
             yield
+
+
+# Names of a run's files, from its directory on.
+RUN_FILES = RunDir(Path())
+# The small files of a run: its configs, records, state, log, evaluations and markers.
+_METADATA = re.compile(
+    r"(config\.yaml|predict\.yaml|predictions\.json|job(-\w+)?\.json|state\.json|DONE\.json|metrics\.csv"
+    r"|eval/([^/]+/)?\w+\.json|code\.json)"
+)
+
+
+def is_metadata(name: str) -> bool:
+    """Whether a file of a run, by its name from the run directory on, is one of the small ones that describe it."""
+    return _METADATA.fullmatch(name) is not None
 
 
 def refuse_odd_name(kind: str, name: str, path: Path) -> None:

@@ -102,7 +102,7 @@ def _launched(place: Place) -> int:
     passed = subprocess.CompletedProcess[bytes]((), 0)
     # The check, which is a process of its own, finds nothing; and this process does not become the job.
     with (
-        mock.patch("rslp.launch.submit.local.submit", return_value=_record(place)),
+        mock.patch("rslp.launch.engines.local.LocalEngine.submit", return_value=(_record(place),)),
         mock.patch("rslp.launch.check_gate.subprocess.run", return_value=passed),
     ):
         return main(["helios", "launch_finetune", *words])

@@ -125,7 +125,7 @@ def _create(path: Path, bands: Mapping[str, tuple[str, ...]]) -> Dataset:
     # Waiting for the disk at each of ten thousand small writes is most of the time; a half-written dataset is written
     # anew anyway.
     if isinstance(dataset.storage, SQLiteWindowStorage):
-        dataset.storage._get_connection().execute("PRAGMA synchronous=OFF")
+        dataset.storage._get_connection().execute("PRAGMA synchronous=OFF")  # noqa: SLF001  # rslearn has no option
     return dataset
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from rslearn.dataset.storage.file import FileWindowStorage
 
 from rslp.check.config import ParsedConfig, parse
 from rslp.check.dataset import DatasetReport, ListedDataset, list_dataset, report
-from rslp.check.findings import Finding, downgrade_allowed, unknown_ids, warning
+from rslp.check.findings import CheckOptions, Finding, downgrade_allowed, unknown_ids, warning
 from rslp.check.forward import check_forward
 from rslp.check.images import patch_of
 from rslp.check.overlap import Overlap, find_overlaps, is_placeless
@@ -27,29 +26,6 @@ from rslp.config import pick
 from rslp.config.datasets import DATA_MODULES
 from rslp.data.bad_samples import lacks_background
 from rslp.errors import KeyPath
-
-
-@dataclass(frozen=True)
-class CheckOptions:
-    """How much of a config and its data is checked.
-
-    Attributes:
-        images: windows of each split whose images are read.
-        labels: windows of each split whose labels are read.
-        max_overlap: share of the held-out windows that may lie on training windows; more is an error.
-        threads: how many windows are read at a time.
-        data: whether the datasets are checked, beside the config.
-        forward: whether two samples of each dataset are sent through the model.
-        allow: ids of errors that become warnings in all datasets; the config may allow more for single datasets.
-    """
-
-    images: int = 16
-    labels: int = 500
-    max_overlap: float = 0.01
-    threads: int = min(16, 4 + (os.cpu_count() or 1))
-    data: bool = True
-    forward: bool = True
-    allow: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Findings of a check: errors and warnings, each with an id and the key of the run config that it is about."""
+"""Findings of a check: errors and warnings, each with an id and the key of the run config; options of a check."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -51,6 +52,29 @@ FINDING_IDS: Mapping[str, str] = {
 }
 # Ids that can't be allowed, since no run can start with these errors.
 UNANSWERABLE = (CONFIG, "folder")
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """How much of a config and its data is checked.
+
+    Attributes:
+        images: windows of each split whose images are read.
+        labels: windows of each split whose labels are read.
+        max_overlap: share of the held-out windows that may lie on training windows; more is an error.
+        threads: how many windows are read at a time.
+        data: whether the datasets are checked, beside the config.
+        forward: whether two samples of each dataset are sent through the model.
+        allow: ids of errors that become warnings in all datasets; the config may allow more for single datasets.
+    """
+
+    images: int = 16
+    labels: int = 500
+    max_overlap: float = 0.01
+    threads: int = min(16, 4 + (os.cpu_count() or 1))
+    data: bool = True
+    forward: bool = True
+    allow: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The workflow that lists runs with their states and scores."""
+"""The workflows that list runs, show the output of one, and ask one to stop."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+from rslp.errors import RunError
 from rslp.io import is_remote
-from rslp.io.terminal import printable
+from rslp.io.terminal import print_message, printable
+from rslp.launch.engines.engine import engine
+from rslp.launch.job import Mode
+from rslp.launch.record import find_record
 from rslp.launch.remote import fetch_all_metadata
-from rslp.launch.runs import RunRow, overview, runs_prefix
+from rslp.launch.runs import RunRow, find_run, overview, runs_prefix
 from rslp.rundir import refuse_odd_name
+from rslp.runtime import streams
 
 _HEADINGS = ("project", "experiment", "engine", "job", "state", "epoch", "best", "age")
 
@@ -52,3 +57,53 @@ def _duration(seconds: float | None) -> str:
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def logs(
+    experiment_id: str,
+    rslp_project: str = "helios_finetuning",
+    mode: Mode | None = None,
+    follow: bool = False,
+) -> int:
+    """Show the output of a run, of all its starts.
+
+    Args:
+        experiment_id: the run's name.
+        rslp_project: the project that the run belongs to.
+        mode: mode of the job whose output is shown; the job that was submitted last when left out.
+        follow: go on until the job ends; exit code 0 when it has succeeded, 1 when not.
+    """
+    with find_run(rslp_project, experiment_id) as run:
+        record = find_record(run, mode)
+        job_engine = engine(record.engine)
+        printed = False
+        for text in job_engine.log(run, record, follow=follow):
+            sys.stdout.write(text)
+            printed = True
+            if streams.output_error():
+                # The reader of the pipe has ended, such as `… | head`.
+                return 0
+        if printed and not follow:
+            return 0
+        state = job_engine.state(run, record)
+    print_message(f"{run.location}: {state}" if follow else f"{run.location} has printed nothing yet: {state}")
+    return 1 if follow and state != "succeeded" else 0
+
+
+def cancel(experiment_id: str, rslp_project: str = "helios_finetuning", mode: Mode | None = None) -> int:
+    """Ask a run to save and stop; launched again, it goes on from there.
+
+    Args:
+        experiment_id: the run's name.
+        rslp_project: the project that the run belongs to.
+        mode: mode of the job to stop; the job that was submitted last when left out.
+    """
+    with find_run(rslp_project, experiment_id) as run:
+        record = find_record(run, mode)
+        job_engine = engine(record.engine)
+        state = job_engine.state(run, record)
+        if state not in ("queued", "running", "unknown"):
+            raise RunError(f"{run.location} is neither queued nor running: {state}")
+        job_engine.cancel(run, record)
+    sys.stdout.write(f"asked {run.location} to stop ({record.engine} {record.id.partition('@')[0]}, was {state})\n")
+    return 0

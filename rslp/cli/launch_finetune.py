@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -12,23 +11,19 @@ from typing import Any, Literal
 
 from rslp.cli.run_configs import placeholder_values, read_run_configs
 from rslp.config import merge, pick
-from rslp.errors import RunError, UsageError
+from rslp.errors import UsageError
+from rslp.io import is_remote
 from rslp.io.terminal import print_message
 from rslp.launch.check_gate import ensure_checked
-from rslp.launch.engines.beaker import prepare_submission
-from rslp.launch.engines.engine import EngineName
-from rslp.launch.engines.local import plan_local
-from rslp.launch.engines.skypilot import SkyPilotOptions, plan_skypilot
-from rslp.launch.engines.slurm import SlurmOptions, defaults_from, plan_slurm
+from rslp.launch.engines.engine import engine as engine_of
+from rslp.launch.engines.options import EngineOptions, SkyPilotOptions, SlurmOptions
 from rslp.launch.job import Job, Mode, Priority, parse_duration, parse_memory, parse_mounts, parse_pairs
 from rslp.launch.runs import runs_prefix
 from rslp.launch.snapshot import is_secret_variable
-from rslp.launch.submit import Plan, Request, merged_config, submit
+from rslp.launch.submit import Request, ensure_can_start, merged_config, submit, summary
 from rslp.rundir import RunDir
 from rslp.runtime import class_paths
 
-# Engines whose jobs do not see this machine's disks, as the nodes of SLURM do; their runs lie on an object store.
-_REMOTE: tuple[EngineName, ...] = ("beaker", "skypilot")
 _DEFAULT_SLURM = SlurmOptions()
 _DEFAULT_SKYPILOT = SkyPilotOptions()
 # The groups of options in --help; each option is in one of them.
@@ -53,7 +48,7 @@ def launch_finetune(
     config_paths: list[str],
     rslp_project: str = "helios_finetuning",
     local: bool = False,
-    engine: EngineName | None = None,
+    engine: str | None = None,
     cluster: list[str] | None = None,
     do_eval: bool = False,
     mode: Mode = "fit",
@@ -94,7 +89,8 @@ def launch_finetune(
         config_paths: the run config that make_multidataset_config wrote; several are merged, later ones win.
         rslp_project: the project that the run belongs to.
         local: run on this machine; short for --engine local.
-        engine: where to run; beaker when clusters are named. skypilot only renders a task, with --dry_run true.
+        engine: where to run: local, slurm, beaker (also when clusters are named), or skypilot, which only renders a
+            task, with --dry_run true.
         cluster: Beaker clusters to run on.
         do_eval: evaluate the run on its validation and test split instead of training.
         mode: fit, validate (validation split), test (validation and test split), or predict, which writes predictions
@@ -130,15 +126,16 @@ def launch_finetune(
         slurm: options of SLURM alone.
         skypilot: options of SkyPilot alone.
     """
-    engine_name = _engine(engine, local=local, cluster=cluster)
-    remote = engine_name in _REMOTE
+    where = engine_of(_engine_name(engine, local=local, cluster=cluster))
     job_mode: Mode = "test" if do_eval else mode
     if profiler and job_mode in ("validate", "test"):
         raise UsageError("--profiler is for a training or a prediction; an evaluation keeps the training's config")
+    if array and not where.takes_arrays:
+        raise UsageError("--array is for --engine slurm")
     variables = parse_pairs("--env", env or ())
     _warn_of_secrets(variables)
     job = Job(
-        run=RunDir.of(runs_prefix(remote=remote), rslp_project, experiment_id),
+        run=RunDir.of(runs_prefix(remote=where.remote), rslp_project, experiment_id),
         mode=job_mode,
         checkpoint=_absolute(checkpoint) if checkpoint else None,
         # An evaluation or a prediction is one process: it is too short to gain from several.
@@ -156,32 +153,53 @@ def launch_finetune(
         image=image_name,
         clusters=tuple(cluster or ()),
     )
-    jobs = _jobs_of_array(job, array or (), engine=engine_name)
-    for each, _ in jobs:
-        _ensure_can_start(each)
-    plan = _plan(engine_name, [each for each, _ in jobs], detach=detach, slurm=slurm, skypilot=skypilot)
+    runs = _runs_of_array(job, array) if array else [(job, [])]
+    for each, _ in runs:
+        # A dry run asks no object store.
+        if not (dry_run and is_remote(each.run.location)):
+            ensure_can_start(each)
+    options = EngineOptions(detach=detach, slurm=slurm, skypilot=skypilot)
+    plan = where.plan([each for each, _ in runs], options)
     values = placeholder_values(helios_checkpoint_path, encoder_embedding_size, patch_size)
-    requests = []
-    for each, more_configs in jobs:
-        paths = [*config_paths, *more_configs]
-        config = merged_config(read_run_configs(paths), run=each.run, constants=values)
-        if profiler is not None:
-            config["trainer"] = {**config.get("trainer", {}), "profiler": profiler}
-        config = _allow_findings(config, allow or ())
-        run_check = partial(
-            ensure_checked,
-            paths,
-            config=config,
-            run=each.run,
-            constants=values,
-            here=not remote,
-            allow=allow or (),
-        )
-        requests.append(Request(each, config, run_check if check else None))
+    requests = [
+        _request(each, [*config_paths, *more], values, profiler=profiler, allow=allow or (), here=not where.remote)
+        for each, more in runs
+    ]
     if dry_run:
         sys.stdout.write(f"{plan}\n")
         return 0
-    return submit(plan, requests)
+    for record, request in zip(submit(where, plan, requests, check=check), requests, strict=True):
+        sys.stdout.write(summary(record, request.job.run))
+    return 0
+
+
+def _request(
+    job: Job,
+    paths: Sequence[str],
+    values: Mapping[str, Any],
+    *,
+    profiler: str | None,
+    allow: Sequence[str],
+    here: bool,
+) -> Request:
+    """A job with the config that is merged for its run.
+
+    Args:
+        job: the job.
+        paths: the run configs; later ones win.
+        values: values of placeholders.
+        profiler: Lightning's profiler.
+        allow: ids of findings that are no errors.
+        here: whether the job sees this machine's files.
+    """
+    notes: list[str] = []
+    config = merged_config(read_run_configs(paths), run=job.run, constants=values, notes=notes)
+    sys.stderr.writelines(f"note: {note}\n" for note in notes)
+    if profiler is not None:
+        config["trainer"] = {**config.get("trainer", {}), "profiler": profiler}
+    config = _allow_findings(config, allow)
+    check = partial(ensure_checked, paths, config=config, run=job.run, constants=values, here=here, allow=allow)
+    return Request(job, config, check)
 
 
 def _warn_of_secrets(variables: Mapping[str, str]) -> None:
@@ -197,15 +215,10 @@ def _warn_of_secrets(variables: Mapping[str, str]) -> None:
             )
 
 
-def _engine(engine: EngineName | None, *, local: bool, cluster: Sequence[str] | None) -> EngineName:
+def _engine_name(engine: str | None, *, local: bool, cluster: Sequence[str] | None) -> str:
     """The engine that --engine, --local or --cluster names; raise ``UsageError`` if none do, or they contradict."""
-    named: dict[str, EngineName] = {}
-    if engine:
-        named[f"--engine {engine}"] = engine
-    if local:
-        named["--local true"] = "local"
-    if cluster:
-        named["--cluster"] = "beaker"
+    options = {f"--engine {engine}": engine, "--local true": local and "local", "--cluster": cluster and "beaker"}
+    named = {option: str(name) for option, name in options.items() if name}
     if not named:
         raise UsageError("say where to run: --local true, --engine slurm, or Beaker's --cluster+=NAME")
     if len(set(named.values())) > 1:
@@ -229,21 +242,16 @@ def _absolute(checkpoint: str) -> str:
     return checkpoint if "://" in checkpoint else str(Path(checkpoint).absolute())
 
 
-def _jobs_of_array(job: Job, files: Sequence[str], *, engine: EngineName) -> list[tuple[Job, list[str]]]:
-    """The jobs to submit, each with the configs to merge over ``config_paths``.
+def _runs_of_array(job: Job, files: Sequence[str]) -> list[tuple[Job, list[str]]]:
+    """The jobs of an array, each with the config to merge over ``config_paths``.
 
     Args:
-        job: the job as the options describe it; without an array it is the only one.
-        files: the configs of ``--array``, one for each job.
-        engine: where the jobs run.
+        job: the job as the options describe it.
+        files: the configs, one for each job.
 
     Raises:
-        UsageError: an array for another engine than SLURM, or two files of one name.
+        UsageError: two files have one name.
     """
-    if not files:
-        return [(job, [])]
-    if engine != "slurm":
-        raise UsageError("--array is for --engine slurm")
     names = [f"{job.run.experiment}-{Path(file).stem}" for file in files]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"--array has two files for the run {', '.join(repeated)}: a run is named after its file")
@@ -252,37 +260,3 @@ def _jobs_of_array(job: Job, files: Sequence[str], *, engine: EngineName) -> lis
     runs = [RunDir.of(prefix, job.run.project, name) for name in names]
     # SLURM lists an array under one name.
     return [(replace(job, run=run, name=job.title), [file]) for run, file in zip(runs, files, strict=True)]
-
-
-def _ensure_can_start(job: Job) -> None:
-    """Raise ``RunError`` if the job would fail at its start: no checkpoint, or a folder in the place of a file.
-
-    A run on an object store is not looked at.
-    """
-    if "://" in job.run.location:
-        return
-    job.run.refuse_folders()
-    if job.mode == "fit":
-        return
-    if job.checkpoint is not None and not Path(job.checkpoint).is_file():
-        raise RunError(f"no checkpoint {job.checkpoint}")
-    if job.checkpoint is None and not job.run.best().exists():
-        raise RunError(
-            f"no checkpoint best.ckpt in {job.run.checkpoints}: train the run first, or name one with --checkpoint"
-        )
-
-
-def _plan(
-    engine: EngineName, jobs: Sequence[Job], *, detach: bool, slurm: SlurmOptions, skypilot: SkyPilotOptions
-) -> Plan:
-    """Plan the jobs for an engine; raise ``UsageError`` if it lacks something that they ask for.
-
-    Only SLURM takes more than one job, see ``_jobs_of_array``.
-    """
-    if engine == "slurm":
-        return plan_slurm(jobs, defaults_from(os.environ, slurm), folder=Path.cwd())
-    if engine == "local":
-        return plan_local(jobs[0], detach=detach)
-    if engine == "skypilot":
-        return plan_skypilot(jobs[0], skypilot)
-    return prepare_submission(jobs[0])

@@ -1,8 +1,7 @@
 """The command line: ``python -m rslp.main PROJECT WORKFLOW …``.
 
-A project is a package ``rslp.<project>`` with a table ``workflows`` of name -> ``module:function``. The function's
-signature and docstring define its command line. Nothing here imports torch: ``--help`` and a mistyped name must answer
-at once on any laptop.
+A project has a table of workflows, name -> ``module:function``. The signature and docstring of the function define its
+command line. Nothing here imports torch: ``--help`` and a mistyped name must answer at once on any laptop.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
-import pkgutil
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,30 +18,18 @@ from typing import Any
 import rslp
 from rslp.cli.usage import help_of
 from rslp.errors import INTERRUPTED, MachineError, UsageError, UserError
+from rslp.helios import workflows
 from rslp.io.terminal import guard_terminals, print_message
 from rslp.runtime import memory, streams
 from rslp.suggest import did_you_mean
+from rslp.upstream.command_line import parser_options, strip_controls_in_rich
 
 Workflow = Callable[..., Any]
+# Name -> the table of its workflows.
+PROJECTS: Mapping[str, Mapping[str, str]] = {"helios": workflows}
 # These print their result; the others write it to files.
 _PRINTING = {"--help", "jobs", "logs", "launch_finetune"}
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
-
-
-def projects() -> dict[str, Mapping[str, str]]:
-    """The packages below ``rslp`` that have a table of workflows, by name."""
-    return {
-        info.name: importlib.import_module(f"rslp.{info.name}").workflows
-        for info in pkgutil.iter_modules(rslp.__path__)
-        if info.ispkg and _declares_workflows(info.name)
-    }
-
-
-def _declares_workflows(package: str) -> bool:
-    """Whether the source of a package's ``__init__`` defines ``workflows``; running it might import torch."""
-    spec = importlib.util.find_spec(f"rslp.{package}")
-    source = spec.loader.get_source(spec.name) if spec and spec.loader and hasattr(spec.loader, "get_source") else None
-    return bool(source) and "\nworkflows" in str(source)
 
 
 def load_workflow(target: str) -> Workflow:
@@ -56,7 +42,7 @@ def load_workflow(target: str) -> Workflow:
 def _overview() -> str:
     """The text that lists all workflows with the first lines of their docstrings."""
     lines = ["usage: python -m rslp.main PROJECT WORKFLOW [options]", ""]
-    for project, table in projects().items():
+    for project, table in PROJECTS.items():
         lines.append(f"{project}:")
         width = max(map(len, table))
         for name, target in table.items():
@@ -84,9 +70,9 @@ def parse(workflow: Workflow, prog: str, args: Sequence[str]) -> dict[str, Any]:
     parser = ArgumentParser(prog=prog, exit_on_error=False)
     parser.add_function_arguments(workflow, fail_untyped=True)
     if "--help" in args or "-h" in args:
-        sys.stdout.write(help_of(workflow, prog, parser._actions))
+        sys.stdout.write(help_of(workflow, prog, parser_options(parser)))
         raise SystemExit(0)
-    options = [option for action in parser._actions for option in action.option_strings]
+    options = [option for action in parser_options(parser) for option in action.option_strings]
     _refuse_unknown(args, options)
     try:
         # Options of a group, such as --slurm.partition, become one dataclass.
@@ -119,7 +105,7 @@ def _run(argv: Sequence[str]) -> int:
     if not words:
         sys.stdout.write(_overview() + "\n")
         return 0 if argv and argv[0] in ("-h", "--help") else 2
-    table = _look_up(words[0], projects(), "project")
+    table = _look_up(words[0], PROJECTS, "project")
     if len(words) == 1:
         sys.stdout.write(_overview() + "\n")
         return 0 if "--help" in argv or "-h" in argv else 2
@@ -139,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         the exit code: 0 done, 1 the machine lacks memory or disk, 2 a user's mistake, 130 Ctrl-C, 143 preempted.
     """
     streams.guard()
-    guard_terminals()
+    if guard_terminals():
+        strip_controls_in_rich()
     words = list(sys.argv[1:] if argv is None else argv)
     code = _exit_code(words)
     lost = streams.output_error()

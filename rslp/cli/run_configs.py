@@ -1,25 +1,11 @@
-"""What several workflows do with run configs before they import the training stack."""
+"""What several workflows do with the options that name run configs."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from typing import Any
 
-from rslp.errors import UsageError
-from rslp.io import Document, read_yaml
-
-
-def read_run_configs(config_paths: Sequence[str]) -> list[Document]:
-    """Read the run configs that a person named.
-
-    Raises:
-        UsageError: no config is named.
-        ConfigError: a file is missing or is no YAML.
-    """
-    if not config_paths:
-        raise UsageError("--config_paths is empty: name the run config that make_multidataset_config wrote")
-    return [read_yaml(path) for path in config_paths]
+from rslp.api import read_run_configs as read_run_configs
+from rslp.io.terminal import quieten_rslearn as quieten_rslearn
 
 
 def placeholder_values(
@@ -32,8 +18,3 @@ def placeholder_values(
         "PATCH_SIZE": patch_size,
     }
     return {name: value for name, value in values.items() if value is not None}
-
-
-def quieten_rslearn() -> None:
-    """Let rslearn log warnings only; to be called before rslearn is imported, when its loggers read their level."""
-    os.environ.setdefault("RSLEARN_LOGLEVEL", "WARNING")

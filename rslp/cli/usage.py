@@ -9,6 +9,8 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, get_args
 
+from rslp.upstream.command_line import type_of
+
 _WIDTH = 80
 _INDENT = 26
 _NO_DEFAULT: tuple[Any, ...] = (None, [], argparse.SUPPRESS)
@@ -37,8 +39,7 @@ def _groups(
 ) -> Iterable[tuple[str, list[argparse.Action]]]:
     """Title and options of each group of the workflow's module, then the options that are in none of them."""
     named: Mapping[str, Sequence[str]] = getattr(sys.modules[workflow.__module__], "OPTION_GROUPS", {})
-    # jsonargparse adds an option for each dataclass as a whole, such as --slurm FILE: it is not shown.
-    remaining = {action.dest: action for action in actions if type(action).__name__ != "_ActionConfigLoad"}
+    remaining = {action.dest: action for action in actions}
     for title, names in named.items():
         yield title, [remaining.pop(name) for name in names]
     if remaining:
@@ -62,7 +63,7 @@ def _option(action: argparse.Action) -> str:
 def _form(action: argparse.Action) -> str:
     """The option as a person types it, such as ``--gpus N``; a list as ``--env+=NAME``, which appends one item."""
     option = action.option_strings[-1]
-    if isinstance(action, argparse._HelpAction):
+    if action.dest == "help":
         return option
     return f"{option}{'=' if option.endswith('+') else ' '}{_value(action)}"
 
@@ -70,7 +71,7 @@ def _form(action: argparse.Action) -> str:
 def _value(action: argparse.Action) -> str:
     if action.metavar and str(action.metavar).startswith("{"):
         return str(action.metavar)
-    kind = getattr(action, "_typehint", None)
+    kind = type_of(action)
     choices = [word for part in get_args(kind) for word in get_args(part) if isinstance(word, str)]
     if choices:
         return f"{{{','.join(choices)}}}"

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rslp.config.datasets import DATA_MODULES, MODEL_ARGS, SPLITS, TASK
-from rslp.config.merge import pick, plus_target, short, table
+from rslp.config.merge import Overlay, pick, plus_target, problem_at, short, table
 from rslp.config.migrate import IN_SPLITS, OLD_NAMES
-from rslp.config.overlays import Overlay, problem_at
 from rslp.errors import KeyPath, Problem
 from rslp.suggest import did_you_mean, nearest
 

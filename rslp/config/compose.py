@@ -1,7 +1,7 @@
 """Stage 1: several configs become one run config. Pure: documents in, a run config with its provenance out.
 
 A document is a config file that was read, see ``rslp.io.yaml``. An overlay is a part of one with its place in the run
-config, see ``rslp.config.overlays``. An entry is one dataset of the multi-dataset config.
+config, see ``rslp.config.merge``. An entry is one dataset of the multi-dataset config.
 """
 
 from __future__ import annotations
@@ -25,20 +25,31 @@ from rslp.config.datasets import (
     used_parts,
     with_multi_task,
 )
-from rslp.config.merge import Accepts, any_arguments, known_arguments, merge, nest, pick
+from rslp.config.merge import (
+    Accepts,
+    ClassReplacement,
+    Origins,
+    Overlay,
+    any_arguments,
+    known_arguments,
+    merge,
+    merge_overlays,
+    pick,
+    problem_at,
+    put,
+)
 from rslp.config.migrate import Migration, finish_migration, migrate, migration_notes
 from rslp.config.multi_dataset import DatasetEntry, MultiDatasetConfig
 from rslp.config.notes import (
     class_replacement_problems,
     effect_notes,
     emptied,
+    missing_keys,
     misspelt_keys,
     notes_on_file,
     notes_on_overrides,
 )
-from rslp.config.overlays import ClassReplacement, Overlay, merge_overlays, problem_at
 from rslp.config.placeholders import Filler, placeholder_names, unused
-from rslp.config.run_config import missing_keys
 from rslp.config.shared_heads import class_faults, derived_heads, head_faults, head_problems
 from rslp.errors import ConfigError, KeyPath, Problem
 from rslp.io import Document
@@ -50,11 +61,12 @@ BATCH_SIZES: KeyPath = ("data", "init_args", "batch_sizes")
 CHECK_ALLOW: KeyPath = ("data", "init_args", "check_allow")
 # Stage 1 fills these in; a value that a base config has there belongs to no dataset of this run.
 _FILLED_IN: tuple[KeyPath, ...] = (DECODERS, DATA_MODULES, TASK, BATCH_SIZES)
-# A flat key of a multi-dataset config sets a value in every dataset: the key -> key path in each data module.
+# A flat key of a multi-dataset config -> key path of the value that it sets; ``*`` is the key of every dataset.
 _FLAT_KEY_PATHS: dict[str, KeyPath] = {
-    "batch_size": ("init_args", "batch_size"),
-    "max_train_patches": ("init_args", "train_config", "num_patches"),
-    "max_val_patches": ("init_args", "val_config", "num_patches"),
+    "num_workers": ("data", "init_args", "num_workers"),
+    "batch_size": (*DATA_MODULES, "*", "init_args", "batch_size"),
+    "max_train_patches": (*DATA_MODULES, "*", "init_args", "train_config", "num_patches"),
+    "max_val_patches": (*DATA_MODULES, "*", "init_args", "val_config", "num_patches"),
 }
 
 
@@ -80,21 +92,19 @@ class RunConfig:
 
     Attributes:
         tree: the config itself.
-        overlays: the pieces it was merged from, bottom first.
+        origins: the files that set its values.
         datasets: the dataset's key in ``data_modules`` -> names of its tasks.
         derived: for values that no file holds, since stage 1 computes them: key path -> how.
         constants: placeholder -> the file and line that set it.
         notes: messages to the user, one line each.
-        accepts: gives the arguments that a class takes.
     """
 
     tree: dict[str, Any]
-    overlays: tuple[Overlay, ...]
+    origins: Origins
     datasets: Mapping[str, tuple[str, ...]]
     derived: Mapping[KeyPath, str]
     constants: Mapping[str, tuple[Document, int | None]]
     notes: tuple[str, ...]
-    accepts: Accepts = known_arguments
 
 
 def compose(
@@ -114,7 +124,7 @@ def compose(
     composer = Composer(multi_config, anchor, migrates=not keep_class_paths)
     # Placeholders are filled, and old names migrated, in each file by itself.
     base = composer.overlay(sources.base.data, sources.base, ())
-    entries = [*zip(multi_config.entries, sources.datasets, strict=True)]
+    entries = [*zip(multi_config.dataset_cfgs, sources.datasets, strict=True)]
     file_overlays = [composer.prepare_dataset(entry, documents) for entry, documents in entries]
     # A single-task dataset has a task without a name, as for rslearn's SingleTaskModel. It gets a name, and becomes a
     # MultiTask of that one task; so do the overrides of the dataset.
@@ -127,8 +137,8 @@ def compose(
         for name in dict.fromkeys(task_names)
     }
     own_overrides = [
-        composer.overlay(entry.overrides, document, (*entry.key_path, "overrides"), single_task=name)
-        for entry, name in zip(multi_config.entries, task_names, strict=True)
+        composer.overlay(entry.overrides, document, (*multi_config.entry_path(entry), "overrides"), single_task=name)
+        for entry, name in zip(multi_config.dataset_cfgs, task_names, strict=True)
     ]
     global_overrides = composer.overlay(multi_config.global_overrides, document, ("global_overrides",))
     composer.note_unused_constants()
@@ -148,7 +158,7 @@ def compose(
         composer.problems += head_problems([*head_faults(tree), *class_faults(tree)], overlays, composer.notes)
     composer.stop_on_problems()
     # Shared heads come last: they are derived from the decoders that the overrides have led to.
-    if multi_config.merge_heads:
+    if multi_config.merge_options.merge_heads:
         tree = derived_heads(tree, multi_config, sources.info, overlays=overlays, derived=derived, notes=composer.notes)
         composer.problems += head_problems(class_faults(tree), overlays, composer.notes)
         composer.stop_on_problems()
@@ -156,7 +166,7 @@ def compose(
     composer.notes += effect_notes(tree, overlays)
     names = {dataset.key: tuple(dataset.tasks.values()) for dataset in datasets}
     notes = tuple(dict.fromkeys((*migration_notes([*dict.fromkeys(composer.migrations)]), *composer.notes)))
-    return RunConfig(tree, tuple(overlays), names, derived, composer.constant_lines(), notes, composer.accepts)
+    return RunConfig(tree, composer.origins, names, derived, composer.constant_lines(), notes)
 
 
 @dataclass
@@ -171,6 +181,7 @@ class Composer:
         notes: messages to the user so far, one line each.
         migrations: the names that were replaced so far.
         replaced: the overlays that name another class than those below them.
+        origins: the files that set the values of the run config.
         filler: fills placeholders with the constants.
     """
 
@@ -181,6 +192,7 @@ class Composer:
     notes: list[str] = field(default_factory=list)
     migrations: list[Migration] = field(default_factory=list)
     replaced: list[ClassReplacement] = field(default_factory=list)
+    origins: Origins = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Make constants that are relative paths absolute, and the filler of the placeholders from all constants."""
@@ -258,7 +270,8 @@ class Composer:
         """
         single = [is_single_task(documents) for documents in files]
         trees: list[tuple[KeyPath, Any]] = [(("local_overrides",), self.multi_config.local_overrides)]
-        trees += [((*entry.key_path, "overrides"), entry.overrides) for entry in self.multi_config.entries]
+        entries = self.multi_config.dataset_cfgs
+        trees += [((*self.multi_config.entry_path(entry), "overrides"), entry.overrides) for entry in entries]
         overrides = [Overlay(tree, (), self.multi_config.document, key_path) for key_path, tree in trees]
         overlays = [[Overlay(document.data, (), document, ()) for document in documents] for documents in files]
         for override, single_task in zip(overrides, (any(single), *single), strict=True):
@@ -296,7 +309,7 @@ class Composer:
             ConfigError: a dataset cannot be made.
         """
         datasets: list[ComposedDataset] = []
-        for entry, overlays, shared, overrides in zip(self.multi_config.entries, files, local, own, strict=True):
+        for entry, overlays, shared, overrides in zip(self.multi_config.dataset_cfgs, files, local, own, strict=True):
             try:
                 dataset, problems = make_dataset(entry, overlays, [shared, overrides], accepts=self.accepts)
             except ConfigError as error:
@@ -320,17 +333,16 @@ class Composer:
                 message = "is filled in by stage 1; what the base config holds here is left out"
                 self.notes.append(str(base.problem(message, key_path)))
             if part is not None:
-                tree = merge(tree, nest(None, key_path))
+                tree = put(tree, key_path, None)
         return Overlay(tree, base.target, base.document, base.source, base.moved)
 
     def flat_keys(self, datasets: list[ComposedDataset]) -> list[Overlay]:
         """The overlays that the flat keys, such as ``batch_size``, stand for."""
         overlays = []
         for flat_key, value in self.multi_config.flat_keys.items():
-            if flat_key == "num_workers":
-                targets: list[KeyPath] = [("data", "init_args", "num_workers")]
-            else:
-                targets = [(*DATA_MODULES, dataset.key, *_FLAT_KEY_PATHS[flat_key]) for dataset in datasets]
+            path = _FLAT_KEY_PATHS[flat_key]
+            targets = [tuple(dataset.key if key == "*" else key for key in path) for dataset in datasets]
+            targets = targets if "*" in path else [path]
             overlays += [Overlay(value, target, self.multi_config.document, (flat_key,)) for target in targets]
         return overlays
 
@@ -341,7 +353,7 @@ class Composer:
             ConfigError: overlays that cannot be merged, or a replaced class that leaves a required key out.
         """
         try:
-            tree = merge_overlays(overlays, accepts=self.accepts, replaced=self.replaced)
+            tree = merge_overlays(overlays, accepts=self.accepts, replaced=self.replaced, origins=self.origins)
         except ConfigError as error:
             self.problems += error.problems
             raise ConfigError(dict.fromkeys(self.problems)) from None
@@ -362,29 +374,20 @@ class Composer:
             The config, and for each such value its key path and how it came about.
         """
         derived = {(*TASK, "class_path"): "the class that unites the datasets' tasks"}
-        # By way of null: it is no replacement of a class, which would drop arguments.
-        tree = merge(merge(tree, nest({"class_path": None}, TASK)), nest({"class_path": TASK_CLASS}, TASK))
+        tree = put(tree, (*TASK, "class_path"), TASK_CLASS)
         if self.multi_config.has_substitutions:
             tree = _with_batch_sizes(tree, derived)
-        tree = self._with_allowed_findings(tree, datasets, derived)
-        if tree.pop("all_dataset_info_path", None) is not None and not self.multi_config.merge_heads:
+        check = self.multi_config.check
+        allow = {dataset.key: [*dict.fromkeys([*check.allow, *dataset.entry.check.allow])] for dataset in datasets}
+        if allow := {key: ids for key, ids in allow.items() if ids}:
+            derived[CHECK_ALLOW] = "check.allow of the multi-dataset config"
+            tree = put(tree, CHECK_ALLOW, merge(pick(tree, CHECK_ALLOW), allow))
+        if tree.pop("all_dataset_info_path", None) is not None and not self.multi_config.merge_options.merge_heads:
             message = "has no effect without merge_options.merge_heads"
             self.notes.append(str(problem_at(overlays, ("all_dataset_info_path",), message)))
         if self.migrates:
             tree = finish_migration(tree, overlays, derived, self.notes)
         return tree, derived
-
-    def _with_allowed_findings(
-        self, tree: dict[str, Any], datasets: Sequence[ComposedDataset], derived: dict[KeyPath, str]
-    ) -> dict[str, Any]:
-        """Add the ids of the check's findings that are allowed in each dataset."""
-        allow = {dataset.key: (*self.multi_config.allow, *dataset.entry.allow) for dataset in datasets}
-        ids = {key: list(dict.fromkeys(allowed)) for key, allowed in allow.items() if allowed}
-        if not ids:
-            return tree
-        derived[CHECK_ALLOW] = "check.allow of the multi-dataset config"
-        merged: dict[str, Any] = merge(tree, nest(ids, CHECK_ALLOW))
-        return merged
 
     def has_name_clashes(self, datasets: list[ComposedDataset]) -> bool:
         """Report names of datasets or tasks that two entries have; returns whether there are any."""
@@ -396,7 +399,8 @@ class Composer:
                     message = (
                         f"{name!r} is a task or name of an entry before it too; give one of them a name of its own"
                     )
-                    self.problems.append(self.multi_config.document.problem(message, dataset.entry.key_path))
+                    entry_path = self.multi_config.entry_path(dataset.entry)
+                    self.problems.append(self.multi_config.document.problem(message, entry_path))
         return len(self.problems) > before
 
     def stop_on_problems(self) -> None:
@@ -418,5 +422,5 @@ def _with_batch_sizes(tree: dict[str, Any], derived: dict[KeyPath, str]) -> dict
     sizes = {name: pick(module, ("init_args", "batch_size")) for name, module in modules.items()}
     sizes = {name: size for name, size in sizes.items() if size is not None}
     derived[BATCH_SIZES] = "the batch sizes of the datasets"
-    merged: dict[str, Any] = merge(tree, nest(merge(sizes, given or {}), BATCH_SIZES))
-    return merged
+    result: dict[str, Any] = put(tree, BATCH_SIZES, {**sizes, **(given or {})})
+    return result

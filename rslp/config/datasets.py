@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from rslp.config.merge import Accepts, pick, plus_target, put
+from rslp.config.merge import Accepts, Overlay, merge_overlays, pick, plus_target, put
 from rslp.config.multi_dataset import DatasetEntry
-from rslp.config.overlays import Overlay, merge_overlays
 from rslp.errors import KeyPath, Problem
 from rslp.io import Document
 from rslp.suggest import did_you_mean
@@ -194,8 +193,8 @@ def make_dataset(
     Args:
         entry: its entry in the multi-dataset config.
         overlays: its files, later ones win.
-        overrides: overrides of the multi-dataset config, at least one; their parts for tasks of other datasets are
-            left out.
+        overrides: overrides of the multi-dataset config, those of the entry last; their parts for tasks of other
+            datasets are left out.
         accepts: gives the arguments that a class takes.
 
     Returns:
@@ -209,7 +208,7 @@ def make_dataset(
     if problems or not isinstance(decoders, Mapping) or not isinstance(tasks, Mapping):
         return None, problems
     problems = _decoder_problems(overlays, decoders, tasks)
-    problems += _name_problems(entry, list(tasks), last=overlays[-1], multi_config=overrides[-1].document)
+    problems += _name_problems(entry, list(tasks), last=overlays[-1], own=overrides[-1])
     if problems:
         return None, problems
     stack = [*overlays, *(_of_tasks(overlay, set(tasks)) for overlay in overrides)]
@@ -236,10 +235,9 @@ def _not_texts(overlay: Overlay) -> Iterator[Problem]:
         yield overlay.problem(message, (*parent, name))
 
 
-def _name_problems(
-    entry: DatasetEntry, tasks: Sequence[str], *, last: Overlay, multi_config: Document
-) -> Iterator[Problem]:
+def _name_problems(entry: DatasetEntry, tasks: Sequence[str], *, last: Overlay, own: Overlay) -> Iterator[Problem]:
     """Find new names for absent tasks, a missing name, new names that two tasks share, and a task with two."""
+    entry_path = own.source[:-1]
     for task in entry.tasks:
         if task not in tasks:
             message = f"the entry renames the task {task!r}, which is not here{did_you_mean(task, tasks)}"
@@ -252,7 +250,7 @@ def _name_problems(
         other = entry.tasks.get(task, entry.name)
         message = f"the task {task!r} goes by the dataset's name {entry.name!r}, and tasks calls it {other!r}; keep one"
         if other != entry.name:
-            yield multi_config.problem(message, entry.key_path)
+            yield own.document.problem(message, entry_path)
         return
     owners: dict[str, list[str]] = {}
     for task in tasks:
@@ -260,7 +258,7 @@ def _name_problems(
     for new, old in owners.items():
         if len(old) > 1:
             message = f"two tasks of this dataset would be called {new!r}: {', '.join(old)}"
-            yield multi_config.problem(message, (*entry.key_path, "tasks"))
+            yield own.document.problem(message, (*entry_path, "tasks"))
 
 
 def _structure_problems(overlays: list[Overlay], merged: Mapping[str, Any]) -> list[Problem]:

@@ -1,15 +1,16 @@
-"""Merge configs: the one rule for all of them, the arguments that classes take, and the difference of two configs."""
+"""Merge configs: overlays, the one rule of merging, the arguments that classes take, origins of values, differences."""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rslp.errors import ConfigError, KeyPath, Problem, dotted
+from rslp.io import Document
 
 TABLE = Path(__file__).with_name("vocabulary.json")
 
@@ -34,11 +35,87 @@ def any_arguments(_: str) -> None:
 
 
 @dataclass(frozen=True)
-class ClassChange:
-    """A class that replaces another one, because an overlay names it.
+class Overlay:
+    """A piece of a file.
 
     Attributes:
-        key_path: key path of the mapping that names the class.
+        tree: the piece; a key ``callbacks+`` appends its items to the list ``callbacks`` of the overlays below.
+        target: key path in the run config where the piece goes.
+        document: the file it is from.
+        source: key path of the piece in that file.
+        moved: for keys that were renamed or moved: key path within the piece -> key path in the file.
+    """
+
+    tree: Any
+    target: KeyPath
+    document: Document
+    source: KeyPath
+    moved: Mapping[KeyPath, KeyPath] = field(default_factory=dict)
+
+    def line(self, within: KeyPath) -> int | None:
+        """The line in the file of a key of the piece, or of its nearest parent."""
+        return self.document.nearest_line(self.path_in_file(within))
+
+    def written(self, within: KeyPath) -> Any:
+        """The value as the file has it, with its placeholders; None where the file does not hold the key."""
+        return pick(self.document.data, self.path_in_file(within))
+
+    def path_in_file(self, within: KeyPath) -> KeyPath:
+        """The key path in the file of a key of the piece."""
+        for length in range(len(within), -1, -1):
+            old = self.moved.get(within[:length])
+            if old is not None:
+                return (*old, *within[length:])
+        return (*self.source, *within)
+
+    def with_tree(self, tree: Any, moved: Mapping[KeyPath, KeyPath]) -> Overlay:
+        """The overlay with another tree.
+
+        Args:
+            tree: the new tree.
+            moved: for keys that were renamed or moved: key path in the new tree -> key path in the present one.
+        """
+        in_file = {new: self.path_in_file(old) for new, old in moved.items()}
+        return Overlay(tree, self.target, self.document, self.source, {**self.moved, **in_file})
+
+    def problem(self, message: str, within: KeyPath) -> Problem:
+        """A problem with a key of the piece: its line is the file's, its name that of the present version."""
+        return Problem(message, self.document.name, self.line(within), dotted((*self.source, *within)))
+
+
+@dataclass(frozen=True, slots=True)
+class ValueOrigin:
+    """One file that sets a value of the run config.
+
+    Attributes:
+        overlay: the piece of the file.
+        within: key path of the value in the piece.
+        value: the value that it sets.
+        won: whether the run config has this value; a list to which overlays appended has several origins that won.
+    """
+
+    overlay: Overlay
+    within: KeyPath
+    value: Any
+    won: bool
+
+    @property
+    def key(self) -> KeyPath:
+        """The value's key path in the file."""
+        return self.overlay.path_in_file(self.within)
+
+    def line(self, below: KeyPath = ()) -> int | None:
+        """The 1-based line of the value, or of a part of it."""
+        return self.overlay.line((*self.within, *below))
+
+
+@dataclass(frozen=True)
+class ClassReplacement:
+    """An overlay that names another class than the overlays below it.
+
+    Attributes:
+        overlay: the overlay.
+        key_path: key path, in the run config, of the mapping that names the class.
         old: the replaced class path.
         new: the new class path.
         kept: arguments of the old class that stay.
@@ -46,6 +123,7 @@ class ClassChange:
         known: whether the arguments that the new class takes are known.
     """
 
+    overlay: Overlay
     key_path: KeyPath
     old: str
     new: str
@@ -53,8 +131,16 @@ class ClassChange:
     dropped: tuple[str, ...]
     known: bool
 
+    def problem(self, message: str) -> Problem:
+        """A problem with the ``class_path`` that the overlay names."""
+        return self.overlay.problem(message, (*self.key_path, "class_path")[len(self.overlay.target) :])
 
-def merge(base: Any, over: Any, *, accepts: Accepts = known_arguments, changes: list[ClassChange] | None = None) -> Any:
+
+# The files that set each value, by its key path in the run config; the last of those that won sets it.
+Origins = dict[KeyPath, list[ValueOrigin]]
+
+
+def merge(base: Any, over: Any) -> Any:
     """Lay one config over another.
 
     A mapping is merged into a mapping, key by key and recursively; a key ending in ``+`` appends its list to the list
@@ -64,8 +150,6 @@ def merge(base: Any, over: Any, *, accepts: Accepts = known_arguments, changes: 
     Args:
         base: the config below.
         over: the config above, which wins.
-        accepts: gives the arguments that a class takes.
-        changes: each replaced class is appended to it.
 
     Returns:
         The merged config, without ``+`` keys. Neither argument is changed; unchanged parts are shared with them.
@@ -73,7 +157,56 @@ def merge(base: Any, over: Any, *, accepts: Accepts = known_arguments, changes: 
     Raises:
         ConfigError: a ``+`` key whose value, or the value below, is no list; ``init_args`` that are no mapping.
     """
-    return _Merger(accepts, changes).merge(base, over, ())
+    return _Merger(known_arguments).merge(base, over, ())
+
+
+def merge_overlays(
+    overlays: Sequence[Overlay],
+    *,
+    accepts: Accepts = known_arguments,
+    replaced: list[ClassReplacement] | None = None,
+    origins: Origins | None = None,
+) -> dict[str, Any]:
+    """Merge a stack of overlays, as ``merge`` does.
+
+    Args:
+        overlays: the stack, bottom first: later ones win.
+        accepts: gives the arguments that a class takes.
+        replaced: each overlay that names another class than those below is appended to it.
+        origins: the files that set each value are added to it. Of arguments that were dropped with their class, no
+            origin has won. There are further entries, of values that a mapping or a text above them has replaced.
+
+    Raises:
+        ConfigError: a ``+`` key that cannot append, or ``init_args`` that are replaced by nothing; with file and line.
+    """
+    result: dict[str, Any] = {}
+    for overlay in overlays:
+        merger = _Merger(accepts, overlay, [] if replaced is None else replaced, {} if origins is None else origins)
+        result = merger.merge(result, nest(overlay.tree, overlay.target), ())
+    return result
+
+
+def problem_at(overlays: Sequence[Overlay], key_path: KeyPath, message: str) -> Problem:
+    """A problem with a key path of the run config, at its place in the file that set it."""
+    for length in range(len(key_path), 0, -1):
+        for overlay in reversed(overlays):
+            start = len(overlay.target)
+            if key_path[:length][:start] == overlay.target and _holds(overlay.tree, key_path[start:length]):
+                return overlay.problem(message, key_path[start:])
+    return Problem(message, key=dotted(key_path))
+
+
+def _holds(tree: Any, key_path: KeyPath) -> bool:
+    """Whether a piece has a key path, of which each key may have a ``+``."""
+    for key in key_path:
+        if isinstance(tree, Mapping):
+            key = key if key in tree else f"{key}+"
+            if key not in tree:
+                return False
+        elif not isinstance(tree, list) or not isinstance(key, int) or key >= len(tree):
+            return False
+        tree = tree[key]
+    return True
 
 
 def plus_target(key: Any) -> Any:
@@ -94,8 +227,9 @@ def nest(tree: Any, key_path: KeyPath) -> Any:
 
 
 def put(tree: Any, key_path: KeyPath, value: Any) -> Any:
-    """A copy of the tree with another value at a key path; missing mappings on the way there are added."""
-    return {**(tree or {}), key_path[0]: put((tree or {}).get(key_path[0]), key_path[1:], value)} if key_path else value
+    """A copy of the tree with another value at a key path; what is no mapping on the way there becomes one."""
+    below = tree if isinstance(tree, Mapping) else {}
+    return {**below, key_path[0]: put(below.get(key_path[0]), key_path[1:], value)} if key_path else value
 
 
 def pick(tree: Any, key_path: KeyPath) -> Any:
@@ -110,65 +244,100 @@ def pick(tree: Any, key_path: KeyPath) -> Any:
     return tree
 
 
+# Keys from the root; ``*`` is any key, a tuple any of its keys.
+Pattern = tuple[str | int | tuple[str, ...], ...]
+
+
+def matching(tree: Any, pattern: Pattern, key_path: KeyPath = ()) -> Iterator[KeyPath]:
+    """The key paths of the mappings that match a pattern."""
+    if isinstance(tree, Mapping):
+        if not pattern:
+            yield key_path
+            return
+        wanted = pattern[0] if isinstance(pattern[0], tuple) else pattern[:1]
+        for key in [key for key in tree if key in wanted or wanted == ("*",)]:
+            yield from matching(tree[key], pattern[1:], (*key_path, key))
+
+
 @dataclass(frozen=True)
 class _Merger:
+    """Lays configs over others; an overlay, where there is one, locates problems and is the origin of values."""
+
     accepts: Accepts
-    changes: list[ClassChange] | None
+    overlay: Overlay | None = None
+    replaced: list[ClassReplacement] = field(default_factory=list)
+    origins: Origins = field(default_factory=dict)
 
     def merge(self, base: Any, over: Any, key_path: KeyPath) -> Any:
         """The value at a key path: ``over`` laid onto ``base`` by the merge rule."""
-        if not isinstance(over, dict):
-            return over
+        if not isinstance(over, dict) or not over:
+            self._record(key_path, over)
+            return base if isinstance(over, dict) and isinstance(base, dict) else over
         result = dict(base) if isinstance(base, dict) else {}
         old, new = result.get("class_path"), over.get("class_path")
         if isinstance(old, str) and isinstance(new, str) and old != new:
             result = self._with_accepted(result, new, key_path)
-        appended = []
         for key, value in over.items():
-            if is_plus(key):
-                appended.append(key)
-            elif isinstance(value, dict):
-                result[key] = self.merge(result.get(key), value, (*key_path, key))
-            else:
+            if not is_plus(key):
                 if key == "init_args":
-                    _refuse_to_empty(result.get(key), value, (*key_path, key))
-                result[key] = value
-        for key in appended:
-            result[key[:-1]] = _append(result.get(key[:-1]), over[key], (*key_path, key))
+                    self._refuse_to_empty(result.get(key), value, (*key_path, key))
+                result[key] = self.merge(result.get(key), value, (*key_path, key))
+        for key in filter(is_plus, over):
+            result[key[:-1]] = self._append(result.get(key[:-1]), over[key], (*key_path, key))
         return result
+
+    def _record(self, key_path: KeyPath, value: Any, *, appended: bool = False) -> None:
+        """Add this overlay to the origins of a value; one that is not appended beats the origins below."""
+        if self.overlay is not None:
+            if not appended:
+                self._beat(key_path)
+            origin = ValueOrigin(self.overlay, key_path[len(self.overlay.target) :], value, won=True)
+            self.origins.setdefault(key_path, []).append(origin)
+
+    def _beat(self, key_path: KeyPath) -> None:
+        if key_path in self.origins:
+            self.origins[key_path] = [replace(origin, won=False) for origin in self.origins[key_path]]
 
     def _with_accepted(self, below: dict[Any, Any], new: str, key_path: KeyPath) -> dict[Any, Any]:
         """The config below without the arguments that the new class does not take."""
         names = self.accepts(new)
         arguments = below.get("init_args")
         arguments = arguments if isinstance(arguments, dict) else {}
-        dropped = () if names is None else tuple(name for name in arguments if name not in names)
+        dropped = [] if names is None else [name for name in arguments if name not in names]
         kept = {name: value for name, value in arguments.items() if name not in dropped}
+        lost: list[KeyPath] = [(*key_path, "init_args", name) for name in dropped]
         result = {key: value for key, value in below.items() if key != "init_args" or kept}
         if kept:
             result["init_args"] = kept
+        # jsonargparse's `dict_kwargs` are for a class that takes any argument, not for one of known arguments.
         if names is not None and result.pop("dict_kwargs", None) is not None:
-            dropped += ("dict_kwargs",)
-        if self.changes is not None:
+            dropped.append("dict_kwargs")
+            lost.append((*key_path, "dict_kwargs"))
+        if self.overlay is not None:
+            for value_path in [path for path in self.origins for start in lost if path[: len(start)] == start]:
+                self._beat(value_path)
             names_kept, names_dropped = tuple(map(str, kept)), tuple(map(str, dropped))
-            known = names is not None
-            self.changes.append(ClassChange(key_path, below["class_path"], new, names_kept, names_dropped, known))
+            change = (key_path, below["class_path"], new, names_kept, names_dropped, names is not None)
+            self.replaced.append(ClassReplacement(self.overlay, *change))
         return result
 
+    def _refuse_to_empty(self, below: Any, over: Any, key_path: KeyPath) -> None:
+        if isinstance(below, dict) and below and not isinstance(over, dict):
+            got, names = "null" if over is None else short(over), ", ".join(map(str, below))
+            raise self._error(f"must be a mapping; {got} would drop the arguments below it: {names}", key_path)
 
-def _refuse_to_empty(below: Any, over: Any, key_path: KeyPath) -> None:
-    if isinstance(below, dict) and below:
-        got, names = "null" if over is None else short(over), ", ".join(map(str, below))
-        message = f"must be a mapping; {got} would drop the arguments below it: {names}"
-        raise ConfigError(Problem(message, key=dotted(key_path)))
+    def _append(self, below: Any, items: Any, key_path: KeyPath) -> list[Any]:
+        if not isinstance(items, list):
+            raise self._error(f"a key with + appends a list; got {short(items)}", key_path)
+        if below is not None and not isinstance(below, list):
+            raise self._error(f"+ appends to a list, but below it stands {short(below)}", key_path)
+        self._record((*key_path[:-1], plus_target(key_path[-1])), items, appended=True)
+        return [*(below or []), *items]
 
-
-def _append(below: Any, items: Any, key_path: KeyPath) -> list[Any]:
-    if not isinstance(items, list):
-        raise ConfigError(Problem(f"a key with + appends a list; got {short(items)}", key=dotted(key_path)))
-    if below is not None and not isinstance(below, list):
-        raise ConfigError(Problem(f"+ appends to a list, but below it stands {short(below)}", key=dotted(key_path)))
-    return [*(below or []), *items]
+    def _error(self, message: str, key_path: KeyPath) -> ConfigError:
+        if self.overlay is None:
+            return ConfigError(Problem(message, key=dotted(key_path)))
+        return ConfigError(self.overlay.problem(message, key_path[len(self.overlay.target) :]))
 
 
 def short(value: Any, width: int = 60) -> str:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rslp.config.datasets import MODEL_ARGS, SPLITS
-from rslp.config.merge import merge, nest, pick, put
-from rslp.config.overlays import Overlay, problem_at
+from rslp.config.merge import Overlay, matching, merge, pick, problem_at, put
 from rslp.errors import KeyPath, Problem, dotted
 
 # Old class path -> present one: from rslearn of July 2025, the original project, and earlier modules of rslp itself.
@@ -140,7 +139,7 @@ def migrate(overlay: Overlay, changes: list[Migration], problems: list[Problem])
     migrator = _Migrator(overlay, changes, problems)
     tree = migrator.classes(overlay.tree, ())
     for move in MOVED_ARGUMENTS:
-        for parent in _matching(tree, move.parent):
+        for parent in matching(tree, move.parent):
             if move.old in pick(tree, parent):
                 tree = migrator.move(tree, move, parent)
     return overlay.with_tree(tree, migrator.moved)
@@ -176,13 +175,13 @@ def finish_migration(
         part = pick(tree, key_path)
         if isinstance(part, Mapping) and "class_path" not in part:
             derived[(*key_path, "class_path")] = "what the old arguments stood for"
-            tree = merge(tree, nest({"class_path": class_path}, key_path))
+            tree = put(tree, (*key_path, "class_path"), class_path)
     scheduler = pick(tree, (*_MODULE, "scheduler"))
     if isinstance(scheduler, Mapping) and "class_path" not in scheduler:
         message = "has no effect: no class_path names a scheduler"
         for name in scheduler.get("init_args") or ():
             notes.append(str(problem_at(overlays, (*_MODULE, "scheduler", "init_args", name), message)))
-        tree = merge(tree, nest(None, (*_MODULE, "scheduler")))
+        tree = put(tree, (*_MODULE, "scheduler"), None)
     return _with_overlap_pixels(tree, overlays, derived, notes)
 
 
@@ -193,7 +192,7 @@ def _with_overlap_pixels(
 
     Only the merged config says the size: another file, or the split's default, may set it.
     """
-    for key_path in _matching(tree, ("data", "init_args", "data_modules", "*", "init_args", "*")):
+    for key_path in matching(tree, ("data", "init_args", "data_modules", "*", "init_args", "*")):
         split = pick(tree, key_path)
         size = split.get("crop_size", pick(tree, (*key_path[:-1], "default_config", "crop_size")))
         edge = size[0] if isinstance(size, list) and size else size
@@ -250,7 +249,7 @@ class _Migrator:
         tree = put(tree, key_path, mapping)
         existing = pick(tree, target)
         if existing is None:
-            tree = merge(tree, nest(value, target))
+            tree = put(tree, target, value)
             self.moved[target] = source
         elif value is not None and merge(existing, value) != existing:
             self._problems.append(self._overlay.problem(_twice(dotted(move.new)), source))
@@ -282,13 +281,3 @@ class _Migrator:
 
 def _twice(new: str) -> str:
     return f"is the old name of {new}, which stands here too with another value; keep one"
-
-
-def _matching(tree: Any, pattern: KeyPath, key_path: KeyPath = ()) -> list[KeyPath]:
-    """The key paths of the mappings that match a pattern."""
-    if not isinstance(tree, Mapping):
-        return []
-    if not pattern:
-        return [key_path]
-    keys = list(tree) if pattern[0] == "*" else [pattern[0]] if pattern[0] in tree else []
-    return [path for key in keys for path in _matching(tree[key], pattern[1:], (*key_path, key))]

@@ -1,84 +1,307 @@
-"""Read a multi-dataset config: from a document to a ``MultiDatasetConfig``, with all of its problems."""
+"""The multi-dataset config: one declaration of its keys, which its validation, JSON schema and documentation follow.
+
+``docs/make_schema.py`` writes the schema and the tables of the documentation from it.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
 from rslp.config.merge import pick, short
 from rslp.config.placeholders import placeholder_names
-from rslp.config.schema import CONSTANTS, ENTRY_KEYS, FLAT_KEYS, KEYS, OPTION_KEYS, Key
 from rslp.errors import ConfigError, KeyPath, Problem
 from rslp.io import Document, Template, Unquoted
 from rslp.suggest import did_you_mean
 
 # A dataset's name becomes part of a file's, which may have 255 letters.
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,99}\Z")
-_CONSTANT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
+_NAME = "[A-Za-z_][A-Za-z0-9_-]{0,99}"
+_CONSTANT_NAME = "[A-Za-z][A-Za-z0-9_]*"
 
 
-@dataclass(frozen=True)
-class DatasetEntry:
-    """One dataset of a multi-dataset config.
-
-    Attributes:
-        name: the given name, or None.
-        cfgs: the paths as written, later ones win.
-        overrides: laid over this dataset alone.
-        tasks: new names for its tasks, by their own.
-        key_path: key path of the entry in the multi-dataset config.
-        allow: ids of the check's findings that are no errors in this dataset.
-    """
-
-    name: str | None
-    cfgs: tuple[str, ...]
-    overrides: Mapping[str, Any]
-    tasks: Mapping[str, str]
-    key_path: KeyPath
-    allow: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class MultiDatasetConfig:
-    """A multi-dataset config whose own keys and values are valid.
+@dataclass(frozen=True, eq=False)
+class Value:
+    """The values that a key takes; part of its annotation for pydantic, which by itself would lose placeholders.
 
     Attributes:
-        document: the file it was read from.
-        base_cfg: the base config's path as written; None for the shipped one.
-        entries: the datasets, in order.
-        constants: value by name.
-        flat_keys: ``batch_size`` and the like, those that were given.
-        local_overrides: laid over every dataset.
-        global_overrides: laid over the joined config.
-        merge_heads: whether tasks with the same kind of head share it.
-        merge_task_labels: whether a shared head keeps its tasks' labels apart.
-        same_label_groups: tasks that share their labels.
-        output_path: as written; None when it is to be derived.
-        has_substitutions: whether the constants stand under ``substitutions``.
-        entries_key: ``dataset_cfgs``, or its old spelling.
-        allow: ids of the check's findings that are no errors in any dataset.
+        wanted: the valid values in words, for messages and the documentation.
+        schema: their JSON schema. Null is valid if its types include it.
+        is_valid: whether a value other than null is valid.
+        null: what null stands for.
+        hint: the end of the message on some invalid values.
     """
 
-    document: Document
-    base_cfg: str | None
-    entries: tuple[DatasetEntry, ...]
-    constants: Mapping[str, Any]
-    flat_keys: Mapping[str, int | str]
-    local_overrides: Mapping[str, Any]
-    global_overrides: Mapping[str, Any]
-    merge_heads: bool
-    merge_task_labels: bool
-    same_label_groups: tuple[tuple[str, ...], ...]
-    output_path: str | None
-    has_substitutions: bool
-    entries_key: str = "dataset_cfgs"
-    allow: tuple[str, ...] = ()
+    wanted: str
+    schema: Mapping[str, Any]
+    is_valid: Callable[[Any], bool]
+    null: Any = None
+    hint: Callable[[Any], str] = lambda _: ""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        """Have pydantic validate with ``validated``."""
+        del source, handler
+        return core_schema.no_info_plain_validator_function(self.validated)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: Any) -> dict[str, Any]:
+        """The JSON schema of a value."""
+        del schema, handler
+        return dict(self.schema)
+
+    def validated(self, value: Any) -> Any:
+        """The value, or what null stands for; raise pydantic's error for an invalid one."""
+        if value is None and "null" in self.schema.get("type", ()):
+            return self.null
+        if not self.is_valid(value):
+            hint = self.hint(value)
+            message = f"must be {self.wanted}; got {short(value)}{hint and f'; {hint}'}"
+            raise PydanticCustomError("value", "{message}", {"message": message})
+        return value
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not isinstance(value, Template) and bool(value.strip())
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(re.fullmatch(_NAME, value))
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _has_template(value: Any) -> bool:
+    return any(map(_has_template, value)) if isinstance(value, list) else isinstance(value, Template | Mapping)
+
+
+def _number(lowest: int, wanted: str) -> Value:
+    """Whole numbers, and variables such as ``${SIZE}`` without quotes, whose values are not known yet."""
+
+    def is_valid(value: Any) -> bool:
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, Unquoted) or (is_number and value >= lowest)
+
+    def hint(value: Any) -> str:
+        quoted = isinstance(value, str) and (value.strip().isdigit() or "${" in value)
+        return f"write {value.strip()} without quotes" if quoted else ""
+
+    schema = {"type": ["integer", "string", "null"], "minimum": lowest, "pattern": r"\$\{"}
+    return Value(wanted, schema, is_valid, hint=hint)
+
+
+def _text(wanted: str, hint: str, **schema: str) -> Value:
+    types = {"type": ["string", "null"]}
+    return Value(wanted, {**types, **schema}, _is_text, hint=lambda value: hint if isinstance(value, Template) else "")
+
+
+_TEXTS = {"type": "array", "items": {"type": "string"}}
+_OBJECT = {"type": ["object", "null"]}
+_Path = Annotated[str | None, _text("a path", "it can't hold a placeholder")]
+_OutputPath = Annotated[
+    str | None, _text("a path, or null to derive it", "it can't hold a placeholder", pattern=r"\.ya?ml$")
+]
+_Text = Annotated[str | None, _text("a text", "a constant can't hold the placeholder of another")]
+_Positive = Annotated[int | str | None, _number(1, "a whole number above 0")]
+_Count = Annotated[int | str | None, _number(0, "a whole number from 0")]
+_Flag = Annotated[
+    bool, Value("true or false", {"type": ["boolean", "null"]}, lambda value: isinstance(value, bool), null=False)
+]
+_Overrides = Annotated[Mapping[str, Any], Value("a mapping", _OBJECT, _is_mapping, null={})]
+_NewNames = Annotated[
+    Mapping[str, str],
+    Value(
+        "a mapping of task names to new ones",
+        {**_OBJECT, "additionalProperties": {"type": "string", "pattern": f"^{_NAME}$"}},
+        lambda value: _is_mapping(value) and all(map(_is_name, value.values())),
+        null={},
+    ),
+]
+_DatasetName = Annotated[
+    str | None,
+    Value(
+        "a name of at most 100 letters, digits, _ and - that starts with a letter",
+        {"type": ["string", "null"], "pattern": f"^{_NAME}$"},
+        _is_name,
+        hint=lambda value: "" if isinstance(value, str | Mapping | list) else "write it in quotes",
+    ),
+]
+_Paths = Annotated[
+    Sequence[str],
+    Value(
+        "a path or a list of paths",
+        {"oneOf": [{"type": "string"}, {**_TEXTS, "minItems": 1}]},
+        lambda value: _is_text(value) or (bool(value) and _are_texts(value)),
+    ),
+    AfterValidator(lambda paths: [paths] if isinstance(paths, str) else paths),
+]
+_Ids = Annotated[Sequence[str], Value("a list of ids", {**_TEXTS, "type": ["array", "null"]}, _are_texts, null=())]
+_Groups = Annotated[
+    Sequence[Sequence[str]],
+    Value(
+        "a list of lists of task names",
+        {"type": ["array", "null"], "items": {**_TEXTS, "minItems": 1}},
+        lambda value: isinstance(value, list) and all(group and _are_texts(group) for group in value),
+        null=(),
+    ),
+]
+_ConstantName = Annotated[
+    str,
+    Value(
+        "a name of letters, digits and _ that starts with a letter",
+        {"type": "string", "pattern": f"^{_CONSTANT_NAME}$"},
+        lambda name: isinstance(name, str) and bool(re.fullmatch(_CONSTANT_NAME, name)),
+    ),
+]
+_Constant = Annotated[
+    Any, Value("a value without the placeholder of another, and no mapping", {}, lambda value: not _has_template(value))
+]
+_Constants = dict[_ConstantName, _Constant]
+
+
+def _empty(value: Any) -> Any:
+    return {} if value is None else value
+
+
+class Keys(BaseModel):
+    """A mapping in which no other keys may stand than the attributes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CheckKeys(Keys):
+    """How the check judges the run config."""
+
+    allow: _Ids = Field(default=(), description="Ids of its findings that are no errors.")
+
+
+_Check = Annotated[CheckKeys, BeforeValidator(_empty, json_schema_input_type=CheckKeys | None)]
+
+
+class DatasetEntry(Keys):
+    """One dataset of a multi-dataset config."""
+
+    name: _DatasetName = Field(None, description="The dataset's key, by default its task's; renames a single task.")
+    cfgs: _Paths = Field(description="One path or a list of paths, later ones win.")
+    overrides: _Overrides = Field({}, description="Laid over this dataset's config alone.")
+    tasks: _NewNames = Field({}, description="New names for its tasks: `{old: new}`.")
+    check: _Check = Field(CheckKeys(), description="`{allow: [ID, ...]}`: findings of the check that are no errors.")
+
+
+_Entry = Annotated[
+    DatasetEntry,
+    BeforeValidator(
+        lambda entry: entry if isinstance(entry, Mapping) else {"cfgs": entry},
+        json_schema_input_type=str | Annotated[list[str], Field(min_length=1)] | DatasetEntry,
+    ),
+]
+
+
+class MergeOptions(Keys):
+    """Shared heads."""
+
+    merge_heads: _Flag = Field(
+        default=False, description="One decoder for all tasks whose decoders end in the same class."
+    )
+    merge_task_labels: _Flag = Field(default=False, description="A merged head keeps the labels of its tasks apart.")
+    same_label_groups: _Groups = Field(default=(), description="Lists of tasks that share their labels.")
+
+
+class MultiDatasetConfig(Keys):
+    """A multi-dataset config: which datasets are trained together, and what is overridden."""
+
+    base_cfg: _Path = Field(
+        None, description="What all datasets share: encoder, optimiser, trainer, callbacks; by default base.yaml."
+    )
+    dataset_cfgs: list[_Entry] = Field(
+        min_length=1,
+        validation_alias=AliasChoices("dataset_cfgs", "task_cfgs"),
+        description="The datasets: for each a path, a list of paths (later ones win), or `{name, cfgs, overrides}`.",
+    )
+    output_path: _OutputPath = Field(
+        description="Where the run config is written; `null` derives it from other names.", examples=["OUT_multi.yaml"]
+    )
+    patch_size: _Positive = Field(None, description="Fills `{PATCH_SIZE}` and `{N/PATCH_SIZE}`, in pixels.")
+    encoder_embedding_size: _Positive = Field(
+        None, description="Fills `{ENCODER_EMBEDDING_SIZE}`: channels of the encoder's output."
+    )
+    helios_checkpoint_path: _Text = Field(
+        None, description="Fills `{CHECKPOINT_PATH}`: a folder, or the id of a published model."
+    )
+    substitutions: Annotated[_Constants, BeforeValidator(_empty, json_schema_input_type=_Constants | None)] = Field(
+        {}, description="The same constants, and any others: `my_size: 3` fills `{MY_SIZE}`."
+    )
+    batch_size: _Positive = Field(None, description="Samples per batch of every dataset; by default each one's own.")
+    num_workers: _Count = Field(None, description="Processes that read samples, in all; by default the base config's.")
+    max_train_patches: _Positive = Field(
+        None, description="Becomes num_patches, without effect; use per_dataset_patch_limit."
+    )
+    max_val_patches: _Positive = Field(
+        None, description="Becomes num_patches, without effect; use num_samples of val_config."
+    )
+    local_overrides: _Overrides = Field({}, description="Laid over every dataset config, before they are joined.")
+    global_overrides: _Overrides = Field({}, description="Laid over the joined config; wins over everything else.")
+    merge_options: Annotated[MergeOptions, BeforeValidator(_empty, json_schema_input_type=MergeOptions | None)] = Field(
+        MergeOptions(), description="Shared heads: one decoder for all tasks with the same kind of head."
+    )
+    check: _Check = Field(CheckKeys(), description="The same as of a dataset, for all datasets.")
+    _document: Document
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Take the document, which pydantic passes on as the context of a validation."""
+        self._document = context
+
+    @property
+    def document(self) -> Document:
+        """The file that the config was read from."""
+        return self._document
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """The constants that are not null, by name."""
+        given = {**self.substitutions, **self._given(CONSTANTS)}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def flat_keys(self) -> dict[str, int | str]:
+        """The keys, such as ``batch_size``, that set a value in every dataset, with their values."""
+        return self._given(FLAT_KEYS)
+
+    def _given(self, names: Sequence[str]) -> dict[str, Any]:
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def constant_path(self, name: str) -> KeyPath:
         """The key path of a constant in the document."""
-        return ("substitutions", name) if self.has_substitutions and name not in self.document.data else (name,)
+        return (name,) if name in self.document.data or not self.has_substitutions else ("substitutions", name)
+
+    @property
+    def has_substitutions(self) -> bool:
+        """Whether the key ``substitutions`` is there."""
+        return "substitutions" in self.model_fields_set
+
+    def entry_path(self, entry: DatasetEntry) -> KeyPath:
+        """The key path of a dataset in the document."""
+        position = next(i for i, each in enumerate(self.dataset_cfgs) if each is entry)
+        return ("task_cfgs" if "task_cfgs" in self.document.data else "dataset_cfgs", position)
+
+
+CONSTANTS = ("patch_size", "encoder_embedding_size", "helios_checkpoint_path")
+FLAT_KEYS = ("batch_size", "num_workers", "max_train_patches", "max_val_patches")
+_MODELS: dict[str, type[BaseModel]] = {
+    "": MultiDatasetConfig,
+    "merge_options": MergeOptions,
+    "check": CheckKeys,
+    "dataset_cfgs": DatasetEntry,
+    "task_cfgs": DatasetEntry,
+}
 
 
 def config_kind(data: Any) -> str | None:
@@ -138,233 +361,82 @@ def read_multi_dataset_config(document: Document) -> MultiDatasetConfig:
     kind = config_kind(data)
     if kind not in (None, "multi-dataset config"):
         raise ConfigError(Problem(f"is a {kind}, not a multi-dataset config; {_REMEDY[str(kind)]}", document.name))
-    reader = _ConfigReader(document)
-    multi_config = reader.read(data)
-    if reader.problems or multi_config is None:
-        raise ConfigError(reader.problems)
-    return multi_config
+    problems = [document.problem(message, key_path) for key_path, message in _contradictions(data)]
+    try:
+        config = MultiDatasetConfig.model_validate(data, context=document)
+    except ValidationError as error:
+        raise ConfigError([*(problem_of(each, document, _MODELS) for each in error.errors()), *problems]) from None
+    if problems:
+        raise ConfigError(problems)
+    return config
 
 
-@dataclass
-class _ConfigReader:
-    document: Document
-    problems: list[Problem] = field(default_factory=list)
-
-    def read(self, data: Mapping[str, Any]) -> MultiDatasetConfig | None:
-        entries_key = "task_cfgs" if "task_cfgs" in data else "dataset_cfgs"
-        if "task_cfgs" in data and "dataset_cfgs" in data:
-            self._add("is the old spelling of dataset_cfgs, which is there too; keep one", ("task_cfgs",))
-        present_names = {key.old: name for name, key in KEYS.items() if key.old}
-        values = {present_names.get(key, key): value for key, value in data.items()}
-        self._check_keys(values, KEYS, (), present_names=present_names)
-        if "output_path" not in values:
-            example = f"output_path: OUT_{self.document.name.rsplit('/', 1)[-1]}"
-            self._add(f"is missing; say where to write the run config, for example {example}", ("output_path",))
-        if "dataset_cfgs" not in values:
-            self._add("is missing; list the dataset configs", ("dataset_cfgs",))
-        options = values.get("merge_options") or {}
-        if isinstance(options, Mapping):
-            self._check_keys(options, OPTION_KEYS, ("merge_options",))
-            self._check_groups(options)
-        entries = self._entries(values.get("dataset_cfgs"), entries_key)
-        constants = self._constants(values)
-        if self.problems:
-            return None
-        return MultiDatasetConfig(
-            document=self.document,
-            base_cfg=values.get("base_cfg"),
-            entries=tuple(entries),
-            constants=constants,
-            flat_keys={flat_key: values[flat_key] for flat_key in FLAT_KEYS if values.get(flat_key) is not None},
-            local_overrides=values.get("local_overrides") or {},
-            global_overrides=values.get("global_overrides") or {},
-            merge_heads=bool(options.get("merge_heads")),
-            merge_task_labels=bool(options.get("merge_task_labels")),
-            same_label_groups=tuple(map(tuple, options.get("same_label_groups") or ())),
-            output_path=values.get("output_path"),
-            has_substitutions="substitutions" in values,
-            entries_key=entries_key,
-            allow=_allowed_ids(values),
-        )
-
-    def _add(self, message: str, key_path: KeyPath) -> None:
-        self.problems.append(self.document.problem(message, key_path))
-
-    def _check_keys(
-        self,
-        values: Mapping[Any, Any],
-        keys: Mapping[str, Key],
-        parent: KeyPath,
-        present_names: Mapping[str, str] | None = None,
-    ) -> None:
-        for key, value in values.items():
-            written = next((old for old, new in (present_names or {}).items() if new == key and old in values), key)
-            if key not in keys:
-                self._add(f"unknown key{did_you_mean(key, keys, otherwise='allowed')}", (*parent, written))
-            elif message := wrong_value(keys[key].kind, value):
-                self._add(message, (*parent, written))
-
-    def _entries(self, value: Any, key: str) -> list[DatasetEntry]:
-        entries = []
-        for position, item in enumerate(value if isinstance(value, list) else []):
-            key_path = (key, position)
-            if isinstance(item, Mapping):
-                self._check_keys(item, ENTRY_KEYS, key_path)
-                if "cfgs" not in item:
-                    self._add("cfgs is missing; a long entry is {name, cfgs, overrides, tasks}", key_path)
-            elif message := wrong_value("paths", item):
-                self._add(message, key_path)
-            entry = item if isinstance(item, Mapping) else {"cfgs": item}
-            cfgs = entry.get("cfgs")
-            paths = (cfgs,) if isinstance(cfgs, str) else tuple(cfgs) if isinstance(cfgs, list) else ()
-            overrides, tasks = entry.get("overrides") or {}, entry.get("tasks") or {}
-            entries.append(DatasetEntry(entry.get("name"), paths, overrides, tasks, key_path, _allowed_ids(entry)))
-        return entries
-
-    def _constants(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        substitutions = values.get("substitutions") or {}
-        constants = dict(substitutions) if isinstance(substitutions, Mapping) else {}
-        for name in CONSTANTS:
-            if name in values and name in constants:
-                self._add("is given here and under substitutions too; keep one", (name,))
-            if values.get(name) is not None:
-                constants[name] = values[name]
-            elif constants.get(name) is not None and (message := wrong_value(KEYS[name].kind, constants[name])):
-                self._add(message, ("substitutions", name))
-        self._refuse_same_placeholder(constants)
-        return {name: value for name, value in constants.items() if value is not None}
-
-    def _refuse_same_placeholder(self, constants: Mapping[str, Any]) -> None:
-        """Refuse constants that fill one placeholder: they differ in case alone, or are names of the checkpoint."""
-        names: dict[str, str] = {}
-        # The message is on the constant under `substitutions`, so the others come first.
-        for name in sorted(constants, key=lambda name: name not in CONSTANTS):
-            for placeholder in placeholder_names({name: None}):
-                other = names.setdefault(placeholder, name)
-                if other != name:
-                    self._add(f"fills {{{placeholder}}} like {other} does; keep one", ("substitutions", name))
-
-    def _check_groups(self, options: Mapping[str, Any]) -> None:
-        key_path = ("merge_options", "same_label_groups")
-        groups = options.get("same_label_groups") or []
-        if groups and not options.get("merge_heads"):
-            self._add("has no effect without merge_heads: true", key_path)
-        if options.get("merge_task_labels") and not options.get("merge_heads"):
-            self._add("has no effect without merge_heads: true", ("merge_options", "merge_task_labels"))
-        grouped: set[str] = set()
-        for position, group in enumerate(groups if isinstance(groups, list) else []):
-            for task in group if isinstance(group, list) else []:
-                if isinstance(task, str) and task in grouped:
-                    message = f"the task {task!r} stands in two label groups, or twice in one"
-                    self._add(message, (*key_path, position))
-                elif isinstance(task, str):
-                    grouped.add(task)
-
-
-def _allowed_ids(values: Mapping[str, Any]) -> tuple[str, ...]:
-    allow = pick(values, ("check", "allow"))
-    return tuple(allow) if isinstance(allow, list) else ()
-
-
-def wrong_value(kind: str, value: Any) -> str | None:
-    """The message on a value that is not of the kind of its key; None when it is.
+def problem_of(error: ErrorDetails, document: Document, models: Mapping[str, type[BaseModel]]) -> Problem:
+    """One of pydantic's errors as a problem at its line.
 
     Args:
-        kind: a ``Key.kind``.
-        value: the value as it was read.
+        error: the error.
+        document: the file that was validated.
+        models: the models by the key that they stand at; that of the whole file at the empty one.
     """
-    is_valid, wanted = _KINDS[kind]
-    if is_valid(value):
-        return None
-    hint = ""
-    if kind in ("text", "path") and isinstance(value, Template):
-        hint = "a constant can't hold the placeholder of another" if kind == "text" else "it can't hold a placeholder"
-    if kind == "constants" and isinstance(value, Mapping):
-        return _wrong_constant(value)
-    if kind == "check" and isinstance(value, Mapping) and (other := [str(key) for key in value if key != "allow"]):
-        hint = f"unknown: {', '.join(other)}"
-    if kind in ("positive", "count") and isinstance(value, str) and (value.strip().isdigit() or "${" in value):
-        hint = f"write {value.strip()} without quotes"
-    if kind in ("name", "names") and not isinstance(value, str | Mapping | list):
-        hint = "write it in quotes"
-    return f"must be {wanted}; got {short(value)}{hint and f'; {hint}'}"
+    key_path, kind, message = error["loc"], error["type"], error["msg"]
+    names = [part for part in key_path[:-1] if isinstance(part, str)]
+    fields = models.get(names[-1] if names else "", models[""]).model_fields
+    if kind == "missing":
+        examples = [f"; for example: {key_path[-1]}: {text}" for text in fields[str(key_path[-1])].examples or ()]
+        return document.problem(f"is missing{''.join(examples)}", key_path)
+    if kind in ("extra_forbidden", "invalid_key"):
+        message = f"unknown key{did_you_mean(key_path[-1], fields, otherwise='allowed')}"
+    elif kind != "value":
+        wanted = {"model_type": "a mapping", "dict_type": "a mapping"}
+        wanted |= {"list_type": "a list", "too_short": "a list of at least one item"}
+        message = f"must be {wanted.get(kind, message.removeprefix('Input should be '))}; got {short(error['input'])}"
+    # A dataset that is a path alone has no key `cfgs`.
+    while key_path and document.line(key_path) is None:
+        key_path = key_path[:-1]
+    return document.problem(message, key_path)
 
 
-def _wrong_constant(constants: Mapping[Any, Any]) -> str:
-    wrong = [str(name) for name in constants if not (isinstance(name, str) and _CONSTANT_NAME.match(name))]
-    if wrong:
-        return f"the name of a constant has letters, digits and _, and starts with a letter; got {', '.join(wrong)}"
-    wrong = [str(name) for name, value in constants.items() if _has_template(value)]
-    return f"a constant is a value without the placeholder of another, and no mapping; see {', '.join(wrong)}"
+def _contradictions(data: Mapping[Any, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """Find keys that contradict each other, whether or not their values are valid; with a message for each."""
+    if "task_cfgs" in data and "dataset_cfgs" in data:
+        yield ("task_cfgs",), "is the old spelling of dataset_cfgs, which is there too; keep one"
+    substitutions = data.get("substitutions")
+    substitutions = substitutions if isinstance(substitutions, Mapping) else {}
+    for name in CONSTANTS:
+        if name in data and name in substitutions:
+            yield (name,), "is given here and under substitutions too; keep one"
+        elif name in substitutions:
+            (value,) = (part for part in MultiDatasetConfig.model_fields[name].metadata if isinstance(part, Value))
+            try:
+                value.validated(substitutions[name])
+            except PydanticCustomError as error:
+                yield ("substitutions", name), error.message()
+    yield from _same_placeholders([*(name for name in CONSTANTS if data.get(name) is not None), *substitutions])
+    options = data.get("merge_options")
+    if isinstance(options, Mapping):
+        for name in ("merge_task_labels", "same_label_groups"):
+            if options.get(name) and not options.get("merge_heads"):
+                yield ("merge_options", name), "has no effect without merge_heads: true"
+        yield from _repeated_tasks(options.get("same_label_groups"))
 
 
-def _has_template(value: Any) -> bool:
-    if isinstance(value, list):
-        return any(map(_has_template, value))
-    return isinstance(value, Template | Mapping)
+def _same_placeholders(constants: Sequence[Any]) -> Iterator[tuple[KeyPath, str]]:
+    """Find constants that fill one placeholder: they differ in case alone, or are names of the checkpoint."""
+    names: dict[str, Any] = {}
+    for name in dict.fromkeys(constants):
+        for placeholder in placeholder_names({name: None}):
+            other = names.setdefault(placeholder, name)
+            if other != name:
+                yield ("substitutions", name), f"fills {{{placeholder}}} like {other} does; keep one"
 
 
-def _is_whole_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and not isinstance(value, Template) and bool(value.strip())
-
-
-def _are_paths(value: Any) -> bool:
-    return _is_text(value) or (isinstance(value, list) and bool(value) and all(map(_is_text, value)))
-
-
-def _are_constants(value: Any) -> bool:
-    if not isinstance(value, Mapping):
-        return value is None
-    return all(isinstance(k, str) and _CONSTANT_NAME.match(k) and not _has_template(v) for k, v in value.items())
-
-
-def _are_names(value: Any) -> bool:
-    if not isinstance(value, Mapping):
-        return value is None
-    return all(isinstance(new, str) and _NAME.match(new) for new in value.values())
-
-
-def _are_groups(value: Any) -> bool:
-    if value is None:
-        return True
-    return isinstance(value, list) and all(isinstance(g, list) and g and all(map(_is_text, g)) for g in value)
-
-
-def _is_check(value: Any) -> bool:
-    if not isinstance(value, Mapping):
-        return value is None
-    allow = value.get("allow")
-    return set(value) <= {"allow"} and (allow is None or (isinstance(allow, list) and all(map(_is_text, allow))))
-
-
-# For each kind of key: whether a value is valid, and its description in messages.
-_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "path": (lambda v: v is None or _is_text(v), "a path"),
-    "output": (lambda v: v is None or _is_text(v), "a path, or null to derive it"),
-    "text": (lambda v: v is None or _is_text(v), "a text"),
-    "name": (
-        lambda v: v is None or (isinstance(v, str) and bool(_NAME.match(v))),
-        "a name of at most 100 letters, digits, _ and - that starts with a letter",
-    ),
-    "names": (_are_names, "a mapping of task names to new ones"),
-    "positive": (
-        lambda v: v is None or isinstance(v, Unquoted) or (_is_whole_number(v) and v > 0),
-        "a whole number above 0",
-    ),
-    "count": (
-        lambda v: v is None or isinstance(v, Unquoted) or (_is_whole_number(v) and v >= 0),
-        "a whole number from 0",
-    ),
-    "flag": (lambda v: v is None or isinstance(v, bool), "true or false"),
-    "mapping": (lambda v: v is None or isinstance(v, Mapping), "a mapping"),
-    "options": (lambda v: v is None or isinstance(v, Mapping), "a mapping with merge_heads and the like"),
-    "constants": (_are_constants, "a mapping of constants, such as patch_size: 8, without placeholders in them"),
-    "paths": (_are_paths, "a path or a list of paths"),
-    "entries": (lambda v: isinstance(v, list) and bool(v), "a list of datasets, at least one"),
-    "check": (_is_check, "{allow: [ID, ...]}, ids of the check's findings"),
-    "groups": (_are_groups, "a list of lists of task names"),
-}
+def _repeated_tasks(groups: Any) -> Iterator[tuple[KeyPath, str]]:
+    lists = [group if isinstance(group, list) else [] for group in groups] if isinstance(groups, list) else []
+    earlier: list[Any] = []
+    for position, group in enumerate(lists):
+        for task in filter(_is_text, group):
+            if task in earlier:
+                message = f"the task {task!r} stands in two label groups, or twice in one"
+                yield ("merge_options", "same_label_groups", position), message
+            earlier.append(task)

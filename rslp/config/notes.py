@@ -7,11 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from rslp.config.arguments import CLASS_KEYS, TOP
-from rslp.config.datasets import DATA_MODULES, MODEL_ARGS
-from rslp.config.merge import ClassChange, known_arguments, merge, nest, pick, short
+from rslp.config.datasets import DATA_MODULES, DECODERS, MODEL_ARGS, SPLITS, TASK
+from rslp.config.merge import (
+    ClassReplacement,
+    Overlay,
+    Pattern,
+    known_arguments,
+    matching,
+    merge,
+    nest,
+    pick,
+    problem_at,
+    short,
+)
 from rslp.config.migrate import RENAMED_CLASSES
-from rslp.config.overlays import ClassReplacement, Overlay, problem_at
-from rslp.config.schema import KEYS
+from rslp.config.multi_dataset import MultiDatasetConfig
 from rslp.errors import KeyPath, Problem, dotted
 from rslp.suggest import did_you_mean, nearest
 
@@ -90,7 +100,12 @@ def notes_on_file(overlay: Overlay, base: Mapping[str, Any], *, single_task: boo
     unknown = [key_path for key_path in keys if len(key_path) == 1 and key_path[0] not in (*TOP, *_RSLEARN_KEYS)]
     of_multi_dataset = "has no effect: this is a key of the multi-dataset config, not of a dataset config"
     notes = [
-        str(overlay.problem(of_multi_dataset if key_path[0] in KEYS else "unknown key, has no effect", key_path))
+        str(
+            overlay.problem(
+                of_multi_dataset if key_path[0] in MultiDatasetConfig.model_fields else "unknown key, has no effect",
+                key_path,
+            )
+        )
         for key_path in unknown
     ]
     if set_by_base := [key_path for key_path in keys if key_path not in unknown]:
@@ -177,18 +192,17 @@ def class_replacement_problems(replaced: Sequence[ClassReplacement]) -> tuple[li
         Notes, and problems.
     """
     notes, problems = [], []
-    for replacement in replaced:
-        change = replacement.change
+    for change in replaced:
         parent, last = change.key_path[:-1], change.key_path[-2:]
         if parent == DATA_MODULES or (parent[:-2] == DATA_MODULES and last == ("init_args", "task")):
             message = f"an override can't make {change.new} of a dataset's {change.old.rsplit('.', 1)[-1]}"
-            problems.append(replacement.problem(message))
+            problems.append(change.problem(message))
         elif change.dropped or not change.known:
-            notes.append(str(replacement.problem(_replacement_text(change))))
+            notes.append(str(change.problem(_replacement_text(change))))
     return notes, problems
 
 
-def _replacement_text(change: ClassChange) -> str:
+def _replacement_text(change: ClassReplacement) -> str:
     kept, dropped = ", ".join(change.kept), ", ".join(change.dropped)
     text = f"{change.new} takes the place of {change.old}"
     if not change.known:
@@ -196,10 +210,67 @@ def _replacement_text(change: ClassChange) -> str:
     return f"{text}; dropped, since it does not take them: {dropped}{kept and f'; these stay: {kept}'}"
 
 
-# Keys from the root; ``*`` is any key, a tuple any of its keys.
-Pattern = tuple[str | int | tuple[str, ...], ...]
+# Stage 1 puts the datasets and their tasks here; overrides must leave mappings.
+_FILLED: tuple[KeyPath, ...] = (DATA_MODULES, DECODERS, (*TASK, "init_args", "tasks"))
+# Classes that the base config names, with an example of each.
+_CLASSES: dict[KeyPath, str] = {
+    ("data", "class_path"): "rslp.train.MultiDatasetDataModule",
+    ("model", "class_path"): "rslp.train.JointModule",
+}
+
+
+def missing_keys(
+    tree: Mapping[str, Any], overlays: Sequence[Overlay], replaced: Sequence[ClassReplacement]
+) -> list[Problem]:
+    """Find required keys that an override removed, or that the base config lacks.
+
+    Args:
+        tree: a run config.
+        overlays: the stack it was merged from, bottom first, to locate problems.
+        replaced: the overlays that name another class, which may not take a missing key.
+    """
+    emptied = dict.fromkeys(_emptied(tree))
+    problems = [_dropped(key, replaced) or problem_at(overlays, key, message) for key, message in emptied]
+    # A key that no file has is missing in the base config.
+    for key_path, example in _CLASSES.items():
+        part = pick(tree, key_path[:-1])
+        if isinstance(part, Mapping) and part.get(key_path[-1]) is None:
+            message = f"is missing; the base config names the class, such as {example}"
+            problems.append(overlays[0].problem(message, key_path))
+    if "trainer" not in tree:
+        problems.append(overlays[0].problem("is missing; the base config holds it", ("trainer",)))
+    return problems
+
+
+def _dropped(key_path: KeyPath, replaced: Sequence[ClassReplacement]) -> Problem | None:
+    """The problem with an override that names a class without this argument, if there is one."""
+    for change in reversed(replaced):
+        parent = (*change.key_path, "init_args")
+        lost = [name for name in change.dropped if key_path == parent or (*parent, name) == key_path[: len(parent) + 1]]
+        if lost:
+            return change.problem(f"{change.new} does not take {', '.join(lost)}, which stage 1 needs here")
+    return None
+
+
+def _emptied(tree: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    for key_path in _FILLED:
+        parts = [key_path[:length] for length in range(1, len(key_path) + 1)]
+        if (part := next((part for part in parts if not isinstance(pick(tree, part), Mapping)), None)) is not None:
+            got = "null" if pick(tree, part) is None else short(pick(tree, part))
+            yield part, f"must be a mapping, since stage 1 puts the datasets into it; got {got}"
+    decoders = pick(tree, DECODERS)
+    for name, decoder in decoders.items() if isinstance(decoders, Mapping) else ():
+        if not isinstance(decoder, list) or not decoder:
+            yield (*DECODERS, name), f"must be a list of modules, the last of which predicts; got {short(decoder)}"
+        for position, module in enumerate(decoder if isinstance(decoder, list) else []):
+            if not isinstance(module, Mapping) or "class_path" not in module:
+                message = f"must be a module with class_path and init_args; got {short(module)}"
+                yield (*DECODERS, name, position), message
+    if "trainer" in tree and not isinstance(tree["trainer"], Mapping):
+        yield ("trainer",), f"must be a mapping; got {short(tree['trainer'])}"
+
+
 _MODULE: Pattern = (*DATA_MODULES, "*", "init_args")
-_SPLITS = ("default_config", "train_config", "val_config", "test_config", "predict_config")
 _TASKS = "rslearn.train.tasks"
 _DETECTION = (f"{_TASKS}.detection.DetectionTask", "rslp.helios.tasks.MarineInfraTask")
 _PICTURED = (
@@ -245,19 +316,19 @@ RULES: tuple[Rule, ...] = (
     Rule(_MODULE, "use_map_all_crops_dataset", _CACHE),
     Rule(_MODULE, "index_mode", "the sample cache has an index of its own, which sees every change", (None, "OFF")),
     Rule(
-        (*_MODULE, _SPLITS),
+        (*_MODULE, SPLITS),
         "sampler",
         "the mixture draws the samples: set `sample_mode`, `per_dataset_patch_limit` or `steps_per_epoch` of "
         "`data.init_args`",
     ),
     Rule(
-        (*_MODULE, _SPLITS),
+        (*_MODULE, SPLITS),
         "num_patches",
         "rslearn 0.1.19 keeps it and reads it nowhere; `num_samples` of the split limits its windows, "
         "`per_dataset_patch_limit` of `data.init_args` the samples of an epoch",
     ),
     Rule(
-        (*_MODULE, _SPLITS[1:4]),
+        (*_MODULE, SPLITS[1:4]),
         "output_layer_name_skip_inference_if_exists",
         "only a prediction leaves out windows that have their output: set it in `predict_config`",
     ),
@@ -299,9 +370,10 @@ def without_effect(tree: Any) -> list[tuple[Rule, list[KeyPath]]]:
     result = []
     for rule in RULES:
         is_class = "." in str(rule.holder[0])
-        holders = _of_class(tree, (), rule.holder) if is_class else _matching(tree, (), rule.holder)
-        key_paths = [(*key_path, rule.name) for key_path, holder in holders if _applies(rule, holder)]
-        if key_paths:
+        holders = list(_of_class(tree, (), rule.holder) if is_class else matching(tree, rule.holder))
+        # Any argument may be written as a class with its arguments.
+        holders += [] if is_class else [(*key_path, "init_args") for key_path in holders]
+        if key_paths := [(*holder, rule.name) for holder in holders if _applies(rule, pick(tree, holder))]:
             result.append((rule, key_paths))
     if isinstance(logger := pick(tree, ("trainer", "logger")), bool):
         instead = "metrics.csv is written in any case; name a logger's class_path to have one beside it"
@@ -320,32 +392,17 @@ def effect_notes(tree: Any, overlays: Sequence[Overlay]) -> list[str]:
     return notes
 
 
-def _applies(rule: Rule, holder: Mapping[Any, Any]) -> bool:
-    if rule.name not in holder:
+def _applies(rule: Rule, holder: Any) -> bool:
+    if not isinstance(holder, Mapping) or rule.name not in holder:
         return False
     value = holder[rule.name]
     return not any(type(value) is type(harmless) and value == harmless for harmless in rule.harmless)
 
 
-def _matching(node: Any, parent: KeyPath, pattern: Pattern) -> Iterator[tuple[KeyPath, Mapping[Any, Any]]]:
-    """The mappings whose key path matches a pattern."""
-    if not isinstance(node, Mapping):
-        return
-    if not pattern:
-        yield parent, node
-        # Any argument may be written as a class with its arguments.
-        if isinstance(arguments := node.get("init_args"), Mapping):
-            yield (*parent, "init_args"), arguments
-        return
-    wanted = pattern[0]
-    for key in [key for key in node if wanted == "*" or key == wanted or (isinstance(wanted, tuple) and key in wanted)]:
-        yield from _matching(node[key], (*parent, key), pattern[1:])
-
-
-def _of_class(node: Any, parent: KeyPath, classes: Pattern) -> Iterator[tuple[KeyPath, Mapping[Any, Any]]]:
-    """The ``init_args`` of objects of some classes."""
-    if isinstance(node, Mapping) and node.get("class_path") in classes and isinstance(node.get("init_args"), Mapping):
-        yield (*parent, "init_args"), node["init_args"]
+def _of_class(node: Any, parent: KeyPath, classes: Pattern) -> Iterator[KeyPath]:
+    """The key paths of the ``init_args`` of objects of some classes."""
+    if isinstance(node, Mapping) and node.get("class_path") in classes:
+        yield (*parent, "init_args")
     items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     for key, value in items:
         yield from _of_class(value, (*parent, key), classes)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rslp.config.compose import RunConfig
-from rslp.config.merge import pick
-from rslp.config.overlays import ValueOrigin, trace_origins
+from rslp.config.merge import Origins, ValueOrigin, pick
 from rslp.config.placeholders import names_in
 from rslp.errors import KeyPath, UsageError, dotted
 from rslp.io import Document
@@ -37,6 +36,35 @@ def header(documents: Sequence[Document], name: Name, *, command: str) -> str:
     return "".join(f"# {line}\n" for line in lines)
 
 
+def trace_origins(tree: Mapping[str, Any], origins: Origins) -> Iterator[tuple[KeyPath, list[ValueOrigin]]]:
+    """Go through the values of a run config.
+
+    Args:
+        tree: the config.
+        origins: the files that set each value, as ``merge_overlays`` gives them.
+
+    Yields:
+        For each value that is no mapping with keys, its key path and its origins, bottom overlay first; none for a
+        derived value. So do arguments that were dropped with their class; none of their origins has won.
+    """
+    dropped = [key_path for key_path, found in origins.items() if not any(origin.won for origin in found)]
+    yield from _trace(tree, (), origins, dropped)
+
+
+def _trace(
+    node: Any, key_path: KeyPath, origins: Origins, dropped: Sequence[KeyPath]
+) -> Iterator[tuple[KeyPath, list[ValueOrigin]]]:
+    if not isinstance(node, dict) or not node:
+        yield key_path, origins.get(key_path, [])
+        return
+    for key, value in node.items():
+        yield from _trace(value, (*key_path, key), origins, dropped)
+    depth = len(key_path)
+    for path in dropped:
+        if len(path) > depth and path[:depth] == key_path and path[depth] not in node:
+            yield path, origins[path]
+
+
 def provenance_text(run: RunConfig, name: Name) -> str:
     """The provenance of all values as JSON, one line for each: dotted key -> [{file, line, key, value, won}].
 
@@ -47,7 +75,7 @@ def provenance_text(run: RunConfig, name: Name) -> str:
         name: gives a file's name.
     """
     lines = []
-    for key_path, origins in trace_origins(run.overlays, run.tree, accepts=run.accepts):
+    for key_path, origins in trace_origins(run.tree, run.origins):
         entries = [_entry(origin, name) for origin in origins] or [_derived(run, key_path)]
         lines.append(f"{json.dumps(dotted(key_path))}: {json.dumps(entries, default=str)}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
@@ -64,7 +92,7 @@ def explain(run: RunConfig, key: str, name: Name) -> str:
     Raises:
         UsageError: the run config has no such key.
     """
-    traced = dict(trace_origins(run.overlays, run.tree, accepts=run.accepts))
+    traced = dict(trace_origins(run.tree, run.origins))
     for leaf, origins in traced.items():
         if dotted(leaf) == key and _is_dropped(origins):
             reason = "another class, which does not take it, took the place of the one that it was an argument of"

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rslp.config.datasets import DECODERS, MODEL_ARGS, TASK
-from rslp.config.merge import pick, put, short
+from rslp.config.merge import Overlay, pick, problem_at, put, short
 from rslp.config.multi_dataset import MultiDatasetConfig
-from rslp.config.overlays import Overlay, problem_at
 from rslp.errors import ConfigError, KeyPath, Problem
 from rslp.io import Document
 from rslp.suggest import did_you_mean
@@ -46,11 +45,9 @@ class Outputs:
 
 def outputs_of(decoder: Sequence[Any]) -> Outputs | None:
     """Find the number of outputs of a decoder: the last module that states one decides."""
-    for position in range(len(decoder) - 1, -1, -1):
-        arguments = pick(decoder, ()) and pick(list(decoder), (position, "init_args"))
+    for position, module in reversed(list(enumerate(decoder))):
         for key in _NUMBER_KEYS:
-            number = arguments.get(key) if isinstance(arguments, Mapping) else None
-            if isinstance(number, int) and not isinstance(number, bool):
+            if type(number := pick(module, ("init_args", key))) is int:
                 return Outputs(position, key, number)
     return None
 
@@ -183,7 +180,7 @@ def derived_heads(
         raise ConfigError(sharing.problems)
     arguments: dict[str, Any] = {**pick(tree, MODEL_ARGS), "decoders": merged}
     added: dict[str, tuple[str, Any]] = {"decoder_to_target": ("merge_heads", heads)}
-    if multi_config.merge_task_labels:
+    if multi_config.merge_options.merge_task_labels:
         added["task_label_offsets"] = ("merge_task_labels", offsets)
     for key, (option, value) in added.items():
         if arguments.get(key) not in (None, value):
@@ -223,7 +220,7 @@ class _Sharing:
         """Find label groups whose tasks have different heads; note absent tasks in them."""
         head_of = {name: head for head, names in heads.items() for name in names}
         document = self._multi_config.document
-        for position, group in enumerate(self._multi_config.same_label_groups):
+        for position, group in enumerate(self._multi_config.merge_options.same_label_groups):
             key_path = (*_GROUPS, position)
             for name in [name for name in group if name not in head_of]:
                 hint = f"{did_you_mean(name, head_of)}; tasks: {', '.join(head_of)}"
@@ -251,12 +248,12 @@ class _Sharing:
             return decoder, {}
         self._check_same(decoders, outputs)
         numbers = {name: self._checked_number(name, found) for name, found in outputs.items()}
-        if not self._multi_config.merge_task_labels:
+        if not self._multi_config.merge_options.merge_task_labels:
             if len(set(numbers.values())) > 1:
                 message = f"shares {head}, but the numbers of outputs differ ({_numbers_text(numbers)})"
                 self._add(names[-1], f"{message}; set merge_task_labels: true")
             return decoder, {}
-        groups = [group for group in self._multi_config.same_label_groups if set(group) & set(names)]
+        groups = [group for group in self._multi_config.merge_options.same_label_groups if set(group) & set(names)]
         self._check_widths(groups, numbers)
         ranges, total = label_ranges(numbers, groups)
         keys = {name: self._outputs_key(name, head) for name in names}
@@ -305,14 +302,8 @@ def _with_number(decoder: Sequence[Any], outputs: Outputs, number: int) -> list[
 
 
 def _number_of_classes(task: Any) -> int | None:
-    arguments = pick(task, ("init_args",))
-    if not isinstance(arguments, Mapping):
-        return None
-    classes = arguments.get("classes")
-    if isinstance(classes, list):
-        return len(classes)
-    number = arguments.get("num_classes")
-    return number if isinstance(number, int) and not isinstance(number, bool) else None
+    classes, number = (pick(task, ("init_args", key)) for key in ("classes", "num_classes"))
+    return len(classes) if isinstance(classes, list) else number if type(number) is int else None
 
 
 def class_faults(tree: Mapping[str, Any]) -> list[HeadFault]:

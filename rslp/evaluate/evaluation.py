@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from rslp.data.batches import explain_worker_death
 from rslp.data.samples import SampleSource
 from rslp.errors import RunError
 from rslp.evaluate.rows import Evaluation, rows_of
-from rslp.evaluate.table import print_table
 from rslp.io import write_atomic
 from rslp.rundir import RunDir
 from rslp.train.build import build
@@ -21,7 +19,7 @@ from rslp.train.checkpoints import load_weights, read_with_digest
 
 
 def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = None) -> list[Evaluation]:
-    """Evaluate a checkpoint on some splits, write ``eval/<checkpoint>/<split>.json``, print a table.
+    """Evaluate a checkpoint on some splits, and write ``eval/<checkpoint>/<split>.json``.
 
     The best checkpoint's file is copied to ``eval/<split>.json``.
 
@@ -63,10 +61,6 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
         if cli.trainer.is_global_zero:
             _write(run, evaluation, folder=_folder_of(run, path, digest))
         evaluations.append(evaluation)
-    if cli.trainer.is_global_zero:
-        notes: list[str] = []
-        print_table(evaluations, unmoved=run.read_state(notes).get("unmoved") or ())
-        sys.stderr.writelines(f"warning: {note}\n" for note in notes)
     return evaluations
 
 

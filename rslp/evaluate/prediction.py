@@ -16,13 +16,11 @@ from rslearn.train.prediction_writer import RslearnWriter
 from rslp import upstream
 from rslp.data.batches import Batch, explain_worker_death
 from rslp.data.datamodule import MultiDatasetDataModule
-from rslp.errors import INTERRUPTED, RunError
+from rslp.errors import RunError
 from rslp.evaluate.crops import WindowAssembler
 from rslp.evaluate.destinations import PredictionDestination, RunFolder, find_layers, skipped_layer
 from rslp.evaluate.evaluation import checkpoint_of, git_commit, name_in, samples_fingerprint
-from rslp.evaluate.table import print_predictions
 from rslp.io import append, read_yaml, write_atomic
-from rslp.io.terminal import print_message
 from rslp.rundir import RunDir, sha256
 from rslp.train.build import InstantiatedRun, build, config_for
 from rslp.train.checkpoints import load_weights, read_with_digest
@@ -31,8 +29,8 @@ from rslp.upstream.task_kinds import tasks_by_name
 SCHEMA = 1
 
 
-def predict(run: RunDir, *, checkpoint: str | None = None) -> int:
-    """Predict the windows of each dataset, and print where the predictions are.
+def predict(run: RunDir, *, checkpoint: str | None = None) -> dict[str, Any] | None:
+    """Predict the windows of each dataset.
 
     After an interruption the next call continues where this one stopped.
 
@@ -41,7 +39,7 @@ def predict(run: RunDir, *, checkpoint: str | None = None) -> int:
         checkpoint: path of the checkpoint; the run's best one when None.
 
     Returns:
-        The exit code: 0 when all is written, 130 when the user interrupted it.
+        The summary that ``predictions.json`` holds; None when the user interrupted the prediction.
 
     Raises:
         RunError: the run has no checkpoint yet, another process predicts in it, or a layer can't take the predictions.
@@ -64,8 +62,7 @@ def predict(run: RunDir, *, checkpoint: str | None = None) -> int:
         }
         progress = PredictionProgress.begin(run, header)
         if not _write_all(cli, destinations, progress):
-            print_message("interrupted: the same command goes on from the last window that was written")
-            return INTERRUPTED
+            return None
         summary = {
             "schema": SCHEMA,
             "run": f"{run.project}/{run.experiment}",
@@ -87,8 +84,7 @@ def predict(run: RunDir, *, checkpoint: str | None = None) -> int:
         }
         write_atomic(run.prediction_marker, json.dumps(summary, indent=1) + "\n")
         run.prediction_progress.unlink(missing_ok=True)
-    print_predictions(summary)
-    return 0
+    return summary
 
 
 class PredictionProgress:

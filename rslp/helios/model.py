@@ -8,17 +8,16 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.nn.flexi_vit import Encoder
 from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.utils.constants import Modality
 from rslearn.models.component import FeatureExtractor, FeatureMaps, TokenFeatureMaps
 from rslearn.train.model_context import ModelContext
-from torch import Tensor, nn
 
 from rslp.errors import CheckpointError, ConfigError, DataError, Problem
 from rslp.helios.checkpoint import Architecture, load_encoder, open_checkpoint
 from rslp.helios.images.inputs import EncoderBatch, ModalityShape, assemble, ensure_normalized
 from rslp.helios.pooling import concatenate_tokens, pool_tokens
 from rslp.upstream import fix_token_order
+from rslp.upstream.encoder import mask_padding
 
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": None, None: None}
 _EXTRA_STATE = "_extra_state"
@@ -82,7 +81,7 @@ class Helios(FeatureExtractor):
         self._selector = tuple(["encoder"] if selector is None else selector)
         checkpoint = open_checkpoint(checkpoint_path)
         self._architecture: Architecture = checkpoint.architecture
-        self.model = _mask_padding(
+        self.model = mask_padding(
             load_encoder(checkpoint, self._selector, random_initialization=random_initialization, strict=strict)
         )
         fix_token_order(self.model)
@@ -170,25 +169,6 @@ class Helios(FeatureExtractor):
             name = "bfloat16" if device.type == "cuda" else None
         dtype = _AUTOCAST[name]
         return nullcontext() if dtype is None else torch.autocast(device_type=device.type, dtype=dtype)
-
-
-class PaddedEncoder(Encoder):  # type: ignore[misc]
-    """The Helios encoder with padding masked in evaluation, too.
-
-    Samples of a batch may have different numbers of tokens. The original masks the padding of shorter samples in
-    training only; in evaluation, their features would depend on the length of the other samples.
-    """
-
-    def _maybe_get_attn_mask(self, new_mask: Tensor | None, fast_pass: bool) -> Tensor | None:
-        """The attention mask ``B N`` of real tokens, or None where nothing is padded."""
-        return None if fast_pass else new_mask
-
-
-def _mask_padding(encoder: nn.Module) -> nn.Module:
-    """Turn an ``Encoder`` into a ``PaddedEncoder`` in place: same weights and names; other modules stay as they are."""
-    if type(encoder) is Encoder:
-        encoder.__class__ = PaddedEncoder
-    return encoder
 
 
 def _patch_size(argument: int | None, in_kwargs: int | None) -> int:

@@ -1,8 +1,16 @@
 """Files: YAML with line numbers, paths in configs, atomic writes, checksums, locks, object stores."""
 
 from rslp.io.atomic import append, atomic_stream, full_disk, link_or_copy, write_atomic
-from rslp.io.checksums import LOAD_ERRORS, archive_damage, checksum, read_json, with_checksum, write_json
-from rslp.io.objectstore import ObjectStore, is_remote
+from rslp.io.checksums import (
+    LOAD_ERRORS,
+    archive_damage,
+    checksum,
+    json_with_checksum,
+    read_json,
+    with_checksum,
+    write_json,
+)
+from rslp.io.objectstore import Folder, ObjectStore, is_remote
 from rslp.io.paths import (
     PATH_ARGS,
     Anchored,
@@ -23,6 +31,7 @@ __all__ = [
     "Anchored",
     "Braced",
     "Document",
+    "Folder",
     "ObjectStore",
     "Template",
     "Unquoted",
@@ -36,6 +45,7 @@ __all__ = [
     "full_disk",
     "is_portable",
     "is_remote",
+    "json_with_checksum",
     "link_or_copy",
     "parse_yaml",
     "paths_in",

@@ -31,7 +31,12 @@ _FOLDER = 0x10
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write an object as JSON, atomically, with a checksum as its last key."""
-    write_atomic(path, json.dumps({**content, CHECKSUM_KEY: _checksum_of(content)}, indent=1) + "\n")
+    write_atomic(path, json_with_checksum(content))
+
+
+def json_with_checksum(content: Mapping[str, Any]) -> str:
+    """An object as JSON, with a checksum as its last key."""
+    return json.dumps({**content, CHECKSUM_KEY: _checksum_of(content)}, indent=1) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

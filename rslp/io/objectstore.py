@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import posixpath
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from threading import Timer
 from typing import Any, TypeVar
 
 from rslp.errors import StoreError
+from rslp.io.atomic import write_atomic
 
 Answer = TypeVar("Answer")
 
@@ -27,7 +29,10 @@ _CLIENT_ERRORS = {
     "httpx2": ("HTTPError",),
 }
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
-_DENIED = ("403", "401", "Forbidden", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
+# Words of an error's text; not parts of an address or a path, such as the port 40131.
+_DENIED = re.compile(
+    r"(?<![\w./:-])(403|401|Forbidden|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch)(?![\w/-])"
+)
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
 WEKA = "weka://"
 MOUNT_WEKA = (
@@ -182,8 +187,32 @@ class ObjectStore:
             raise error
         if kind in _NO_CREDENTIALS:
             raise StoreError(f"{self.root} needs credentials, and none were found: {_first_line(error)}") from error
-        if isinstance(error, PermissionError) or any(word in message for word in _DENIED):
+        if isinstance(error, PermissionError) or _DENIED.search(message):
             raise StoreError(f"{self.url(name)}: access denied: {_first_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on a disk, with those operations of ``ObjectStore`` that read and write a whole file.
+
+    Attributes:
+        root: the folder.
+    """
+
+    root: Path
+
+    def read(self, name: str) -> bytes | None:
+        """The whole content of a file; None when there is no such file."""
+        path = self.root / name
+        return path.read_bytes() if path.exists() else None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file, or replace it, atomically."""
+        write_atomic(self.root / name, content)
+
+    def delete(self, name: str) -> None:
+        """Remove a file, if it exists."""
+        (self.root / name).unlink(missing_ok=True)
 
 
 def _connection_errors() -> tuple[type[BaseException], ...]:

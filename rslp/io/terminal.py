@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 
@@ -40,13 +41,26 @@ class Terminal(io.TextIOWrapper):
         return len(text)
 
 
-def guard_terminals() -> None:
-    """Keep control characters off standard output and error where they are terminals; files and pipes get them."""
+def is_control(character: str) -> bool:
+    """Whether a character is none that a terminal should get from files of others."""
+    return _CONTROLS.match(character) is not None
+
+
+def guard_terminals() -> bool:
+    """Keep control characters off standard output and error where they are terminals; files and pipes get them.
+
+    Returns:
+        whether one of them is a terminal: rich writes to it itself, and has to be kept from it in another way.
+    """
+    found = False
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper) and not isinstance(stream, Terminal) and stream.isatty():
-            from rich import control
-
-            # In texts of rich's tables and bars; by itself, rich removes only some of them.
-            control._CONTROL_STRIP_TRANSLATE.update({n: None for n in range(0x2070) if _CONTROLS.match(chr(n))})
+            found = True
             setattr(sys, name, Terminal(stream))
+    return found
+
+
+def quieten_rslearn() -> None:
+    """Let rslearn log warnings only; to be called before rslearn is imported, when its loggers read their level."""
+    os.environ.setdefault("RSLEARN_LOGLEVEL", "WARNING")

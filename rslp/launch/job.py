@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,6 +106,17 @@ class Job:
                 raise UsageError(f"--secrets {name}: {source!r} can't be an environment variable, and is read from one")
         return self.secrets
 
+    def secret_values(self) -> dict[str, str]:
+        """Variable in the job -> its value in the launching shell.
+
+        Raises:
+            UsageError: it is not set there.
+        """
+        for source in self.secret_variables().values():
+            if source not in os.environ:
+                raise UsageError(f"--secrets: the variable {source} is not set here")
+        return {name: os.environ[source] for name, source in self.secrets.items()}
+
     def options(self) -> tuple[str, ...]:
         """Run directory, mode and checkpoint as options of the job's command line."""
         options = ("--run_dir", self.run.location, "--mode", self.mode)
@@ -117,6 +129,14 @@ class Job:
             python: the interpreter.
         """
         return (python, "-m", "rslp.main", "helios", "run", *self.options())
+
+    def ranks_command(self, python: str) -> tuple[str, ...]:
+        """The command line that starts all processes of one machine.
+
+        Args:
+            python: the interpreter.
+        """
+        return (python, "-m", "rslp.main", "helios", "run_ranks", *self.options(), "--ranks", str(self.gpus))
 
 
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(MiB|GiB|TiB|MB|GB|TB|M|G|T)", re.IGNORECASE)

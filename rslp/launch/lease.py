@@ -22,8 +22,9 @@ from typing import Any
 
 from rslp.errors import RunError, StoreError
 from rslp.io import ObjectStore
+from rslp.rundir import RUN_FILES
 
-LEASE_FILE = "lease.json"
+LEASE_FILE = RUN_FILES.lease.name
 JOB_VARIABLE = "RSLP_JOB"
 
 log = logging.getLogger(__name__)
@@ -55,13 +56,14 @@ class Lease:
         token: random text that identifies this holder.
         beats: number of heartbeats so far.
         lost: set once another job has taken the lease.
+        ended: set when this process gives the lease up.
     """
 
     store: ObjectStore
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     beats: int = 0
     lost: threading.Event = field(default_factory=threading.Event)
-    _ended: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
 
     def content(self) -> bytes:
         """The JSON of the lease object."""
@@ -70,7 +72,7 @@ class Lease:
 
     def renew(self, timing: LeaseTiming) -> None:
         """Write heartbeats until the lease ends or is lost; runs in a thread of its own."""
-        while not self._ended.wait(timing.beat):
+        while not self.ended.wait(timing.beat):
             try:
                 holder = _read(self.store)
                 if holder is not None and holder["token"] not in ("", self.token):
@@ -84,7 +86,7 @@ class Lease:
 
     def release(self) -> None:
         """Delete the lease, so that the next job need not wait."""
-        self._ended.set()
+        self.ended.set()
         holder = _read(self.store)
         if holder is not None and holder["token"] == self.token:
             self.store.delete(LEASE_FILE)
@@ -108,14 +110,14 @@ def hold_lease(store: ObjectStore, timing: LeaseTiming, *, signals: Sequence[int
         continue
     # The thread's own store gives up early, so that a slow request does not make a heartbeat late.
     renewed = Lease(
-        ObjectStore(store.root, patience=timing.beat), token=lease.token, lost=lease.lost, _ended=lease._ended
+        ObjectStore(store.root, patience=timing.beat), token=lease.token, lost=lease.lost, ended=lease.ended
     )
     thread = threading.Thread(target=renewed.renew, args=(timing,), daemon=True)
     thread.start()
     try:
         yield lease
     finally:
-        lease._ended.set()
+        lease.ended.set()
         thread.join(timeout=2 * timing.beat)
         if not lease.lost.is_set():
             lease.release()

@@ -1,7 +1,7 @@
-"""Start the processes of a job on one machine, pass signals on to them, and return their exit code.
+"""Start processes on one machine, pass signals on to them, wait, and return their exit code: ``Supervisor``.
 
-They get torchrun's variables. torchrun itself is not used: it turns every exit code into 1 with a page of traceback,
-does not report preemption, and SIGUSR1 kills it but not its children.
+The ranks of a job get torchrun's variables. torchrun itself is not used: it turns every exit code into 1 with a page of
+traceback, does not report preemption, and SIGUSR1 kills it but not its children.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any, Self
 
 from rslp.errors import INTERRUPTED, PREEMPTED
 from rslp.io.locks import no_links
@@ -27,6 +28,8 @@ _STOPPED = (INTERRUPTED, PREEMPTED)
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 # Seconds between two reads of a file that is followed.
 _PAUSE = 0.5
+# Seconds between two looks at whether a child process has ended.
+_POLL = 0.05
 # Lines of a failed rank's log that are shown.
 _SHOWN_LINES = 20
 # Below the range that systems give to outgoing connections: one of those could take a port before it is used.
@@ -79,15 +82,133 @@ def forwarded_signals() -> list[signal.Signals]:
     return [number for number in _FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
 
 
-@contextmanager
-def handling_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Call a handler for each of the signals that a starter passes on; former handlers are restored at the end."""
-    former = {number: signal.signal(number, handler) for number in forwarded_signals()}
-    try:
-        yield
-    finally:
-        for number, former_handler in former.items():
-            signal.signal(number, former_handler)
+@dataclass
+class _Child:
+    """A child process.
+
+    Attributes:
+        process: the process.
+        output: the file with its output; None when that went to this process's.
+        code: its exit code, once it has ended.
+        ended_at: time of its end, of the monotonic clock.
+        killed: whether this program has killed it for running on too long.
+    """
+
+    process: subprocess.Popen[bytes]
+    output: Path | None
+    code: int | None = None
+    ended_at: float = 0
+    killed: bool = False
+
+
+class Supervisor:
+    """Starts child processes, passes this process's signals on to them, and waits for them, in a ``with`` block.
+
+    Each signal reaches each child once; the second Ctrl-C kills the children. If this process is killed, they are too.
+    Signals that come before a child is started reach it then.
+
+    Args:
+        forwards: false for children that get the same signals from elsewhere: they are only noted in ``received``.
+
+    Attributes:
+        received: the signals that this process has received in the block.
+        ended: the children that have ended, in the order of their ends.
+    """
+
+    def __init__(self, *, forwards: bool = True) -> None:
+        self.received: list[int] = []
+        self.ended: list[_Child] = []
+        self._children: list[_Child] = []
+        self._forwards = forwards
+        self._former: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        """Handle the signals that a starter passes on."""
+        self._former = {number: signal.signal(number, self._receive) for number in forwarded_signals()}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Restore the former handlers."""
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def start(
+        self, command: Sequence[str], environment: Mapping[str, str] | None = None, *, output: Path | None = None
+    ) -> None:
+        """Start a child.
+
+        Args:
+            command: the program and its arguments.
+            environment: its variables; those of this process when None.
+            output: the file that its output is appended to; None leaves it on this process's.
+        """
+        with nullcontext() if output is None else open(output, "ab", opener=no_links) as stream:
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                # In a process group of its own: Ctrl-C in the terminal then reaches it only once, through this process.
+                process_group=0 if self._forwards else None,
+                preexec_fn=die_with_parent(),
+                stdout=stream,
+                stderr=stream and subprocess.STDOUT,
+            )
+        self._children.append(_Child(process, output))
+        for number in self.received:
+            self._send(number, process)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self.received.append(number)
+        for child in self._children:
+            if child.code is None and child.process.poll() is None:
+                self._send(signal.SIGKILL if self._interrupted_twice else number, child.process)
+
+    def _send(self, number: int, process: subprocess.Popen[bytes]) -> None:
+        if self._forwards:
+            process.send_signal(number)
+
+    @property
+    def _interrupted_twice(self) -> bool:
+        return self.received.count(signal.SIGINT) > 1
+
+    def wait(self, seconds: float = float("inf")) -> bool:
+        """Wait until all children have ended, at most for some seconds; returns whether they have."""
+        end = time.monotonic() + seconds
+        while True:
+            for child in self._children:
+                if child.code is None and (code := child.process.poll()) is not None:
+                    child.code, child.ended_at = exit_code(code), time.monotonic()
+                    self.ended.append(child)
+            if len(self.ended) == len(self._children) or time.monotonic() >= end:
+                return len(self.ended) == len(self._children)
+            time.sleep(_POLL)
+
+    def kill(self) -> None:
+        """Kill the children that have not ended, and wait for their ends."""
+        for child in self._children:
+            if child.code is None:
+                child.killed = True
+                child.process.kill()
+        self.wait()
+
+    def failed(self) -> list[_Child]:
+        """The children that have ended by themselves with an error; empty after a second Ctrl-C."""
+        failed = [child for child in self.ended if not child.killed and child.code not in (0, *_STOPPED)]
+        return [] if self._interrupted_twice else failed
+
+    def code(self) -> int:
+        """One exit code for all children, which have ended.
+
+        Returns:
+            the exit code of the first that failed; else 1 if one was killed; else 130 or 143 if one was stopped, or 0.
+        """
+        if self._interrupted_twice:
+            return INTERRUPTED
+        if failed := self.failed():
+            return failed[0].code or 1
+        if any(child.killed for child in self.ended):
+            # All others have succeeded, and this one did not end.
+            return 1
+        return next((code for code in _STOPPED if any(child.code == code for child in self.ended)), 0)
 
 
 def free_port() -> int:
@@ -102,29 +223,14 @@ def free_port() -> int:
             return port
 
 
-@dataclass(frozen=True)
-class GracePeriods:
-    """Seconds that the other processes may run on after one has ended.
-
-    Attributes:
-        after_exit: after a process that has finished or was stopped: another may still be writing the checkpoint.
-        after_failure: after a process that has failed: the others wait for it in vain, but may still report errors.
-    """
-
-    after_exit: float = 120
-    after_failure: float = 10
-
-
-_GRACE = GracePeriods()
-
-
 def run_group(
     command: Sequence[str],
     group: RankGroup,
     *,
     logs: Path,
     environment: Mapping[str, str],
-    grace: GracePeriods = _GRACE,
+    after_exit: float = 120,
+    after_failure: float = 10,
 ) -> int:
     """Run a command once for each rank of this machine, and wait for all of them.
 
@@ -136,13 +242,14 @@ def run_group(
         group: number of ranks, and position of this machine.
         logs: the folder of the other ranks' output.
         environment: the variables of all ranks, without those of their numbers.
-        grace: how long the others may run on after one has ended.
+        after_exit: seconds that the others may run on after one has finished or was stopped: they may be writing the
+            checkpoint.
+        after_failure: the same after one has failed: they wait for it in vain, but may still report errors.
 
     Returns:
         the exit code of the first rank that failed; else 1 if one was killed; else 130 or 143 if one was stopped, or 0.
     """
-    supervisor = _RankSupervisor(grace)
-    with handling_signals(supervisor.forward):
+    with Supervisor() as supervisor:
         for local_rank in range(group.per_node):
             variables = group.variables(local_rank)
             output = None
@@ -150,103 +257,21 @@ def run_group(
                 logs.mkdir(parents=True, exist_ok=True)
                 output = logs / f"rank{variables['RANK']}.log"
             supervisor.start(command, {**environment, **variables}, output=output)
-        code = supervisor.wait()
-    supervisor.show_failure()
-    return code
+        while not supervisor.wait(_POLL):
+            for rank in tuple(supervisor.ended):
+                seconds = after_exit if rank.code in (0, *_STOPPED) else after_failure
+                if time.monotonic() > rank.ended_at + seconds:
+                    supervisor.kill()
+    _show_failure(supervisor)
+    return supervisor.code()
 
 
-@dataclass
-class _Rank:
-    process: subprocess.Popen[bytes]
-    output: Path | None
-    code: int | None = None
-    killed: bool = False
-
-
-@dataclass
-class _RankSupervisor:
-    """The ranks of this machine, in the order of their start and in that of their end.
-
-    Attributes:
-        grace: how long the others may run on after one has ended.
-        ranks: all ranks.
-        ended: the ranks that have ended.
-        received: the signals that this process has received.
-    """
-
-    grace: GracePeriods
-    ranks: list[_Rank] = field(default_factory=list)
-    ended: list[_Rank] = field(default_factory=list)
-    received: list[int] = field(default_factory=list)
-
-    def start(self, command: Sequence[str], environment: Mapping[str, str], *, output: Path | None) -> None:
-        with nullcontext() if output is None else open(output, "ab", opener=no_links) as stream:
-            # In a process group of its own: Ctrl-C in the terminal then reaches it only once, through this process.
-            process = subprocess.Popen(
-                command,
-                env=environment,
-                process_group=0,
-                preexec_fn=die_with_parent(),
-                stdout=stream,
-                stderr=stream and subprocess.STDOUT,
-            )
-        self.ranks.append(_Rank(process, output))
-        for number in self.received:
-            process.send_signal(number)
-
-    def forward(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Pass a signal on; the second Ctrl-C kills the ranks."""
-        self.received.append(number)
-        for rank in self.ranks:
-            if rank.code is None and rank.process.poll() is None:
-                rank.process.send_signal(signal.SIGKILL if self._interrupted_twice else number)
-
-    @property
-    def _interrupted_twice(self) -> bool:
-        return self.received.count(signal.SIGINT) > 1
-
-    def wait(self) -> int:
-        """Wait for all ranks, and kill those that run on for too long after one has ended; returns the exit code."""
-        deadline = float("inf")
-        while len(self.ended) < len(self.ranks):
-            for rank in self.ranks:
-                if rank.code is None and (code := rank.process.poll()) is not None:
-                    rank.code = exit_code(code)
-                    self.ended.append(rank)
-                    grace = self.grace.after_exit if rank.code in (0, *_STOPPED) else self.grace.after_failure
-                    deadline = min(deadline, time.monotonic() + grace)
-            if time.monotonic() > deadline:
-                self._kill_the_rest()
-                deadline = float("inf")
-            time.sleep(0.05)
-        return self._code()
-
-    def _kill_the_rest(self) -> None:
-        for rank in self.ranks:
-            if rank.code is None:
-                rank.killed = True
-                rank.process.kill()
-
-    def _code(self) -> int:
-        if self._interrupted_twice:
-            return INTERRUPTED
-        codes = [rank.code for rank in self.ended if not rank.killed and rank.code is not None]
-        failed = [code for code in codes if code not in (0, *_STOPPED)]
-        if failed:
-            return failed[0]
-        if any(rank.killed for rank in self.ranks):
-            # All others have succeeded, and this one did not end.
-            return 1
-        return next((code for code in _STOPPED if code in codes), 0)
-
-    def show_failure(self) -> None:
-        """Show the end of the first failed rank's log, unless rank 0 has failed alike, which prints on the terminal."""
-        failed = [rank for rank in self.ended if not rank.killed and rank.code not in (0, *_STOPPED)]
-        if self._interrupted_twice or not failed:
-            return
-        output = failed[0].output
-        if output is None or any(rank.output is None and rank.code == failed[0].code for rank in failed):
-            return
+def _show_failure(supervisor: Supervisor) -> None:
+    """Show the end of the first failed rank's log, unless rank 0 has failed alike, which prints on the terminal."""
+    failed = supervisor.failed()
+    if not failed or any(rank.output is None and rank.code == failed[0].code for rank in failed):
+        return
+    if (output := failed[0].output) is not None:
         lines = output.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
         print_message("\n".join([f"{output} ends with:", *(f"  {line}" for line in lines)]))
 

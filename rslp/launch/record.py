@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rslp.errors import RunError
-from rslp.io import read_json, write_json
+from rslp.io import json_with_checksum, read_json
 from rslp.io.terminal import print_message
 from rslp.launch.job import MODES, Job, Mode
 from rslp.rundir import RunDir
@@ -52,7 +52,8 @@ class SubmissionRecord:
 
 def write_record(run: RunDir, record: SubmissionRecord) -> None:
     """Write the record to the run directory; it replaces that of an earlier submission in this mode."""
-    write_json(run.job(record.mode), {"schema": _SCHEMA, **asdict(record)})
+    text = json_with_checksum({"schema": _SCHEMA, **asdict(record)})
+    run.files().write(run.job(record.mode).name, text.encode())
 
 
 def read_record(run: RunDir, mode: Mode = "fit") -> SubmissionRecord | None:
@@ -102,10 +103,9 @@ def find_record(run: RunDir, mode: Mode | None = None) -> SubmissionRecord:
 def note_failure(run: RunDir, mode: Mode) -> int:
     """Add one failure to the run's record; returns the number of failures."""
     record = read_record(run, mode)
-    if record is None:
-        return 1
-    write_record(run, replace(record, failures=record.failures + 1))
-    return record.failures + 1
+    if record is not None:
+        write_record(run, replace(record, failures=record.failures + 1))
+    return record.failures + 1 if record else 1
 
 
 def note_standstill(run: RunDir, mode: Mode, *, progressed: bool) -> int:

@@ -9,38 +9,33 @@ The training is a process of its own and does not know the store, so that a slow
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from rslp.errors import PREEMPTED, RunError, StoreError
-from rslp.io import ObjectStore, dump_yaml, is_remote, with_checksum
+from rslp.io import ObjectStore, is_remote
 from rslp.io.terminal import print_message
 from rslp.launch.job import Mode
-from rslp.launch.lease import LEASE_FILE, Lease, LeaseTiming, await_holder, hold_lease
-from rslp.launch.processes import exit_code, handling_signals
-from rslp.rundir import RunDir
-from rslp.runtime.children import die_with_parent
+from rslp.launch.lease import Lease, LeaseTiming, await_holder, hold_lease
+from rslp.launch.processes import Supervisor
+from rslp.rundir import RUN_FILES, RunDir, is_metadata
 
 SCRATCH_VARIABLE = "RSLP_SCRATCH"
-LAST, PREVIOUS = "checkpoints/last.ckpt", "checkpoints/previous.ckpt"
-STATE, DONE, PREDICTED = "state.json", "DONE.json", "predictions.json"
+LAST, PREVIOUS, STATE, DONE, PREDICTED = (
+    path.as_posix()
+    for path in (
+        *(RUN_FILES.last, RUN_FILES.previous, RUN_FILES.state),
+        *(RUN_FILES.done_marker, RUN_FILES.prediction_marker),
+    )
+)
 # Uploaded after all other files, in this order.
 _IN_ORDER = (LAST, STATE, DONE, PREDICTED)
-_PREDICTIONS = "predictions/"
 # Never uploaded by their names; the store has its own lease, and previous.ckpt is a copy made within the store.
-_LOCAL_FILES = frozenset({"lock", "predict.lock", LEASE_FILE, PREVIOUS})
-_LOCAL_FOLDERS = frozenset({"code"})
-_METADATA_FILES = re.compile(
-    r"(config\.yaml|predict\.yaml|predictions\.json|job(-\w+)?\.json|state\.json|DONE\.json|metrics\.csv|eval/([^/]+/)?\w+\.json|code\.json)\Z"
-)
+_LOCAL_FILES = (RUN_FILES.lock.name, RUN_FILES.prediction_lock.name, RUN_FILES.lease.name, PREVIOUS)
 _DEFAULT_TIMING = LeaseTiming()
 # Inode, size and time of change (ns) of a file.
 Signature = tuple[int, int, int]
@@ -80,8 +75,8 @@ def fetch_all_metadata(prefix: str, below: str = "") -> Iterator[Path]:
         target.mkdir(parents=True, exist_ok=True)
         depth = 2 - len([part for part in below.split("/") if part])
         # First the states, which have the lengths of the logs in them: the logs grow meanwhile.
-        for name in sorted(store.sizes(), key=lambda name: not name.endswith("state.json")):
-            if _METADATA_FILES.fullmatch("/".join(name.split("/")[depth:])):
+        for name in sorted(store.sizes(), key=lambda name: not name.endswith(STATE)):
+            if is_metadata("/".join(name.split("/")[depth:])):
                 store.download(name, target / name)
         yield Path(folder)
 
@@ -101,7 +96,7 @@ def download_run(store: ObjectStore, folder: Path, *, predictions: bool = False)
     for name, size in sorted(store.sizes().items()):
         if name != PREVIOUS and not _is_uploaded(name):
             continue
-        if name.startswith(_PREDICTIONS) and not predictions:
+        if name.startswith(f"{RUN_FILES.predictions}/") and not predictions:
             continue
         target = folder / name
         try:
@@ -153,7 +148,7 @@ class RunUploader:
 
     def _delete_old_predictions(self, store: ObjectStore) -> None:
         """Delete from the store what a new prediction has deleted here: windows of two predictions must not mix."""
-        for name in [name for name in self.sent if name == PREDICTED or name.startswith(_PREDICTIONS)]:
+        for name in [name for name in self.sent if name == PREDICTED or name.startswith(f"{RUN_FILES.predictions}/")]:
             if not (self.folder / name).exists():
                 store.delete(name)
                 del self.sent[name]
@@ -165,7 +160,7 @@ class RunUploader:
                 yield name
 
     def _staged_last(self) -> Path | None:
-        staged = self.folder / ".sending" / "last.ckpt"
+        staged = self.folder / ".sending" / RUN_FILES.last.name
         staged.parent.mkdir(parents=True, exist_ok=True)
         staged.unlink(missing_ok=True)
         try:
@@ -193,7 +188,7 @@ class RunUploader:
 def _is_uploaded(name: str) -> bool:
     parts = name.split("/")
     hidden = any(part.startswith(".") for part in parts)
-    return not hidden and name not in _LOCAL_FILES and parts[0] not in _LOCAL_FOLDERS
+    return not hidden and name not in _LOCAL_FILES and parts[0] != RUN_FILES.snapshots.name
 
 
 def _signature(path: Path) -> Signature:
@@ -201,47 +196,12 @@ def _signature(path: Path) -> Signature:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-@contextmanager
-def install_config_in_store(
-    store: ObjectStore, config: Mapping[str, Any], *, mode: Mode = "fit", timing: LeaseTiming = _DEFAULT_TIMING
-) -> Iterator[None]:
-    """Write a run's config for the time of its submission; an exception in the block takes the change back.
-
-    Args:
-        store: the run directory; its lease is held meanwhile, so that a training keeps its config.
-        config: the config.
-        mode: the mode of the job: an evaluation keeps a config that exists, and a prediction has a file of its own,
-            which may be written while a training runs.
-        timing: intervals of the lease.
-
-    Raises:
-        RunError: another job trains in this run.
-        StoreError: the store can't be reached.
-    """
-    name = RunDir(Path()).config_of(mode).name
-    with hold_lease(store, timing) if mode != "predict" else nullcontext():
-        former = store.read(name)
-        if mode in ("validate", "test") and former is not None:
-            yield
-            return
-        store.write(name, with_checksum(dump_yaml(config)).encode())
-        try:
-            yield
-        except BaseException:
-            if former is None:
-                store.delete(name)
-            else:
-                store.write(name, former)
-            raise
-
-
 def run_in_copy(
     location: str,
     command: Sequence[str],
     *,
+    mode: Mode,
     checkpoint: str | None = None,
-    trains: bool,
-    predicts: bool = False,
     writes: bool = True,
     timing: LeaseTiming = _DEFAULT_TIMING,
 ) -> int:
@@ -249,10 +209,9 @@ def run_in_copy(
 
     Args:
         location: the run directory's URL.
-        command: the command, to which the copy is added as ``--run_dir``.
+        command: the command, to which mode and copy are added as ``--mode`` and ``--run_dir``.
+        mode: fit needs the run's lease; predict needs earlier predictions, which others don't download.
         checkpoint: the checkpoint to evaluate, added as ``--checkpoint``; one of the run itself is taken from the copy.
-        trains: whether the command trains: it then needs the run's lease.
-        predicts: whether the command predicts: only then earlier predictions are downloaded, too.
         writes: whether this machine uploads results; of several machines only the first does, and the others wait
             for it before they make their copies.
         timing: intervals of the lease and of uploads.
@@ -264,37 +223,34 @@ def run_in_copy(
         RunError: another job trains in this run.
         StoreError: the store can't be reached.
     """
-    child = _ChildProcess()
-    with ExitStack() as stack:
-        stack.enter_context(handling_signals(child.forward))
-        holding = (
-            hold_lease(ObjectStore(location), timing, signals=child.received) if trains and writes else nullcontext()
-        )
-        lease = stack.enter_context(holding)
-        if trains and not writes:
-            await_holder(location, timing, signals=child.received)
-        if child.received:
+    with Supervisor() as supervisor, ExitStack() as stack:
+        lease = None
+        if mode == "fit" and writes:
+            lease = stack.enter_context(hold_lease(ObjectStore(location), timing, signals=supervisor.received))
+        elif mode == "fit":
+            await_holder(location, timing, signals=supervisor.received)
+        if supervisor.received:
             return PREEMPTED
         folder = _scratch(location)
-        download_run(ObjectStore(location), folder, predictions=predicts)
+        download_run(ObjectStore(location), folder, predictions=mode == "predict")
         uploader = RunUploader(folder)
         uploader.mark_all_as_sent()
-        if child.received:
+        if supervisor.received:
             return PREEMPTED
         local_checkpoint = checkpoint and checkpoint.replace(location.rstrip("/"), str(folder))
         options = ("--checkpoint", local_checkpoint) if local_checkpoint else ()
-        child.start((*command, "--run_dir", str(folder), *options))
-        _sync_while_running(child, uploader, location=location, lease=lease, writes=writes, timing=timing)
+        supervisor.start((*command, "--mode", mode, "--run_dir", str(folder), *options))
+        _sync_while_running(supervisor, uploader, location=location, lease=lease, writes=writes, timing=timing)
         if lease is not None and lease.lost.is_set():
             raise RunError(f"{location}: another job has taken the lease of this run; this job has ended")
         uploaded = not writes or _upload_finally(uploader, location)
     if uploaded:
         shutil.rmtree(folder.parents[2], ignore_errors=True)
-    return child.code if uploaded else child.code or 1
+    return supervisor.code() if uploaded else supervisor.code() or 1
 
 
 def _sync_while_running(
-    child: _ChildProcess,
+    supervisor: Supervisor,
     uploader: RunUploader,
     *,
     location: str,
@@ -304,9 +260,9 @@ def _sync_while_running(
 ) -> None:
     """Upload changes while the command runs; kill it when its lease is lost."""
     store, reachable = ObjectStore(location, patience=0), True
-    while child.is_running_after(timing.push):
+    while not supervisor.wait(timing.push):
         if lease is not None and lease.lost.is_set():
-            child.kill()
+            supervisor.kill()
             return
         if not writes:
             continue
@@ -336,42 +292,3 @@ def _scratch(location: str) -> Path:
         Path(base).mkdir(parents=True, exist_ok=True)
     project, experiment = location.rstrip("/").split("/")[-2:]
     return Path(tempfile.mkdtemp(prefix="rslp-run-", dir=base)) / "projects" / project / experiment
-
-
-@dataclass
-class _ChildProcess:
-    """The command's process, and the signals that this process has received."""
-
-    process: subprocess.Popen[bytes] | None = None
-    received: list[int] = field(default_factory=list)
-
-    def start(self, command: Sequence[str]) -> None:
-        # In a process group of its own: Ctrl-C in the terminal then reaches it only once, through this process.
-        self.process = subprocess.Popen(command, process_group=0, preexec_fn=die_with_parent())
-        for number in self.received:
-            self.process.send_signal(number)
-
-    def forward(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Pass a signal on to the command; one that comes before its start is passed on then."""
-        self.received.append(number)
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(number)
-
-    def is_running_after(self, seconds: float) -> bool:
-        """Wait for the end of the command for some seconds; returns whether it is still running."""
-        assert self.process is not None
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return True
-        return False
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-
-    @property
-    def code(self) -> int:
-        assert self.process is not None and self.process.returncode is not None
-        return exit_code(self.process.returncode)

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from dotenv import dotenv_values
+
 from rslp.errors import RunError
 from rslp.launch.engines.engine import known_state
 from rslp.launch.record import latest_record
@@ -32,25 +34,9 @@ def runs_prefix(*, remote: bool, environment: Mapping[str, str] = os.environ, fo
         folder: the folder of ``.env``, from which a relative prefix starts; the current directory when None.
     """
     folder = folder or Path.cwd()
-    prefix = environment.get(PREFIX_VARIABLE) or _from_file(folder / ".env")
+    prefix = environment.get(PREFIX_VARIABLE) or dotenv_values(folder / ".env").get(PREFIX_VARIABLE)
     prefix = prefix or (REMOTE_PREFIX if remote else LOCAL_PREFIX)
     return prefix if "://" in prefix else str((folder / Path(prefix).expanduser()).absolute())
-
-
-def _from_file(path: Path) -> str:
-    """The value of RSLP_PREFIX in a file of ``NAME=VALUE`` lines; empty when it is not set there."""
-    if not path.is_file():
-        return ""
-    value = ""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        name, _, text = line.strip().removeprefix("export ").partition("=")
-        if name.strip() == PREFIX_VARIABLE:
-            value = text.strip()
-            if value[:1] in ("'", '"') and value[:1] in value[1:]:
-                value = value[1 : value.index(value[0], 1)]
-            else:
-                value = value.partition(" #")[0].strip()
-    return value
 
 
 def find_run(project: str, experiment: str) -> AbstractContextManager[RunDir]:

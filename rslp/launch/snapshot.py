@@ -20,10 +20,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from dotenv import dotenv_values
+
 import rslp
 from rslp.errors import LaunchError
-from rslp.io import ObjectStore, full_disk, is_remote, write_atomic
-from rslp.rundir import RunDir
+from rslp.io import full_disk, write_atomic
+from rslp.rundir import RUN_FILES, RunDir
 
 # Files that hold secrets, by their names, and folders of such files; samples and public keys do not.
 _SECRET_FILES = (
@@ -83,22 +85,15 @@ def secret_values(
     Returns:
         the values, without short ones, plain words, numbers and paths, which would be found everywhere.
     """
-    pairs = [*environment.items(), *(pair for text in texts for pair in _assignments(text))]
-    values = {value for name, value in pairs if is_secret_variable(name)}
+    pairs = [
+        *environment.items(),
+        *(pair for text in texts for pair in dotenv_values(stream=io.StringIO(text)).items()),
+    ]
+    values = {value for name, value in pairs if value and is_secret_variable(name)}
     for url in urls:
         parts = urlsplit(url)
         values |= {part for part in (parts.password, parts.username if parts.password is None else None) if part}
     return frozenset(value for value in values if _is_distinctive(value))
-
-
-def _assignments(text: str) -> list[tuple[str, str]]:
-    """Names and values of ``NAME=VALUE`` lines."""
-    pairs = []
-    for line in text.splitlines():
-        name, equals, value = line.strip().removeprefix("export ").partition("=")
-        if equals and not name.startswith("#"):
-            pairs.append((name.strip(), value.strip().strip("'\"")))
-    return pairs
 
 
 def _is_distinctive(value: str) -> bool:
@@ -243,10 +238,10 @@ _MAX_DIFF = 1_000_000
 
 def record_software(run: RunDir) -> None:
     """Write ``environment.txt`` to the run directory, and ``code.json`` unless the launcher has sent the code."""
-    write_atomic(run.path / "environment.txt", freeze())
+    write_atomic(run.environment, freeze())
     if CODE_VARIABLE not in os.environ:
         tree = code_tree()
-        write_atomic(run.path / "code.json", code_record(tree, known_secrets(tree)))
+        write_atomic(run.code, code_record(tree, known_secrets(tree)))
 
 
 def freeze() -> str:
@@ -332,7 +327,7 @@ class Snapshot:
     @property
     def name(self) -> str:
         """The zip's path in a run directory."""
-        return f"code/{self.digest}.zip"
+        return f"{RUN_FILES.snapshots.name}/{self.digest}.zip"
 
     def record(self) -> str:
         """The content of ``code.json``."""
@@ -369,31 +364,21 @@ def take_snapshot(tree: Tree | None = None, *, max_bytes: int = MAX_BYTES) -> Sn
     return Snapshot(_zip({**files, MANIFEST: manifest}), tree, secrets)
 
 
-def send(snapshot: Snapshot, run_location: str, *, patience: float = 600) -> str:
-    """Write the snapshot to a run directory, unless the same bytes are there; returns its path or URL.
-
-    Args:
-        snapshot: the code.
-        run_location: the run directory, a folder or a URL.
-        patience: how long to retry while the store can't be reached, s.
+def send(snapshot: Snapshot, run: RunDir) -> None:
+    """Write the snapshot to a run directory, a folder or on an object store, unless the same bytes are there.
 
     Raises:
         StoreError: the store can't be reached.
         LaunchError: the folder can't be written.
     """
-    if is_remote(run_location):
-        store = ObjectStore(run_location, patience=patience)
-        # The bytes are compared, not the size: every job would refuse a damaged snapshot.
-        if store.read(snapshot.name) != snapshot.content:
-            store.write(snapshot.name, snapshot.content)
-        return store.url(snapshot.name)
-    target = Path(run_location) / snapshot.name
+    files = run.files()
     try:
-        if not target.is_file() or target.read_bytes() != snapshot.content:
-            write_atomic(target, snapshot.content)
+        # The bytes are compared, not the size: every job would refuse a damaged snapshot.
+        if files.read(snapshot.name) != snapshot.content:
+            files.write(snapshot.name, snapshot.content)
     except OSError as error:
-        raise full_disk(error, target) or LaunchError(f"{target} can't be written: {error.strerror}") from error
-    return str(target)
+        message = f"{run.location}/{snapshot.name} can't be written: {error.strerror}"
+        raise full_disk(error, run.path / snapshot.name) or LaunchError(message) from error
 
 
 def _zip(files: dict[str, bytes]) -> bytes:

@@ -3,51 +3,38 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rslp.config import merge_configs, refuse_unrunnable
-from rslp.errors import RunError, UsageError
-from rslp.io import (
-    Document,
-    ObjectStore,
-    dump_yaml,
-    full_disk,
-    is_remote,
-    relativise_paths,
-    with_checksum,
-    write_atomic,
-)
-from rslp.launch.engines import local, slurm
-from rslp.launch.engines.beaker import BeakerSubmission, send_submission
-from rslp.launch.engines.engine import ensure_not_active
-from rslp.launch.engines.local import LocalPlan
-from rslp.launch.engines.skypilot import SkyPilotPlan
-from rslp.launch.engines.slurm import SlurmPlan
+from rslp.errors import RunError
+from rslp.io import Document, ObjectStore, dump_yaml, full_disk, is_remote, relativise_paths, with_checksum
+from rslp.launch.engines.engine import Engine, Plan, SubmissionUncertainError, ensure_not_active
 from rslp.launch.job import Job, Mode
+from rslp.launch.lease import LeaseTiming, hold_lease
 from rslp.launch.record import SubmissionRecord
-from rslp.launch.remote import install_config_in_store
-from rslp.rundir import RunDir
+from rslp.rundir import RUN_FILES, RunDir
 from rslp.runtime.class_paths import refuse_untrusted
 
 
-def merged_config(documents: Sequence[Document], *, run: RunDir, constants: Mapping[str, Any]) -> dict[str, Any]:
+def merged_config(
+    documents: Sequence[Document], *, run: RunDir, constants: Mapping[str, Any], notes: list[str]
+) -> dict[str, Any]:
     """Merge run configs into the config of one run; its paths are rewritten to be relative to the run directory.
 
     Args:
         documents: the run configs; later ones win.
         run: the run directory.
         constants: values of the placeholders.
+        notes: notes for the user, on arguments that were dropped, are appended to it.
 
     Raises:
         ConfigError: a config is broken, names a class that is not trusted, or can't start a run.
     """
-    notes: list[str] = []
     merged = relativise_paths(merge_configs(documents, constants, notes=notes), run.location)
-    sys.stderr.writelines(f"note: {note}\n" for note in notes)
     refuse_unrunnable(merged, name=", ".join(document.name for document in documents))
     refuse_untrusted(merged, documents)
     return {**merged, "rslp_project": run.project, "rslp_experiment": run.experiment}
@@ -55,32 +42,55 @@ def merged_config(documents: Sequence[Document], *, run: RunDir, constants: Mapp
 
 @contextmanager
 def install_config(run: RunDir, config: Mapping[str, Any], *, mode: Mode = "fit") -> Iterator[None]:
-    """Write a run's config, and hold the run's lock during its submission, which is the block.
+    """Write a run's config, and keep other trainings out of its directory during its submission, which is the block.
 
     The config stays. After an exception in the block, the former config is there again, and new folders are removed.
 
     Args:
-        run: the run directory; the lock refuses a change of the config under a training.
+        run: the run directory, a folder or on an object store.
         config: the config.
-        mode: the mode of the job; a prediction has a config and a lock of its own.
+        mode: the mode of the job: an evaluation keeps a config that exists; a prediction has a config of its own, which
+            may be written while a training runs.
 
     Raises:
-        RunError: another process trains in this directory, or it can't be written.
+        RunError: another job trains in this directory, or it can't be written.
+        StoreError: the store can't be reached.
     """
+    files, name = run.files(), run.config_of(mode).name
+    if mode in ("validate", "test") and files.read(name) is not None:
+        yield
+        return
+    with _reserved(run, mode):
+        with _as_run_error(run, run.config_of(mode)):
+            former = files.read(name)
+            files.write(name, with_checksum(dump_yaml(config)).encode())
+        try:
+            yield
+        except SubmissionUncertainError:
+            raise
+        except BaseException:
+            if former is None:
+                files.delete(name)
+            else:
+                files.write(name, former)
+            raise
+
+
+@contextmanager
+def _reserved(run: RunDir, mode: Mode) -> Iterator[None]:
+    """Hold the lock or the lease of a run in this block; after an exception, new folders and locks are removed."""
+    if is_remote(run.location):
+        # A prediction goes beside a training; there is no lease for it.
+        with hold_lease(ObjectStore(run.location, patience=60), LeaseTiming()) if mode != "predict" else nullcontext():
+            yield
+        return
     new_folders = [folder for folder in (run.path, *run.path.parents) if not folder.exists()]
     new_locks = [path for path in (run.lock, run.prediction_lock) if not path.exists()]
-    target = run.config_of(mode)
     try:
         with ExitStack() as stack:
-            former = _lock_and_write(run, config, mode=mode, stack=stack)
-            try:
-                yield
-            except BaseException:
-                if former is None:
-                    target.unlink(missing_ok=True)
-                else:
-                    write_atomic(target, former)
-                raise
+            with _as_run_error(run, run.path):
+                stack.enter_context(run.locked(mode))
+            yield
     except BaseException:
         # A folder into which another process has meanwhile put files stays: `rmdir` fails.
         with suppress(OSError):
@@ -91,27 +101,14 @@ def install_config(run: RunDir, config: Mapping[str, Any], *, mode: Mode = "fit"
         raise
 
 
-def _lock_and_write(run: RunDir, config: Mapping[str, Any], *, mode: Mode, stack: ExitStack) -> bytes | None:
-    """Lock the run until the stack closes, and write its config; returns the former content of the file.
-
-    Raises:
-        RunError: another process holds the lock, or the run directory can't be written.
-        DiskError: the disk is full.
-    """
-    target = run.config_of(mode)
+@contextmanager
+def _as_run_error(run: RunDir, target: Path) -> Iterator[None]:
+    """Turn the system's error in this block into a ``RunError``, or into a ``DiskError`` where the disk is full."""
     try:
-        stack.enter_context(run.locked(mode))
-        former = target.read_bytes() if target.exists() else None
-        write_atomic(target, with_checksum(dump_yaml(config)))
+        yield
     except OSError as error:
         message = f"{run.path} can't be written: {error.strerror}; RSLP_PREFIX says where runs lie"
         raise full_disk(error, target) or RunError(message) from error
-    return former
-
-
-Plan = LocalPlan | SlurmPlan | SkyPilotPlan | BeakerSubmission
-# For how long an object store that can't be reached is tried again, s; a job waits longer, but here a person waits.
-_PATIENCE = 60
 
 
 @dataclass(frozen=True)
@@ -121,94 +118,70 @@ class Request:
     Attributes:
         job: the job.
         config: the run's config; its relative paths are relative to the run directory.
-        run_check: checks config and data, and raises ``RunError`` if they have errors; None skips the check.
+        run_check: checks config and data, and raises ``RunError`` if they have errors.
     """
 
     job: Job
     config: Mapping[str, Any]
-    run_check: Callable[[], None] | None
+    run_check: Callable[[], None]
 
     @property
-    def writes_config(self) -> bool:
-        """Whether the config is written to the run directory.
-
-        An evaluation keeps the config of the training, and writes one only into a directory on a disk that has none.
-        A prediction, maybe of other data, has a file of its own.
-        """
-        run = self.job.run
-        return self.job.mode in ("fit", "predict") or not (is_remote(run.location) or run.config.exists())
-
-    def check(self) -> None:
-        """Check config and data, if they are to be checked and the config is new here; a prediction has no labels.
-
-        Raises:
-            RunError: the check found errors.
-        """
-        if self.run_check is not None and self.writes_config and self.job.mode != "predict":
-            self.run_check()
+    def is_new(self) -> bool:
+        """Whether the config is new in the run directory, and is to be checked; a prediction has no labels."""
+        run, mode = self.job.run, self.job.mode
+        return mode == "fit" or (mode != "predict" and not is_remote(run.location) and not run.config.exists())
 
 
-def submit(plan: Plan, requests: Sequence[Request]) -> int:
-    """Check and write the config of every run, and submit the plan.
+def ensure_can_start(job: Job) -> None:
+    """Raise ``RunError`` if the job would fail at its start: no checkpoint, or a folder in the place of a file.
+
+    Raises:
+        StoreError: the run is on an object store that can't be reached.
+    """
+    run, at_store = job.run, is_remote(job.run.location)
+    if not at_store:
+        run.refuse_folders()
+    if job.mode == "fit":
+        return
+    if job.checkpoint is not None:
+        if not at_store and not Path(job.checkpoint).is_file():
+            raise RunError(f"no checkpoint {job.checkpoint}")
+        return
+    found = (
+        RUN_FILES.best().as_posix() in ObjectStore(run.location, patience=60).sizes()
+        if at_store
+        else run.best().exists()
+    )
+    if not found:
+        folder = run.location if at_store else run.checkpoints
+        raise RunError(f"no checkpoint best.ckpt in {folder}: train the run first, or name one with --checkpoint")
+
+
+def submit(
+    engine: Engine[Any], plan: Plan, requests: Sequence[Request], *, check: bool = True
+) -> tuple[SubmissionRecord, ...]:
+    """Check and write the config of every run, and submit the plan; returns a record for each run.
 
     A local job in the foreground replaces this process (``exec``), so that this function does not return.
 
     Raises:
         RunError: a run is queued or running already, the check found errors, or the engine refuses.
-        UsageError: the plan is for SkyPilot, or for a run on an object store that its engine can't reach.
+        LaunchError: the engine refuses.
+        UsageError: the engine only renders plans.
     """
-    if isinstance(plan, SkyPilotPlan):
-        raise UsageError(
-            "SkyPilot tasks are rendered only: write one with --dry_run true, give it to `sky jobs launch`"
-        )
-    first = requests[0]
-    if isinstance(plan, BeakerSubmission):
-        first.check()
-        sys.stdout.write(_summary(send_submission(plan, first.config), first.job.run))
-        return 0
-    if is_remote(first.job.run.location):
-        return _run_here_in_store(plan, first)
+    engine.verify(plan, [request.config for request in requests])
     for request in requests:
-        ensure_not_active(request.job.run, request.job.mode)
-    if isinstance(plan, SlurmPlan):
-        slurm.check_with_sbatch(plan)
-    for request in requests:
-        request.check()
+        ensure_not_active(request.job.run.location, request.job.mode)
+    for request in requests if check else ():
+        if request.is_new:
+            request.run_check()
     with ExitStack() as stack:
         for request in requests:
-            if request.writes_config:
-                stack.enter_context(install_config(request.job.run, request.config, mode=request.job.mode))
-        records = slurm.submit(plan) if isinstance(plan, SlurmPlan) else (local.submit(plan),)
-    for record, request in zip(records, requests, strict=True):
-        sys.stdout.write(_summary(record, request.job.run))
-    return 0
+            stack.enter_context(install_config(request.job.run, request.config, mode=request.job.mode))
+        return engine.submit(plan)
 
 
-def _run_here_in_store(plan: Plan, request: Request) -> int:
-    """Start a run whose directory is on an object store, on this machine in the foreground.
-
-    The job replaces this process.
-
-    Raises:
-        UsageError: the plan is for another engine, or for the background.
-        StoreError: the store can't be reached.
-    """
-    job = request.job
-    if not isinstance(plan, LocalPlan) or plan.log is not None:
-        raise UsageError(
-            f"RSLP_PREFIX leads to {job.run.location}: runs on an object store are for Beaker, and for this machine in "
-            "the foreground; set a folder"
-        )
-    store = ObjectStore(job.run.location, patience=_PATIENCE)
-    # A store that can't be reached fails here, before the check, which takes longer.
-    store.read(job.run.config.name)
-    request.check()
-    with install_config_in_store(store, request.config, mode=job.mode):
-        local.submit(plan)
-    return 0
-
-
-def _summary(record: SubmissionRecord, run: RunDir) -> str:
+def summary(record: SubmissionRecord, run: RunDir) -> str:
     """The text for the user: the submission's name, and the commands that follow and cancel it."""
     # The id of a local job is PID@HOST@START.
     name = record.id.partition("@")[0]

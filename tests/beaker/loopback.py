@@ -50,6 +50,9 @@ class Loopback(rpc.BeakerServicer):  # type: ignore[misc]
         self.silent = threading.Event()
         self.calls: list[str] = []
         self.runs_tasks = True
+        # What happens to experiments: "lost" makes one and answers with an error, "refused" makes none,
+        # "unheard" makes one and never answers again.
+        self.fault = ""
 
     def __enter__(self) -> Loopback:
         self._grpc = grpc.server(futures.ThreadPoolExecutor(16), interceptors=[_Door(self)])
@@ -109,11 +112,16 @@ class Loopback(rpc.BeakerServicer):  # type: ignore[misc]
         folder = self.folder / identity
         retries = spec.get("retry", {}).get("allowedTaskRetries", 0)
         experiment = Experiment(identity, name, spec, workload, self.secrets, folder, self.changed, retries=retries)
+        if self.fault == "refused":
+            return 500, {"message": "broken"}
         self.experiments[identity] = experiment
+        if self.fault == "unheard":
+            self.silent.set()
+            threading.Event().wait(5)
         if self.runs_tasks:
             with self.changed:
                 experiment.start_all()
-        return 200, {"id": identity}
+        return (500, {"message": "broken"}) if self.fault == "lost" else (200, {"id": identity})
 
     # What is asked over gRPC
 
@@ -161,6 +169,11 @@ class Loopback(rpc.BeakerServicer):  # type: ignore[misc]
 
     def GetWorkload(self, request: Any, context: Any) -> Any:
         return pb2.GetWorkloadResponse(workload=self._experiment(request.workload_id, context).workload)
+
+    def ListWorkloads(self, request: Any, context: Any) -> Any:
+        part = request.options.name_or_description_substring
+        found = [each.workload for each in self.experiments.values() if part in each.name]
+        return pb2.ListWorkloadsResponse(workloads=found)
 
     def ListJobs(self, request: Any, context: Any) -> Any:
         jobs = [each.job for each in self._replicas() if request.options.task_id in ("", each.job.task_id)]

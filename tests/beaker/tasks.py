@@ -174,6 +174,8 @@ class Experiment:
         """What a person asks for."""
         with self.changed:
             self.workload.experiment.canceled = now()
+            if not self.replicas:
+                self.workload.status = Status.STATUS_CANCELED
             for replica in self.replicas:
                 if not replica.ended:
                     replica.job.status.canceled = now()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from rslp.cli.main import main
+from rslp.errors import StoreError
 from rslp.io import ObjectStore
 from tests.beaker.loopback import Loopback
 from tests.stores import Server
@@ -187,3 +189,87 @@ def test_secrets_are_neither_shown_nor_sent(
     said = capsys.readouterr()
     assert where in said.err and VALUE not in said.err + said.out
     assert beaker.calls == []
+
+
+NAMED = ("--rslp_project", "tests", "--experiment_id", "first")
+
+
+def stored(name: str) -> bytes | None:
+    """A file of the run; by a new client, since each test has a store of its own."""
+    return ObjectStore("s3://bucket/projects/tests/first", patience=5).read(name)
+
+
+def listed(capsys: pytest.CaptureFixture[str]) -> str:
+    """What `jobs` shows of the run."""
+    assert main(["helios", "jobs"]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("former", [False, True])
+def test_an_experiment_that_was_not_made_leaves_no_record(
+    former: bool, beaker: Loopback, store: Server, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beaker.runs_tasks = False
+    if former:
+        assert main([*LAUNCH, "--cluster+=ai2/jupiter"]) == 0
+        assert main(["helios", "cancel", *NAMED]) == 0
+        capsys.readouterr()
+    before = {name: stored(name) for name in ("config.yaml", "job.json")}
+    Path("OUT.yaml").write_text(Path("OUT.yaml").read_text() + "seed: 7\n")
+    beaker.fault = "refused"
+    assert "Beaker can't be reached: broken" in refused(capsys)
+    assert {name: stored(name) for name in before} == before
+    assert len(beaker.experiments) == former
+
+
+def test_an_experiment_whose_answer_was_lost_is_found_by_its_name(
+    beaker: Loopback, store: Server, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beaker.runs_tasks, beaker.fault = False, "lost"
+    assert main([*LAUNCH, "--cluster+=ai2/jupiter"]) == 0
+    assert f"submitted: beaker {beaker.only.id}" in capsys.readouterr().out
+    assert json.loads(stored("job.json") or b"")["id"] == beaker.only.id
+
+
+def test_an_experiment_that_beaker_made_and_went_silent_can_be_followed_and_cancelled(
+    beaker: Loopback, store: Server, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(".rslp.yaml").write_text("beaker: {timeout: 1.5}")
+    beaker.runs_tasks, beaker.fault = False, "unheard"
+    said = refused(capsys)
+    assert "the experiment tests_first_" in said and "may have been made, as `helios jobs` will show" in said
+    assert stored("config.yaml") is not None and stored("lease.json") is None
+    beaker.silent.clear()
+    assert f"{beaker.only.name}  queued" in listed(capsys)
+    assert "is queued already (beaker tests_first_" in refused(capsys)
+    assert main(["helios", "cancel", *NAMED]) == 0
+    assert "cancelled" in listed(capsys)
+
+
+@pytest.mark.parametrize("fault", ["killed", "broken"])
+def test_an_experiment_whose_record_cannot_be_completed_is_found_by_its_name(
+    fault: str, beaker: Loopback, store: Server, place: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The store breaks, or this process is killed, as soon as the experiment is there."""
+    beaker.runs_tasks = False
+    real = ObjectStore.write
+
+    def write(self: ObjectStore, name: str, content: bytes) -> None:
+        if beaker.experiments:
+            raise SystemExit(9) if fault == "killed" else StoreError("the network is gone")
+        real(self, name, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStore, "write", write)
+        patch.setattr(ObjectStore, "delete", lambda *_: None)
+        if fault == "killed":
+            with pytest.raises(SystemExit):
+                main([*LAUNCH, "--cluster+=ai2/jupiter"])
+        else:
+            assert main([*LAUNCH, "--cluster+=ai2/jupiter"]) == 0
+            assert "warning: the network is gone; the record names the experiment" in capsys.readouterr().err
+    assert json.loads(stored("job.json") or b"")["id"] == beaker.only.name
+    assert f"{beaker.only.name}  queued" in listed(capsys)
+    assert main(["helios", "cancel", *NAMED]) == 0
+    assert "cancelled" in listed(capsys)

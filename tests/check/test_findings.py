@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-import rslp.check
+from rslp.check import findings
 from rslp.check.findings import CONFIG, FINDING_IDS, UNANSWERABLE, Finding, downgrade_allowed
 from rslp.cli.check import check
 from rslp.cli.launch_finetune import _allow_findings
@@ -44,7 +44,7 @@ ELSEWHERE = {
 def calls() -> list[tuple[str, str | None]]:
     """File and id of each finding that the check can make."""
     found = []
-    for file in sorted(Path(rslp.check.__file__).parent.glob("*.py")):
+    for file in sorted(Path(findings.__file__).parent.glob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if (
                 isinstance(node, ast.Call)

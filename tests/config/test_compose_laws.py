@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rslp.config import merge, pick
-from rslp.config.overlays import Overlay, merge_overlays, trace_origins
+from rslp.config.merge import Overlay, merge_overlays
 from rslp.config.placeholders import Filler, placeholder_names
+from rslp.config.provenance import trace_origins
 from rslp.config.shared_heads import label_ranges
 from rslp.errors import ConfigError
 from rslp.io import Template, parse_yaml
@@ -170,11 +171,12 @@ def leaf_paths(node, at=()):
 def test_every_value_is_traced_to_who_set_it_also_through_changes_of_class(trees):
     document = parse_yaml("a: 1", name="x", folder="/")
     layers = [Overlay(tree, (), document, ()) for tree in trees]
+    origins = {}
     try:
-        result = merge_overlays(layers, accepts=TAKEN.get)
+        result = merge_overlays(layers, accepts=TAKEN.get, origins=origins)
     except ConfigError:  # + over something that is no list
         return
-    traced = dict(trace_origins(layers, result, accepts=TAKEN.get))
+    traced = dict(trace_origins(result, origins))
     here = set(leaf_paths(result))
     assert here <= set(traced)
     for at, said in traced.items():
@@ -201,12 +203,10 @@ def test_what_a_change_of_class_drops_is_listed_and_nothing_else_is_lost(trees):
         named = [pick(tree, (*place, "class_path")) for tree in trees]
         given = {key.rstrip("+") for tree in trees for key in pick(tree, (*place, "init_args")) or {}}
         left = set(pick(result, (*place, "init_args")) or {})
-        dropped = {name for one in replaced if one.change.key_path == place for name in one.change.dropped}
+        dropped = {name for one in replaced if one.key_path == place for name in one.dropped}
         assert given - left <= dropped - {"dict_kwargs"}
         classes = [name for name in named if name]
-        assert sum(one.change.key_path == place for one in replaced) == sum(
-            a != b for a, b in itertools.pairwise(classes)
-        )
+        assert sum(one.key_path == place for one in replaced) == sum(a != b for a, b in itertools.pairwise(classes))
 
 
 names = st.sampled_from(["PATCH_SIZE", "SIZE", "A_1"])

@@ -35,7 +35,7 @@ def run(site: Path, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_the_shipped_files_travel(site: Path) -> None:
     assert (site / "rslp/_data/helios/v3_multitask/base.yaml").is_file()
     for path in (ROOT / "rslp").rglob("*"):
-        if path.suffix in (".yaml", ".json", ".typed"):
+        if path.suffix in (".yaml", ".json", ".typed", ".pyi"):
             assert (site / "rslp" / path.relative_to(ROOT / "rslp")).is_file(), path
 
 

@@ -79,7 +79,7 @@ def test_a_run_in_a_copy(store: ObjectStore, tmp_path: Path, monkeypatch: pytest
         "(here / 'checkpoints').mkdir(); (here / 'checkpoints/last.ckpt').write_text('w'); (here / 'DONE.json').touch()"
     )
     timing = LeaseTiming(beat=0.5, confirm=0.1, push=0.2)
-    assert run_in_copy(location, (sys.executable, "-c", code), trains=True, timing=timing) == 0
+    assert run_in_copy(location, (sys.executable, "-c", code), mode="fit", timing=timing) == 0
     assert set(ObjectStore(location).sizes()) == {"config.yaml", "checkpoints/last.ckpt", "DONE.json"}
 
 
@@ -100,6 +100,25 @@ def test_patience_has_an_end() -> None:
     with pytest.raises(StoreError, match=r"memory://x/a can't be reached: refused\Z"):
         Gone("memory://x", patience=1.6)._do(fail, "a")
     assert Gone.calls == 3 and time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ('Could not connect to "http://127.0.0.1:40131/b/a-403.json"', "can't be reached: Could not"),
+        ("no answer for /runs/401/x/Forbidden.json", "can't be reached: no answer"),
+        ("An error occurred (403) when calling the HeadObject operation: Forbidden", "access denied: An error"),
+        ("An error occurred (AccessDenied) when calling PutObject", "access denied: An error"),
+        ("Forbidden: https://storage/b/o, 403", "access denied: Forbidden"),
+        ("Error 401: no credentials", "access denied: Error"),
+    ],
+)
+def test_a_number_in_an_address_is_no_denial(said: str, message: str) -> None:
+    def fail(system: object, path: str) -> None:
+        raise OSError(said)
+
+    with pytest.raises(StoreError, match=message):
+        ObjectStore("memory://x", patience=0)._do(fail, "a")
 
 
 @pytest.mark.parametrize(("path", "remote"), [("s3://a", True), ("gs://a/b", True), ("/a/b", False), ("a:b", False)])

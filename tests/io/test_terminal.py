@@ -19,7 +19,9 @@ HOSTILE = "a\x1b[2Jb\x1b]0;title\x07c\x9b31md\u202ee\x08f\x7fg\x00h\u2066i"
 SAY = """
 import logging, sys
 from rslp.io.terminal import guard_terminals
-guard_terminals()
+from rslp.upstream.command_line import strip_controls_in_rich
+if guard_terminals():
+    strip_controls_in_rich()
 guard_terminals()
 from rich.console import Console
 from rich.live import Live

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, fields
 from pathlib import Path
 
 import yaml
@@ -17,8 +16,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 def test_the_settings_of_the_page_are_the_defaults() -> None:
     (block,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "beaker.md").read_text(), re.DOTALL)
     shown = yaml.safe_load(block)["beaker"]
-    assert shown == asdict(BeakerSettings())
-    assert list(shown) == [item.name for item in fields(BeakerSettings)]
+    assert shown == BeakerSettings().model_dump()
+    assert list(shown) == list(BeakerSettings.model_fields)
 
 
 def test_the_paces_of_the_page_are_the_codes() -> None:

@@ -15,8 +15,7 @@ import yaml
 
 from rslp.cli.main import main
 from rslp.errors import DiskError
-from rslp.launch.engines import local
-from rslp.launch.engines.local import LocalPlan
+from rslp.launch.engines.local import LocalEngine, LocalPlan
 from rslp.launch.job import Job
 from rslp.launch.record import SubmissionRecord, read_record, write_record
 from rslp.rundir import RunDir
@@ -131,15 +130,15 @@ def test_a_prediction_has_a_config_of_its_own_and_goes_beside_a_training(
     run.config.write_text("trained: true\n")
     plans: list[LocalPlan] = []
 
-    def submit(plan: LocalPlan) -> SubmissionRecord:
+    def submit(self: LocalEngine, plan: LocalPlan) -> tuple[SubmissionRecord, ...]:
         plans.append(plan)
-        return SubmissionRecord.of(plan.job, engine="local", id="1@here@1", plan=str(plan))
+        return (SubmissionRecord.of(plan.jobs[0], engine="local", id="1@here@1", plan=str(plan)),)
 
     words = ("--local", "true", "--mode", "predict", "--gpus", "2")
     assert launch(*words, "--secrets+=A=NOT_SET_HERE") == 2
     assert not run.prediction_config.exists()
     # In real life it becomes the job and does not come back.
-    monkeypatch.setattr(local, "submit", submit)
+    monkeypatch.setattr(LocalEngine, "submit", submit)
     with run.locked():
         assert launch(*words) == 0
     assert run.config.read_text() == "trained: true\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,13 +15,14 @@ from hypothesis import strategies as st
 
 from rslp.errors import ConfigError, UsageError
 from rslp.launch import bootstrap
-from rslp.launch.engines.beaker import BeakerPlan, CodeRef, experiment_name, plan_beaker, spec_of
+from rslp.launch.engines.beaker import BeakerPlan, experiment_name, plan_beaker
+from rslp.launch.engines.beaker_client import secrets_of, spec_of
 from rslp.launch.engines.beaker_settings import BeakerSettings, beaker_settings
 from rslp.launch.job import Job, Mount
 from rslp.rundir import RunDir
 
 GOLDEN = Path(__file__).parent / "golden"
-CODE = CodeRef("gs://bucket/runs/projects/p/e/code/abc.zip", "abc")
+CODE: Any = SimpleNamespace(name="code/abc.zip", digest="abc")
 RUN = RunDir.of("gs://bucket/runs", "p", "e")
 
 
@@ -30,7 +32,7 @@ def job(**changes: Any) -> Job:
 
 
 def plan(job: Job, settings: BeakerSettings | None = None) -> BeakerPlan:
-    return plan_beaker(job, settings or BeakerSettings(), code=CODE, unique="0a1b2c3d")
+    return plan_beaker(job, settings or BeakerSettings(), CODE, unique="0a1b2c3d")
 
 
 PLANS = {
@@ -63,12 +65,12 @@ def test_the_text_is_the_accepted_one(name: str) -> None:
 def test_the_client_sends_it_unchanged(name: str) -> None:
     pytest.importorskip("beaker")
     made = plan(PLANS[name])
-    assert spec_of(made).to_json() == made.spec
+    assert spec_of(made.spec).to_json() == made.spec
 
 
 def test_secrets_are_names(monkeypatch: pytest.MonkeyPatch) -> None:
     made = plan(job(secrets={"A_TOKEN": "NAME_OF_A"}))
-    assert made.secrets()[-2:] == ("NAME_OF_A", "RSLEARN_GCP_CREDENTIALS")
+    assert secrets_of(made.spec)[-2:] == ("NAME_OF_A", "RSLEARN_GCP_CREDENTIALS")
 
 
 @pytest.mark.parametrize(
@@ -113,8 +115,8 @@ def test_settings_a_variable_beats_the_project_beats_the_user(tmp_path: Path) ->
     ("text", "message"),
     [
         ("beaker: {workspce: a/b}", r"\.rslp\.yaml:1: beaker\.workspce: unknown key; did you mean workspace\?"),
-        ("beaker:\n  env: {A: 1}", r"\.rslp\.yaml:2: beaker\.env: must be a mapping of texts; got dict"),
-        ("beaker: [1]", r"\.rslp\.yaml:1: must be a mapping with the key `beaker`"),
+        ("beaker:\n  env: {A: 1}", r"\.rslp\.yaml:2: beaker\.env\.A: .*a valid string; got 1"),
+        ("beaker: [1]", r"\.rslp\.yaml:1: beaker: must be a mapping"),
         ("beeker: {}", r"unknown key; did you mean beaker\?"),
     ],
 )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
@@ -17,9 +18,9 @@ from hypothesis import strategies as st
 from rslp.cli.launch_finetune import launch_finetune
 from rslp.cli.main import parse
 from rslp.errors import UsageError
-from rslp.launch.engines.local import plan_local
-from rslp.launch.engines.skypilot import SkyPilotOptions, plan_skypilot
-from rslp.launch.engines.slurm import SlurmOptions, _directive, defaults_from, plan_slurm
+from rslp.launch.engines.engine import Plan, engine
+from rslp.launch.engines.options import EngineOptions, SkyPilotOptions, SlurmOptions
+from rslp.launch.engines.slurm import _directive, defaults_from
 from rslp.launch.job import Job, Mount
 from rslp.rundir import RunDir
 
@@ -41,19 +42,32 @@ OPTIONS = SlurmOptions(
     partition="gpu", account="lab", qos="long", constraint="a100&ib", notice=300, extra=["--exclusive"]
 )
 SEEDS = [replace(JOB, run=RunDir.of("/runs", "demo", f"sweep-{n}"), name="demo/sweep") for n in range(3)]
+
+
+def planned(name: str, *jobs: Job, python: str = "PYTHON", **options: Any) -> Plan:
+    """The plan of an engine, as one makes it in the folder `HERE`."""
+    here = mock.patch("pathlib.Path.cwd", return_value=HERE)
+    with here, mock.patch("sys.executable", python), mock.patch.dict(os.environ):
+        for variable in [variable for variable in os.environ if variable.startswith("SBATCH_")]:
+            del os.environ[variable]
+        plan: Plan = engine(name).plan(jobs, EngineOptions(**options))
+    return plan
+
+
 PLANS = {
-    "local": plan_local(JOB),
-    "local_ranks_detached": plan_local(
-        replace(BIG, nodes=1, cpus=None, memory=None, time_limit=None), detach=True
+    "local": planned("local", JOB),
+    "local_ranks_detached": planned(
+        "local", replace(BIG, nodes=1, cpus=None, memory=None, time_limit=None), detach=True
     ),
-    "local_test": plan_local(replace(JOB, mode="test", checkpoint="/my runs/best.ckpt")),
-    "slurm": plan_slurm([JOB], SlurmOptions(), folder=HERE),
-    "slurm_nodes": plan_slurm([BIG], OPTIONS, folder=HERE),
-    "slurm_array": plan_slurm(SEEDS, SlurmOptions(gres="none", array_limit=2), folder=HERE),
-    "slurm_once": plan_slurm([replace(JOB, preemptible=False)], SlurmOptions(gres="gpu:a100:1"), folder=HERE),
-    "skypilot": plan_skypilot(JOB, SkyPilotOptions()),
-    "skypilot_nodes": plan_skypilot(
-        replace(BIG, mounts=(Mount("gs://bucket", "/data"),)), SkyPilotOptions(accelerator="H100", infra="kubernetes")
+    "local_test": planned("local", replace(JOB, mode="test", checkpoint="/my runs/best.ckpt")),
+    "slurm": planned("slurm", JOB),
+    "slurm_nodes": planned("slurm", BIG, slurm=OPTIONS),
+    "slurm_array": planned("slurm", *SEEDS, slurm=SlurmOptions(gres="none", array_limit=2)),
+    "slurm_once": planned("slurm", replace(JOB, preemptible=False), slurm=SlurmOptions(gres="gpu:a100:1")),
+    "skypilot": planned("skypilot", JOB),
+    "skypilot_nodes": planned(
+        "skypilot", replace(BIG, mounts=(Mount("gs://bucket", "/data"),)),
+        skypilot=SkyPilotOptions(accelerator="H100", infra="kubernetes"),
     ),
 }  # fmt: skip
 # Characters that a file's name or an environment variable can hold.
@@ -64,7 +78,7 @@ NASTY = "a b'c\"d$HOME`id`;|&<>*?#é~!\t%j"
 
 @pytest.mark.parametrize("name", PLANS)
 def test_the_text_is_the_accepted_one(name: str) -> None:
-    text = str(PLANS[name]).replace(sys.executable, "PYTHON") + "\n"
+    text = f"{PLANS[name]}\n"
     path = GOLDEN / f"{name}.txt"
     if os.environ.get("RSLP_ACCEPT"):
         path.write_text(text)
@@ -97,17 +111,16 @@ def test_everything_arrives_unharmed_through_a_shell(recorder: Path, name: str, 
     # Runs that earlier versions named so, and prefixes, have such letters in their paths.
     run = RunDir(Path("/runs/projects/demo", name))
     job = Job(run=run, mode="test", checkpoint=checkpoint, env={"VALUE": value}, secrets={"KEY": "SECRET"})
-    local = plan_local(job)
+    local: Any = planned("local", job, python=str(recorder))
     # An empty word would look like the record's mark, so none is sent: names and checkpoints are never empty.
-    words, variables = arrived(str(replace(local, command=(str(recorder), *local.command[1:]))), recorder)
+    words, variables = arrived(str(local), recorder)
     assert words == list(local.command[1:])
     assert (variables["VALUE"], variables["KEY"]) == (value, NASTY)
     if "\n" in name or "\r" in name:
         with pytest.raises(UsageError, match="has a line break"):
-            plan_slurm([job], SlurmOptions(), folder=HERE, python=str(recorder))
+            planned("slurm", job)
         return
-    slurm = plan_slurm([job], SlurmOptions(), folder=HERE, python=str(recorder))
-    words, variables = arrived(slurm.script, recorder)
+    words, variables = arrived(str(planned("slurm", job, python=str(recorder))), recorder)
     assert words == [
         "-m",
         "rslp.main",
@@ -161,7 +174,7 @@ def test_defaults_of_sbatch_are_shown_in_the_plan() -> None:
 )
 def test_a_local_run_refuses_what_only_clusters_give(change: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        plan_local(replace(JOB, **change))  # type: ignore[arg-type]
+        planned("local", replace(JOB, **change))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

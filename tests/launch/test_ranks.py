@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rslp.launch.processes import GracePeriods, RankGroup, run_group
+from rslp.launch.processes import RankGroup, run_group
 
 RANK = "import os, signal, sys, time; rank = int(os.environ['RANK'])\n"
 LEAVES = """
@@ -32,8 +32,8 @@ FOR_EVER = "print('up', flush=True); time.sleep(100)"
 
 def run(code: str, folder: Path, *, ranks: int = 2, grace: float = 10) -> int:
     group = RankGroup(per_node=ranks, port=1234)
-    periods = GracePeriods(after_failure=grace)
-    return run_group([sys.executable, "-c", RANK + code], group, logs=folder, environment=os.environ, grace=periods)
+    command = [sys.executable, "-c", RANK + code]
+    return run_group(command, group, logs=folder, environment=os.environ, after_failure=grace)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import yaml
 
 from rslp.errors import RunError
 from rslp.io import ObjectStore
+from rslp.launch.job import Mode
 from rslp.launch.lease import LEASE_FILE, LeaseTiming
 from rslp.launch.remote import run_in_copy
 from rslp.train.fit import fit
@@ -35,14 +36,14 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return store
 
 
-def run(store: ObjectStore, code: str, **options: bool) -> int:
-    settings = {"trains": True, **options}
+def run(store: ObjectStore, code: str, *, mode: Mode = "fit", writes: bool = True) -> int:
     return run_in_copy(
         store.root,
         (sys.executable, "-c", f"import sys, time; from pathlib import Path\n{code}"),
+        mode=mode,
+        writes=writes,
         timing=QUICK,
-        **settings,
-    )  # type: ignore[arg-type]
+    )
 
 
 HERE = "here = Path(sys.argv[sys.argv.index('--run_dir') + 1])\n"
@@ -90,7 +91,7 @@ def test_the_other_machines_wait_for_the_first_and_send_nothing(store: ObjectSto
 
 
 def test_an_evaluation_on_other_machines_waits_for_nobody(store: ObjectStore) -> None:
-    assert run(store, f"{HERE}(here / 'metrics.csv').write_text('1')", writes=False, trains=False) == 0
+    assert run(store, f"{HERE}(here / 'metrics.csv').write_text('1')", writes=False, mode="test") == 0
     assert set(store.sizes()) == {"config.yaml"}
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from rslp.errors import RunError
-from rslp.launch.engines.slurm import Next, after, slurm, srun_command, state, without_slurm
+from rslp.launch.engines.slurm import SlurmEngine, slurm, without_slurm
+from rslp.launch.engines.slurm_batch import Next, after, srun_command
 from rslp.launch.job import Job
 from rslp.launch.record import SubmissionRecord, note_failure, note_standstill, read_record, write_record
 from rslp.rundir import RunDir
@@ -100,9 +101,9 @@ def forgetful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_forgotten_job_has_succeeded_if_its_marker_is_there(tmp_path: Path, forgetful: None) -> None:
     run = RunDir(tmp_path)
     record = SubmissionRecord.of(Job(run=run), engine="slurm", id="1", plan="")
-    assert state(run, record) == "unknown"
+    assert SlurmEngine().state(run, record) == "unknown"
     run.done_marker.write_text("{}")
-    assert state(run, record) == "succeeded"
+    assert SlurmEngine().state(run, record) == "succeeded"
 
 
 def test_an_evaluation_has_succeeded_if_its_results_are_newer_than_it(tmp_path: Path, forgetful: None) -> None:
@@ -113,16 +114,16 @@ def test_an_evaluation_has_succeeded_if_its_results_are_newer_than_it(tmp_path: 
         run.evaluation(split).write_text("{}")
         os.utime(run.evaluation(split), (0, 0))
     record = SubmissionRecord.of(Job(run=run, mode="test"), engine="slurm", id="1", plan="")
-    assert state(run, record) == "unknown"
+    assert SlurmEngine().state(run, record) == "unknown"
     for split in ("val", "test"):
         other = run.evaluation(split, "last")
         other.parent.mkdir(exist_ok=True)
         other.write_text("{}")
-    assert state(run, record) == "succeeded"
+    assert SlurmEngine().state(run, record) == "succeeded"
     for split in ("val", "test"):
         run.evaluation(split, "last").unlink()
         run.evaluation(split).touch()
-    assert state(run, record) == "succeeded"
+    assert SlurmEngine().state(run, record) == "succeeded"
 
 
 @pytest.mark.parametrize(

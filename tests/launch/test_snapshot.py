@@ -26,6 +26,7 @@ from rslp.launch.snapshot import (
     send,
     take_snapshot,
 )
+from rslp.rundir import RunDir
 
 # Put together here: the snapshot of this checkout must not find secrets in its own tests.
 VALUE = "".join(("s3cr3t", "-value-", "42"))
@@ -156,15 +157,16 @@ def test_an_installed_package_travels_as_it_is(tmp_path: Path) -> None:
 
 def test_it_is_sent_once_and_a_torn_one_again(tmp_path: Path) -> None:
     snapshot = Snapshot(b"content", Tree(tmp_path, ()), frozenset())
-    where = Path(send(snapshot, str(tmp_path)))
+    send(snapshot, RunDir(tmp_path))
+    where = tmp_path / snapshot.name
     assert where == tmp_path / "code" / f"{snapshot.digest}.zip"
     before = where.stat().st_mtime_ns
-    send(snapshot, str(tmp_path))
+    send(snapshot, RunDir(tmp_path))
     assert where.stat().st_mtime_ns == before
     # The second is of the same size: each job would refuse it, and sending it again would mend nothing.
     for damaged in (b"con", b"confent"):
         where.write_bytes(damaged)
-        send(snapshot, str(tmp_path))
+        send(snapshot, RunDir(tmp_path))
         assert where.read_bytes() == b"content"
 
 

@@ -17,8 +17,8 @@ import pytest
 
 from rslp.cli.main import main
 from rslp.io import ObjectStore
-from rslp.launch.engines import local
 from rslp.launch.engines import slurm as slurm_engine
+from rslp.launch.engines.local import LocalEngine
 from rslp.launch.record import SubmissionRecord, read_record
 from rslp.rundir import RunDir
 
@@ -200,4 +200,4 @@ def test_a_record_keeps_what_it_says(run: RunDir) -> None:
         engine="local", id="1@h@1", mode="fit", submitted="2026-01-01T00:00:00+00:00", plan="p",
         log=str(run.logs / "local-fit.log"),
     )  # fmt: skip
-    assert local.state(run, read_record(run)) in ("unknown", "failed")  # type: ignore[arg-type]
+    assert LocalEngine().state(run, read_record(run)) in ("unknown", "failed")  # type: ignore[arg-type]

@@ -146,9 +146,8 @@ def unlike(starts: Mapping[str, Mapping[str, str]]) -> list[str]:
 
 def _write_tables() -> None:
     """The tables that are shipped, as ``make schema`` writes them."""
+    from make_schema import json_schema
     from make_vocabulary import render, vocabulary
-
-    from rslp.config.schema import json_schema
 
     Path("schema.json").write_text(json.dumps(json_schema(), indent=2))
     Path("vocabulary.json").write_text(render(vocabulary()))

@@ -9,171 +9,150 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rslp.errors import RunError, UsageError
 from rslp.io import is_remote
 from rslp.io.locks import no_links
-from rslp.launch.engines.engine import SubmissionState
+from rslp.launch.engines.engine import Engine, Plan, SubmissionState, refuse_object_store
+from rslp.launch.engines.options import EngineOptions
 from rslp.launch.job import Job
 from rslp.launch.processes import tail
 from rslp.launch.record import SubmissionRecord, note_cancelled, succeeded, write_record
 from rslp.rundir import RunDir
 
 _CLUSTER_OPTIONS = ("nodes", "cpus", "memory", "time_limit", "mounts")
+# An inherited variable that the job does not get: in a shell inside a cluster's job it misleads.
+_UNSET = "RSLP_RANKS"
 
 
-@dataclass(frozen=True)
-class LocalPlan:
-    """A command of this machine.
+@dataclass(frozen=True, kw_only=True)
+class LocalPlan(Plan):
+    """A command of this machine; the text is an equivalent shell command.
 
     Attributes:
-        job: the job.
         command: the program and its arguments.
-        environment: variables that are set besides the inherited ones.
-        secrets: variable in the job -> the variable of this environment with its value.
-        unset: inherited variables that the job does not get: in a shell inside a cluster's job they mislead.
         log: the file for the output of a job in the background; None runs the job in the foreground.
     """
 
-    job: Job
     command: tuple[str, ...]
-    environment: Mapping[str, str]
-    secrets: Mapping[str, str]
-    unset: tuple[str, ...] = ("RSLP_RANKS",)
-    log: Path | None = None
-
-    def __str__(self) -> str:
-        """The plan as an equivalent shell command."""
-        words = [
-            "env",
-            *(f"--unset={name}" for name in self.unset),
-            *(f"{name}={shlex.quote(value)}" for name, value in self.environment.items()),
-            *(f'{name}="${source}"' for name, source in self.secrets.items()),
-            *map(shlex.quote, self.command),
-        ]
-        if self.log is None:
-            return " ".join(words)
-        return " ".join(["setsid", *words, "</dev/null", f">>{shlex.quote(str(self.log))}", "2>&1", "&"])
+    log: Path | None
 
 
-def plan_local(job: Job, *, detach: bool = False) -> LocalPlan:
-    """Plan a job for this machine.
+class LocalEngine(Engine[LocalPlan]):
+    """Jobs are processes of this machine."""
 
-    Args:
-        job: the job.
-        detach: whether it runs in the background, with its output in the run directory.
+    def plan(self, jobs: Sequence[Job], options: EngineOptions) -> LocalPlan:
+        """Plan a job for this machine; see ``Engine``."""
+        (job,) = jobs
+        plain = Job(run=job.run)
+        if given := [name for name in _CLUSTER_OPTIONS if getattr(job, name) != getattr(plain, name)]:
+            raise UsageError(f"a local run takes no {', '.join('--' + name for name in given)}: that is for clusters")
+        if options.detach:
+            refuse_object_store(jobs)
+        command = job.command(sys.executable)
+        if job.gpus > 1 or job.retries:
+            retries = ("--retries", str(job.retries)) if job.retries else ()
+            command = (*job.ranks_command(sys.executable), *retries)
+        log = job.run.logs / f"local-{job.mode}.log" if options.detach else None
+        return LocalPlan(jobs=(job,), text=_shell_command(job, command, log), command=command, log=log)
 
-    Raises:
-        UsageError: the job has options that only clusters have.
-    """
-    plain = Job(run=job.run)
-    if given := [name for name in _CLUSTER_OPTIONS if getattr(job, name) != getattr(plain, name)]:
-        raise UsageError(f"a local run takes no {', '.join('--' + name for name in given)}: that is for clusters")
-    command = job.command(sys.executable)
-    if job.gpus > 1 or job.retries:
-        retries = ("--retries", str(job.retries)) if job.retries else ()
-        command = (*command[:4], "run_ranks", *job.options(), "--ranks", str(job.gpus), *retries)
-    log = job.run.logs / f"local-{job.mode}.log" if detach else None
-    return LocalPlan(job=job, command=command, environment=job.env, secrets=job.secret_variables(), log=log)
+    def verify(self, plan: LocalPlan, configs: Sequence[Mapping[str, Any]]) -> None:  # noqa: ARG002
+        """Raise ``UsageError`` if a secret's variable is not set."""
+        plan.jobs[0].secret_values()
 
+    def submit(self, plan: LocalPlan) -> tuple[SubmissionRecord, ...]:
+        """Start the planned command; returns only when it runs in the background.
 
-def submit(plan: LocalPlan) -> SubmissionRecord:
-    """Start the planned command; returns only when it runs in the background.
+        In the foreground the command replaces this process: Ctrl-C, SIGTERM and SIGKILL then reach the training itself,
+        and no orphaned training can run on.
+        """
+        (job,) = plan.jobs
+        inherited = {name: value for name, value in os.environ.items() if name != _UNSET}
+        environment = {**inherited, **job.env, **job.secret_values()}
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if plan.log is None:
+            # A run on an object store has a lease instead, which names host and process.
+            if not is_remote(job.run.location):
+                write_record(job.run, _record(plan, os.getpid()))
+            os.execve(plan.command[0], plan.command, environment)
+        plan.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(plan.log, "ab", opener=no_links) as log:
+            process = subprocess.Popen(
+                plan.command,
+                env=environment,
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        record = _record(plan, process.pid)
+        try:
+            write_record(job.run, record)
+        except OSError:
+            # Without a record, nobody could follow or cancel it.
+            process.kill()
+            process.wait()
+            raise
+        return (record,)
 
-    In the foreground the command replaces this process: Ctrl-C, SIGTERM and SIGKILL then reach the training itself, and
-    no orphaned training can run on.
+    def state(self, run: RunDir, record: SubmissionRecord) -> SubmissionState:
+        """The state of a local submission."""
+        pid, host, started = _identity(run, record)
+        if host != socket.gethostname():
+            return "succeeded" if succeeded(run, record) else "unknown"
+        if _is_job_of(run, pid, started):
+            return "running"
+        if succeeded(run, record):
+            return "succeeded"
+        if record.cancelled:
+            return "cancelled"
+        return "stopped" if run.read_state().get("state") in ("preempted", "interrupted") else "failed"
 
-    Raises:
-        UsageError: a secret's variable is not set.
-    """
-    environment = variables(plan)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if plan.log is None:
-        # A run on an object store has a lease instead, which names host and process.
-        if not is_remote(plan.job.run.location):
-            write_record(plan.job.run, _record(plan, os.getpid()))
-        os.execve(plan.command[0], plan.command, environment)
-    plan.log.parent.mkdir(parents=True, exist_ok=True)
-    with open(plan.log, "ab", opener=no_links) as log:
-        process = subprocess.Popen(
-            plan.command,
-            env=environment,
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    record = _record(plan, process.pid)
-    try:
-        write_record(plan.job.run, record)
-    except OSError:
-        # Without a record, nobody could follow or cancel it.
-        process.kill()
-        process.wait()
-        raise
-    return record
+    def log(self, run: RunDir, record: SubmissionRecord, *, follow: bool) -> Iterator[str]:
+        """The output of a submission in the background.
 
+        Raises:
+            RunError: it ran in the foreground.
+        """
+        if not record.log:
+            raise RunError(f"{run.path} was started in the foreground: its output went to the terminal alone")
+        return tail(Path(record.log), ended=lambda: not follow or self.state(run, record) != "running")
 
-def variables(plan: LocalPlan) -> dict[str, str]:
-    """The job's environment, with the secrets' values.
+    def cancel(self, run: RunDir, record: SubmissionRecord) -> None:
+        """Ask the process to save and stop.
 
-    Raises:
-        UsageError: a secret's variable is not set.
-    """
-    for source in plan.secrets.values():
-        if source not in os.environ:
-            raise UsageError(f"--secrets: the variable {source} is not set here")
-    inherited = {name: value for name, value in os.environ.items() if name not in plan.unset}
-    return {**inherited, **plan.environment, **{name: os.environ[source] for name, source in plan.secrets.items()}}
-
-
-def state(run: RunDir, record: SubmissionRecord) -> SubmissionState:
-    """The state of a local submission."""
-    pid, host, started = _identity(run, record)
-    if host != socket.gethostname():
-        return "succeeded" if succeeded(run, record) else "unknown"
-    if _is_job_of(run, pid, started):
-        return "running"
-    if succeeded(run, record):
-        return "succeeded"
-    if record.cancelled:
-        return "cancelled"
-    return "stopped" if run.read_state().get("state") in ("preempted", "interrupted") else "failed"
-
-
-def log(run: RunDir, record: SubmissionRecord, *, follow: bool) -> Iterator[str]:
-    """The output of a submission in the background.
-
-    Raises:
-        RunError: it ran in the foreground.
-    """
-    if not record.log:
-        raise RunError(f"{run.path} was started in the foreground: its output went to the terminal alone")
-    return tail(Path(record.log), ended=lambda: not follow or state(run, record) != "running")
+        Raises:
+            RunError: it runs on another machine.
+        """
+        pid, host, started = _identity(run, record)
+        if host != socket.gethostname():
+            raise RunError(f"{run.path} runs on {host}: cancel it there")
+        note_cancelled(run, record)
+        if _is_job_of(run, pid, started):
+            os.kill(pid, signal.SIGTERM)
 
 
-def cancel(run: RunDir, record: SubmissionRecord) -> None:
-    """Ask the process to save and stop.
-
-    Raises:
-        RunError: it runs on another machine.
-    """
-    pid, host, started = _identity(run, record)
-    if host != socket.gethostname():
-        raise RunError(f"{run.path} runs on {host}: cancel it there")
-    note_cancelled(run, record)
-    if _is_job_of(run, pid, started):
-        os.kill(pid, signal.SIGTERM)
+def _shell_command(job: Job, command: Sequence[str], log: Path | None) -> str:
+    words = [
+        *("env", f"--unset={_UNSET}"),
+        *(f"{name}={shlex.quote(value)}" for name, value in job.env.items()),
+        *(f'{name}="${source}"' for name, source in job.secret_variables().items()),
+        *map(shlex.quote, command),
+    ]
+    if log is not None:
+        words = ["setsid", *words, "</dev/null", f">>{shlex.quote(str(log))}", "2>&1", "&"]
+    return " ".join(words)
 
 
 def _record(plan: LocalPlan, pid: int) -> SubmissionRecord:
     # Process ids are reused; with the time of the start they are unique.
     identity = f"{pid}@{socket.gethostname()}@{_started(pid)}"
-    return SubmissionRecord.of(plan.job, engine="local", id=identity, plan=str(plan), log=str(plan.log or ""))
+    return SubmissionRecord.of(plan.jobs[0], engine="local", id=identity, plan=str(plan), log=str(plan.log or ""))
 
 
 def _identity(run: RunDir, record: SubmissionRecord) -> tuple[int, str, str]:

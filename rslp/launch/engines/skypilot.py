@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
+from rslp.errors import UsageError
 from rslp.io import dump_yaml
+from rslp.launch.engines.engine import Engine, Plan, SubmissionState
+from rslp.launch.engines.options import EngineOptions, SkyPilotOptions
 from rslp.launch.job import Job
+from rslp.launch.record import SubmissionRecord
+from rslp.rundir import RunDir
 
 _PORT = 29400
 # SkyPilot sets these variables on each machine.
@@ -17,53 +22,51 @@ _NODE_OPTIONS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class SkyPilotOptions:
-    """Options of a job that only SkyPilot has.
+class SkyPilotEngine(Engine[Plan]):
+    """Plans are tasks as YAML, for ``sky jobs launch``; nothing is submitted or followed from here."""
 
-    Attributes:
-        accelerator: kind of GPU, as SkyPilot names it.
-        infra: where to run, for example kubernetes, gcp or aws/us-east-1; anywhere when left out.
-    """
+    remote = True
 
-    accelerator: str = "A100"
-    infra: str | None = None
+    def plan(self, jobs: Sequence[Job], options: EngineOptions) -> Plan:
+        """Render a job as a SkyPilot task."""
+        (job,) = jobs
+        task: dict[str, Any] = {
+            # SkyPilot makes host names of it.
+            "name": "".join(char if char.isascii() and char.isalnum() else "-" for char in job.title)
+            .strip("-")
+            .lower(),
+            "num_nodes": job.nodes,
+            "resources": _resources(job, options.skypilot),
+            "envs": dict(sorted(job.env.items())),
+            # Null means that `--secret NAME` gives it when the task is launched.
+            "secrets": dict.fromkeys(sorted(job.secrets)),
+            "file_mounts": {mount.target: mount.source for mount in job.mounts},
+            "run": _run(job),
+        }
+        text = dump_yaml({key: value for key, value in task.items() if value not in ({}, None)})
+        return Plan(jobs=(job,), text=text.rstrip("\n"))
 
+    def verify(self, plan: Plan, configs: Sequence[Mapping[str, Any]]) -> NoReturn:  # noqa: ARG002
+        """Raise ``UsageError``: tasks are rendered only."""
+        raise UsageError(
+            "SkyPilot tasks are rendered only: write one with --dry_run true, give it to `sky jobs launch`"
+        )
 
-@dataclass(frozen=True)
-class SkyPilotPlan:
-    """A task for ``sky jobs launch``.
+    def submit(self, plan: Plan) -> tuple[SubmissionRecord, ...]:
+        """As ``verify``."""
+        self.verify(plan, ())
 
-    Attributes:
-        task: the task as YAML.
-    """
+    def state(self, run: RunDir, record: SubmissionRecord) -> SubmissionState:  # noqa: ARG002
+        """Unknown: SkyPilot's own command knows it."""
+        return "unknown"
 
-    task: str
+    def log(self, run: RunDir, record: SubmissionRecord, *, follow: bool) -> Iterator[str]:  # noqa: ARG002
+        """Raise ``UsageError``."""
+        raise UsageError("`sky jobs logs` shows the output of SkyPilot's jobs")
 
-    def __str__(self) -> str:
-        """The task as YAML."""
-        return self.task.rstrip("\n")
-
-
-def plan_skypilot(job: Job, options: SkyPilotOptions) -> SkyPilotPlan:
-    """Render a job as a SkyPilot task.
-
-    Args:
-        job: the job.
-        options: options that only SkyPilot has.
-    """
-    task: dict[str, Any] = {
-        # SkyPilot makes host names of it.
-        "name": "".join(char if char.isascii() and char.isalnum() else "-" for char in job.title).strip("-").lower(),
-        "num_nodes": job.nodes,
-        "resources": _resources(job, options),
-        "envs": dict(sorted(job.env.items())),
-        # Null means that `--secret NAME` gives it when the task is launched.
-        "secrets": dict.fromkeys(sorted(job.secrets)),
-        "file_mounts": {mount.target: mount.source for mount in job.mounts},
-        "run": _run(job),
-    }
-    return SkyPilotPlan(dump_yaml({key: value for key, value in task.items() if value not in ({}, None)}))
+    def cancel(self, run: RunDir, record: SubmissionRecord) -> None:  # noqa: ARG002
+        """Raise ``UsageError``."""
+        raise UsageError("`sky jobs cancel` ends SkyPilot's jobs")
 
 
 def _resources(job: Job, options: SkyPilotOptions) -> dict[str, Any]:
@@ -83,5 +86,4 @@ def _run(job: Job) -> str:
     """The shell command of each machine."""
     if job.ranks == 1:
         return shlex.join(job.command("python")) + "\n"
-    command = ("python", "-m", "rslp.main", "helios", "run_ranks", *job.options(), "--ranks", str(job.gpus))
-    return shlex.join(command) + (f" {_NODE_OPTIONS}" if job.nodes > 1 else "") + "\n"
+    return shlex.join(job.ranks_command("python")) + (f" {_NODE_OPTIONS}" if job.nodes > 1 else "") + "\n"
