@@ -14,8 +14,8 @@ from pathlib import Path
 from threading import Timer
 from typing import Any, TypeVar
 
-from rslp.errors import StoreError
-from rslp.io.atomic import write_atomic
+from rslp.errors import RunError, StoreError
+from rslp.io.atomic import full_disk, write_atomic
 
 Answer = TypeVar("Answer")
 
@@ -207,8 +207,12 @@ class Folder:
         return path.read_bytes() if path.exists() else None
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file, or replace it, atomically."""
-        write_atomic(self.root / name, content)
+        """Write a file, or replace it, atomically; raise ``DiskError`` or ``RunError`` if that is not possible."""
+        path = self.root / name
+        try:
+            write_atomic(path, content)
+        except OSError as error:
+            raise full_disk(error, path) or RunError(f"{path} can't be written: {error.strerror}") from error
 
     def delete(self, name: str) -> None:
         """Remove a file, if it exists."""

@@ -123,19 +123,11 @@ class Job:
         return options if self.checkpoint is None else (*options, "--checkpoint", self.checkpoint)
 
     def command(self, python: str) -> tuple[str, ...]:
-        """The command line of each of the job's processes.
-
-        Args:
-            python: the interpreter.
-        """
+        """The command line of each of the job's processes, by an interpreter."""
         return (python, "-m", "rslp.main", "helios", "run", *self.options())
 
     def ranks_command(self, python: str) -> tuple[str, ...]:
-        """The command line that starts all processes of one machine.
-
-        Args:
-            python: the interpreter.
-        """
+        """The command line that starts all processes of one machine, by an interpreter."""
         return (python, "-m", "rslp.main", "helios", "run_ranks", *self.options(), "--ranks", str(self.gpus))
 
 

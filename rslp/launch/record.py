@@ -49,11 +49,14 @@ class SubmissionRecord:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         return cls(engine=engine, id=id, mode=job.mode, submitted=now, plan=plan, log=log)
 
+    def text(self) -> str:
+        """The content of its file."""
+        return json_with_checksum({"schema": _SCHEMA, **asdict(self)})
+
 
 def write_record(run: RunDir, record: SubmissionRecord) -> None:
     """Write the record to the run directory; it replaces that of an earlier submission in this mode."""
-    text = json_with_checksum({"schema": _SCHEMA, **asdict(record)})
-    run.files().write(run.job(record.mode).name, text.encode())
+    run.files().write(run.job(record.mode).name, record.text().encode())
 
 
 def read_record(run: RunDir, mode: Mode = "fit") -> SubmissionRecord | None:

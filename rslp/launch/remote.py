@@ -209,7 +209,7 @@ def run_in_copy(
 
     Args:
         location: the run directory's URL.
-        command: the command, to which mode and copy are added as ``--mode`` and ``--run_dir``.
+        command: the command, to which copy and mode are added as ``--run_dir`` and ``--mode``.
         mode: fit needs the run's lease; predict needs earlier predictions, which others don't download.
         checkpoint: the checkpoint to evaluate, added as ``--checkpoint``; one of the run itself is taken from the copy.
         writes: whether this machine uploads results; of several machines only the first does, and the others wait
@@ -239,7 +239,7 @@ def run_in_copy(
             return PREEMPTED
         local_checkpoint = checkpoint and checkpoint.replace(location.rstrip("/"), str(folder))
         options = ("--checkpoint", local_checkpoint) if local_checkpoint else ()
-        supervisor.start((*command, "--mode", mode, "--run_dir", str(folder), *options))
+        supervisor.start((*command, "--run_dir", str(folder), "--mode", mode, *options))
         _sync_while_running(supervisor, uploader, location=location, lease=lease, writes=writes, timing=timing)
         if lease is not None and lease.lost.is_set():
             raise RunError(f"{location}: another job has taken the lease of this run; this job has ended")

@@ -24,7 +24,7 @@ from dotenv import dotenv_values
 
 import rslp
 from rslp.errors import LaunchError
-from rslp.io import full_disk, write_atomic
+from rslp.io import write_atomic
 from rslp.rundir import RUN_FILES, RunDir
 
 # Files that hold secrets, by their names, and folders of such files; samples and public keys do not.
@@ -365,20 +365,10 @@ def take_snapshot(tree: Tree | None = None, *, max_bytes: int = MAX_BYTES) -> Sn
 
 
 def send(snapshot: Snapshot, run: RunDir) -> None:
-    """Write the snapshot to a run directory, a folder or on an object store, unless the same bytes are there.
-
-    Raises:
-        StoreError: the store can't be reached.
-        LaunchError: the folder can't be written.
-    """
-    files = run.files()
-    try:
-        # The bytes are compared, not the size: every job would refuse a damaged snapshot.
-        if files.read(snapshot.name) != snapshot.content:
-            files.write(snapshot.name, snapshot.content)
-    except OSError as error:
-        message = f"{run.location}/{snapshot.name} can't be written: {error.strerror}"
-        raise full_disk(error, run.path / snapshot.name) or LaunchError(message) from error
+    """Write the snapshot to a run directory, a folder or on an object store, unless the same bytes are there."""
+    # The bytes are compared, not the size: every job would refuse a damaged snapshot.
+    if run.files().read(snapshot.name) != snapshot.content:
+        run.files().write(snapshot.name, snapshot.content)
 
 
 def _zip(files: dict[str, bytes]) -> bytes:

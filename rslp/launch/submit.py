@@ -12,7 +12,7 @@ from typing import Any
 from rslp.config import merge_configs, refuse_unrunnable
 from rslp.errors import RunError
 from rslp.io import Document, ObjectStore, dump_yaml, full_disk, is_remote, relativise_paths, with_checksum
-from rslp.launch.engines.engine import Engine, Plan, SubmissionUncertainError, ensure_not_active
+from rslp.launch.engines.engine import Engine, Plan, ensure_not_active, written
 from rslp.launch.job import Job, Mode
 from rslp.launch.lease import LeaseTiming, hold_lease
 from rslp.launch.record import SubmissionRecord
@@ -56,24 +56,12 @@ def install_config(run: RunDir, config: Mapping[str, Any], *, mode: Mode = "fit"
         RunError: another job trains in this directory, or it can't be written.
         StoreError: the store can't be reached.
     """
-    files, name = run.files(), run.config_of(mode).name
-    if mode in ("validate", "test") and files.read(name) is not None:
+    path = run.config_of(mode)
+    if mode in ("validate", "test") and run.files().read(path.name) is not None:
         yield
         return
-    with _reserved(run, mode):
-        with _as_run_error(run, run.config_of(mode)):
-            former = files.read(name)
-            files.write(name, with_checksum(dump_yaml(config)).encode())
-        try:
-            yield
-        except SubmissionUncertainError:
-            raise
-        except BaseException:
-            if former is None:
-                files.delete(name)
-            else:
-                files.write(name, former)
-            raise
+    with _reserved(run, mode), written(run, path, with_checksum(dump_yaml(config))):
+        yield
 
 
 @contextmanager
@@ -88,8 +76,11 @@ def _reserved(run: RunDir, mode: Mode) -> Iterator[None]:
     new_locks = [path for path in (run.lock, run.prediction_lock) if not path.exists()]
     try:
         with ExitStack() as stack:
-            with _as_run_error(run, run.path):
+            try:
                 stack.enter_context(run.locked(mode))
+            except OSError as error:
+                message = f"{run.path} can't be written: {error.strerror}; RSLP_PREFIX says where runs lie"
+                raise full_disk(error, run.path) or RunError(message) from error
             yield
     except BaseException:
         # A folder into which another process has meanwhile put files stays: `rmdir` fails.
@@ -99,16 +90,6 @@ def _reserved(run: RunDir, mode: Mode) -> Iterator[None]:
             for folder in new_folders:
                 folder.rmdir()
         raise
-
-
-@contextmanager
-def _as_run_error(run: RunDir, target: Path) -> Iterator[None]:
-    """Turn the system's error in this block into a ``RunError``, or into a ``DiskError`` where the disk is full."""
-    try:
-        yield
-    except OSError as error:
-        message = f"{run.path} can't be written: {error.strerror}; RSLP_PREFIX says where runs lie"
-        raise full_disk(error, target) or RunError(message) from error
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from rslp.launch.engines.beaker_client import (
     state_of,
 )
 from rslp.launch.engines.beaker_settings import BeakerSettings, beaker_settings
-from rslp.launch.engines.engine import Engine, Plan, SubmissionState, SubmissionUncertainError
+from rslp.launch.engines.engine import Engine, Plan, SubmissionState, written
 from rslp.launch.engines.options import EngineOptions
 from rslp.launch.job import Job, Mount
 from rslp.launch.lease import JOB_VARIABLE
@@ -117,28 +117,16 @@ class BeakerEngine(Engine[BeakerPlan]):
             StoreError: the run directory can't be reached.
         """
         (job,) = plan.jobs
-        files, path = job.run.files(), job.run.job(job.mode)
         send(plan.snapshot, job.run)
-        former = files.read(path.name)
         record = SubmissionRecord.of(job, engine="beaker", id=plan.name, plan=str(plan))
-        write_record(job.run, record)
-        try:
-            with connected(plan.workspace) as client:
-                identity = create_experiment(client, plan.name, plan.spec, timeout=plan.timeout)
-                print_message(f"Beaker experiment {plan.name}: {client.config.agent_address}/ex/{identity}")
-        except SubmissionUncertainError:
-            raise
-        except BaseException:
-            if former is None:
-                files.delete(path.name)
-            else:
-                files.write(path.name, former)
-            raise
+        with written(job.run, job.run.job(job.mode), record.text()), connected(plan.workspace) as client:
+            identity = create_experiment(client, plan.name, plan.spec, timeout=plan.timeout)
+            print_message(f"Beaker experiment {plan.name}: {client.config.agent_address}/ex/{identity}")
         record = replace(record, id=identity)
         try:
             write_record(job.run, record)
-            files.write(job.run.code.name, plan.snapshot.record().encode())
-        except (StoreError, OSError) as error:
+            job.run.files().write(job.run.code.name, plan.snapshot.record().encode())
+        except (StoreError, RunError, OSError) as error:
             print_message(f"warning: {error}; the record names the experiment, and does not know its id")
         return (record,)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from rslp.errors import LaunchError, RunError, UsageError
@@ -49,6 +51,32 @@ class Plan:
 
 
 EnginePlan = TypeVar("EnginePlan", bound=Plan)
+
+
+@contextmanager
+def written(run: RunDir, path: Path, content: str) -> Iterator[None]:
+    """Write a file of a run for a submission, which is the block; after an exception the former content is there again.
+
+    After a ``SubmissionUncertainError``, it stays.
+
+    Args:
+        run: the run directory, a folder or on an object store.
+        path: the file.
+        content: its new content.
+    """
+    files, name = run.files(), path.name
+    former = files.read(name)
+    files.write(name, content.encode())
+    try:
+        yield
+    except SubmissionUncertainError:
+        raise
+    except BaseException:
+        if former is None:
+            files.delete(name)
+        else:
+            files.write(name, former)
+        raise
 
 
 class Engine(ABC, Generic[EnginePlan]):

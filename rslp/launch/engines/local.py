@@ -93,7 +93,7 @@ class LocalEngine(Engine[LocalPlan]):
         record = _record(plan, process.pid)
         try:
             write_record(job.run, record)
-        except OSError:
+        except (OSError, RunError):
             # Without a record, nobody could follow or cancel it.
             process.kill()
             process.wait()

@@ -78,7 +78,7 @@ class SlurmEngine(Engine[Plan]):
             record = SubmissionRecord.of(job, engine="slurm", id=identity, plan=str(plan), log=str(job.run.logs / name))
             try:
                 write_record(job.run, record)
-            except OSError:
+            except (OSError, RunError):
                 slurm("scancel", number)
                 raise
             records.append(record)
