@@ -121,6 +121,8 @@ class Split(_Model):
     """Another table (CSV) to look the column up in, by the keys that it shares with the patterns."""
     size_m: float | None = None
     """Side of a block in metres; by default the largest that gives at least 20 blocks."""
+    like: str | None = None
+    """Another dataset: windows on its windows get the same split, which joint training of both needs."""
     buffer_m: float = 0
     """Windows nearer than this, in metres, to one of another split are left out (of the larger split)."""
     shares: dict[str, float] = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -257,5 +259,26 @@ def _keys(model: Any, key_path: KeyPath) -> list[str]:
 
 
 def folder_of(document: Document) -> Path:
-    """The folder that relative paths of a file start from."""
-    return Path(document.folder)
+    """The folder that relative paths of a file start from; below the current directory, it is relative to that."""
+    folder = Path(document.folder)
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def key_table() -> str:
+    """All keys, with defaults and meaning, as a table of Markdown: for docs/your_data.md."""
+    return "\n".join(["| key | default | meaning |", "|---|---|---|", *_key_rows(DatasetSpec, "")])
+
+
+def _key_rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, entry in model.model_fields.items():
+        inner = [t for t in (entry.annotation, *typing.get_args(entry.annotation)) if isinstance(t, type)]
+        models = [t for t in inner if issubclass(t, BaseModel)]
+        default = "required" if entry.is_required() else "" if entry.default is None else entry.default
+        default = str(default).lower() if isinstance(default, bool) else default
+        shown = (
+            "" if models and not entry.is_required() else f"`{default}`" if default not in ("", "required") else default
+        )
+        meaning = " ".join(str(entry.description).replace("``", "`").split())
+        yield f"| `{prefix}{name}` | {shown} | {meaning} |"
+        for part in models:
+            yield from _key_rows(part, f"{prefix}{name}.{'<input>.' if part is Images else ''}")

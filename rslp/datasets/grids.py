@@ -15,6 +15,7 @@ import shapely
 from pyproj import Transformer
 from rasterio.crs import CRS
 from rasterio.warp import Resampling, reproject
+from rslearn.dataset import Window
 from rslearn.utils.geometry import PixelBounds, Projection
 
 Array = npt.NDArray[Any]
@@ -204,6 +205,13 @@ def transformed(shape: Any, source: CRS, target: CRS) -> Any:
         return flat
     transformer = _transformer(source, target)
     return shapely.transform(flat, lambda xy: np.column_stack(transformer.transform(xy[:, 0], xy[:, 1])))
+
+
+def grid_of(window: Window) -> Grid:
+    """The pixels of a window of a dataset."""
+    projection, (x0, y0, x1, y1) = window.projection, window.bounds
+    x, y = projection.x_resolution, projection.y_resolution
+    return Grid(projection.crs, abs(x), abs(y), min(x0 * x, x1 * x), max(y0 * y, y1 * y), x1 - x0, y1 - y0)
 
 
 def lon_lat(grid: Grid) -> tuple[float, float]:

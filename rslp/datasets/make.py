@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 from rasterio.errors import RasterioError
 from rich.progress import Progress
+from rslearn.dataset import Dataset
+from upath import UPath
 
 from rslp.datasets import preview
-from rslp.datasets.chips import Chip, find_chips
+from rslp.datasets.chips import Chip, Places, find_chips
 from rslp.datasets.config import SPLITS, DatasetSpec
 from rslp.datasets.dataset_config import ENCODER_BANDS, Facts, InputOf, dataset_config
-from rslp.datasets.grids import lon_lat
+from rslp.datasets.grids import grid_of, lon_lat
 from rslp.datasets.labels import UNLABELLED, Labelled, LabelReader, number_classes, number_values
 from rslp.datasets.sources import Problems, Source, read_source
 from rslp.datasets.splits import Member, assign, block_of, choose_side, too_near
@@ -264,7 +266,10 @@ def _split(plan: _Plan, folder: Path, existing: Mapping[str, Mapping[str, Any]])
     """Choose the split of each window, and leave windows in the buffer out."""
     spec, problems = plan.spec.split, Problems()
     values = _split_values(plan, folder, problems)
-    members = [_member(plan, window, values.get(window.name), existing) for window in plan.windows]
+    fixed = {name: str(options["split"]) for name, options in existing.items()}
+    if spec.like is not None:
+        fixed = _splits_of(plan, folder / spec.like, problems) | fixed
+    members = [_member(plan, window, values.get(window.name), fixed.get(window.name)) for window in plan.windows]
     if spec.by == "column":
         plan.splits = {name: str(value) for name, value in values.items()}
         for window in plan.windows:
@@ -322,12 +327,31 @@ def _split_values(plan: _Plan, folder: Path, problems: Problems) -> dict[str, An
     return values
 
 
-def _member(plan: _Plan, window: Labelled, value: Any, existing: Mapping[str, Mapping[str, Any]]) -> Member:
+def _splits_of(plan: _Plan, path: Path, problems: Problems) -> dict[str, str]:
+    """The split of each window that lies on windows of another dataset; one on several splits is left out."""
+    if not (path / "config.json").is_file():
+        problems.add("split.like", f"{path} is no rslearn dataset")
+        return {}
+    others = [window for window in Dataset(UPath(path)).load_windows() if "split" in window.options]
+    places = Places([grid_of(window) for window in others])
+    splits: dict[str, set[str]] = {}
+    for window in plan.windows:
+        grid = window.chip.grid.part(*window.part)
+        # Less than a tenth of a pixel is a common edge.
+        inner = grid.box.buffer(-grid.x_size / 10)
+        splits[window.name] = {others[index].options["split"] for index in places.touching(inner, grid.crs)}
+    divided = {name for name, of_window in splits.items() if len(of_window) > 1}
+    if divided:
+        plan.notes.append(f"{len(divided)} windows lie on windows of several splits of {path.name} and are left out")
+        plan.windows = [window for window in plan.windows if window.name not in divided]
+    return {name: next(iter(of_window)) for name, of_window in splits.items() if len(of_window) == 1}
+
+
+def _member(plan: _Plan, window: Labelled, value: Any, fixed: str | None) -> Member:
     grid = window.chip.grid.part(*window.part)
     lon, lat = lon_lat(grid)
     width, height = grid.metres
     ties = window.ties | ({f"group {value}"} if plan.spec.split.by == "group" else set())
-    fixed = existing.get(window.name, {}).get("split")
     return Member(
         name=window.name, lon=lon, lat=lat, radius=math.hypot(grid.width * width, grid.height * height) / 2,
         counts=_counts(plan, window), ties=frozenset(ties), fixed=fixed,
