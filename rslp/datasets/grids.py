@@ -14,6 +14,7 @@ import rasterio
 import shapely
 from pyproj import Transformer
 from rasterio.crs import CRS
+from rasterio.errors import RasterioError
 from rasterio.warp import Resampling, reproject
 from rslearn.dataset import Window
 from rslearn.utils.geometry import PixelBounds, Projection
@@ -24,6 +25,10 @@ WGS84 = CRS.from_epsg(4326)
 _DEGREE = 111_320.0
 # Positions on two grids may differ by less than this many px for pixels to be copied; half a pixel is ambiguous.
 _TOLERANCE = 0.499
+
+
+class UnreadableFile(ValueError):
+    """A file whose pixels can't be read; the message names it."""
 
 
 class UnusableGrid(ValueError):
@@ -146,11 +151,14 @@ class RasterFile:
         """Read ``C H W`` of some pixels, which lie in the file; rows from north to south.
 
         Raises:
-            rasterio.errors.RasterioError: the file is damaged.
+            UnreadableFile: the file is damaged.
         """
         first = self.grid.height - row - height if self.flipped else row
-        with rasterio.open(self.path) as file:
-            values: Array = file.read(indexes, window=rasterio.windows.Window(column, first, width, height))
+        try:
+            with rasterio.open(self.path) as file:
+                values: Array = file.read(indexes, window=rasterio.windows.Window(column, first, width, height))
+        except (RasterioError, OSError) as error:
+            raise UnreadableFile(f"{self.path}: its pixels can't be read: {error.__cause__ or error}") from None
         return values[:, ::-1] if self.flipped else values
 
     def read_on(self, grid: Grid, fill: float) -> Array:

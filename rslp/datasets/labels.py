@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import shapely
-from rasterio.errors import RasterioError
 from rasterio.features import rasterize
 
 from rslp.datasets.chips import Chip, Part, Places, window_name
 from rslp.datasets.config import DatasetSpec
-from rslp.datasets.grids import Array, RasterFile, transformed
+from rslp.datasets.grids import Array, RasterFile, UnreadableFile, transformed
 from rslp.datasets.sources import Match, Problems, read_headers
 from rslp.datasets.tables import Row, column_of, read_table
 
@@ -105,6 +104,8 @@ class LabelReader:
         for match, raster, chip in self._matched(str(labels.files)):
             area = chip.grid.cover(transformed(raster.grid.box, raster.grid.crs, chip.grid.crs))
             if area is None:
+                where = f"{chip.name} (its CRS is {raster.grid.crs}, the image's {chip.grid.crs})"
+                self.problems.add(match.path, f"lies nowhere on its image {where}")
                 continue
             values = self._on_chip(match.path, raster, chip, area)
             if values is None:
@@ -176,8 +177,8 @@ class LabelReader:
             else:
                 self.problems.add(path, _other_grid(raster, chip))
                 return None
-        except RasterioError as error:
-            self.problems.add(path, f"its pixels can't be read: {error}")
+        except UnreadableFile as error:
+            self.problems.lines.append(str(error))
             return None
         if nodata is not None:
             values[values == nodata] = np.nan

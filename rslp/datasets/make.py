@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rasterio.errors import RasterioError
 from rich.progress import Progress
 from rslearn.dataset import Dataset
 from upath import UPath
@@ -21,7 +20,7 @@ from rslp.datasets import preview
 from rslp.datasets.chips import Chip, Places, find_chips
 from rslp.datasets.config import SPLITS, DatasetSpec
 from rslp.datasets.dataset_config import ENCODER_BANDS, Facts, InputOf, dataset_config
-from rslp.datasets.grids import grid_of, lon_lat
+from rslp.datasets.grids import UnreadableFile, grid_of, lon_lat
 from rslp.datasets.labels import UNLABELLED, Labelled, LabelReader, number_classes, number_values
 from rslp.datasets.sources import Problems, Source, read_source
 from rslp.datasets.splits import Member, assign, block_of, choose_side, too_near
@@ -253,7 +252,7 @@ def _units(spec: DatasetSpec, source: Source) -> str | None:
         corner = (grid.width - width) // 2, (grid.height - height) // 2
         try:
             values = file.raster.read(*corner, width, height, indexes=list(file.indexes)).astype(np.float64)
-        except RasterioError:
+        except UnreadableFile:
             continue
         valid = np.isfinite(values) & (values != 0) & (values != (source.nodata or 0)) & (values > -9999)
         if valid.any():
@@ -378,8 +377,8 @@ def _write(plan: _Plan, half: Path, existing: Mapping[str, Mapping[str, Any]]) -
         for window in progress.track(plan.windows, description="Writing windows"):
             try:
                 content = read_content(window, plan.sources, plan.column)
-            except (RasterioError, OSError) as error:
-                problems.add(window.where, f"an image of {window.chip.name} can't be read: {error.__cause__ or error}")
+            except UnreadableFile as error:
+                problems.lines.append(str(error))
                 continue
             before = existing.get(window.name)
             if before is not None:

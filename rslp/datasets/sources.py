@@ -99,7 +99,7 @@ def matches(pattern: str, folder: Path, problems: Problems) -> list[Match]:
 
     Args:
         pattern: a path with keys in braces, ``{chip}``, and dates with a format, ``{date:%Y%m%d}`` or ``{start:…}`` and
-            ``{end:…}``; relative to the folder.
+            ``{end:…}``, and ``*`` for anything but a ``/``; relative to the folder.
         folder: the folder of the file that has the pattern.
         problems: takes what is wrong.
     """
@@ -121,15 +121,19 @@ def matches(pattern: str, folder: Path, problems: Problems) -> list[Match]:
         else:
             inner = "[^/]+"
         group = f"(?P={name})" if f"(?P<{name}>" in expression else f"(?P<{name}>{inner})"
-        expression += re.escape(literal) + group
+        expression += _regex(literal) + group
         glob += _literal(literal) + "*"
-    expression += re.escape(pattern[cursor:])
+    expression += _regex(pattern[cursor:])
     glob += _literal(pattern[cursor:])
     return _matching(pattern, re.compile(expression), glob, folder, dates, problems)
 
 
 def _literal(text: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", text)
+    return re.sub(r"([?[])", r"[\1]", text)
+
+
+def _regex(text: str) -> str:
+    return re.escape(text).replace(r"\*", "[^/]*")
 
 
 def _matching(

@@ -101,7 +101,7 @@ def read_content(window: Labelled, sources: Sequence[Source], column: str) -> Co
         column: the property that holds the label.
 
     Raises:
-        rasterio.errors.RasterioError: a file is damaged.
+        UnreadableFile: a file is damaged.
     """
     grid = window.chip.grid.part(*window.part)
     files = window.chip.files_of(window.part)
