@@ -371,7 +371,6 @@ def _counts(plan: _Plan, window: Labelled) -> dict[str, float]:
 def _write(plan: _Plan, half: Path, existing: Mapping[str, Mapping[str, Any]]) -> int:
     """Write the windows that are new; raises if one that was written before has other content now."""
     dataset = create(half, plan.layers)
-    nodata = {LABEL: plan.nodata, **{source.name: source.nodata for source in plan.sources}}
     problems, new = Problems(), 0
     with Progress(transient=True) as progress:
         for window in progress.track(plan.windows, description="Writing windows"):
@@ -387,7 +386,7 @@ def _write(plan: _Plan, half: Path, existing: Mapping[str, Mapping[str, Any]]) -
                     problems.add(window.where, f"{message}the whole dataset")
                 continue
             options = {"split": plan.splits[window.name], "content": content.fingerprint}
-            write_window(dataset, window.name, content, options, nodata)
+            write_window(dataset, window.name, content, options, plan.nodata)
             new += 1
     problems.raise_any()
     return new

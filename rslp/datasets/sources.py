@@ -81,7 +81,7 @@ class Source:
         name: the input.
         bands: names of the bands, in the order of ``indexes`` of the files.
         dtype: data type in which they are stored.
-        nodata: the value of pixels without a measurement.
+        nodata: the value of pixels without a measurement in the files; one other than 0 is stored as NaN.
         files: the images.
         notes: what was decided for them, in words.
     """
@@ -202,6 +202,9 @@ def read_source(name: str, images: Images, folder: Path, problems: Problems) -> 
     if images.nodata is None and len(declared) > 1:
         problems.add(f"images.{name}", f"its files declare different nodata values: {', '.join(map(str, declared))}")
     nodata = images.nodata if images.nodata is not None else next(iter(declared), None)
+    if nodata is not None and nodata != 0:
+        dtype = "float32"
+        notes.append(f"{name}: pixels of the nodata value {nodata:g} are stored as NaN, in float32")
     return Source(name, bands, dtype, nodata, tuple(files), tuple(notes))
 
 

@@ -135,6 +135,9 @@ def _image(chip: Chip, part: Part, files: Sequence[ImageFile], source: Source) -
         bounds = target.bounds
     layers = [_read_padded(file, target, source) for file in files]
     values = np.stack(layers, axis=1).astype(source.dtype, copy=False)
+    if source.nodata:
+        # A declared nodata value would not do: where only some bands have it, GDAL changes it to a value beside it.
+        values[values == np.float32(source.nodata)] = np.nan
     return Image(target.projection, bounds, values, tuple(file.span for file in files if file.span))
 
 
@@ -150,7 +153,7 @@ def _read_padded(file: ImageFile, target: Grid, source: Source) -> Array:
     values = file.raster.read(x0, y0, x1 - x0, y1 - y0, indexes=list(file.indexes))
     if values.shape[1:] == (target.height, target.width):
         return values
-    padded = np.full((len(values), target.height, target.width), fill, dtype=values.dtype)
+    padded = np.full((len(values), target.height, target.width), fill, dtype=source.dtype)
     padded[:, y0 - row : y1 - row, x0 - column : x1 - column] = values
     return padded
 
@@ -166,7 +169,7 @@ def create(root: Path, layers: Mapping[str, Any]) -> Dataset:
 
 
 def write_window(
-    dataset: Dataset, name: str, content: Content, options: Mapping[str, Any], nodata: Mapping[str, float | None]
+    dataset: Dataset, name: str, content: Content, options: Mapping[str, Any], nodata: float | None
 ) -> None:
     """Write one window.
 
@@ -175,7 +178,7 @@ def write_window(
         name: the window's name.
         content: images and label.
         options: its split and other facts, by which a data module chooses windows.
-        nodata: by layer the value of pixels without a measurement or label.
+        nodata: the value of pixels without a label.
     """
     spans = [span for image in content.images.values() for span in image.spans]
     window = Window(
@@ -190,15 +193,13 @@ def write_window(
     )
     window.save()
     for layer, image in content.images.items():
-        raster = RasterArray(
-            array=image.values, timestamps=list(image.spans), metadata=RasterMetadata(nodata_value=nodata[layer])
-        )
+        raster = RasterArray(array=image.values, timestamps=list(image.spans))
         _write_raster(dataset, window, layer, image.projection, image.bounds, raster)
     if content.raster is not None:
         label = RasterArray(
             chw_array=content.raster[np.newaxis],
             time_range=window.time_range,
-            metadata=RasterMetadata(nodata_value=nodata[LABEL]),
+            metadata=RasterMetadata(nodata_value=nodata),
         )
         _write_raster(dataset, window, LABEL, window.projection, window.bounds, label)
     else:
