@@ -271,6 +271,12 @@ def _split(plan: _Plan, folder: Path, existing: Mapping[str, Mapping[str, Any]])
     members = [_member(plan, window, values.get(window.name), fixed.get(window.name)) for window in plan.windows]
     if spec.by == "column":
         plan.splits = {name: str(value) for name, value in values.items()}
+        of_object: dict[str, set[str]] = {}
+        for window in plan.windows:
+            for tie in window.ties:
+                of_object.setdefault(tie, set()).add(plan.splits[window.name])
+        if divided := sum(len(splits) > 1 for splits in of_object.values()):
+            plan.notes.append(f"{divided} objects lie in several splits, as the column {spec.column} says")
         for window in plan.windows:
             split = plan.splits.get(window.name)
             if split is not None and split not in SPLITS:

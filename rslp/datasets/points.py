@@ -1,4 +1,4 @@
-"""From pixel time series in arrays or tables to a dataset that rslearn reads: one window of one pixel per point."""
+"""Pixel time series become a dataset that rslearn reads: one window of one pixel for each point."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import rasterio.warp
 import shapely
-from rasterio.crs import CRS
 from rslearn.dataset import Dataset, Window
-from rslearn.dataset.storage.sqlite import SQLiteWindowStorage
 from rslearn.utils.feature import Feature
 from rslearn.utils.geometry import Projection, STGeometry
 from rslearn.utils.get_utm_ups_crs import get_utm_ups_crs
@@ -27,12 +24,14 @@ from rslearn.utils.raster_format import NumpyRasterFormat
 from rslearn.utils.vector_format import GeojsonVectorFormat
 from upath import UPath
 
+from rslp.datasets.config import Span
+from rslp.datasets.grids import WGS84
 from rslp.errors import DataError
+from rslp.upstream.datasets import write_unsynced
 
 GROUP = "points"
 LABEL = "label"
 RESOLUTION = 10  # metres a pixel
-Span = tuple[datetime, datetime]
 
 # The places and states of all windows lie in one file, in place of several small ones for each window.
 _STORAGE = {"class_path": "rslearn.dataset.storage.sqlite.SQLiteWindowStorageFactory"}
@@ -124,8 +123,7 @@ def _create(path: Path, bands: Mapping[str, tuple[str, ...]]) -> Dataset:
     dataset = Dataset(UPath(path))
     # Waiting for the disk at each of ten thousand small writes is most of the time; a half-written dataset is written
     # anew anyway.
-    if isinstance(dataset.storage, SQLiteWindowStorage):
-        dataset.storage._get_connection().execute("PRAGMA synchronous=OFF")
+    write_unsynced(dataset)
     return dataset
 
 
@@ -174,7 +172,7 @@ def _write_series(window: Window, layer: str, series: SensorSeries) -> None:
     if not seen.any():
         return
     values = series.values[seen].T.astype(np.float32)[:, :, np.newaxis, np.newaxis]
-    raster = RasterArray(array=values, timestamps=[s for s, kept in zip(series.spans, seen, strict=True) if kept])
+    raster = RasterArray(array=values, timestamps=[s for s, valid in zip(series.spans, seen, strict=True) if valid])
     with window.data.open_layer_writer(layer) as writer:
         writer.write_raster(list(series.bands), NumpyRasterFormat(), window.projection, window.bounds, raster)
     window.mark_layer_completed(layer)
@@ -183,7 +181,7 @@ def _write_series(window: Window, layer: str, series: SensorSeries) -> None:
 def _pixel(lon: float, lat: float) -> tuple[Projection, int, int]:
     """The pixel grid of the point's UTM zone, and the column and row of the pixel that holds it."""
     projection = _zone(math.floor((lon + 180) / 6), lat >= 0)
-    [east], [north] = rasterio.warp.transform(_wgs84(), projection.crs, [lon], [lat])
+    [east], [north] = rasterio.warp.transform(WGS84, projection.crs, [lon], [lat])
     return projection, math.floor(east / RESOLUTION), math.floor(-north / RESOLUTION)
 
 
@@ -191,8 +189,3 @@ def _pixel(lon: float, lat: float) -> tuple[Projection, int, int]:
 def _zone(number: int, northern: bool) -> Projection:
     crs = get_utm_ups_crs(min(number * 6 - 177, 179), 1 if northern else -1)
     return Projection(crs, RESOLUTION, -RESOLUTION)
-
-
-@cache
-def _wgs84() -> CRS:
-    return CRS.from_epsg(4326)
