@@ -6,12 +6,24 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from rslearn.dataset import Dataset
 from scipy.spatial import cKDTree
+from upath import UPath
 
+from rslp.datasets.chips import Places
 from rslp.datasets.config import SPLITS
+from rslp.datasets.grids import grid_of, lon_lat
+from rslp.datasets.labels import Labelled
+from rslp.datasets.plan import Plan
+from rslp.datasets.sources import Problems
+from rslp.datasets.tables import read_table
+from rslp.errors import UserError
+from rslp.suggest import did_you_mean
 
 _DEGREE = 111_320.0
 _EARTH = 6_371_000.0
@@ -158,3 +170,117 @@ def too_near(members: Sequence[Member], splits: Mapping[str, str], buffer: float
 
 def _hash(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
+
+
+def choose_splits(plan: Plan, folder: Path, existing: Mapping[str, Mapping[str, Any]]) -> None:
+    """Choose the split of each window of a plan, and leave windows in the buffer out.
+
+    Args:
+        plan: the plan; its splits, windows and notes are changed.
+        folder: the folder that paths are relative to.
+        existing: the options of windows that were written before, whose splits stay.
+
+    Raises:
+        UserError: a split has no window, or a column is missing or has other values.
+    """
+    spec, problems = plan.spec.split, Problems()
+    values = _split_values(plan, folder, problems)
+    fixed = {name: str(options["split"]) for name, options in existing.items()}
+    if spec.like is not None:
+        fixed = _splits_of(plan, folder / spec.like, problems) | fixed
+    problems.raise_any()
+    members = [_member(plan, window, values.get(window.name), fixed.get(window.name)) for window in plan.windows]
+    plan.splits = _by_column(plan, values) if spec.by == "column" else _by_place(plan, members)
+    left_out = too_near(members, plan.splits, spec.buffer_m) - existing.keys()
+    if left_out:
+        plan.notes.append(f"{len(left_out)} windows lie within {spec.buffer_m:g} m of another split and are left out")
+        plan.windows = [window for window in plan.windows if window.name not in left_out]
+    counts = Counter(plan.splits[window.name] for window in plan.windows)
+    wanted, reason = list(spec.shares), "too few blocks or groups hold windows; lower split.size_m"
+    if spec.by == "column":
+        wanted, reason = ["train", "val"], f"the column {spec.column} does not name it"
+    if missing := [split for split in wanted if not counts[split]]:
+        raise UserError(f"split: no window is in {', '.join(missing)}: {reason}")
+
+
+def _by_column(plan: Plan, values: Mapping[str, Any]) -> dict[str, str]:
+    """The splits that a column names."""
+    problems, of_object = Problems(), dict[str, set[str]]()
+    for window in plan.windows:
+        split = str(values[window.name])
+        if split not in SPLITS:
+            problems.add(window.where, f"its split {split!r} is none of {', '.join(SPLITS)}")
+        for tie in window.ties:
+            of_object.setdefault(tie, set()).add(split)
+    problems.raise_any()
+    if divided := sum(len(splits) > 1 for splits in of_object.values()):
+        plan.notes.append(f"{divided} objects lie in several splits, as the column {plan.spec.split.column} says")
+    return {name: str(value) for name, value in values.items()}
+
+
+def _by_place(plan: Plan, members: Sequence[Member]) -> dict[str, str]:
+    """The splits of blocks of ground, or of groups."""
+    spec = plan.spec.split
+    if spec.by == "blocks":
+        side = spec.size_m or choose_side(members)
+        blocks = [block_of(m.lon, m.lat, side) for m in members]
+        members = [replace(m, ties=m.ties | {f"block {b}"}) for m, b in zip(members, blocks, strict=True)]
+        if spec.size_m is None:
+            plan.notes.append(f"splits by blocks of {side / 1000:g} km: {len(set(blocks))} blocks (split.size_m)")
+    return assign(members, spec.shares)
+
+
+def _split_values(plan: Plan, folder: Path, problems: Problems) -> dict[str, Any]:
+    """The value of the split's column for each window."""
+    spec = plan.spec.split
+    if spec.column is None:
+        return {}
+    rows: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    keys: list[str] = []
+    if spec.table is not None:
+        table = read_table(folder / spec.table, plan.spec.labels, problems)
+        columns = table.rows[0].values.keys() if table.rows else set()
+        keys = sorted({key for window in plan.windows for key in window.chip.keys} & columns)
+        if not keys:
+            problems.add(folder / spec.table, "has no column that is a key of the images' paths")
+            return {}
+        rows = {tuple(str(row.values[key]) for key in keys): row.values for row in table.rows}
+    values = {}
+    for window in plan.windows:
+        of_window = {**window.values, **rows.get(tuple(str(window.values.get(key)) for key in keys), {})}
+        if of_window.get(spec.column) in (None, ""):
+            hint = did_you_mean(spec.column, of_window, otherwise="there are")
+            problems.add(window.where, f"has no value of split.column {spec.column!r}{hint}")
+        values[window.name] = of_window.get(spec.column)
+    return values
+
+
+def _splits_of(plan: Plan, path: Path, problems: Problems) -> dict[str, str]:
+    """The split of each window that lies on windows of another dataset; one on several splits is left out."""
+    if not (path / "config.json").is_file():
+        problems.add("split.like", f"{path} is no rslearn dataset")
+        return {}
+    others = [window for window in Dataset(UPath(path)).load_windows() if "split" in window.options]
+    places = Places([grid_of(window) for window in others])
+    splits: dict[str, set[str]] = {}
+    for window in plan.windows:
+        grid = window.chip.grid.part(*window.part)
+        # Less than a tenth of a pixel is a common edge.
+        inner = grid.box.buffer(-grid.x_size / 10)
+        splits[window.name] = {others[index].options["split"] for index in places.touching(inner, grid.crs)}
+    divided = {name for name, of_window in splits.items() if len(of_window) > 1}
+    if divided:
+        plan.notes.append(f"{len(divided)} windows lie on windows of several splits of {path.name} and are left out")
+        plan.windows = [window for window in plan.windows if window.name not in divided]
+    return {name: next(iter(of_window)) for name, of_window in splits.items() if len(of_window) == 1}
+
+
+def _member(plan: Plan, window: Labelled, value: Any, fixed: str | None) -> Member:
+    grid = window.chip.grid.part(*window.part)
+    lon, lat = lon_lat(grid)
+    width, height = grid.metres
+    ties = window.ties | ({f"group {value}"} if plan.spec.split.by == "group" else set())
+    return Member(
+        name=window.name, lon=lon, lat=lat, radius=math.hypot(grid.width * width, grid.height * height) / 2,
+        counts=plan.counts(window), ties=frozenset(ties), fixed=fixed,
+    )  # fmt: skip
