@@ -30,12 +30,14 @@ class InputOf:
         bands: its bands, in the order in which a sample has them.
         units: the unit of its values; None for inputs without known units.
         required: whether windows without it are left out.
+        all_groups: whether the layer has an item group for each date, all of which are read.
     """
 
     layer: str
     bands: Sequence[str]
     units: str | None = None
     required: bool = True
+    all_groups: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,7 @@ def dataset_config(facts: Facts) -> str:
             "dtype": "FLOAT32",
             "passthrough": True,
             **({} if spec.required else {"required": False}),
+            **({"load_all_layers": True, "load_all_item_groups": True} if spec.all_groups else {}),
         }
         for name, spec in facts.inputs.items()
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rich.progress import Progress
 from rslp.datasets import preview
 from rslp.datasets.config import SPLITS, DatasetSpec
 from rslp.datasets.dataset_config import ENCODER_BANDS, Facts, InputOf, dataset_config
+from rslp.datasets.existing import existing_facts
 from rslp.datasets.grids import UnreadableFile
 from rslp.datasets.plan import Plan, make_plan
 from rslp.datasets.sources import Problems
@@ -70,6 +71,14 @@ def make(spec: DatasetSpec, folder: Path, *, command: str, overwrite: bool = Fal
     """
     path = folder / spec.path
     config = folder / spec.config if spec.config else path.with_name(f"{path.name}.yaml")
+    header = (f"Written by: {command}", "A dataset config, see docs/dataset_config.md.")
+    if spec.dataset:
+        facts, counts = existing_facts(spec, folder, config, header)
+        notes = [f"{name}: the values look like {entry.units}" for name, entry in facts.inputs.items() if entry.units]
+        summary = Summary(
+            path=str(path), config=str(config), windows=counts, counts={}, new=0, shift=0, notes=tuple(notes)
+        )
+        return _write_config(config, dataset_config(facts), summary, overwrite=overwrite)
     plan = make_plan(spec, folder)
     existing = existing_options(path, plan.layers, overwrite=overwrite)
     choose_splits(plan, folder, existing)
@@ -78,7 +87,7 @@ def make(spec: DatasetSpec, folder: Path, *, command: str, overwrite: bool = Fal
         summary = _summary(plan, path, config, new)
         preview.draw(half, plan.windows, plan.splits, plan.sources[0], plan.classes)
         (half / STAMP).write_text(_as_json(summary), encoding="utf-8")
-        text = dataset_config(_facts(plan, path, config, command))
+        text = dataset_config(_facts(plan, path, config, header))
         summary = _write_config(config, text, summary, overwrite=overwrite)
         land(half, path, add=bool(existing))
     return summary
@@ -134,7 +143,7 @@ def _as_json(summary: Summary) -> str:
     return json.dumps(summary.__dict__, indent=2, ensure_ascii=False) + "\n"
 
 
-def _facts(plan: Plan, path: Path, config: Path, command: str) -> Facts:
+def _facts(plan: Plan, path: Path, config: Path, header: Sequence[str]) -> Facts:
     spec = plan.spec
     sizes = [max(window.part[2:]) for window in plan.windows]
     inputs = {
@@ -151,7 +160,7 @@ def _facts(plan: Plan, path: Path, config: Path, command: str) -> Facts:
         label_layer=LABEL, column=plan.column, classes=plan.classes, nodata=plan.nodata, spread=plan.spread,
         box_size=spec.labels.box_size, size=max(sizes), splits=sorted(set(plan.splits.values())),
         encoder=spec.encoder, group=GROUP,
-        header=(f"Written by: {command}", "A dataset config, see docs/dataset_config.md."),
+        header=header,
     )  # fmt: skip
 
 

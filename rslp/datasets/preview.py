@@ -11,9 +11,9 @@ import shapely
 from PIL import Image, ImageDraw
 
 from rslp.datasets.chips import coverage
-from rslp.datasets.classes import UNLABELLED
 from rslp.datasets.grids import Array, Grid
 from rslp.datasets.labels import Labelled
+from rslp.datasets.plan import UNLABELLED
 from rslp.datasets.sources import Source
 
 # Windows of a picture, their columns, and px: the side of an image, the height of the text above it.
