@@ -81,6 +81,8 @@ class Labels(_Model):
     """With ``dataset``: the layer that holds the labels. Of a GeoPackage: the layer to read."""
     column: str | None = None
     """The column (property) that holds the label."""
+    date: str | None = None
+    """Pixel series: the column of dates of a table with a row for each pixel (``id``) and date, and a column a band."""
     id: str | None = None
     """The column that names an object; all windows of one object are in one split."""
     lon: str = "lon"
@@ -163,15 +165,23 @@ class DatasetSpec(_Model):
     encoder: Encoder = "helios"
     """The encoder for which the dataset config normalises."""
 
+    @property
+    def series(self) -> bool:
+        """Whether the table holds series of pixels, with the values of images."""
+        return self.labels.date is not None or str(self.labels.table).endswith(".npz")
+
     @model_validator(mode="after")
     def _check(self) -> DatasetSpec:
         if not self.images:
             raise ValueError("images names no input")
         if self.dataset:
             return self
-        if lacking := [name for name, images in self.images.items() if images.files is None]:
-            raise ValueError(f"images.{lacking[0]} has no files")
         labels = self.labels
+        if self.series:
+            if lacking := [name for name, images in self.images.items() if images.files or not images.bands]:
+                raise ValueError(f"images.{lacking[0]}: of a table of pixel series, say the bands and no files")
+        elif lacking := [name for name, images in self.images.items() if images.files is None]:
+            raise ValueError(f"images.{lacking[0]} has no files")
         if (labels.files is None) == (labels.table is None):
             raise ValueError("labels must have either files (rasters) or a table")
         if labels.table is not None and labels.column is None:

@@ -129,7 +129,7 @@ def _input(spec: DatasetSpec, name: str, dataset: Dataset, windows: Sequence[Win
 
 def _values(windows: Sequence[Window], layer: str, column: str, path: Path, problems: Problems) -> list[Any]:
     """The labels of some windows; problems if there are none, or numbers that are not finite."""
-    values, names = [], set()
+    values, names = [], set[str]()
     for window in windows[:: max(1, len(windows) // _LABELS)]:
         if not window.is_layer_completed(layer):
             continue

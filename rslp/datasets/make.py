@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.progress import Progress
 
 from rslp.datasets import preview
@@ -17,9 +19,10 @@ from rslp.datasets.config import SPLITS, DatasetSpec
 from rslp.datasets.dataset_config import ENCODER_BANDS, Facts, InputOf, dataset_config
 from rslp.datasets.existing import existing_facts
 from rslp.datasets.grids import UnreadableFile
-from rslp.datasets.plan import Plan, make_plan
+from rslp.datasets.plan import Plan, guessed_units, make_plan
+from rslp.datasets.points import PixelSeries, read_series, write_points_dataset
 from rslp.datasets.sources import Problems
-from rslp.datasets.splits import choose_splits
+from rslp.datasets.splits import choose_splits, split_points
 from rslp.datasets.write import (
     GROUP,
     LABEL,
@@ -31,6 +34,7 @@ from rslp.datasets.write import (
     read_content,
     write_window,
 )
+from rslp.errors import UserError
 from rslp.io import write_atomic
 
 
@@ -79,6 +83,8 @@ def make(spec: DatasetSpec, folder: Path, *, command: str, overwrite: bool = Fal
             path=str(path), config=str(config), windows=counts, counts={}, new=0, shift=0, notes=tuple(notes)
         )
         return _write_config(config, dataset_config(facts), summary, overwrite=overwrite)
+    if spec.series:
+        return _make_series(spec, folder, path, config, header=header, overwrite=overwrite)
     plan = make_plan(spec, folder)
     existing = existing_options(path, plan.layers, overwrite=overwrite)
     choose_splits(plan, folder, existing)
@@ -91,6 +97,72 @@ def make(spec: DatasetSpec, folder: Path, *, command: str, overwrite: bool = Fal
         summary = _write_config(config, text, summary, overwrite=overwrite)
         land(half, path, add=bool(existing))
     return summary
+
+
+def _make_series(
+    spec: DatasetSpec, folder: Path, path: Path, config: Path, *, header: Sequence[str], overwrite: bool
+) -> Summary:
+    """Write a dataset of pixel series, always as a whole."""
+    problems = Problems()
+    points = read_series(spec, folder, problems)
+    column = str(spec.labels.column)
+    ignored = {str(value) for value in spec.labels.ignore}
+    points = [point for point in points if str(point.label[column]) not in ignored]
+    if not points and not problems.lines:
+        problems.add("labels", "no pixel has a label")
+    if spec.task == "regression":
+        points = [replace(point, label={column: _finite(point, column, problems)}) for point in points]
+    problems.raise_any()
+    points, note = split_points(spec, points, problems)
+    existing_options(path, {}, overwrite=True)
+    if (path / STAMP).is_file() and not overwrite:
+        raise UserError(f"{path}: exists; pixel series are written as a whole: --overwrite true replaces it")
+    with beside(path) as half:
+        write_points_dataset(half, points)
+        windows = Counter(point.split for point in points)
+        counts: dict[str, Counter[str]] = {}
+        for point in points if spec.task != "regression" else []:
+            counts.setdefault(str(point.label[column]), Counter())[point.split] += 1
+        summary = Summary(
+            path=str(path), config=str(config), windows={s: windows[s] for s in SPLITS if windows[s]}, counts=counts,
+            new=len(points), shift=0, notes=(note,) if note else (),
+        )  # fmt: skip
+        (half / STAMP).write_text(_as_json(summary), encoding="utf-8")
+        text = dataset_config(_facts_of_series(spec, points, path, config, header))
+        summary = _write_config(config, text, summary, overwrite=overwrite)
+        land(half, path, add=False)
+    return summary
+
+
+def _finite(point: PixelSeries, column: str, problems: Problems) -> float:
+    try:
+        value = float(point.label[column])
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        problems.add(point.name, f"its label {point.label[column]!r} is no number")
+    return value
+
+
+def _facts_of_series(
+    spec: DatasetSpec, points: Sequence[PixelSeries], path: Path, config: Path, header: Sequence[str]
+) -> Facts:
+    column = str(spec.labels.column)
+    inputs = {}
+    for name, images in spec.images.items():
+        samples = [point.sensors[name].values for point in points[:500]]
+        never = any(np.isnan(point.sensors[name].values).any(axis=1).all() for point in points)
+        units = images.units or guessed_units(name, samples)
+        inputs[name] = InputOf(layer=name, bands=images.bands or (), units=units, required=not never)
+    numbers = [point.label[column] for point in points] if spec.task == "regression" else [0.0]
+    named = list(spec.labels.classes.values()) if isinstance(spec.labels.classes, dict) else spec.labels.classes
+    classes = named or sorted({str(point.label[column]) for point in points})
+    return Facts(
+        path=os.path.relpath(path, config.parent), task=spec.task, name=spec.name or path.name, inputs=inputs,
+        label_layer=LABEL, column=column, classes=classes if spec.task == "classification" else (),
+        spread=float(np.std(numbers)), splits=sorted({point.split for point in points}), encoder=spec.encoder,
+        header=header,
+    )  # fmt: skip
 
 
 def _write(plan: Plan, half: Path, existing: Mapping[str, Mapping[str, Any]]) -> int:

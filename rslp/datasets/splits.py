@@ -16,10 +16,11 @@ from scipy.spatial import cKDTree
 from upath import UPath
 
 from rslp.datasets.chips import Places
-from rslp.datasets.config import SPLITS
+from rslp.datasets.config import SPLITS, DatasetSpec
 from rslp.datasets.grids import grid_of, lon_lat
 from rslp.datasets.labels import Labelled
 from rslp.datasets.plan import Plan
+from rslp.datasets.points import PixelSeries
 from rslp.datasets.sources import Problems
 from rslp.datasets.tables import read_table
 from rslp.errors import UserError
@@ -228,6 +229,34 @@ def _by_place(plan: Plan, members: Sequence[Member]) -> dict[str, str]:
         if spec.size_m is None:
             plan.notes.append(f"splits by blocks of {side / 1000:g} km: {len(set(blocks))} blocks (split.size_m)")
     return assign(members, spec.shares)
+
+
+def split_points(spec: DatasetSpec, points: Sequence[PixelSeries], problems: Problems) -> tuple[list[PixelSeries], str]:
+    """Choose the splits of pixels; returns them, and a note on blocks."""
+    split, column, note = spec.split, spec.labels.column or "", ""
+    values = {point.name: point.tags.get(split.column or "") for point in points}
+    if split.by != "blocks":
+        for point in points:
+            if values[point.name] is None or (split.by == "column" and values[point.name] not in SPLITS):
+                problems.add(point.name, f"{split.column}: {values[point.name]!r} is no {split.by} of splits")
+        problems.raise_any()
+    if split.by == "column":
+        return [replace(point, split=str(values[point.name])) for point in points], note
+    members = [
+        Member(
+            name=point.name, lon=point.lon, lat=point.lat, radius=7,
+            counts={"pixels" if "regression" in spec.task else str(point.label[column]): 1},
+            ties=frozenset({f"group {values[point.name]}"} if split.by == "group" else ()),
+        )
+        for point in points
+    ]  # fmt: skip
+    if split.by == "blocks":
+        side = split.size_m or choose_side(members)
+        members = [replace(m, ties=frozenset({f"block {block_of(m.lon, m.lat, side)}"})) for m in members]
+        note = f"splits by blocks of {side / 1000:g} km (split.size_m)"
+    splits = assign(members, split.shares)
+    left_out = too_near(members, splits, split.buffer_m)
+    return [replace(point, split=splits[point.name]) for point in points if point.name not in left_out], note
 
 
 def _split_values(plan: Plan, folder: Path, problems: Problems) -> dict[str, Any]:
