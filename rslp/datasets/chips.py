@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,22 +45,14 @@ class Chip:
         }
         return {name: files for name, files in covering.items() if files}
 
-    def tiles(self, area: Part, size: int | None) -> Iterator[tuple[Part, frozenset[str]]]:
-        """Cut an area of the chip into squares; the last of a row or column overlaps the one before it.
-
-        Returns:
-            Each part, and the ties of those that overlap: they must not be in different splits.
-        """
+    @staticmethod
+    def tiles(area: Part, size: int | None) -> list[Part]:
+        """Cut an area into squares; where they do not fit, the last of a row or column overlaps the one before it."""
         column, row, width, height = area
-        if size is None or (width <= size and height <= size):
-            yield area, frozenset()
-            return
-        columns, rows = _starts(width, size), _starts(height, size)
-        uneven = width % size > 0 or height % size > 0
-        tie = frozenset({f"overlapping tiles of {self.name} {column} {row}"} if uneven else ())
-        for y in rows:
-            for x in columns:
-                yield (column + x, row + y, min(size, width), min(size, height)), tie
+        if size is None:
+            return [area]
+        sides = min(size, width), min(size, height)
+        return [(column + x, row + y, *sides) for y in _starts(height, size) for x in _starts(width, size)]
 
 
 def _starts(length: int, size: int) -> list[int]:

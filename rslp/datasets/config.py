@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -164,6 +165,11 @@ class DatasetSpec(_Model):
     """How windows are given to splits."""
     encoder: Encoder = "helios"
     """The encoder for which the dataset config normalises."""
+
+    @property
+    def task_name(self) -> str:
+        """The name of the task: letters, digits and ``_``, since torch's modules are named by it."""
+        return re.sub(r"\W+", "_", self.name or Path(self.path).name)
 
     @property
     def series(self) -> bool:

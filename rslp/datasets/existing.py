@@ -65,7 +65,7 @@ def existing_facts(spec: DatasetSpec, folder: Path, config: Path, header: Sequen
     assert label is not None
     sizes = [max(w.bounds[2] - w.bounds[0], w.bounds[3] - w.bounds[1]) for w in windows]
     facts = Facts(
-        path=os.path.relpath(path, config.parent), task=spec.task, name=spec.name or path.name, inputs=inputs,
+        path=os.path.relpath(path, config.parent), task=spec.task, name=spec.task_name, inputs=inputs,
         label_layer=spec.labels.layer or "label", label_bands=label.band_sets[0].bands if dense else (), column=column,
         classes=classes, nodata=spec.labels.nodata, spread=spread, box_size=spec.labels.box_size, size=max(sizes),
         splits=[split for split in SPLITS if counts[split]], encoder=spec.encoder, header=header,

@@ -107,7 +107,7 @@ class LabelReader:
             if values is None:
                 continue
             tiles = list(chip.tiles(area, self.spec.window.size))
-            for part, ties in tiles:
+            for part in tiles:
                 column, row = part[0] - area[0], part[1] - area[1]
                 tile = values[row : row + part[3], column : column + part[2]]
                 if np.isnan(tile).all():
@@ -116,7 +116,7 @@ class LabelReader:
                 name = chip.name if not match.keys or match.keys == chip.keys else window_name(*match.keys.values())
                 name = name if len(tiles) == 1 else window_name(name, f"{part[1]:05d}", f"{part[0]:05d}")
                 yield Labelled(
-                    name=name, chip=chip, part=part, where=str(match.path), raster=tile, ties=ties,
+                    name=name, chip=chip, part=part, where=str(match.path), raster=tile,
                     values={**chip.keys, **match.keys},
                 )  # fmt: skip
         if empty:
@@ -321,6 +321,9 @@ class LabelReader:
 
     def _around_rows(self, located: Sequence[tuple[Row, Any, list[Chip], Any]]) -> Iterator[Labelled]:
         """A window around each row, in the first image that holds its middle."""
+        if self.spec.window.size is None:
+            self.problems.add("window.size", "is missing: the side of the window around each row, px")
+            return
         names: Counter[str] = Counter()
         for row, value, chips, shapes in located:
             middles = [shape.representative_point() for shape in shapes]
@@ -352,7 +355,7 @@ class LabelReader:
             area = (0, 0, chip.grid.width, chip.grid.height)
             tiles = list(chip.tiles(area, self.spec.window.size))
             tree = shapely.STRtree([mark.shape for _, mark in marks])
-            for part, ties in tiles:
+            for part in tiles:
                 inside = [marks[i] for i in sorted(tree.query(chip.grid.part(*part).box, predicate="intersects"))]
                 if not inside and (dense and self.spec.labels.background is None):
                     empty += 1
@@ -362,7 +365,7 @@ class LabelReader:
                     name=name, chip=chip, part=part, where=inside[0][0].where if inside else str(chip.name),
                     marks=tuple(mark for _, mark in inside),
                     values={**chip.keys, **(inside[0][0].values if inside else {})},
-                    ties=ties | {f"object {mark.id}" for _, mark in inside},
+                    ties=frozenset(f"object {mark.id}" for _, mark in inside),
                 )  # fmt: skip
         if empty:
             self.notes.append(f"{empty} windows have no label and are left out")

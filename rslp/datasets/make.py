@@ -94,9 +94,8 @@ def make(spec: DatasetSpec, folder: Path, *, command: str, overwrite: bool = Fal
         preview.draw(half, plan.windows, plan.splits, plan.sources[0], plan.classes)
         (half / STAMP).write_text(_as_json(summary), encoding="utf-8")
         text = dataset_config(_facts(plan, path, config, header))
-        summary = _write_config(config, text, summary, overwrite=overwrite)
         land(half, path, add=bool(existing))
-    return summary
+    return _write_config(config, text, summary, overwrite=overwrite)
 
 
 def _make_series(
@@ -129,9 +128,8 @@ def _make_series(
         )  # fmt: skip
         (half / STAMP).write_text(_as_json(summary), encoding="utf-8")
         text = dataset_config(_facts_of_series(spec, points, path, config, header))
-        summary = _write_config(config, text, summary, overwrite=overwrite)
         land(half, path, add=False)
-    return summary
+    return _write_config(config, text, summary, overwrite=overwrite)
 
 
 def _finite(point: PixelSeries, column: str, problems: Problems) -> float:
@@ -158,7 +156,7 @@ def _facts_of_series(
     named = list(spec.labels.classes.values()) if isinstance(spec.labels.classes, dict) else spec.labels.classes
     classes = named or sorted({str(point.label[column]) for point in points})
     return Facts(
-        path=os.path.relpath(path, config.parent), task=spec.task, name=spec.name or path.name, inputs=inputs,
+        path=os.path.relpath(path, config.parent), task=spec.task, name=spec.task_name, inputs=inputs,
         label_layer=LABEL, column=column, classes=classes if spec.task == "classification" else (),
         spread=float(np.std(numbers)), splits=sorted({point.split for point in points}), encoder=spec.encoder,
         header=header,
@@ -228,7 +226,7 @@ def _facts(plan: Plan, path: Path, config: Path, header: Sequence[str]) -> Facts
         for source in plan.sources
     }
     return Facts(
-        path=os.path.relpath(path, config.parent), task=spec.task, name=spec.name or path.name, inputs=inputs,
+        path=os.path.relpath(path, config.parent), task=spec.task, name=spec.task_name, inputs=inputs,
         label_layer=LABEL, column=plan.column, classes=plan.classes, nodata=plan.nodata, spread=plan.spread,
         box_size=spec.labels.box_size, size=max(sizes), splits=sorted(set(plan.splits.values())),
         encoder=spec.encoder, group=GROUP,

@@ -191,6 +191,7 @@ def choose_splits(plan: Plan, folder: Path, existing: Mapping[str, Mapping[str, 
         fixed = _splits_of(plan, folder / spec.like, problems) | fixed
     problems.raise_any()
     members = [_member(plan, window, values.get(window.name), fixed.get(window.name)) for window in plan.windows]
+    members = [replace(m, ties=m.ties | ground) for m, ground in zip(members, _common_ground(plan), strict=True)]
     plan.splits = _by_column(plan, values) if spec.by == "column" else _by_place(plan, members)
     left_out = too_near(members, plan.splits, spec.buffer_m) - existing.keys()
     if left_out:
@@ -202,6 +203,19 @@ def choose_splits(plan: Plan, folder: Path, existing: Mapping[str, Mapping[str, 
         wanted, reason = ["train", "val"], f"the column {spec.column} does not name it"
     if missing := [split for split in wanted if not counts[split]]:
         raise UserError(f"split: no window is in {', '.join(missing)}: {reason}")
+
+
+def _common_ground(plan: Plan) -> list[set[str]]:
+    """For each window the ties to those that it overlaps: no two splits may share ground."""
+    grids = [window.chip.grid.part(*window.part) for window in plan.windows]
+    places, ties = Places(grids), [set[str]() for _ in grids]
+    for index, grid in enumerate(grids):
+        # Less than a tenth of a pixel is a common edge.
+        for other in places.touching(grid.box.buffer(-grid.x_size / 10), grid.crs):
+            if other > index:
+                ties[index].add(f"ground of {plan.windows[index].name}")
+                ties[other].add(f"ground of {plan.windows[index].name}")
+    return ties
 
 
 def _by_column(plan: Plan, values: Mapping[str, Any]) -> dict[str, str]:
@@ -294,7 +308,6 @@ def _splits_of(plan: Plan, path: Path, problems: Problems) -> dict[str, str]:
     splits: dict[str, set[str]] = {}
     for window in plan.windows:
         grid = window.chip.grid.part(*window.part)
-        # Less than a tenth of a pixel is a common edge.
         inner = grid.box.buffer(-grid.x_size / 10)
         splits[window.name] = {others[index].options["split"] for index in places.touching(inner, grid.crs)}
     divided = {name for name, of_window in splits.items() if len(of_window) > 1}

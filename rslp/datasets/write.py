@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -246,7 +246,7 @@ def beside(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the folder can't be made.
     """
-    half = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    half, new_folder = path.with_name(f".{path.name}.{os.getpid()}.tmp"), not path.parent.exists()
     try:
         half.mkdir(parents=True)
         yield half
@@ -254,6 +254,9 @@ def beside(path: Path) -> Iterator[Path]:
         raise UserError(f"{path}: can't be written: {error.strerror}") from None
     finally:
         shutil.rmtree(half, ignore_errors=True)
+        if new_folder:
+            with suppress(OSError):
+                path.parent.rmdir()
 
 
 def land(half: Path, path: Path, *, add: bool) -> None:

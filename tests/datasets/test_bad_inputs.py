@@ -225,6 +225,7 @@ BAD = [
     Bad("missing column", "t.csv: has no column 'crop'; did you mean crops?", table(*rows()[:0], "lon,lat,crops", "76,37,x"), CSV),
     Bad("no latitude", "t.csv: has no column 'lat'; did you mean latt?", table("lon,latt,crop", "76,37,x"), CSV),
     Bad("no coordinates", "t.csv: has no coordinates (columns lon, lat), and no column that is a key", table("x,crop", "1,x"), CSV),
+    Bad("points without a size", "window.size: is missing: the side of the window around each row", table(*rows()), {**CSV, "window": {}}),
     Bad("no number", "t.csv:8: lon, lat: 'east', '37' are no numbers", table(*rows("east,37,wheat")), CSV),
     Bad("a value too few", "t.csv:8: does not have 3 values", table(*rows("76,37")), CSV),
     Bad("no label", "t.csv:8: has no value in the column 'crop'", table(*rows("76,37,")), CSV),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import shapely
 import yaml
 
 from rslp.errors import DataError, UserError
@@ -105,8 +107,9 @@ def test_large_inputs_are_cut_and_no_labelled_pixel_is_lost(tmp_path: Path) -> N
             covered[row : row + 16, column : column + 16] = True
     assert covered.all()
     # Tiles that overlap are in one split.
-    splits = {(name[:3], window.options["split"]) for name, window in windows.items()}
-    assert len(splits) == 12
+    outlines = [(shapely.box(*window.bounds), window.options["split"]) for window in windows.values()]
+    pairs = [(a, b) for (x, a), (y, b) in itertools.combinations(outlines, 2) if x.intersection(y).area > 0]
+    assert len(pairs) == 12 * 21 and all(a == b for a, b in pairs)
 
 
 def test_label_rasters_are_matched_by_place(tmp_path: Path) -> None:

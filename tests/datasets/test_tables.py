@@ -76,6 +76,18 @@ def test_numbers_become_a_regression_and_groups_stay_together(tmp_path: Path) ->
     assert "scale_factor: 0.1" in (tmp_path / "dataset.yaml").read_text()
 
 
+def test_windows_that_overlap_are_in_one_split(tmp_path: Path) -> None:
+    write_chips(tmp_path)
+    write_csv(tmp_path / "points.csv", points())
+    labels = {"table": "points.csv", "column": "crop", "id": "id"}
+    # Blocks of 40 m part the two points of a chip; windows of 9 px around them overlap.
+    made(tmp_path, path="a.b", task="classification", labels=labels, window={"size": 9}, split={"size_m": 40})
+    windows = windows_of(tmp_path / "a.b")
+    assert len({(int(name[1:]) // 2, window.options["split"]) for name, window in windows.items()}) == 12
+    # A name that torch can give to a module.
+    assert "a_b:" in (tmp_path / "a.b.yaml").read_text()
+
+
 def test_a_column_may_name_the_split(tmp_path: Path) -> None:
     write_chips(tmp_path)
     write_csv(tmp_path / "chips.csv", [{"chip": f"c{n:02d}", "part": ("train", "val")[n % 2]} for n in range(12)])
