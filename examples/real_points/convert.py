@@ -12,7 +12,6 @@ import hashlib
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -20,8 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from points import PixelSeries, SensorSeries, Span, write_points_dataset
 
+from rslp.datasets.config import Span
+from rslp.datasets.points import PixelSeries, SensorSeries, write_points_dataset
+from rslp.datasets.splits import split_units
 from rslp.errors import DataError, UserError
 
 HERE = Path(__file__).resolve().parent
@@ -99,7 +100,8 @@ def crop_type(folder: Path) -> Iterator[PixelSeries]:
     blocks = [
         f"{lon // CROPS_BLOCK:.0f}_{lat // CROPS_BLOCK:.0f}" for lon, lat in zip(table.lon, table.lat, strict=True)
     ]
-    splits = split_blocks(blocks, labels=table["sampling_label"].tolist(), shares=CROPS_SHARES)
+    classes = table["sampling_label"].tolist()
+    splits = split_units([(b, c, 1) for b, c in zip(blocks, classes, strict=True)], shares=CROPS_SHARES)
     weather = _columns(table, ("METEO-temperature_mean", "METEO-precipitation_flux"))
     terrain = table[["DEM-alt-20m", "DEM-slo-20m"]].to_numpy(dtype=np.float64)
     series = {
@@ -121,40 +123,6 @@ def crop_type(folder: Path) -> Iterator[PixelSeries]:
             sensors=_sensors(spans, {sensor: values[number] for sensor, values in series.items()}),
             tags={"block": blocks[number], "source": row["sample_id"]},
         )
-
-
-def split_blocks(blocks: Sequence[str], *, labels: Sequence[str], shares: Mapping[str, float]) -> dict[str, str]:
-    """Give each block of points to one split, so that every split gets its share of every class as well as may be.
-
-    The blocks with the rarest classes choose first; each goes where its points are missed most. Nothing is drawn.
-
-    Args:
-        blocks: the block of each point.
-        labels: the class of each point.
-        shares: the splits and their shares.
-
-    Returns:
-        The split of each block.
-    """
-    totals = Counter(labels)
-    inside: dict[str, Counter[str]] = {}
-    for block, label in zip(blocks, labels, strict=True):
-        inside.setdefault(block, Counter())[label] += 1
-    # Points of a class count by the class's rarity: each class weighs the same in all.
-    weight = {block: sum(n / totals[label] for label, n in counts.items()) for block, counts in inside.items()}
-    got: dict[str, Counter[str]] = {split: Counter() for split in shares}
-    chosen: dict[str, str] = {}
-    for block in sorted(inside, key=lambda b: (-weight[b], _hash(b))):
-        gain = {
-            split: sum(
-                n / totals[label] * (share - got[split][label] / totals[label]) / share
-                for label, n in inside[block].items()
-            )
-            for split, share in shares.items()
-        }
-        chosen[block] = max(gain, key=gain.__getitem__)
-        got[chosen[block]] += inside[block]
-    return chosen
 
 
 def _array(folder: Path, name: str) -> np.ndarray:

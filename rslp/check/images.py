@@ -14,19 +14,11 @@ from rslearn.train.dataset import DataInput, SplitConfig
 from rslearn.train.transforms.pad import Pad
 
 from rslp.check.findings import Finding, listed, warning
-from rslp.check.reading import (
-    EIGHT_BIT,
-    ImageStats,
-    Range,
-    all_offset,
-    expected_units,
-    joined,
-    offset_groups,
-    units_of,
-)
+from rslp.check.reading import ImageStats, Range, all_offset, joined, offset_groups, units_of
 from rslp.check.view import SPLITS, DatasetView
 from rslp.config import pick
 from rslp.errors import KeyPath
+from rslp.helios.images.units import DIGITAL, EIGHT_BIT, REFLECTANCE, expected_units
 from rslp.suggest import did_you_mean
 
 ENCODER_PATH: KeyPath = ("model", "init_args", "model", "init_args", "encoder")
@@ -264,7 +256,7 @@ def check_images(view: DatasetView, name: str, stats: Mapping[str, ImageStats]) 
     expected, expected_by = _expected_units(view, name)
     if expected is not None:
         findings += _check_units(view, name, stats, expected=expected, key_path=expected_by)
-    if name in _SENTINEL2 and not findings:
+    if name in _SENTINEL2 and expected in (None, DIGITAL) and not findings:
         findings += _check_offset(subject, stats, key_path)
     if constant := [label for label, band in _by_band(view, name, stats) if band.low == band.high]:
         # Most often a band that was not downloaded.
@@ -278,8 +270,9 @@ def _expected_units(view: DatasetView, name: str) -> tuple[str | None, KeyPath]:
     for normaliser, arguments_path in view.normalisers("train"):
         if name in normaliser.band_names:
             sentinel1_units = getattr(normaliser, "sentinel1_units", "db")
+            optical_units = getattr(normaliser, "optical_units", "digital_numbers")
             key = ("sentinel1_units",) if name == "sentinel1" else ("band_names", name)
-            return expected_units(name, sentinel1_units), (*arguments_path, *key)
+            return expected_units(name, sentinel1_units, optical_units), (*arguments_path, *key)
     return None, ()
 
 
@@ -288,23 +281,33 @@ def _check_units(
 ) -> list[Finding]:
     """Compare the units that whole images look like with the expected ones; if they agree, those of each band."""
     subject = f"dataset {view.name!r}: input {name!r}"
-    by_window = {window: units_of(name, image.whole) for window, image in stats.items()}
-    wrong = {window: units for window, units in by_window.items() if units not in (None, expected)}
+    wrong = {window: units for window, image in stats.items() if (units := _other_units(name, image.whole, expected))}
     if wrong:
         units, _ = Counter(wrong.values()).most_common(1)[0]
         example = next(window for window in wrong if wrong[window] == units)
         values = stats[example].whole
         message = f"{subject} looks like {units} in {len(wrong)} of {len(stats)} windows ({values.low:.4g} .. "
         message += f"{values.high:.4g} in {example}); the normalisation takes {expected}"
+        if name == "sentinel2_l2a" and units in (REFLECTANCE, EIGHT_BIT):
+            message += (
+                f" (optical_units: {'reflectance' if units == REFLECTANCE else 'reflectance_8bit'} converts them)"
+            )
         return [Finding(message, key_path, id="units")]
     bands = {
         f"{label} like {looks_like} ({band.low:.4g} .. {band.high:.4g})": looks_like
         for label, band in _by_band(view, name, stats)
-        if (looks_like := units_of(name, band)) not in (None, expected)
+        if (looks_like := _other_units(name, band, expected))
     }
     message = f"{subject}: band {listed(bands)}; the normalisation takes {expected}"
     # Over clear water, digital numbers in the infrared are below 255 as well: bands like 8-bit are a warning alone.
     return [Finding(message, key_path, error=set(bands.values()) != {EIGHT_BIT}, id="band-units")] if bands else []
+
+
+def _other_units(name: str, values: Range, expected: str) -> str | None:
+    """The units that a range looks like, if not the expected ones; dark 8-bit images look like reflectance."""
+    units = units_of(name, values)
+    dark = expected == EIGHT_BIT and values.whole and values.low >= 0 and values.high <= 255
+    return None if dark or units == expected else units
 
 
 def _check_offset(subject: str, stats: Mapping[str, ImageStats], key_path: KeyPath) -> list[Finding]:

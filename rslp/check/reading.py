@@ -20,21 +20,11 @@ from rslp import upstream
 from rslp.check.labels import Label
 from rslp.check.view import DatasetView
 from rslp.errors import DataError
-from rslp.helios.images.units import MAX_POWER, MAX_REFLECTANCE, MIN_DECIBELS, MIN_POWER, NODATA_BELOW
+from rslp.helios.images.units import NODATA_BELOW, OPTICAL, RADAR, likely_units
 from rslp.runtime.slow_reads import read_with_notice
 from rslp.upstream.nodata import DECLARED, UnusableLabel, with_labels
 from rslp.upstream.vectors import AllFeatures, PlainGeojson
 
-DIGITAL = "digital numbers"
-REFLECTANCE = "reflectance 0-1"
-EIGHT_BIT = "8-bit"
-LINEAR = "linear power"
-DECIBEL = "dB"
-AMPLITUDE = "amplitude or digital numbers"
-SCALED = "scaled integers"
-
-OPTICAL = frozenset({"sentinel2_l2a", "sentinel2", "sentinel2_l1c", "landsat", "naip", "naip_10"})
-RADAR = frozenset({"sentinel1"})
 # Since baseline 04.00 (25 January 2022) Sentinel-2's digital numbers carry an offset of 1000.
 # Source: ESA, Sentinel-2 Products Specification Document, RADIO_ADD_OFFSET.
 _OFFSET = 1000.0
@@ -73,43 +63,14 @@ class Range:
 NO_VALUES = Range(float("nan"), float("nan"), True)
 
 
-def expected_units(modality: str, sentinel1_units: str) -> str | None:
-    """The units in which the normalisation expects a modality; None for modalities without known units."""
-    if modality in RADAR:
-        return DECIBEL if sentinel1_units == "db" else LINEAR
-    return DIGITAL if modality in OPTICAL else None
-
-
 def units_of(modality: str, values: Range) -> str | None:
-    """Name the units that a range of values looks like.
-
-    The limits are those by which a run refuses images, see ``rslp.helios.images.units``; besides, 8-bit numbers are
-    whole and never exceed 255.
+    """Name the units that a range of values looks like; None for an empty range, or a modality without known units.
 
     Args:
         modality: the modality's name.
         values: range of an image, or of one band over several images.
-
-    Returns:
-        The name; None for an empty range, and for modalities without known units.
     """
-    if values.empty:
-        return None
-    if modality in RADAR:
-        return _radar_units(values)
-    if modality not in OPTICAL:
-        return None
-    if values.high <= MAX_REFLECTANCE:
-        return REFLECTANCE
-    return EIGHT_BIT if values.whole and values.high <= 255 else DIGITAL
-
-
-def _radar_units(values: Range) -> str:
-    if values.low > MAX_POWER:
-        return AMPLITUDE
-    if values.low < MIN_DECIBELS:
-        return SCALED
-    return DECIBEL if values.low < MIN_POWER else LINEAR
+    return None if values.empty else likely_units(modality, values.low, values.high, whole=values.whole)
 
 
 def offset_groups(darkest: Sequence[float]) -> tuple[int, int] | None:

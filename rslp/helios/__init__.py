@@ -6,6 +6,7 @@ only when its workflow is called.
 
 workflows = {
     "make_example": "rslp.cli.make_example:make_example",
+    "make_dataset": "rslp.cli.make_dataset:make_dataset",
     "make_multidataset_config": "rslp.cli.make_multidataset_config:make_multidataset_config",
     "check": "rslp.cli.check:check",
     "launch_finetune": "rslp.cli.launch_finetune:launch_finetune",

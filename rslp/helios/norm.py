@@ -12,7 +12,14 @@ from rslearn.train.transforms.transform import Transform
 from rslp.errors import ConfigError, DataError, Problem
 from rslp.helios.images import statistics
 from rslp.helios.images.bands import BandPlan, MissingBands, plan_bands
-from rslp.helios.images.units import Sentinel1Units, check_range, survey_image, to_decibels
+from rslp.helios.images.units import (
+    TO_DIGITAL,
+    OpticalUnits,
+    Sentinel1Units,
+    check_range,
+    survey_image,
+    to_decibels,
+)
 from rslp.suggest import did_you_mean
 
 
@@ -40,6 +47,7 @@ class HeliosNormalize(Transform):
         skip_missing: bool = False,
         missing_bands: MissingBands = "nearest",
         fill_value: float = 0.5,
+        optical_units: OpticalUnits = "digital_numbers",
     ) -> None:
         """Check the arguments and compute scale and offset of each band.
 
@@ -53,6 +61,8 @@ class HeliosNormalize(Transform):
                 wavelength (as the authors of Helios do; ``mean`` where none is near), ``mean`` gives the middle of
                 the range, ``zero`` gives 0 (the value of dropped bands in the pre-training of models since v1.1).
             fill_value: value of nodata pixels after normalisation.
+            optical_units: unit of Sentinel-2 images: ``digital_numbers`` (reflectance x 10000), ``reflectance`` or
+                ``reflectance_8bit`` (x 255), which are converted to digital numbers.
 
         Raises:
             ConfigError: an unknown modality, band or unit; a band listed twice; a file that does not exist.
@@ -62,13 +72,20 @@ class HeliosNormalize(Transform):
         self.std_multiplier = std_multiplier
         self.sentinel1_units = sentinel1_units
         self.fill_value = float(fill_value)
+        self.optical_units = optical_units
         stats = statistics.load(config_fname)
         problems = [
             *_choice("sentinel1_units", sentinel1_units, get_args(Sentinel1Units)),
+            *_choice("optical_units", optical_units, get_args(OpticalUnits)),
             *_choice("missing_bands", missing_bands, get_args(MissingBands)),
             *([] if std_multiplier > 0 else [_problem("std_multiplier", f"got {std_multiplier}, must be positive")]),
             *(problem for m, bands in self.band_names.items() for problem in _band_problems(m, bands, stats)),
         ]
+        if optical_units in TO_DIGITAL and "landsat" in self.band_names:
+            message = (
+                "is about Sentinel-2; Landsat is known in digital numbers only: give it a HeliosNormalize of its own"
+            )
+            problems.append(_problem("optical_units", message))
         if problems:
             raise ConfigError(problems)
         self.plans = {
@@ -126,9 +143,11 @@ class HeliosNormalize(Transform):
         """Normalise raw values ``C T H W``; returns them and, for each date, whether it has a valid pixel."""
         image = image.to(torch.float32)
         survey = survey_image(modality, image)
-        check_range(modality, survey, self.sentinel1_units)
+        check_range(modality, survey, self.sentinel1_units, self.optical_units)
         if modality == "sentinel1" and self.sentinel1_units == "linear":
             image = to_decibels(image)
+        if modality == "sentinel2_l2a" and self.optical_units in TO_DIGITAL:
+            image = image * TO_DIGITAL[self.optical_units]
         normalized = plan.apply(image)
         if survey.nodata is not None:
             nodata = plan.arrange(survey.nodata) if survey.nodata.shape[0] > 1 else survey.nodata

@@ -21,6 +21,7 @@ from rasterio.io import DatasetReader, DatasetWriter, MemoryFile
 from rslearn.config import LayerType
 from rslearn.dataset import Dataset, Window
 from rslearn.dataset.storage.file import FileWindowStorage, load_window
+from rslearn.dataset.storage.sqlite import SQLiteWindowStorage
 from rslearn.dataset.window import get_layer_and_group_from_dir_name
 from rslearn.train.all_crops_dataset import get_window_crop_options
 from rslearn.train.data_module import RslearnDataModule
@@ -53,6 +54,12 @@ def open_dataset(path: UPath) -> Dataset:
     """Open a dataset, whose config may name only the classes that a run config may name; its formats are made once."""
     prepare_parser()
     return keep_formats(Dataset(path))
+
+
+def write_unsynced(dataset: Dataset) -> None:
+    """Do not wait for the disk at each write of a dataset that keeps its windows in SQLite; a crash may damage it."""
+    if isinstance(dataset.storage, SQLiteWindowStorage):
+        dataset.storage._get_connection().execute("PRAGMA synchronous=OFF")
 
 
 def keep_formats(dataset: Dataset) -> Dataset:

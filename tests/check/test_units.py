@@ -10,24 +10,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rslp.check.reading import (
+from rslp.check.reading import NO_VALUES, Range, all_offset, measure, offset_groups, units_of
+from rslp.errors import DataError
+from rslp.helios.images.units import (
     AMPLITUDE,
     DECIBEL,
     DIGITAL,
     EIGHT_BIT,
     LINEAR,
-    NO_VALUES,
     REFLECTANCE,
     SCALED,
-    Range,
-    all_offset,
+    OpticalUnits,
+    Sentinel1Units,
+    Survey,
+    check_range,
     expected_units,
-    measure,
-    offset_groups,
-    units_of,
 )
-from rslp.errors import DataError
-from rslp.helios.images.units import Sentinel1Units, Survey, check_range
 
 
 @pytest.mark.parametrize(
@@ -55,16 +53,22 @@ def test_units_are_named(modality: str, low: float, high: float, whole: bool, un
 @given(
     st.sampled_from(["sentinel2_l2a", "landsat", "sentinel1"]),
     st.sampled_from(["linear", "db"]),
-    st.lists(st.one_of(st.floats(-200, 200), st.sampled_from([-120.0, -1.0, 0.0, 3.0])), min_size=2, max_size=2),
+    st.sampled_from(["digital_numbers", "reflectance", "reflectance_8bit"]),
+    st.lists(
+        st.one_of(st.floats(-200, 200), st.integers(0, 9000).map(float), st.sampled_from([-120.0, -1.0, 0.0, 3.0])),
+        min_size=2,
+        max_size=2,
+    ),
 )
 def test_what_a_run_refuses_looks_like_other_units(
-    modality: str, sentinel1_units: Sentinel1Units, ends: list[float]
+    modality: str, sentinel1_units: Sentinel1Units, optical_units: OpticalUnits, ends: list[float]
 ) -> None:
     low, high = sorted(ends)
+    whole = low % 1 == 0 and high % 1 == 0
     try:
-        check_range(modality, Survey(None, (True,), low, high), sentinel1_units)
+        check_range(modality, Survey(None, (True,), low, high), sentinel1_units, optical_units)
     except DataError:
-        assert units_of(modality, Range(low, high, False)) != expected_units(modality, sentinel1_units)
+        assert units_of(modality, Range(low, high, whole)) != expected_units(modality, sentinel1_units, optical_units)
 
 
 def test_nothing_measured_has_no_units() -> None:

@@ -33,6 +33,8 @@ from rslearn.utils.vector_format import GeojsonVectorFormat
 from upath import UPath
 
 from rslp.data.samples import open_dataset
+from rslp.datasets import points
+from rslp.datasets.splits import split_units
 from rslp.errors import CheckpointError, ConfigError, DataError
 from rslp.helios.galileo import Galileo
 from rslp.models.heads import WeightedClassificationHead
@@ -46,15 +48,13 @@ needs_shared = pytest.mark.skipif(not WEIGHTS.is_dir(), reason="needs the option
 
 
 def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Import a script of the example as it is imported when it runs: with its own folder on the path."""
-    monkeypatch.syspath_prepend(str(EXAMPLE))
-    for script in ("points", "convert"):
-        spec = importlib.util.spec_from_file_location(script, EXAMPLE / f"{script}.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, script, module)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
+    """Import a script of the example."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLE / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
 
 
 def month(number: int) -> tuple[datetime, datetime]:
@@ -73,7 +73,6 @@ def pixel(points: ModuleType, name: str, **changes: Any) -> Any:
 
 
 def test_a_written_point_reads_back_with_its_place_its_dates_and_its_gaps(tmp_path, monkeypatch):
-    points = load("points", monkeypatch)
     gap = np.array([[1, 2], [np.nan, 4], [5, 6]], dtype=float)
     never = np.full((3, 2), np.nan)
     sensors = {"s2": series(points, gap), "s1": series(points, never)}
@@ -96,7 +95,6 @@ def test_a_written_point_reads_back_with_its_place_its_dates_and_its_gaps(tmp_pa
 
 
 def test_what_the_readme_shows_works(tmp_path, monkeypatch):
-    load("points", monkeypatch)
     monkeypatch.chdir(tmp_path)
     shown = (EXAMPLE / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
     facts = {"id": "a", "lon": 34.0, "lat": 3.0, "split": "val", "crop": "maize", "dates": (month(1),)}
@@ -115,7 +113,6 @@ def test_what_the_readme_shows_works(tmp_path, monkeypatch):
     ],
 )
 def test_a_point_that_does_not_fit_is_refused(tmp_path, monkeypatch, changes, message):
-    points = load("points", monkeypatch)
     if changes.get("sensors") == "short":
         changes = {"sensors": {"s2": series(points, np.zeros((2, 2)))}}
     second = pixel(points, **{"name": "b", **changes})
@@ -124,19 +121,19 @@ def test_a_point_that_does_not_fit_is_refused(tmp_path, monkeypatch, changes, me
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path, monkeypatch):
-    points = load("points", monkeypatch)
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(DataError, match="no dataset of pixels"):
         points.write_points_dataset(tmp_path, [pixel(points, "a")])
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_no_block_is_in_two_splits_and_each_split_gets_every_class(monkeypatch):
-    convert = load("convert", monkeypatch)
+def test_no_block_is_in_two_splits_and_each_split_gets_every_class():
     rng = np.random.default_rng(0)
     blocks = [f"b{n}" for n in rng.integers(0, 40, 400)]
     labels = rng.choice(["common", "rare"], size=400, p=[0.9, 0.1]).tolist()
-    splits = convert.split_blocks(blocks, labels=labels, shares={"train": 0.5, "val": 0.2, "test": 0.3})
+    splits = split_units(
+        [(b, c, 1) for b, c in zip(blocks, labels, strict=True)], shares={"train": 0.5, "val": 0.2, "test": 0.3}
+    )
     assert set(splits) == set(blocks)
     for label in ("common", "rare"):
         chosen = [splits[block] for block, found in zip(blocks, labels, strict=True) if found == label]
@@ -224,7 +221,6 @@ def test_class_weights_make_rare_classes_count():
 
 
 def test_reading_does_not_parse_the_format_of_the_labels_anew(tmp_path, monkeypatch):
-    points = load("points", monkeypatch)
     points.write_points_dataset(tmp_path / "d", [pixel(points, "a")])
     module = RslearnDataModule(inputs={}, task=RegressionTask("moisture"), path=str(tmp_path / "d"))
     dataset = pickle.loads(pickle.dumps(open_dataset("d", module)))

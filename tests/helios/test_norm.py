@@ -235,6 +235,37 @@ def test_zero_is_a_height() -> None:
 # Units
 
 
+@pytest.mark.parametrize(("units", "factor"), [("reflectance", 1e-4), ("reflectance_8bit", 0.0255)])
+def test_reflectance_becomes_digital_numbers(units: Any, factor: float) -> None:
+    numbers = torch.randint(1, 250, (len(S2), 2, 4, 4)).float() / 0.0255
+    numbers[:, 0, 0, 0] = 0
+    plain_image = normalize(RasterImage(numbers, months([1, 2])), S2).image
+    given = (numbers * factor).round() if units == "reflectance_8bit" else numbers * factor
+    image = normalize(RasterImage(given, months([1, 2])), S2, optical_units=units).image
+    assert torch.allclose(image, plain_image, atol=1e-5)
+    assert (image[:, 0, 0, 0] == 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "units", "message"),
+    [
+        ([1.0, 4000.0], "reflectance_8bit", "8-bit values are at most 255; set optical_units to digital_numbers"),
+        ([0.1, 0.7], "reflectance_8bit", "8-bit values are whole numbers; set optical_units to reflectance"),
+        ([1.0, 200.0], "reflectance", "reflectance is never above 3"),
+        ([0.1, 0.7], "digital_numbers", "set optical_units to reflectance"),
+    ],
+)
+def test_optical_values_in_other_units(values: list[float], units: Any, message: str) -> None:
+    raw = torch.tensor(values).repeat(len(S2), 1, 2, 1)
+    with pytest.raises(DataError, match=message):
+        normalize(RasterImage(raw), S2, optical_units=units)
+
+
+def test_landsat_is_known_in_digital_numbers_only() -> None:
+    with pytest.raises(ConfigError, match=r"optical_units: is about Sentinel-2"):
+        HeliosNormalize({"landsat": LANDSAT}, optical_units="reflectance")
+
+
 @pytest.mark.parametrize(
     ("modality", "values", "units", "message"),
     [

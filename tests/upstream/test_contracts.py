@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import sys
@@ -338,3 +339,13 @@ def test_an_epoch_that_was_gone_on_with_lets_its_schedulers_step() -> None:
     assert trainer.fit_loop.restarting
     upstream.let_schedulers_step(trainer)
     assert not trainer.fit_loop.restarting
+
+
+def test_a_dataset_in_sqlite_does_not_wait_for_the_disk(tmp_path: Path) -> None:
+    storage = {"class_path": "rslearn.dataset.storage.sqlite.SQLiteWindowStorageFactory"}
+    (tmp_path / "config.json").write_text(json.dumps({"layers": {}, "storage": storage}))
+    dataset = Dataset(UPath(tmp_path))
+    connection = dataset.storage._get_connection()  # type: ignore[attr-defined]
+    assert connection.execute("PRAGMA synchronous").fetchone()[0] != 0
+    datasets.write_unsynced(dataset)
+    assert connection.execute("PRAGMA synchronous").fetchone()[0] == 0

@@ -11,6 +11,21 @@ import torch
 from rslp.errors import DataError
 
 Sentinel1Units = Literal["linear", "db"]
+OpticalUnits = Literal["digital_numbers", "reflectance", "reflectance_8bit"]
+# By what Sentinel-2's values are multiplied to become digital numbers, reflectance x 10000; 8 bits hold it x 255.
+TO_DIGITAL = {"reflectance": 10_000.0, "reflectance_8bit": 10_000.0 / 255}
+
+# Names of units in messages.
+DIGITAL = "digital numbers"
+REFLECTANCE = "reflectance 0-1"
+EIGHT_BIT = "8-bit"
+LINEAR = "linear power"
+DECIBEL = "dB"
+AMPLITUDE = "amplitude or digital numbers"
+SCALED = "scaled integers"
+
+OPTICAL = frozenset({"sentinel2_l2a", "sentinel2", "sentinel2_l1c", "landsat", "naip", "naip_10"})
+RADAR = frozenset({"sentinel1"})
 
 # Nodata values of the usual products are -9999, -32768 and -99999; valid values of all modalities are far above.
 NODATA_BELOW = -9999.0
@@ -77,10 +92,46 @@ def to_decibels(power: torch.Tensor) -> torch.Tensor:
     return 10 * torch.log10(power.clamp(min=10 ** (FLOOR_DB / 10)))
 
 
-def check_range(modality: str, survey: Survey, sentinel1_units: Sentinel1Units) -> None:
+def likely_units(modality: str, low: float, high: float, *, whole: bool) -> str | None:
+    """Name the units that a range of values looks like; None for modalities without known units.
+
+    The limits are those of ``check_range``; besides, 8-bit numbers are whole and never exceed 255.
+
+    Args:
+        modality: the modality's name.
+        low: the lowest value.
+        high: the highest.
+        whole: whether all values are whole numbers.
+    """
+    if modality in RADAR:
+        if low > MAX_POWER:
+            return AMPLITUDE
+        if low < MIN_DECIBELS:
+            return SCALED
+        return DECIBEL if low < MIN_POWER else LINEAR
+    if modality not in OPTICAL:
+        return None
+    if high <= MAX_REFLECTANCE:
+        return REFLECTANCE
+    return EIGHT_BIT if whole and high <= 255 else DIGITAL
+
+
+def expected_units(modality: str, sentinel1_units: str, optical_units: str = "digital_numbers") -> str | None:
+    """The units in which the normalisation expects a modality; None for modalities without known units."""
+    if modality in RADAR:
+        return DECIBEL if sentinel1_units == "db" else LINEAR
+    if modality == "sentinel2_l2a" and optical_units in TO_DIGITAL:
+        return REFLECTANCE if optical_units == "reflectance" else EIGHT_BIT
+    return DIGITAL if modality in OPTICAL else None
+
+
+def check_range(
+    modality: str, survey: Survey, sentinel1_units: Sentinel1Units, optical_units: OpticalUnits = "digital_numbers"
+) -> None:
     """Refuse values that cannot be in the expected units.
 
-    Sentinel-2 and Landsat: digital numbers exceed 3 somewhere, reflectance never does. Sentinel-1: power is never
+    Sentinel-2 and Landsat: digital numbers exceed 3 somewhere, reflectance never does; 8-bit numbers are whole and at
+    most 255. Sentinel-1: power is never
     negative, apart from tiny values that noise removal leaves (tolerated down to -1), and not above 3 (5 dB) in all
     pixels and both polarisations; an image in dB has negative values, and none below -120.
 
@@ -88,14 +139,15 @@ def check_range(modality: str, survey: Survey, sentinel1_units: Sentinel1Units) 
         modality: the modality's name; only Sentinel-1, Sentinel-2 and Landsat are checked.
         survey: range of the image; one without valid pixels passes.
         sentinel1_units: the configured units of Sentinel-1.
+        optical_units: the configured units of Sentinel-2.
 
     Raises:
         DataError: the values contradict the units; the message says which units they look like.
     """
     low, high = survey.low, survey.high
     text = f"{modality} values lie in {low:.4g} .. {high:.4g}"
-    if modality in ("sentinel2_l2a", "landsat") and high <= MAX_REFLECTANCE:
-        raise DataError(f"{text}: this looks like reflectance, digital numbers (hundreds to thousands) are expected")
+    if modality in ("sentinel2_l2a", "landsat"):
+        _check_optical(modality, text, high, optical_units if modality == "sentinel2_l2a" else "digital_numbers")
     if modality != "sentinel1":
         return
     if low > MAX_POWER:
@@ -106,3 +158,17 @@ def check_range(modality: str, survey: Survey, sentinel1_units: Sentinel1Units) 
         raise DataError(f"{text}: dB has negative values, this looks like linear power; set sentinel1_units to linear")
     if sentinel1_units == "db" and low < MIN_DECIBELS:
         raise DataError(f"{text}: too low for dB, this looks like scaled integers")
+
+
+def _check_optical(modality: str, text: str, high: float, units: OpticalUnits) -> None:
+    """Refuse optical values, by the highest of them, that cannot be in the configured units."""
+    if units == "digital_numbers" and high <= MAX_REFLECTANCE:
+        hint = "; set optical_units to reflectance" if modality == "sentinel2_l2a" else ""
+        message = f"{text}: this looks like reflectance, digital numbers (hundreds to thousands) are expected"
+        raise DataError(message + hint)
+    if units == "reflectance" and high > MAX_REFLECTANCE:
+        raise DataError(f"{text}: reflectance is never above {MAX_REFLECTANCE:g}; set optical_units to their units")
+    if units == "reflectance_8bit" and high > 255:
+        raise DataError(f"{text}: 8-bit values are at most 255; set optical_units to digital_numbers")
+    if units == "reflectance_8bit" and high % 1 > 0:
+        raise DataError(f"{text}: 8-bit values are whole numbers; set optical_units to reflectance")

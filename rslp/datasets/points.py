@@ -1,4 +1,4 @@
-"""From pixel time series in arrays or tables to a dataset that rslearn reads: one window of one pixel per point."""
+"""Pixel time series, of tables or arrays, become a dataset that rslearn reads: a window of one pixel for each point."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import rasterio.warp
 import shapely
-from rasterio.crs import CRS
 from rslearn.dataset import Dataset, Window
-from rslearn.dataset.storage.sqlite import SQLiteWindowStorage
 from rslearn.utils.feature import Feature
 from rslearn.utils.geometry import Projection, STGeometry
 from rslearn.utils.get_utm_ups_crs import get_utm_ups_crs
@@ -27,12 +24,18 @@ from rslearn.utils.raster_format import NumpyRasterFormat
 from rslearn.utils.vector_format import GeojsonVectorFormat
 from upath import UPath
 
+from rslp.datasets.chips import window_name
+from rslp.datasets.config import DatasetSpec, Span, span_of
+from rslp.datasets.grids import WGS84, transformed
+from rslp.datasets.sources import Problems
+from rslp.datasets.tables import Row, read_table
 from rslp.errors import DataError
+from rslp.suggest import did_you_mean
+from rslp.upstream.datasets import write_unsynced
 
 GROUP = "points"
 LABEL = "label"
 RESOLUTION = 10  # metres a pixel
-Span = tuple[datetime, datetime]
 
 # The places and states of all windows lie in one file, in place of several small ones for each window.
 _STORAGE = {"class_path": "rslearn.dataset.storage.sqlite.SQLiteWindowStorageFactory"}
@@ -124,8 +127,7 @@ def _create(path: Path, bands: Mapping[str, tuple[str, ...]]) -> Dataset:
     dataset = Dataset(UPath(path))
     # Waiting for the disk at each of ten thousand small writes is most of the time; a half-written dataset is written
     # anew anyway.
-    if isinstance(dataset.storage, SQLiteWindowStorage):
-        dataset.storage._get_connection().execute("PRAGMA synchronous=OFF")  # noqa: SLF001  # rslearn has no option
+    write_unsynced(dataset)
     return dataset
 
 
@@ -174,7 +176,7 @@ def _write_series(window: Window, layer: str, series: SensorSeries) -> None:
     if not seen.any():
         return
     values = series.values[seen].T.astype(np.float32)[:, :, np.newaxis, np.newaxis]
-    raster = RasterArray(array=values, timestamps=[s for s, kept in zip(series.spans, seen, strict=True) if kept])
+    raster = RasterArray(array=values, timestamps=[s for s, valid in zip(series.spans, seen, strict=True) if valid])
     with window.data.open_layer_writer(layer) as writer:
         writer.write_raster(list(series.bands), NumpyRasterFormat(), window.projection, window.bounds, raster)
     window.mark_layer_completed(layer)
@@ -183,7 +185,7 @@ def _write_series(window: Window, layer: str, series: SensorSeries) -> None:
 def _pixel(lon: float, lat: float) -> tuple[Projection, int, int]:
     """The pixel grid of the point's UTM zone, and the column and row of the pixel that holds it."""
     projection = _zone(math.floor((lon + 180) / 6), lat >= 0)
-    [east], [north] = rasterio.warp.transform(_wgs84(), projection.crs, [lon], [lat])
+    [east], [north] = rasterio.warp.transform(WGS84, projection.crs, [lon], [lat])
     return projection, math.floor(east / RESOLUTION), math.floor(-north / RESOLUTION)
 
 
@@ -193,6 +195,108 @@ def _zone(number: int, northern: bool) -> Projection:
     return Projection(crs, RESOLUTION, -RESOLUTION)
 
 
-@cache
-def _wgs84() -> CRS:
-    return CRS.from_epsg(4326)
+def read_series(spec: DatasetSpec, folder: Path, problems: Problems) -> list[PixelSeries]:
+    """Read pixel series: a table with a row for each pixel and date, or arrays (``.npz``); without splits.
+
+    Args:
+        spec: the configuration; inputs have no files, and their bands are columns of the table.
+        folder: the folder that paths are relative to.
+        problems: takes what is wrong, with file and row.
+    """
+    path = folder / str(spec.labels.table)
+    if path.suffix == ".npz":
+        return list(_series_of_arrays(spec, path, problems))
+    table = read_table(path, spec.labels, problems)
+    if spec.labels.id is None:
+        problems.add("labels.id", "is missing: the column that says which rows are of one pixel")
+    columns = [str(spec.labels.id), str(spec.labels.column), str(spec.labels.date)]
+    columns += [band for images in spec.images.values() for band in images.bands or []]
+    for column in columns if table.rows else []:
+        if column not in table.rows[0].values:
+            hint = did_you_mean(column, table.rows[0].values, otherwise="its columns")
+            problems.add(path, f"has no column {column!r}{hint}")
+    if problems.lines:
+        return []
+    groups: dict[str, list[tuple[Row, Span]]] = {}
+    for row in table.rows:
+        try:
+            span = span_of(row.values[columns[2]])
+        except ValueError as error:
+            problems.add(row.where, f"{columns[2]}: {row.values[columns[2]]!r}: {error}")
+            continue
+        groups.setdefault(str(row.values[columns[0]]), []).append((row, span))
+    series = (_series_of_rows(spec, name, rows, table.crs, problems) for name, rows in groups.items())
+    return [pixel for pixel in series if pixel is not None]
+
+
+def _series_of_rows(
+    spec: DatasetSpec, name: str, rows: list[tuple[Row, Span]], crs: Any, problems: Problems
+) -> PixelSeries | None:
+    first, column = rows[0][0], str(spec.labels.column)
+    if first.shape is None:
+        problems.add(first.where, f"has no coordinates (columns {spec.labels.lon}, {spec.labels.lat})")
+        return None
+    for row, _ in rows:
+        if row.values[column] != first.values[column] or row.shape != first.shape:
+            problems.add(
+                row.where, f"has another label or place than {first.where}, of the same {spec.labels.id}: {name}"
+            )
+            return None
+    ordered = sorted(rows, key=lambda pair: pair[1])
+    sensors = {}
+    for sensor, images in spec.images.items():
+        bands = tuple(images.bands or ())
+        values = np.array([[_number(row, band, problems) for band in bands] for row, _ in ordered])
+        sensors[sensor] = SensorSeries(bands=bands, spans=tuple(span for _, span in ordered), values=values)
+    place = transformed(first.shape.centroid, crs, WGS84)
+    return PixelSeries(
+        name=window_name(name), lon=float(place.x), lat=float(place.y), split="", label={column: first.values[column]},
+        sensors=sensors, tags={key: value for key, value in first.values.items() if key == spec.split.column},
+    )  # fmt: skip
+
+
+def _number(row: Row, band: str, problems: Problems) -> float:
+    """A value of a table; NaN where there is none."""
+    value = row.values[band]
+    try:
+        return math.nan if value in (None, "") else float(value)
+    except (TypeError, ValueError):
+        problems.add(row.where, f"{band}: {value!r} is no number")
+        return math.nan
+
+
+def _series_of_arrays(spec: DatasetSpec, path: Path, problems: Problems) -> Iterable[PixelSeries]:
+    """Pixels of a ``.npz`` file: ``lon``, ``lat``, ``dates`` (T or N T), the label's array, ``N T C`` of each input."""
+    labels, column = spec.labels, str(spec.labels.column)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except (OSError, ValueError) as error:
+        problems.add(path, f"can't be read: {error}")
+        return
+    names = [labels.lon, labels.lat, "dates", column, *spec.images, *([labels.id] if labels.id else [])]
+    if missing := [name for name in names if name not in arrays]:
+        hint = did_you_mean(missing[0], arrays, otherwise="its arrays")
+        problems.add(path, f"has no array {', '.join(missing)}{hint}")
+        return
+    count = len(arrays[column])
+    for name, images in spec.images.items():
+        wanted = (count, arrays["dates"].shape[-1], len(images.bands or ()))
+        if arrays[name].shape != wanted:
+            problems.add(path, f"{name} has the shape {arrays[name].shape}; wanted {wanted}: pixels, dates, bands")
+            return
+    dates = np.broadcast_to(arrays["dates"], (count, arrays["dates"].shape[-1])).astype("datetime64[D]").astype(str)
+    for index in range(count):
+        spans = tuple(span_of(str(date)) for date in dates[index])
+        sensors = {
+            name: SensorSeries(
+                bands=tuple(images.bands or ()), spans=spans, values=arrays[name][index].astype(np.float64)
+            )
+            for name, images in spec.images.items()
+        }
+        yield PixelSeries(
+            name=window_name(arrays[labels.id][index]) if labels.id else f"p{index:06d}",
+            lon=float(arrays[labels.lon][index]), lat=float(arrays[labels.lat][index]), split="",
+            label={column: arrays[column][index].item()}, sensors=sensors,
+            tags={key: arrays[key][index].item() for key in [str(spec.split.column)] if key in arrays},
+        )  # fmt: skip
