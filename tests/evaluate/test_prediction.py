@@ -573,6 +573,6 @@ def written_windows(run: RunDir) -> list[str]:
 def test_settings_that_rslearn_refuses_are_one_line(place: Path) -> None:
     run = run_at(place)
     change(run, "segment", predict_config={"crop_size": 4, "overlap_pixels": 2})
-    with pytest.raises(ConfigError, match=r"config\.yaml: .*overlap_pixels requires load_all_crops") as caught:
+    with pytest.raises(ConfigError, match=r"config\.yaml:\d+: .*overlap_pixels requires load_all_crops") as caught:
         predict(run)
     assert "\n" not in str(caught.value)
