@@ -28,7 +28,7 @@ demo: $(READY) ## the main job on the built-in example: data, config, joint trai
 	$(LAUNCH) --do_eval true
 
 test: $(READY) ## the tests that CI runs
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 test-long: $(READY) ## all tests, also those of many minutes
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
