@@ -38,7 +38,7 @@ from rslearn.utils.raster_format import GeotiffRasterFormat
 from upath import UPath
 
 from rslp.data.cache.cache import SampleCache, SampleCacheSettings, open_sample_cache
-from rslp.data.cache.read import CachedWindows
+from rslp.data.cache.windows import CachedWindows
 from rslp.data.samples import open_dataset
 
 START = datetime(2024, 1, 1, tzinfo=UTC)

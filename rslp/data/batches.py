@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from rslearn.train.model_context import SampleMetadata
@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, Sampler
 
 from rslp import upstream
 from rslp.data.bad_samples import BadSample
+from rslp.data.features.cache import FeatureCache
 from rslp.data.mixture import mixture
 from rslp.data.samples import Sample, SampleKey, SampleSource
 from rslp.errors import DataError, MachineError
@@ -26,8 +27,8 @@ from rslp.runtime.seeds import stable_seed
 # At most this many other samples are tried in place of a bad one; where all are bad, the dataset is broken.
 _TRIES = 20
 _LESS_MEMORY = "set data.init_args.num_workers lower, or make batches smaller"
-# The feature caches to read from, by dataset; another object when they changed.
-Stage = Mapping[str, "CachedBatches"]
+# By dataset.
+FeatureCaches = Mapping[str, FeatureCache]
 
 
 class Batch(NamedTuple):
@@ -92,13 +93,6 @@ class BatchKey:
         return replace(self, samples=tuple(replace(key, index=indices[key.index]) for key in self.samples))
 
 
-class CachedBatches(Protocol):
-    """Gives batches of one dataset with cached features, see ``FeatureCache``."""
-
-    def batch(self, key: BatchKey) -> Batch | None:
-        """A batch with features; None unless the features of all its samples are cached."""
-
-
 class JointDataset(Dataset[Batch]):
     """All datasets of a split behind one ``__getitem__`` that takes a ``BatchKey``.
 
@@ -111,7 +105,7 @@ class JointDataset(Dataset[Batch]):
     """
 
     def __init__(
-        self, sources: Mapping[str, SampleSource], *, replace: bool, feature_caches: Stage | None = None
+        self, sources: Mapping[str, SampleSource], *, replace: bool, feature_caches: FeatureCaches | None = None
     ) -> None:
         self._sources = sources
         self._replace = replace
@@ -120,11 +114,20 @@ class JointDataset(Dataset[Batch]):
     def __getitem__(self, key: BatchKey) -> Batch:
         """The batch, with the bad samples that were met while it was read."""
         cache = self._feature_caches.get(key.dataset)
-        if key.samples and cache and (batch := cache.batch(key)) is not None:
+        if cache is not None and (batch := _from_features(cache, key)) is not None:
             return batch
         source = self._sources[key.dataset]
         samples = [read_or_replace(source, sample, replace=self._replace) for sample in key.samples]
         return collate(samples, dataset=key.dataset)
+
+
+def _from_features(cache: FeatureCache, key: BatchKey) -> Batch | None:
+    """A batch with features in place of inputs; None unless the features of all its samples are cached."""
+    cached = cache.read([(sample.index, sample.draw) for sample in key.samples]) if key.samples else None
+    if cached is None:
+        return None
+    features = Features(cache.depth, cached.features)
+    return Batch(key.dataset, cached.inputs, cached.targets, cached.metadatas, features=features)
 
 
 def read_or_replace(
@@ -172,17 +175,21 @@ class StagedLoader:
 
     Args:
         length: number of steps of an epoch.
-        stage: called at each start of an iteration; the inner loader stays as long as it returns the same object.
-        make: makes an inner loader.
+        feature_caches: called at each start of an iteration; the inner loader stays as long as it returns the same.
+        make: makes an inner loader that reads from feature caches.
     """
 
     def __init__(
-        self, length: int, *, stage: Callable[[], Stage], make: Callable[[Stage], Iterable[list[Batch]]]
+        self,
+        length: int,
+        *,
+        feature_caches: Callable[[], FeatureCaches],
+        make: Callable[[FeatureCaches], Iterable[list[Batch]]],
     ) -> None:
         self._length = length
-        self._stage = stage
+        self._feature_caches = feature_caches
         self._make = make
-        self._current: tuple[Stage, Iterable[list[Batch]]] | None = None
+        self._current: tuple[FeatureCaches, Iterable[list[Batch]]] | None = None
 
     def __len__(self) -> int:
         """Steps of a full epoch, also when the iteration starts inside one."""
@@ -190,11 +197,11 @@ class StagedLoader:
 
     def __iter__(self) -> Iterator[list[Batch]]:
         """Iterate over the remaining steps; the inner loader is made when the first item is taken."""
-        stage = self._stage()
-        if self._current is None or self._current[0] is not stage:
+        feature_caches = self._feature_caches()
+        if self._current is None or self._current[0] != feature_caches:
             # The former loader's workers end with it, before new ones start.
             self._current = None
-            self._current = stage, self._make(stage)
+            self._current = feature_caches, self._make(feature_caches)
         yield from self._current[1]
 
     def close(self) -> None:

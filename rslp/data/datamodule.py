@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -15,10 +14,10 @@ from torch.utils.data import DataLoader
 
 from rslp import upstream
 from rslp.data.bad_samples import BadSamplePolicy, BadSampleRecord, OnFault
-from rslp.data.batches import Batch, BatchKey, JointDataset, Stage, StagedLoader, StepSampler
+from rslp.data.batches import Batch, BatchKey, FeatureCaches, JointDataset, StagedLoader, StepSampler
 from rslp.data.cache.cache import SampleCache, SampleCacheSettings, open_sample_cache
 from rslp.data.dataset_arguments import refuse_datasets
-from rslp.data.features.settings import FeatureSettings
+from rslp.data.features.cache import FeatureSettings
 from rslp.data.features.stage import FrozenStage, Keys
 from rslp.data.mixture import mixture
 from rslp.data.samples import SampleSource, open_dataset
@@ -103,14 +102,15 @@ class MultiDatasetDataModule(L.LightningDataModule):
         check_allow: dict[str, list[str]] | None = None,
     ) -> None:
         super().__init__()
+        named = {
+            "disabled_datasets": disabled_datasets,
+            "batch_sizes": batch_sizes,
+            "per_dataset_patch_limit": per_dataset_patch_limit,
+            "check_allow": check_allow,
+        }
+        for option, value in named.items():
+            _refuse_absent(option, value, known=sorted(data_modules))
         disabled = set(disabled_datasets or [])
-        for option, names in (
-            ("disabled_datasets", disabled),
-            ("batch_sizes", _names(batch_sizes)),
-            ("per_dataset_patch_limit", _names(per_dataset_patch_limit)),
-            ("check_allow", set(check_allow or {})),
-        ):
-            _refuse_absent(option, names=names, known=set(data_modules))
         self.data_modules = {name: dm for name, dm in sorted(data_modules.items()) if name not in disabled}
         if not self.data_modules:
             raise ConfigError(Problem("no dataset is left to train on", key=f"{_DATA_KEY}.data_modules"))
@@ -135,7 +135,8 @@ class MultiDatasetDataModule(L.LightningDataModule):
             store=_word(store), limit=_bytes(store_limit_gb), read_timeout=read_timeout
         )
         limit = _bytes(features_limit_gb)
-        self.frozen = FrozenStage(FeatureSettings(frozen_views, _word(features) == "auto", features_dtype, limit))
+        features_settings = FeatureSettings(frozen_views, _word(features) == "auto", features_dtype, limit)
+        self.frozen = FrozenStage(features_settings, self.batch_sizes)
         self._sample_caches: dict[str, SampleCache | None] = {}
         # Set from the run config's top-level `seed` before training starts.
         self.seed = 0
@@ -199,16 +200,6 @@ class MultiDatasetDataModule(L.LightningDataModule):
                     name, dataset=dataset, inputs=module.inputs, settings=self.cache_settings
                 )
         return self._sample_caches[name]
-
-    def cache_folder(self, name: str) -> Path | None:
-        """The folder of a dataset's sample cache; None if it has none."""
-        sample_cache = self.sample_cache(name)
-        return None if sample_cache is None else sample_cache.folder
-
-    def dataset_config(self, name: str) -> bytes:
-        """The content of a dataset's ``config.json``."""
-        content: bytes = (self.data_modules[name].path / "config.json").read_bytes()
-        return content
 
     def sizes(self, split: str) -> dict[str, int]:
         """Number of samples by dataset."""
@@ -322,13 +313,15 @@ class MultiDatasetDataModule(L.LightningDataModule):
     def _loader(self, split: str, length: int, steps: Steps, keys: Callable[[], Keys]) -> StagedLoader:
         loader = StagedLoader(
             length,
-            stage=lambda: self.frozen.feature_caches(split, data=self, trainer=self.trainer, keys=keys),
+            feature_caches=lambda: self.frozen.feature_caches(
+                split, sources=self.sources(split), keys=keys, trainer=self.trainer, workers=self.num_workers
+            ),
             make=lambda caches: self._stage_loader(split, StepSampler(length, steps), caches),
         )
         self._loaders.append(loader)
         return loader
 
-    def _stage_loader(self, split: str, sampler: StepSampler, feature_caches: Stage) -> DataLoader[object]:
+    def _stage_loader(self, split: str, sampler: StepSampler, feature_caches: FeatureCaches) -> DataLoader[object]:
         # Cached features take less time to read than to send from one process to another.
         workers = 0 if set(feature_caches) >= set(self.data_modules) else self.num_workers
         return DataLoader(
@@ -369,13 +362,10 @@ def _without(limits: int | dict[str, int] | None, disabled: set[str]) -> int | d
     return {k: v for k, v in limits.items() if k not in disabled} if isinstance(limits, dict) else limits
 
 
-def _names(option: int | dict[str, int] | None) -> set[str]:
-    return set(option) if isinstance(option, dict) else set()
-
-
-def _refuse_absent(option: str, *, names: set[str], known: set[str]) -> None:
-    if absent := sorted(names - known):
-        message = f"names the dataset {absent[0]!r}, which is not among {', '.join(sorted(known))}"
+def _refuse_absent(option: str, value: object, *, known: list[str]) -> None:
+    """Refuse an option that names a dataset, as a key or in a list, which is not there."""
+    if absent := sorted(set(value) - set(known)) if isinstance(value, dict | list) else []:
+        message = f"names the dataset {absent[0]!r}, which is not among {', '.join(known)}"
         raise ConfigError(Problem(message, key=f"{_DATA_KEY}.{option}"))
 
 

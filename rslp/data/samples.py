@@ -36,8 +36,8 @@ from rslp import upstream
 from rslp.data import crops
 from rslp.data.bad_samples import as_data_error, check_finite, check_target
 from rslp.data.cache.cache import RSLEARN_VERSION, SampleCache
+from rslp.data.cache.windows import CachedWindows, Windows
 from rslp.data.dataset_arguments import SKIPS_TARGETS
-from rslp.data.windows import DirectWindows, Windows
 from rslp.errors import DataError
 from rslp.runtime import class_paths
 from rslp.runtime.seeds import seeded, stable_seed
@@ -119,6 +119,7 @@ class SampleSource:
         self.split = split
         self.task = data_module.task
         self.seed = seed
+        self._path = data_module.path
         self._retries = data_module.retries
         self._read_timeout = read_timeout
         # Tasks whose detector takes class 0 for background, so that no object can have it; set from the model, later.
@@ -133,7 +134,10 @@ class SampleSource:
         inputs = nodata.with_labels(data_module.inputs, data_module.task)
         self._inputs = {k: v for k, v in inputs.items() if self._load_targets or not v.is_target}
         self._transforms = Sequential(*map(self._tolerating_missing_targets, self._config.transforms or []))
-        self._windows = self._list_windows(sample_cache, data_module)
+        self._cached: CachedWindows | None = None
+        if sample_cache is not None:
+            self._cached = sample_cache.windows(self._inputs, self._config, split=split)
+        self._windows: Windows = self._list_windows(data_module) if self._cached is None else self._cached
         # A prediction covers whole windows: where one random crop would be drawn, all crops are loaded.
         tiled = self._config.get_load_all_crops() or (split == "predict" and self._config.get_crop_size() is not None)
         self._crops = self._list_crops() if tiled else None
@@ -169,7 +173,8 @@ class SampleSource:
         return (
             has_fixed_crops
             and upstream.are_deterministic(self._config.transforms or [])
-            and self._windows.has_single_item_groups(self._inputs)
+            and self._cached is not None
+            and self._cached.has_single_item_groups(self._inputs)
         )
 
     def fingerprints(self) -> np.ndarray[Any, np.dtype[np.uint64]] | None:
@@ -177,16 +182,28 @@ class SampleSource:
 
         None if it is not known without reading, that is without a sample cache.
         """
-        fingerprints = self._windows.fingerprints(self._inputs)
-        if fingerprints is None or self._crops is None:
+        if self._cached is None:
+            return None
+        fingerprints = self._cached.fingerprints(self._inputs)
+        if self._crops is None:
             return fingerprints
         of_windows: np.ndarray[Any, np.dtype[np.uint64]] = fingerprints[self._crops[:, 0]]
         # Multiplied by 2^64 / golden ratio, so that the crops of one window differ in many bits.
         return of_windows ^ (self._crops[:, 1:2].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
 
+    @property
+    def cache_folder(self) -> Path | None:
+        """The folder of the dataset's sample cache; None if there is none."""
+        return None if self._cached is None else self._cached.folder
+
+    def dataset_config(self) -> bytes:
+        """The content of the dataset's ``config.json``."""
+        content: bytes = (self._path / "config.json").read_bytes()
+        return content
+
     def window_is_unchanged(self, index: int) -> bool:
         """Whether the sample's window still has the fingerprint that ``fingerprints`` gives."""
-        return self._windows.window_is_unchanged(self._crop(index).window)
+        return self._cached is not None and self._cached.is_unchanged(self._crop(index).window)
 
     def window(self, index: int) -> tuple[str, str]:
         """Group and name of the sample's window."""
@@ -251,21 +268,21 @@ class SampleSource:
         Returns:
             None where targets can't be fingerprinted: without a sample cache, or for a task of the user's own class.
         """
-        if self._windows.folder is None or not _is_rslearn_task(self.task):
+        if self._cached is None or not _is_rslearn_task(self.task):
             return None
         labels = {name: spec for name, spec in self._inputs.items() if spec.is_target}
         sample_crops = [self._crop(index) for index in indices]
-        windows = self._windows.combined_fingerprint([crop.window for crop in sample_crops], labels)
-        if windows is None:
+        windows = [crop.window for crop in sample_crops]
+        if not all(map(self._cached.is_unchanged, windows)):
             return None
         try:
             pickled = pickle.dumps([self.task, labels])
         except (pickle.PicklingError, TypeError, AttributeError):
             return None
         bounds = [(crop.bounds, crop.index_and_count) for crop in sample_crops]
-        parts = [content, self.seed, self.name, bounds, windows, pickled.hex(), RSLEARN_VERSION]
-        digest = hashlib.sha256(repr(parts).encode()).hexdigest()
-        return self._windows.folder / f"note-{digest[:32]}.col"
+        fingerprints = self._cached.fingerprints(labels)[windows].tobytes()
+        parts = [content, self.seed, self.name, bounds, fingerprints, pickled.hex(), RSLEARN_VERSION]
+        return self._cached.folder / f"note-{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.col"
 
     def _read(
         self, index: int, identity: str, *, specs: dict[str, DataInput], rng: random.Random, draw_crop: bool
@@ -379,13 +396,11 @@ class SampleSource:
         tolerant.skip_missing = True
         return tolerant
 
-    def _list_windows(self, sample_cache: SampleCache | None, data_module: RslearnDataModule) -> Windows:
-        if sample_cache is not None:
-            return sample_cache.windows(self._inputs, self._config, split=self.split)
+    def _list_windows(self, data_module: RslearnDataModule) -> Windows:
         dataset = open_dataset(self.name, data_module)
         try:
             with slow_read_watch.over(f"dataset {self.name!r}: the list of its windows"):
-                return DirectWindows(dataset, upstream.list_windows(dataset, self._inputs, self._config))
+                return Windows(dataset, upstream.list_windows(dataset, self._inputs, self._config))
         except DataError as error:
             raise DataError(f"dataset {self.name!r}: {error}") from error
 

@@ -29,7 +29,7 @@ from unittest.mock import patch
 from rslp import upstream
 from rslp.data.cache.segments import read_entries
 from rslp.data.datamodule import MultiDatasetDataModule
-from rslp.data.features.cache import FeatureCache
+from rslp.data.features.cache import FeatureCache, FeatureCacheWriter
 from rslp.data.features.codec import CachedBatch, CachedSample
 from rslp.data.samples import SampleSource
 from rslp.errors import UserError
@@ -184,8 +184,7 @@ def prepared(root: Path) -> Truth:
     for split, source in sources(MultiDatasetDataModule(modules, num_workers=0)).items():
         for place in sorted(truth.caches.glob("features/*")):
             bank = opened(place, source)
-            bank.reload_views({0})
-            if bank.has_all_views(1):
+            if bank.is_complete():
                 found = [bank.read([(index, 0)]) for index in range(len(source))]
                 truth.features[place.name] = (split, [one for one in found if one is not None])
             bank.close()
@@ -213,9 +212,7 @@ def sources(module: MultiDatasetDataModule) -> dict[str, SampleSource]:
 
 
 def opened(place: Path, source: SampleSource) -> FeatureCache:
-    fingerprints = source.fingerprints()
-    assert fingerprints is not None
-    return FeatureCache(place, source=source, fingerprints=fingerprints)
+    return FeatureCache(place, source=source, views=1)
 
 
 @contextmanager
@@ -265,7 +262,6 @@ def read_features(place: Path, source: SampleSource, expected: list[CachedBatch]
         # What the stage of the frozen encoder says in one line; each batch is encoded as it comes.
         logging.getLogger("rslp.data.features").warning("dataset %r: %s", source.name, error)
         return
-    bank.reload_views({0})
     keys = [(index, 0) for index in range(len(expected))]
     for again in (False, True):
         for key, one in zip(keys, expected, strict=True):
@@ -274,12 +270,13 @@ def read_features(place: Path, source: SampleSource, expected: list[CachedBatch]
                 assert_same(found, one)
         if again or not bank.missing(keys):
             break
-        writer = bank.writer()
+        writer = FeatureCacheWriter(bank)
         for (index, view), one in zip(keys, expected, strict=True):
             if (index, view) in bank.missing(keys):
                 writer.add(index, view, CachedSample(one.features, one.inputs[0], one.targets[0], one.metadatas[0]))
+        writer.publish()
         writer.close()
-        bank.reload_views({0})
+        bank = bank.reopened()
     bank.close()
 
 

@@ -31,10 +31,11 @@ from upath import UPath
 
 from rslp.data.cache import refresh
 from rslp.data.cache.columns import Array
-from rslp.data.cache.index import WindowIndex, available, layer_of, select
+from rslp.data.cache.index import WindowIndex, available, select
 from rslp.data.cache.pack import PackJob, Task, default_workers, pack_all
-from rslp.data.cache.read import CachedWindows
 from rslp.data.cache.segments import UNFIT, InputRecords, SegmentReader, append_entries, catalogue
+from rslp.data.cache.window_state import layer_of
+from rslp.data.cache.windows import CachedWindows
 from rslp.errors import DataError, DiskError, MachineError
 from rslp.io import full_disk, locks
 from rslp.runtime import preemption
@@ -95,11 +96,21 @@ def cache_folder(dataset: UPath, store: str) -> Path:
     return Path(store).expanduser() / "stores" / name
 
 
-def free_bytes(folder: Path) -> int:
-    """Free bytes on the disk of a folder, which need not exist yet."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+def lack_of_room(folder: Path, *, needed: int, used: int, limit: int | None, option: str) -> str:
+    """A message if bytes will not fit into a cache, of which half of the free ones may be taken; empty if they will.
+
+    Args:
+        folder: the cache's folder, which need not exist yet.
+        needed: bytes to be written.
+        used: bytes that count towards the limit already.
+        limit: bytes that may be used in all; None means no such limit.
+        option: the name of the limit's option.
+    """
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    room, why = int(free * _SHARE_OF_FREE), "half of them may be taken"
+    if limit is not None:
+        room, why = min((room, why), (limit - used, f"`{option}` leaves {max(limit - used, 0):,}"))
+    return "" if needed <= room else f"{folder} would take {needed:,} bytes more, {free:,} are free, and {why}"
 
 
 @contextmanager
@@ -269,17 +280,11 @@ class SampleCache:
 
     def _lack_of_room(self, tasks: list[Task], inputs: Mapping[str, DataInput], split: str) -> str:
         """A message if the records of these windows and inputs will not fit on the disk; empty if they will."""
-        needed, free = self._estimate(tasks, inputs), free_bytes(self.folder)
-        room, why = int(free * _SHARE_OF_FREE), "half of them may be taken"
-        if self._settings.limit is not None:
-            left = self._settings.limit - sum(path.stat().st_size for path in self.folder.glob("data/*.seg"))
-            room, why = min((room, why), (left, f"`store_limit_gb` leaves {max(left, 0):,}"))
-        if needed <= room:
-            return ""
-        return (
-            f"{self.name} {split}: the sample cache {self.folder} would take {needed:,} bytes more, {free:,} are free, "
-            f"and {why}; `store: FOLDER` of the data module names another place"
-        )
+        used = sum(path.stat().st_size for path in self.folder.glob("data/*.seg"))
+        needed, limit = self._estimate(tasks, inputs), self._settings.limit
+        lack = lack_of_room(self.folder, needed=needed, used=used, limit=limit, option="store_limit_gb")
+        hint = "`store: FOLDER` of the data module names another place"
+        return lack and f"{self.name} {split}: the sample cache {lack}; {hint}"
 
     def _estimate(self, tasks: list[Task], inputs: Mapping[str, DataInput]) -> int:
         """About how many bytes the records of these windows and inputs will take."""
@@ -335,9 +340,7 @@ class SampleCache:
 
     def _records_of(self, data_input: DataInput, rows: Array) -> InputRecords:
         """The entries of an input's catalogue, and for each window the number of its entry, -1 where it has none."""
-        entries = self._reader.entries(catalogue(self.folder, self._key(data_input)).name)
-        numbers = self._reader.find(entries, self._fingerprints(data_input)[rows])
-        return InputRecords(entries, numbers.astype(np.int32))
+        return self._reader.input_records(self._key(data_input), self._fingerprints(data_input)[rows])
 
     def _fingerprints(self, data_input: DataInput) -> Array:
         """For each window of the dataset the fingerprint of an input's files, uint64 ``N 2``."""
@@ -419,10 +422,10 @@ def _open_index(
     key = hashlib.sha256("\n".join(layers).encode()).hexdigest()[:12]
     old = refresh.latest_index(folder, key, dataset=name)
     if not isinstance(path.fs, LocalFileSystem):
-        return refresh.refresh_remote_index(
-            folder, key, f"{path.path.rstrip('/')}/windows", layers=layers, fs=path.fs, old=old
-        ), False
+        scanner: refresh.Scanner = refresh.RemoteScanner(path.fs, f"{path.path.rstrip('/')}/windows", layers)
+        return refresh.refresh_index(folder, key, scanner, old), False
     windows = Path(path.path) / "windows"
     if old is not None and not check_all and refresh.may_trust_index(old, windows):
         return old, True
-    return refresh.refresh_local_index(folder, key, windows, layers=layers, workers=default_workers(), old=old), False
+    scanner = refresh.LocalScanner(windows, layers, workers=default_workers())
+    return refresh.refresh_index(folder, key, scanner, old), False

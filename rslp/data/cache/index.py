@@ -233,11 +233,6 @@ class CompletedGroups:
         return (f"{layer_name}.{group_idx}" if group_idx else layer_name) in self._folders
 
 
-def layer_of(option: str) -> str:
-    """The layer of an item group's name: ``layer`` for ``layer.1``."""
-    return option.partition(".")[0]
-
-
 def select(index: WindowIndex, inputs: Mapping[str, DataInput], config: SplitConfig) -> Array:
     """The rows of a split's windows; the same windows in the same order as ``upstream.list_windows``."""
     rows = index.order

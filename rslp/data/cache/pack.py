@@ -19,9 +19,10 @@ from upath import UPath
 from rslp import upstream
 from rslp.data.bad_samples import READ_ERRORS
 from rslp.data.cache import records, refresh, segments
-from rslp.data.cache.index import WindowIndex, layer_of
+from rslp.data.cache.index import WindowIndex
 from rslp.data.cache.records import GridCheckingFormat, UncacheableWindow
-from rslp.data.cache.segments import InputRecords, RecordEntry, RecordPlace, SegmentReader, SegmentWriter
+from rslp.data.cache.segments import InputRecords, RecordEntry, SegmentReader, SegmentWriter
+from rslp.data.cache.window_state import layer_of
 from rslp.errors import DataError
 from rslp.io import full_disk
 from rslp.runtime import preemption
@@ -67,14 +68,12 @@ class Packed:
     """The result of some tasks.
 
     Attributes:
-        entries: entries of new records by the key of the input; from ``Verifier`` those of records that differ.
+        entries: entries of new records by the key of the input; with ``verify`` those of records that differ.
         windows: number of windows that were worked on.
-        skipped: number of windows that changed or could not be reached while they were read; they stay for next time.
     """
 
     entries: dict[str, list[RecordEntry]]
     windows: int
-    skipped: int
 
 
 class EncodedInput(NamedTuple):
@@ -96,7 +95,7 @@ Task = tuple[int, tuple[str, ...]]
 
 
 class Packer:
-    """Packs windows in this process.
+    """Packs windows in this process, or compares them with their records.
 
     Attributes:
         job: where to read from and write to.
@@ -106,27 +105,43 @@ class Packer:
         self.job = job
         self._open()
         self._writer = SegmentWriter(job.folder)
+        self._reader = SegmentReader(job.folder, dataset=job.name)
+        self._records: dict[str, InputRecords] = {}
+        if job.verify:
+            self._records = {k: self._reader.input_records(k, f) for k, f in job.fingerprints.items()}
 
     def pack(self, tasks: Sequence[Task]) -> Packed:
-        """Pack some windows.
+        """Pack some windows; with ``verify``, find records that differ.
 
         Raises:
             DiskError: there is no room.
         """
         entries: dict[str, list[RecordEntry]] = {}
-        skipped = 0
         for row, keys in tasks:
             window = self.job.index.window(row, self._dataset)
-            decoded = {key: self.decode(window, self.job.inputs[key]) for key in keys}
-            if None in decoded.values() or not self._is_unchanged(row, window):
-                # The records may mix files from before and after a change.
-                skipped += 1
-                continue
+            work = self._differing(row, keys, window) if self.job.verify else self._new_records(row, keys, window)
+            for key, entry in work:
+                entries.setdefault(key, []).append(entry)
+        self._writer.flush()
+        return Packed(entries, len(tasks))
+
+    def _new_records(self, row: int, keys: Sequence[str], window: Window) -> Iterator[tuple[str, RecordEntry]]:
+        decoded = {key: self.decode(window, self.job.inputs[key]) for key in keys}
+        # If one could not be read, or the window changed meanwhile, the window stays for next time: its records may mix
+        # files from before and after a change.
+        if None not in decoded.values() and self._is_unchanged(row, window):
             for key, record in decoded.items():
                 assert record is not None
-                entries.setdefault(key, []).append(self._write(self.record_fingerprint(key, row), record))
-        self._writer.flush()
-        return Packed(entries, len(tasks), skipped)
+                yield key, self._write(self._fingerprint(key, row), record)
+
+    def _differing(self, row: int, keys: Sequence[str], window: Window) -> Iterator[tuple[str, RecordEntry]]:
+        for key in keys:
+            place = self._records[key].place(row)
+            decoded = None if place is None else self.decode(window, self.job.inputs[key])
+            if place is not None and decoded is not None:
+                record = self._reader.read(place)
+                if record is None or (bytes(record[0]), record[1], segments.GOOD) != decoded:
+                    yield key, RecordEntry(self._fingerprint(key, row), *place)
 
     def close(self) -> None:
         """Close the segment."""
@@ -141,8 +156,7 @@ class Packer:
         self._formats.append(GridCheckingFormat(inner))
         return self._formats[-1]
 
-    def record_fingerprint(self, key: str, row: int) -> tuple[int, int]:
-        """The fingerprint of a window's record of an input."""
+    def _fingerprint(self, key: str, row: int) -> tuple[int, int]:
         first, second = self.job.fingerprints[key][row].tolist()
         return first, second
 
@@ -194,40 +208,6 @@ class Packer:
             raise full_disk(error, self.job.folder / "data", needed=size) or error from error
 
 
-class Verifier(Packer):
-    """Decodes windows again and compares them with their records."""
-
-    def __init__(self, job: PackJob) -> None:
-        super().__init__(job)
-        self._reader = SegmentReader(job.folder, dataset=job.name)
-        self._records = {}
-        for key in job.inputs:
-            entries = self._reader.entries(segments.catalogue(job.folder, key).name)
-            self._records[key] = InputRecords(entries, self._reader.find(entries, job.fingerprints[key]))
-
-    def pack(self, tasks: Sequence[Task]) -> Packed:
-        """Compare some windows; the result has the entries of the records that differ from the dataset."""
-        entries: dict[str, list[RecordEntry]] = {}
-        for row, keys in tasks:
-            window = self.job.index.window(row, self._dataset)
-            for key in keys:
-                place = self._records[key].place(row)
-                if place is None:
-                    continue
-                decoded = self.decode(window, self.job.inputs[key])
-                if decoded is not None and self._stored(place) != decoded:
-                    entries.setdefault(key, []).append(RecordEntry(self.record_fingerprint(key, row), *place))
-        return Packed(entries, len(tasks), 0)
-
-    def _stored(self, place: RecordPlace) -> EncodedInput | None:
-        record = self._reader.read(place)
-        return None if record is None else EncodedInput(bytes(record[0]), record[1], segments.GOOD)
-
-
-def _packer(job: PackJob) -> Packer:
-    return Verifier(job) if job.verify else Packer(job)
-
-
 def pack_all(job: PackJob, tasks: Iterable[Task], *, workers: int) -> Iterator[Packed]:
     """Pack windows, or verify their records; memory does not grow with their number.
 
@@ -245,7 +225,7 @@ def pack_all(job: PackJob, tasks: Iterable[Task], *, workers: int) -> Iterator[P
     """
     portions = _portions(iter(tasks))
     if workers < 2:
-        packer = _packer(job)
+        packer = Packer(job)
         try:
             yield from map(packer.pack, portions)
         finally:
@@ -279,7 +259,7 @@ _PACKER: list[Packer] = []
 
 
 def _begin(job: PackJob) -> None:
-    _PACKER[:] = [_packer(job)]
+    _PACKER[:] = [Packer(job)]
 
 
 def _pack(tasks: list[Task]) -> Packed:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from fsspec import AbstractFileSystem
@@ -18,18 +18,7 @@ from fsspec import AbstractFileSystem
 from rslp.data.cache import window_state
 from rslp.data.cache.columns import Array
 from rslp.data.cache.index import WindowIndex, open_index, write_index
-from rslp.data.cache.window_state import (
-    COARSE_TICK_NS,
-    DIGEST,
-    MARKER,
-    NEVER,
-    WindowState,
-    digest,
-    location_text,
-    metadata_fields,
-    parsed_metadata,
-    salted_digest,
-)
+from rslp.data.cache.window_state import COARSE_TICK_NS, DIGEST, NEVER, WindowState, digest, layer_of
 from rslp.runtime.children import pool as pool_of
 
 # Up to this many windows are checked at the start, in about a second; in larger datasets each when it is first read.
@@ -85,66 +74,104 @@ def may_trust_index(index: WindowIndex, windows: Path) -> bool:
     return len(index) > CHECKED_AT_START and index.groups == list_groups(windows)
 
 
-def refresh_local_index(
-    store: Path, key: str, windows: Path, *, layers: Sequence[str], workers: int, old: WindowIndex | None
-) -> WindowIndex:
+class Scanner(Protocol):
+    """Finds the windows of a dataset and the state of their files: ``LocalScanner`` or ``RemoteScanner``.
+
+    Attributes:
+        layers: the layers whose files count.
+        groups: the time of change (ns) of each group's folder, if folders have one.
+        identities: group and name of all windows, and of files and folders that may be windows.
+    """
+
+    layers: Sequence[str]
+    groups: dict[str, int]
+    identities: list[Identity]
+
+    def digests(self, identities: Sequence[Identity], layouts: Sequence[str]) -> bytes:
+        """The present digests ``shortcut`` of windows, end to end; ``layouts`` are those of their ``WindowState``."""
+
+    def states(self, identities: Sequence[Identity]) -> list[WindowState]:
+        """The states of windows, without files and folders that are none."""
+
+
+def refresh_index(store: Path, key: str, scanner: Scanner, old: WindowIndex | None) -> WindowIndex:
     """Check every window against the old index, scan those that changed, and write a new index if any did.
 
     Args:
         store: the folder of the sample cache.
         key: fingerprint of the set of layers; part of the index's name.
-        windows: the folder ``windows`` of the dataset.
-        layers: the layers whose files count.
-        workers: number of processes.
+        scanner: finds the windows.
         old: the newest index, if there is one.
 
     Raises:
-        OSError: a folder can't be read.
-        ValueError: a window's bounds are not whole pixels.
+        OSError: a folder can't be read, or the object store can't be reached.
+        ValueError: a window's bounds are not whole pixels, or the file system does not show when objects change.
         DataError: a window's metadata is broken.
     """
-    groups = list_groups(windows)
-    names = {g: sorted(e.name for e in os.scandir(windows / g) if not e.name.startswith(".")) for g in groups}
-    identities = [(group, name) for group, group_names in names.items() for name in group_names]
-    unchanged, to_scan = _unchanged_rows(old, windows, identities, workers)
-    states: list[WindowState] = []
-    if to_scan:
-        scan = partial(_scan_windows, str(windows), tuple(layers))
-        states = [state for part in _map_in_processes(scan, to_scan, workers) for state in part]
+    unchanged, to_scan = _unchanged_rows(old, scanner)
+    states = scanner.states(to_scan) if to_scan else []
     # Files and folders that are no windows are scanned each time, since they may have become windows.
-    if old is not None and not states and len(unchanged) == len(old) and old.groups == groups:
+    if old is not None and not states and len(unchanged) == len(old) and old.groups == scanner.groups:
         return old
-    states = _rescan_fresh(states, windows, layers)
     path = store / f"windows-{key}-{time.time_ns():020d}.idx"
-    index = write_index(path, states, layers=layers, groups=groups, old=old, unchanged=unchanged)
-    remove_old_indices(store, key, path)
+    index = write_index(path, states, layers=scanner.layers, groups=scanner.groups, old=old, unchanged=unchanged)
+    _remove_old_indices(store, key, path)
     return index
 
 
-def _unchanged_rows(
-    old: WindowIndex | None, windows: Path, identities: list[Identity], workers: int
-) -> tuple[Array, list[Identity]]:
+def _unchanged_rows(old: WindowIndex | None, scanner: Scanner) -> tuple[Array, list[Identity]]:
     """The rows of the old index whose windows have not changed, and the windows that have to be scanned."""
     if old is None:
-        return np.empty(0, np.int64), identities
+        return np.empty(0, np.int64), scanner.identities
     row_of = {identity: row for row, identity in enumerate(old.identities())}
-    indexed = [identity for identity in identities if identity in row_of]
-    layouts = old.texts["layout"].by_row()
-    tasks = [(f"{group}/{name}", layouts[row_of[group, name]]) for group, name in indexed]
-    stamps = sum(layout.count("\n") + 1 for _, layout in tasks)
-    processes = workers if stamps >= _STAMPS_WORTH_A_PROCESS else 1
+    indexed = [identity for identity in scanner.identities if identity in row_of]
     rows = np.array([row_of[identity] for identity in indexed], np.int64)
-    digests = b"".join(_map_in_processes(partial(_stamp_digests, str(windows)), tasks, processes))
-    same = _equal_digests(digests, old.digests["shortcut"][rows])
-    changed = {identity for identity, is_same in zip(indexed, same.tolist(), strict=True) if not is_same}
-    return rows[same], [identity for identity in identities if identity not in row_of or identity in changed]
-
-
-def _equal_digests(digests: bytes, old: Array) -> Array:
-    """Which digests, end to end, equal the old ones (uint64 ``N 2``); ``NEVER`` equals none."""
+    layouts = old.texts["layout"].by_row()
+    digests = scanner.digests(indexed, [layouts[row] for row in rows.tolist()])
     words = np.frombuffer(digests, "<u8").reshape(-1, DIGEST // 8)
-    equal: Array = (words == old).all(axis=1) & (words != 0).any(axis=1)
-    return equal
+    # ``NEVER``, which is zero, equals no digest.
+    same = (words == old.digests["shortcut"][rows]).all(axis=1) & (words != 0).any(axis=1)
+    unchanged = {identity for identity, is_same in zip(indexed, same.tolist(), strict=True) if is_same}
+    return rows[same], [identity for identity in scanner.identities if identity not in unchanged]
+
+
+def _remove_old_indices(store: Path, key: str, current: Path) -> None:
+    """Remove indices so old that no run should use them any more."""
+    for path in sorted(store.glob(f"windows-{key}-*.idx")):
+        # Another process may remove it at the same time.
+        with suppress(OSError):
+            if path != current and time.time() - path.stat().st_mtime > _KEPT_SECONDS:
+                path.unlink()
+
+
+class LocalScanner:
+    """Scans the folder ``windows`` of a dataset, in several processes where that pays; see ``Scanner``."""
+
+    def __init__(self, windows: Path, layers: Sequence[str], *, workers: int) -> None:
+        self.layers = layers
+        self.groups = list_groups(windows)
+        self._windows = windows
+        self._workers = workers
+        names = {g: sorted(e.name for e in os.scandir(windows / g) if not e.name.startswith(".")) for g in self.groups}
+        self.identities = [(group, name) for group, group_names in names.items() for name in group_names]
+
+    def digests(self, identities: Sequence[Identity], layouts: Sequence[str]) -> bytes:
+        """The present digests of windows, see ``Scanner``."""
+        tasks = [(f"{group}/{name}", layout) for (group, name), layout in zip(identities, layouts, strict=True)]
+        stamps = sum(layout.count("\n") + 1 for layout in layouts)
+        workers = self._workers if stamps >= _STAMPS_WORTH_A_PROCESS else 1
+        return b"".join(_map_in_processes(partial(_stamp_digests, str(self._windows)), tasks, workers))
+
+    def states(self, identities: Sequence[Identity]) -> list[WindowState]:
+        """The states of windows, see ``Scanner``."""
+        scan = partial(_scan_windows, str(self._windows), tuple(self.layers))
+        states = [state for part in _map_in_processes(scan, identities, self._workers) for state in part]
+        if not any(state.fresh for state in states):
+            return states
+        # Windows that were written a moment ago are scanned again, after a pause in which their clocks tick.
+        time.sleep(window_state.TICK_NS / 1e9)
+        scanned = [scan([(state.group, state.name)]) if state.fresh else [state] for state in states]
+        return [state for part in scanned for state in part]
 
 
 def _stamp_digests(windows: str, tasks: Sequence[tuple[str, str]]) -> bytes:
@@ -157,15 +184,6 @@ def _scan_windows(windows: str, layers: Sequence[str], identities: Sequence[Iden
     return [state for state in states if state is not None]
 
 
-def _rescan_fresh(states: list[WindowState], windows: Path, layers: Sequence[str]) -> list[WindowState]:
-    """Scan windows that were written a moment ago again, after a pause in which their clocks tick."""
-    if not any(state.fresh for state in states):
-        return states
-    time.sleep(window_state.TICK_NS / 1e9)
-    scanned = [_scan_windows(str(windows), layers, [(s.group, s.name)]) if s.fresh else [s] for s in states]
-    return [state for part in scanned for state in part]
-
-
 def _map_in_processes(work: Callable[[Sequence[T]], R], tasks: Sequence[T], workers: int) -> Iterator[R]:
     """The results of ``work`` for parts of the tasks, in order; in several processes if there are enough tasks."""
     if workers < 2 or len(tasks) < _WORTH_A_PROCESS:
@@ -176,59 +194,59 @@ def _map_in_processes(work: Callable[[Sequence[T]], R], tasks: Sequence[T], work
         yield from pool.map(work, [tasks[start : start + size] for start in range(0, len(tasks), size)])
 
 
-def remove_old_indices(store: Path, key: str, current: Path) -> None:
-    """Remove indices so old that no run should use them any more."""
-    for path in sorted(store.glob(f"windows-{key}-*.idx")):
-        # Another process may remove it at the same time.
-        with suppress(OSError):
-            if path != current and time.time() - path.stat().st_mtime > _KEPT_SECONDS:
-                path.unlink()
+class RemoteScanner:
+    """Lists all objects of a dataset on an object store, and fetches the metadata of windows; see ``Scanner``.
 
-
-def refresh_remote_index(
-    store: Path, key: str, windows: str, *, layers: Sequence[str], fs: AbstractFileSystem, old: WindowIndex | None
-) -> WindowIndex:
-    """List all objects, fetch the metadata of windows that changed, and write a new index if any did.
-
-    The arguments are those of ``refresh_local_index``; ``windows`` is a path of the file system ``fs``.
+    Args:
+        fs: the file system.
+        windows: the path of the folder ``windows`` there.
+        layers: the layers whose files count.
 
     Raises:
         OSError: the object store can't be reached.
-        ValueError: the file system does not show when objects change, or a window's bounds are not whole pixels.
-        DataError: a window's metadata is broken.
+        ValueError: the file system does not show when objects change.
     """
-    windows_objects = list_windows(fs, windows)
-    unchanged: dict[Identity, int] = {}
-    if old is not None:
-        identities = old.identities()
-        digests = b"".join(_objects_digest(windows_objects.get(identity, {}), layers) for identity in identities)
-        same = _equal_digests(digests, old.digests["shortcut"]).tolist()
-        unchanged = {identity: row for row, identity in enumerate(identities) if same[row]}
-    to_fetch = {identity: objects for identity, objects in windows_objects.items() if identity not in unchanged}
-    if old is not None and not to_fetch and len(unchanged) == len(old):
-        return old
-    states = list(_fetch_states(fs, windows, to_fetch, layers))
-    rows = np.array(list(unchanged.values()), np.int64)
-    path = store / f"windows-{key}-{time.time_ns():020d}.idx"
-    index = write_index(path, states, layers=layers, groups={}, old=old, unchanged=rows)
-    remove_old_indices(store, key, path)
-    return index
+
+    def __init__(self, fs: AbstractFileSystem, windows: str, layers: Sequence[str]) -> None:
+        self.layers = layers
+        self.groups: dict[str, int] = {}
+        self._fs = fs
+        self._windows = windows
+        self._objects: dict[Identity, Objects] = {}
+        for path, state in _list_objects(fs, windows):
+            parts = path.split("/", 2)
+            if len(parts) == 3 and not parts[0].startswith(".") and not parts[1].startswith("."):
+                self._objects.setdefault((parts[0], parts[1]), {})[parts[2]] = state
+        self.identities = [identity for identity, objects in self._objects.items() if "metadata.json" in objects]
+
+    def digests(self, identities: Sequence[Identity], layouts: Sequence[str]) -> bytes:  # noqa: ARG002
+        """The present digests of windows, see ``Scanner``."""
+        return b"".join(_objects_digest(_files(self._objects[identity], self.layers)) for identity in identities)
+
+    def states(self, identities: Sequence[Identity]) -> list[WindowState]:
+        """The states of windows, see ``Scanner``."""
+        states = []
+        for start in range(0, len(identities), _AT_ONCE):
+            portion = identities[start : start + _AT_ONCE]
+            roots = [f"{self._windows}/{group}/{name}" for group, name in portion]
+            fetched = self._fs.cat([f"{root}/metadata.json" for root in roots])
+            for (group, name), root in zip(portion, roots, strict=True):
+                path = f"{root}/metadata.json"
+                # For a single path, cat may return the bytes alone.
+                raw = fetched if isinstance(fetched, bytes) else fetched.get(path, fetched.get(path.lstrip("/")))
+                files = _files(self._objects[group, name], self.layers)
+                states.append(
+                    window_state.window_state(
+                        root, group, name, raw=raw, layers=self.layers, files=files, shortcut=_objects_digest(files)
+                    )
+                )
+        return states
 
 
 def window_is_unchanged(index: WindowIndex, row: int, root: str, fs: AbstractFileSystem) -> bool:
-    """Whether the objects of a window still have the digest of the index."""
-    digest_now = _objects_digest(dict(_list_objects(fs, root)), index.layers)
-    return digest_now != NEVER and digest_now == bytes(index.digests["shortcut"][row].tobytes())
-
-
-def list_windows(fs: AbstractFileSystem, windows: str) -> dict[Identity, Objects]:
-    """The objects of each window, by group and name, sorted; objects that belong to no window are left out."""
-    by_window: dict[Identity, Objects] = {}
-    for path, state in _list_objects(fs, windows):
-        parts = path.split("/", 2)
-        if len(parts) == 3 and not parts[0].startswith(".") and not parts[1].startswith("."):
-            by_window.setdefault((parts[0], parts[1]), {})[parts[2]] = state
-    return {identity: objects for identity, objects in by_window.items() if "metadata.json" in objects}
+    """Whether the objects of a window still have the digest of the index; ``root`` is the window's folder."""
+    present = _objects_digest(_files(dict(_list_objects(fs, root)), index.layers))
+    return present != NEVER and present == bytes(index.digests["shortcut"][row].tobytes())
 
 
 def _list_objects(fs: AbstractFileSystem, root: str) -> Iterator[tuple[str, ObjectState]]:
@@ -259,73 +277,22 @@ def _nanoseconds(moment: Any) -> int:
     return int(float(moment) * 1e9)
 
 
-def _relevant(objects: Objects, layers: Sequence[str]) -> Objects:
+def _files(objects: Objects, layers: Sequence[str]) -> window_state.Files:
     """The objects on which samples of these layers depend."""
-    wanted = set(layers)
-    relevant: Objects = {}
-    for path, state in objects.items():
-        top, _, below = path.partition("/")
-        if top in ("metadata.json", "items.json") or (top == "layers" and _layer(below) in wanted):
-            relevant[path] = state
-    return relevant
-
-
-def _layer(path: str) -> str:
-    return path.partition("/")[0].partition(".")[0]
-
-
-def _objects_digest(objects: Objects, layers: Sequence[str]) -> bytes:
-    """The digest ``shortcut`` of a window; ``NEVER`` for no objects, or if one may change without a new digest."""
-    relevant = _relevant(objects, layers)
     now = time.time_ns()
-    if not objects or any(_is_fresh(state, now) for state in relevant.values()):
+    files: dict[str, tuple[str, bool]] = {}
+    for path, (text, moment) in objects.items():
+        top, _, below = path.partition("/")
+        layer = layer_of(below)
+        if top in ("metadata.json", "items.json") or (top == "layers" and layer in layers):
+            # Where only a time shows changes, the object may change again within the same tick of the clock.
+            is_fresh = moment is not None and abs(now - moment) < COARSE_TICK_NS
+            files[path] = text, is_fresh
+    return files
+
+
+def _objects_digest(files: window_state.Files) -> bytes:
+    """The digest ``shortcut`` of a window; ``NEVER`` for no objects, or if one may change without a new digest."""
+    if not files or any(is_fresh for _, is_fresh in files.values()):
         return NEVER
-    return digest(repr([(path, text) for path, (text, _) in relevant.items()]).encode())
-
-
-def _is_fresh(state: ObjectState, now: int) -> bool:
-    """Whether only a time shows changes of an object, and it may change again within the same tick of the clock."""
-    return state[1] is not None and abs(now - state[1]) < COARSE_TICK_NS
-
-
-def _fetch_states(
-    fs: AbstractFileSystem, windows: str, windows_objects: Mapping[Identity, Objects], layers: Sequence[str]
-) -> Iterator[WindowState]:
-    identities = list(windows_objects)
-    for start in range(0, len(identities), _AT_ONCE):
-        portion = identities[start : start + _AT_ONCE]
-        paths = [f"{windows}/{group}/{name}/metadata.json" for group, name in portion]
-        raw = fs.cat(paths)
-        for identity, path in zip(portion, paths, strict=True):
-            # For a single path, cat may return the bytes alone.
-            document = raw if isinstance(raw, bytes) else raw.get(path, raw.get(path.lstrip("/")))
-            root = path.removesuffix("/metadata.json")
-            yield _remote_state(*identity, windows_objects[identity], document, layers, root)
-
-
-def _remote_state(group: str, name: str, objects: Objects, raw: bytes, layers: Sequence[str], root: str) -> WindowState:
-    metadata = parsed_metadata(raw, root)
-    relevant, now = _relevant(objects, layers), time.time_ns()
-    folders = sorted({path.split("/")[1] for path in relevant if path.startswith("layers/")})
-    location = location_text(group, name, metadata)
-    files = {
-        layer: [path for path in relevant if path.startswith("layers/") and _layer(path[7:]) == layer]
-        for layer in layers
-    }
-    return WindowState(
-        group=group,
-        name=name,
-        **metadata_fields(metadata, root),
-        completed="|".join(folder for folder in folders if f"layers/{folder}/{MARKER}" in relevant),
-        layout="",
-        shortcut=_objects_digest(objects, layers),
-        base=_files_digest(location, ["items.json"] if "items.json" in relevant else [], relevant, now),
-        layers={layer: _files_digest(layer + location, paths, relevant, now) for layer, paths in files.items()},
-        fresh=any(_is_fresh(state, now) for state in relevant.values()),
-    )
-
-
-def _files_digest(salt: str, paths: Sequence[str], objects: Objects, now: int) -> bytes:
-    # Of marker files only their existence counts.
-    texts = (path if path.endswith(f"/{MARKER}") else f"{path} {objects[path][0]}" for path in paths)
-    return salted_digest(salt, zip(texts, (_is_fresh(objects[path], now) for path in paths), strict=True))
+    return digest(repr([(path, text) for path, (text, _) in files.items()]).encode())

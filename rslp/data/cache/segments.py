@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -242,10 +242,6 @@ class SegmentReader:
         self._reported: set[Path] = set()
         self._bad_list = f"{secrets.token_hex(4)}.bad"
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Another process opens the files itself."""
-        return partial(SegmentReader, dataset=self.dataset), (self.folder,)
-
     def read(self, place: RecordPlace) -> tuple[memoryview, bytes] | None:
         """Payload and head of a record; the payload is a view of the file's map.
 
@@ -303,6 +299,11 @@ class SegmentReader:
         if len(entries) and len(numbers):
             numbers[(numbers >= 0) & ~self._are_valid(entries[numbers])] = -1
         return numbers
+
+    def input_records(self, key: str, fingerprints: Array) -> InputRecords:
+        """The places of an input's records, for windows with these fingerprints."""
+        entries = self.entries(catalogue(self.folder, key).name)
+        return InputRecords(entries, self.find(entries, fingerprints).astype(np.int32))
 
     def exclude_records(self, entries: Iterable[RecordEntry]) -> None:
         """Exclude records from reading, in this process and in all that start later."""

@@ -9,7 +9,7 @@ import json
 import os
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -34,6 +34,8 @@ MARKER = "completed"
 _FEW = 3
 # Times of writing and of change (ns), size (bytes) and inode.
 Stamp = tuple[int, int, int, int]
+# By path below the window's folder: a text that changes with the file, and whether it was written a moment ago.
+Files = Mapping[str, tuple[str, bool]]
 
 
 @dataclass(frozen=True)
@@ -94,34 +96,74 @@ def scan_window(root: str, group: str, name: str, layers: Sequence[str]) -> Wind
         raise DataError(f"{root}/metadata.json can't be read: {error.strerror}") from error
     except ValueError as error:
         raise DataError(str(error)) from error
-    metadata = parsed_metadata(raw, root)
-    folders = sorted(e.name for e in os.scandir(f"{root}/layers") if e.is_dir()) if "layers" in entries else []
-    files: dict[str, list[str]] = {layer: [] for layer in layers}
-    layout = ["", *entries]
-    completed = []
-    for folder in folders:
-        layer = folder.partition(".")[0]
-        if layer not in files or folder.startswith("."):
-            continue
-        paths = list(_walk(f"{root}/", f"layers/{folder}"))
-        layout += [path for path in paths if not path.endswith(f"/{MARKER}")]
-        files[layer] += [path for path in paths if not path.endswith("/")]
-        if f"layers/{folder}/{MARKER}" in paths:
-            completed.append(folder)
+    paths = ["", *entries]
+    for entry in sorted(os.scandir(f"{root}/layers"), key=lambda entry: entry.name) if "layers" in entries else []:
+        if entry.is_dir() and layer_of(entry.name) in layers:
+            paths += _walk(f"{root}/", f"layers/{entry.name}")
+    layout = [path for path in paths if not path.endswith(f"/{MARKER}")]
     stamps = dict(zip(layout, _stamps(root, layout), strict=True))
-    location = location_text(group, name, metadata)
-    fresh = any(_is_fresh(stamp, now) for stamp in stamps.values())
+    unstamped = dict.fromkeys(paths, ("", False))
+    files = unstamped | {path: (str(stamp), _is_fresh(stamp, now)) for path, stamp in stamps.items()}
+    is_fresh = any(fresh for _, fresh in files.values())
+    shortcut = NEVER if is_fresh else digest(array("q", [v for stamp in stamps.values() for v in stamp]).tobytes())
+    return window_state(
+        root, group, name, raw=raw, layers=layers, files=files, layout="\n".join(layout), shortcut=shortcut
+    )
+
+
+def window_state(
+    root: str,
+    group: str,
+    name: str,
+    *,
+    raw: bytes,
+    layers: Sequence[str],
+    files: Files,
+    shortcut: bytes,
+    layout: str = "",
+) -> WindowState:
+    """The state of a window, of a folder or on an object store.
+
+    Args:
+        root: the window's folder, for messages.
+        group: the window's group.
+        name: the window's name.
+        raw: the content of its ``metadata.json``.
+        layers: layers whose files count.
+        files: its files and folders, whose paths end with a slash, of these layers; its metadata files.
+        shortcut: see ``WindowState``.
+        layout: likewise.
+
+    Raises:
+        ValueError: the bounds are not whole pixels.
+        DataError: ``metadata.json`` is not what rslearn writes.
+    """
+    metadata = _parsed_metadata(raw, root)
+    location = json.dumps([group, name, metadata["projection"], metadata["bounds"]], sort_keys=True)
+    folders = [path.split("/")[1] for path in files if path.endswith(f"/{MARKER}") and path.count("/") == 2]
+    of_layers: dict[str, list[str]] = {layer: [] for layer in layers}
+    for path in files:
+        if path.startswith("layers/") and not path.endswith("/"):
+            of_layers[layer_of(path.removeprefix("layers/"))].append(path)
     return WindowState(
         group=group,
         name=name,
-        **metadata_fields(metadata, root),
-        completed="|".join(completed),
-        layout="\n".join(layout),
-        shortcut=NEVER if fresh else digest(array("q", [v for stamp in stamps.values() for v in stamp]).tobytes()),
-        base=_files_digest(location, ["items.json"] if "items.json" in entries else [], stamps, now),
-        layers={layer: _files_digest(layer + location, paths, stamps, now) for layer, paths in files.items()},
-        fresh=fresh,
+        bounds=tuple(metadata["bounds"]),
+        projection=json.dumps(metadata["projection"]),
+        times=json.dumps(metadata.get("time_range") or None),
+        options=json.dumps(metadata["options"]),
+        completed="|".join(sorted(folders)),
+        layout=layout,
+        shortcut=shortcut,
+        base=_files_digest(location, ["items.json"] if "items.json" in files else [], files),
+        layers={layer: _files_digest(layer + location, paths, files) for layer, paths in of_layers.items()},
+        fresh=any(is_fresh for _, is_fresh in files.values()),
     )
+
+
+def layer_of(path: str) -> str:
+    """The layer of an item group's folder, or of a path in it; an empty text for a hidden one."""
+    return path.partition("/")[0].partition(".")[0]
 
 
 def stamp_digest(root: str, layout: str, *, dir_fd: int | None = None) -> bytes | None:
@@ -177,19 +219,8 @@ def _stamp(path: str, dir_fd: int | None) -> Stamp:
     return state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_ino
 
 
-def _files_digest(salt: str, paths: Sequence[str], stamps: dict[str, Stamp], now: int) -> bytes:
-    # Marker files have no stamp: only their existence counts.
-    stamped = ((path, stamps.get(path)) for path in paths)
-    return salted_digest(salt, ((f"{p} {s}", _is_fresh(s, now)) if s else (p, False) for p, s in stamped))
-
-
 def _is_fresh(stamp: Stamp, now: int) -> bool:
     return any(abs(now - moment) < (TICK_NS if moment % _SECOND_NS else COARSE_TICK_NS) for moment in stamp[:2])
-
-
-def location_text(group: str, name: str, metadata: dict[str, Any]) -> str:
-    """A window's name, projection and bounds as JSON, which goes into every digest of the window."""
-    return json.dumps([group, name, metadata["projection"], metadata["bounds"]], sort_keys=True)
 
 
 def digest(raw: bytes) -> bytes:
@@ -197,40 +228,19 @@ def digest(raw: bytes) -> bytes:
     return blake2b(raw, digest_size=DIGEST).digest()
 
 
-def metadata_fields(metadata: dict[str, Any], root: str) -> dict[str, Any]:
-    """The fields of ``WindowState`` that come from a window's metadata.
-
-    Raises:
-        ValueError: the bounds are not whole pixels.
-    """
-    bounds = tuple(metadata["bounds"])
-    if not all(isinstance(value, int) for value in bounds):
-        raise ValueError(f"{root}/metadata.json: the bounds {metadata['bounds']} are not whole pixels")
-    return {
-        "bounds": bounds,
-        "projection": json.dumps(metadata["projection"]),
-        "times": json.dumps(metadata.get("time_range") or None),
-        "options": json.dumps(metadata["options"]),
-    }
-
-
-def salted_digest(salt: str, files: Iterable[tuple[str, bool]]) -> bytes:
-    """A digest of files, each a text that changes with the file, and whether the file was written a moment ago."""
+def _files_digest(salt: str, paths: Sequence[str], files: Files) -> bytes:
     lines = [salt]
-    for text, is_fresh in files:
-        lines.append(text)
+    for path in paths:
+        text, is_fresh = files[path]
+        # Of marker files only their existence counts.
+        lines.append(path if path.endswith(f"/{MARKER}") else f"{path} {text}")
         if is_fresh:
             # Random bytes, so that no later scan has the same digest.
             lines.append(os.urandom(DIGEST).hex())
     return digest("\n".join(lines).encode())
 
 
-def parsed_metadata(raw: bytes, root: str) -> dict[str, Any]:
-    """Parse a window's ``metadata.json``; ``root`` is its folder, for the message.
-
-    Raises:
-        DataError: the content is not what rslearn writes.
-    """
+def _parsed_metadata(raw: bytes, root: str) -> dict[str, Any]:
     try:
         metadata: dict[str, Any] = json.loads(raw)
         _, _, _, _ = metadata["bounds"]
@@ -241,4 +251,6 @@ def parsed_metadata(raw: bytes, root: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"{root}/metadata.json is not what rslearn writes: {reason}") from error
+    if not all(isinstance(value, int) for value in metadata["bounds"]):
+        raise ValueError(f"{root}/metadata.json: the bounds {metadata['bounds']} are not whole pixels")
     return metadata

@@ -11,8 +11,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -21,9 +20,8 @@ from rslearn.train.callbacks.freeze_unfreeze import FreezeUnfreeze
 from rslp import upstream
 from rslp.data.cache.cache import cache_lock
 from rslp.data.features import fingerprint
-from rslp.data.features.cache import FOLDER, FeatureCache, delete_if_unused
-from rslp.data.features.encoding import Block, Encoding, blocks, caching_pays
-from rslp.data.features.settings import FeatureSettings
+from rslp.data.features.cache import FOLDER, FeatureCache, FeatureSettings, delete_if_unused
+from rslp.data.features.encoding import Block, Encoding, blocks
 from rslp.data.samples import SampleSource
 from rslp.errors import RunError
 from rslp.io.terminal import print_message
@@ -37,9 +35,6 @@ log = logging.getLogger(__name__)
 _WHOLE_ENCODER = {"model.encoder", "model.encoder.0"}
 # By dataset the index and the view of samples.
 Keys = Mapping[str, list[tuple[int, int]]]
-FeatureCaches = Mapping[str, FeatureCache]
-# A loader starts new workers when it is given another object than before, so that "none" has to be one object, too.
-_NO_CACHES: FeatureCaches = {}
 
 
 def frozen_depth(encoder: Iterable[torch.nn.Module]) -> int:
@@ -95,46 +90,25 @@ def stays_frozen(config: Mapping[str, Any]) -> bool:
     return False
 
 
-class DataModuleLike(Protocol):
-    """The part of the data module that ``FrozenStage`` uses."""
-
-    batch_sizes: dict[str, int]
-    num_workers: int
-    seed: int
-
-    def sources(self, split: str) -> Mapping[str, SampleSource]:
-        """The samples of a split by dataset."""
-
-    def cache_folder(self, name: str) -> Path | None:
-        """The folder of a dataset's sample cache; None if it has none."""
-
-    def dataset_config(self, name: str) -> bytes:
-        """The content of a dataset's ``config.json``."""
-
-
 @dataclass
-class _SplitCaches:
-    """The open feature caches of a split.
+class _Split:
+    """The feature caches of a split.
 
     Attributes:
-        feature_caches: by dataset.
+        depth: how many of the encoder's modules they are of.
+        open: by dataset.
         without: datasets without one: caching does not pay, the features can't be cached, or there is no room.
         attempted: samples (dataset, index, view) that could not be encoded, mostly bad ones; not tried again.
     """
 
-    feature_caches: dict[str, FeatureCache] = field(default_factory=dict)
+    depth: int
+    open: dict[str, FeatureCache] = field(default_factory=dict)
     without: set[str] = field(default_factory=set)
     attempted: set[tuple[str, int, int]] = field(default_factory=set)
 
-    def is_complete(self, name: str, views: int | None) -> bool:
-        """Whether no sample of a dataset can be missing: it has no feature cache, or one with all samples and views."""
-        return name in self.without or (
-            name in self.feature_caches and views is not None and self.feature_caches[name].has_all_views(views)
-        )
-
     def missing(self, name: str, drawn: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Those of the drawn samples (index and view) that are neither cached nor attempted."""
-        return [key for key in self.feature_caches[name].missing(drawn) if (name, *key) not in self.attempted]
+        return [key for key in self.open[name].missing(drawn) if (name, *key) not in self.attempted]
 
 
 class FrozenStage:
@@ -142,18 +116,19 @@ class FrozenStage:
 
     Args:
         settings: the user's choices.
+        batch_sizes: samples per batch by dataset.
 
     Attributes:
         depth: how many of the encoder's first modules are frozen at present, see ``frozen_depth``.
     """
 
-    def __init__(self, settings: FeatureSettings) -> None:
+    def __init__(self, settings: FeatureSettings, batch_sizes: Mapping[str, int]) -> None:
         self.settings = settings
         self.depth = 0
-        self._config: Mapping[str, Any] | None = None
-        self._caches_by_split: dict[str, _SplitCaches] = {}
-        self._fingerprints: dict[tuple[str, str], str] = {}
-        self._weights: str | None = None
+        self._batch_sizes = batch_sizes
+        self._config: Mapping[str, Any] = {}
+        self._splits: dict[str, _Split] = {}
+        self._weights: dict[int, str] = {}
 
     def describe(self, config: Mapping[str, Any]) -> None:
         """Set the run config of the run, on which fingerprints depend; without it nothing is cached."""
@@ -169,197 +144,160 @@ class FrozenStage:
         return {name: 1 if source.is_deterministic else self.settings.views for name, source in sources.items()}
 
     def feature_caches(
-        self, split: str, *, data: DataModuleLike, trainer: Trainer | None, keys: Callable[[], Keys]
-    ) -> FeatureCaches:
+        self,
+        split: str,
+        *,
+        sources: Mapping[str, SampleSource],
+        keys: Callable[[], Keys],
+        trainer: Trainer | None,
+        workers: int,
+    ) -> Mapping[str, FeatureCache]:
         """The feature caches of a split by dataset, opened, after missing features were computed.
 
-        All ranks have to call it at the same points, since they wait for each other. The same object is returned while
-        nothing has changed.
+        All ranks have to call it at the same points, since they wait for each other.
 
         Args:
             split: "train", "val" or "test".
-            data: the data module.
-            trainer: the running trainer.
+            sources: the samples of the split, by dataset.
             keys: gives by dataset index and view of all samples that all ranks read in the coming epoch.
+            trainer: the running trainer.
+            workers: number of processes that read samples to encode.
 
         Raises:
             Preempted: the job was asked to stop; features computed so far are on disk.
         """
         model = None if trainer is None else upstream.model_of(trainer)
         if trainer is None or not isinstance(model, JointModel):
-            return _NO_CACHES
+            return {}
         # In validation, test and prediction nothing trains.
         self.depth = frozen_depth(model.encoder) if upstream.is_fitting(trainer) else len(model.encoder)
-        if not self.depth:
-            self._delete_caches()
-            return _NO_CACHES
-        if not self.settings.keep or self._config is None:
-            return _NO_CACHES
-        return self._caches_of_split(split, data=data, trainer=trainer, model=model, keys=keys)
-
-    def _caches_of_split(
-        self, split: str, *, data: DataModuleLike, trainer: Trainer, model: JointModel, keys: Callable[[], Keys]
-    ) -> FeatureCaches:
-        caches = self._caches_by_split.setdefault(split, _SplitCaches())
-        sources = data.sources(split)
+        if split in self._splits and self._splits[split].depth != self.depth:
+            self._delete(split)
+        if not self.depth or not self.settings.keep or not self._config:
+            return {}
+        state = self._splits.setdefault(split, _Split(self.depth))
+        views = {name: n for name, n in self.views(sources).items() if n is not None and name not in state.without}
         # Listing all that an epoch draws takes a while, and after the first epoch hardly anything is missing.
-        views = self.views(sources)
-        wanted = {} if all(caches.is_complete(name, count) for name, count in views.items()) else keys()
-        wanted = {name: drawn for name, drawn in wanted.items() if name not in caches.without}
-        for name, drawn in wanted.items():
-            if name not in caches.feature_caches:
-                opened = self._open(name, split=split, data=data, trainer=trainer, model=model, draws=len(drawn))
-                if opened is None:
-                    caches.without.add(name)
-                else:
-                    caches.feature_caches[name] = opened
-        wanted = {name: drawn for name, drawn in wanted.items() if name in caches.feature_caches}
-        for name, drawn in wanted.items():
-            caches.feature_caches[name].load_views({view for _, view in drawn})
-        if any(collectives.all_gather(any(caches.missing(name, drawn) for name, drawn in wanted.items()))):
-            # A new object: the loader then makes new workers, which see the new features.
-            caches.feature_caches = dict(caches.feature_caches)
-            work = {name: (caches.feature_caches[name], sources[name], drawn) for name, drawn in sorted(wanted.items())}
-            self._complete(split, work, data=data, trainer=trainer, model=model)
-        return caches.feature_caches
+        if all(name in state.open and state.open[name].is_complete() for name in views):
+            wanted: Keys = {}
+        else:
+            drawn = keys()
+            for name in [name for name in views if name not in state.open]:
+                draws = len(drawn[name])
+                self._open(split, sources[name], views=views[name], draws=draws, model=model, trainer=trainer)
+            wanted = {name: drawn[name] for name in sorted(state.open)}
+        if any(collectives.all_gather(any(state.missing(name, drawn) for name, drawn in wanted.items()))):
+            self._complete(split, wanted, model=model, trainer=trainer, workers=workers)
+        return dict(state.open)
 
     def _open(
-        self, name: str, *, split: str, data: DataModuleLike, trainer: Trainer, model: JointModel, draws: int
-    ) -> FeatureCache | None:
-        """Open the feature cache of a dataset and split; None unless caching pays or the cache exists already.
-
-        Args:
-            name: the dataset's key.
-            split: the split.
-            data: the data module.
-            trainer: the running trainer.
-            model: the joint model.
-            draws: how many samples of the dataset all ranks together read in an epoch.
-        """
-        source, folder = data.sources(split)[name], data.cache_folder(name)
-        fingerprints = source.fingerprints()
-        if folder is None or fingerprints is None:
-            return None
-        views = self.views({name: source})[name]
-        pays = views is not None and self._caching_pays(
-            split, source, views=views, draws=draws, trainer=trainer, model=model
-        )
-        if not pays and not (folder / FOLDER).exists():
-            return None
-        path = folder / FOLDER / self._fingerprint(name, split=split, data=data, trainer=trainer, model=model)
-        if not pays and not path.exists():
-            return None
-        try:
-            return FeatureCache(path, source=source, fingerprints=fingerprints, depth=self.depth)
-        except (OSError, RunError) as error:
-            log.warning("%s %s: features of the frozen encoder are not cached: %s", name, split, error)
-            return None
-
-    def _caching_pays(
-        self, split: str, source: SampleSource, *, views: int, draws: int, trainer: Trainer, model: JointModel
-    ) -> bool:
-        if upstream.is_fitting(trainer):
-            epochs = frozen_epochs(trainer, model.encoder[: self.depth])
-            times = epochs if split == "train" else validations(trainer, epochs)
-        else:
-            times = math.inf if self._config is not None and stays_frozen(self._config) else 1
-        return caching_pays(samples=len(source), views=views, draws=draws * times)
-
-    def _fingerprint(self, name: str, *, split: str, data: DataModuleLike, trainer: Trainer, model: JointModel) -> str:
-        """The fingerprint of all that a dataset's features depend on besides its windows."""
-        if (name, split) not in self._fingerprints:
-            config = self._config or {}
-            dataset = config["data"]["init_args"]["data_modules"][name]
-            encoder = config["model"]["init_args"]["model"]["init_args"]["encoder"][: self.depth]
-            if self._weights is None:
-                self._weights = fingerprint.weights_digest(model.encoder[: self.depth])
-            self._fingerprints[name, split] = fingerprint.json_fingerprint(
-                fingerprint.of_dataset(dataset, config=data.dataset_config(name)),
-                {"name": name, "split": split, "seed": data.seed, "block": data.batch_sizes[name]},
-                {"encoder": encoder, "weights": self._weights, "precision": str(trainer.precision)},
-                {"device": trainer.strategy.root_device.type, "dtype": self.settings.dtype},
-                {"content": upstream.reads_inputs(model.after_encoder(self.depth))},
-                fingerprint.referenced_digests(encoder),
-                fingerprint.software_versions(),
-            )
-        return self._fingerprints[name, split]
-
-    def _complete(
-        self,
-        split: str,
-        work: Mapping[str, tuple[FeatureCache, SampleSource, list[tuple[int, int]]]],
-        *,
-        data: DataModuleLike,
-        trainer: Trainer,
-        model: JointModel,
+        self, split: str, source: SampleSource, *, views: int, draws: int, model: JointModel, trainer: Trainer
     ) -> None:
-        """Compute the missing features of a split.
-
-        They are encoded in blocks (see ``Block``), which are divided among the ranks.
+        """Open the feature cache of a dataset and split, if caching pays or the cache exists already.
 
         Args:
             split: the split.
-            work: for each dataset its feature cache, its samples, and index and view of those that are drawn.
-            data: the data module.
-            trainer: the running trainer.
+            source: the samples.
+            views: the number of their views.
+            draws: how many of them all ranks together read in an epoch.
             model: the joint model.
+            trainer: the running trainer.
         """
-        is_rank_zero, caches = collectives.is_rank_zero(), self._caches_by_split[split]
+        name, state = source.name, self._splits[split]
+        state.without.add(name)
+        folder, pays = source.cache_folder, draws * self._times(split, model, trainer) > len(source) * views
+        if folder is None or not (pays or (folder / FOLDER).exists()):
+            return
+        path = folder / FOLDER / self._fingerprint(source, split, model, trainer)
+        if pays or path.exists():
+            try:
+                state.open[name] = FeatureCache(path, source=source, views=views, depth=self.depth)
+                state.without.remove(name)
+            except (OSError, RunError) as error:
+                log.warning("%s %s: features of the frozen encoder are not cached: %s", name, split, error)
+
+    def _times(self, split: str, model: JointModel, trainer: Trainer) -> float:
+        """How often, roughly, a run goes through a split while the encoder is frozen."""
+        if not upstream.is_fitting(trainer):
+            return math.inf if stays_frozen(self._config) else 1
+        epochs = frozen_epochs(trainer, model.encoder[: self.depth])
+        return epochs if split == "train" else validations(trainer, epochs)
+
+    def _fingerprint(self, source: SampleSource, split: str, model: JointModel, trainer: Trainer) -> str:
+        """The fingerprint of all that a dataset's features depend on besides its windows."""
+        encoder = self._config["model"]["init_args"]["model"]["init_args"]["encoder"][: self.depth]
+        if self.depth not in self._weights:
+            self._weights[self.depth] = fingerprint.weights_digest(model.encoder[: self.depth])
+        return fingerprint.json_fingerprint(
+            fingerprint.of_dataset(
+                self._config["data"]["init_args"]["data_modules"][source.name], config=source.dataset_config()
+            ),
+            {"name": source.name, "split": split, "seed": source.seed, "block": self._batch_sizes[source.name]},
+            {"encoder": encoder, "weights": self._weights[self.depth], "precision": str(trainer.precision)},
+            {"device": trainer.strategy.root_device.type, "dtype": self.settings.dtype},
+            {"content": upstream.reads_inputs(model.after_encoder(self.depth))},
+            fingerprint.referenced_digests(encoder),
+            fingerprint.software_versions(),
+        )
+
+    def _complete(self, split: str, wanted: Keys, *, model: JointModel, trainer: Trainer, workers: int) -> None:
+        """Compute the missing features of a split, in blocks that are divided among the ranks.
+
+        Args:
+            split: the split.
+            wanted: by dataset index and view of the samples that are drawn.
+            model: the joint model.
+            trainer: the running trainer.
+            workers: number of processes that read samples.
+        """
+        state = self._splits[split]
         with ExitStack() as stack:
             todo: list[tuple[str, Block]] = []
-            if is_rank_zero:
+            if collectives.is_rank_zero():
                 # Rank 0 locks the caches for all ranks.
-                for feature_cache, _, _ in work.values():
-                    stack.enter_context(cache_lock(feature_cache.folder))
-                for name, (feature_cache, source, drawn) in work.items():
+                for name, drawn in wanted.items():
+                    stack.enter_context(cache_lock(state.open[name].folder))
                     # Another run may have computed them while this one waited for the lock.
-                    feature_cache.reload_views({view for _, view in drawn})
-                    missing = caches.missing(name, drawn)
-                    todo += [(name, b) for b in blocks(missing, size=data.batch_sizes[name], samples=len(source))]
+                    state.open[name] = cache = state.open[name].reopened()
+                    missing = state.missing(name, drawn)
+                    size = self._batch_sizes[name]
+                    todo += [(name, block) for block in blocks(missing, size=size, samples=len(cache.source))]
             todo = collectives.all_gather(todo)[0]
-            encoding = Encoding(
-                split,
-                feature_caches={name: feature_cache for name, (feature_cache, _, _) in work.items()},
-                sources=data.sources(split),
-                model=model,
-                depth=self.depth,
-                settings=self.settings,
-            )
-            own_blocks = todo[trainer.global_rank :: trainer.world_size]
-            given_up = encoding.run(own_blocks, trainer=trainer, workers=data.num_workers, say=_say)
+            encoding = Encoding(split, feature_caches=state.open, model=model, trainer=trainer, settings=self.settings)
+            given_up = encoding.run(todo[trainer.global_rank :: trainer.world_size], workers=workers, say=_say)
             results = collectives.all_gather((preemption.preemption_flag.received is not None, given_up))
-        for name, (feature_cache, _, drawn) in work.items():
-            feature_cache.reload_views({view for _, view in drawn})
-            caches.attempted |= {(name, *key) for key in feature_cache.missing(drawn)}
-        caches.without |= {name for _, names in results for name in names}
-        for name in sorted(caches.without & set(caches.feature_caches)):
-            caches.feature_caches.pop(name).close()
+        state.without |= {name for _, names in results for name in names}
+        for name, drawn in wanted.items():
+            state.open[name] = state.open[name].reopened()
+            state.attempted |= {(name, *key) for key in state.open[name].missing(drawn)}
+            if name in state.without:
+                state.open.pop(name).close()
         if any(preempted for preempted, _ in results):
             raise preemption.Preempted("while features of the frozen encoder were computed")
 
     def covers(self, split: str, datasets: Collection[str]) -> bool:
         """Whether all these datasets have an open feature cache for a split."""
-        return split in self._caches_by_split and set(self._caches_by_split[split].feature_caches) >= set(datasets)
+        return split in self._splits and set(self._splits[split].open) >= set(datasets)
 
     def close(self) -> None:
         """Close all feature caches, so that they may be deleted when their room is needed."""
-        for feature_cache in self._open_caches():
-            feature_cache.close()
-        self._caches_by_split, self._fingerprints, self._weights = {}, {}, None
+        for split in list(self._splits):
+            self._close(split)
+        self._weights = {}
 
-    def _open_caches(self) -> list[FeatureCache]:
-        return [cache for caches in self._caches_by_split.values() for cache in caches.feature_caches.values()]
+    def _close(self, split: str) -> list[FeatureCache]:
+        caches = list(self._splits.pop(split).open.values())
+        for cache in caches:
+            cache.close()
+        return caches
 
-    def _delete_caches(self) -> None:
-        """Delete the feature caches of this run: the encoder trains again, so they are of no more use."""
-        if not self._caches_by_split:
-            return
-        folders = [feature_cache.folder for feature_cache in self._open_caches()]
-        self.close()
+    def _delete(self, split: str) -> None:
+        """Delete the feature caches of a split: more of the encoder trains than before, so they are of no more use."""
+        caches = self._close(split)
         collectives.all_gather(None)
         if collectives.is_rank_zero():
-            for folder in folders:
-                delete_if_unused(folder)
+            for cache in caches:
+                delete_if_unused(cache.folder)
 
 
 def _say(text: str) -> None:

@@ -70,7 +70,7 @@ class EpochBatches:
         parts: Sequence[_Part],
         *,
         line: Ints,
-        step_sizes: npt.NDArray[np.int32] | None,
+        step_sizes: npt.NDArray[np.int32],
         seed: int | None,
         world: int,
         rank: int,
@@ -80,7 +80,7 @@ class EpochBatches:
         Args:
             parts: the datasets, sorted by name; the index in this list is a dataset's number.
             line: for each batch the number of its dataset.
-            step_sizes: the number of batches of each optimiser step; None if each batch is a step.
+            step_sizes: the number of batches of each optimiser step.
             seed: seed of the shuffled passes; None keeps the order of the dataset.
             world: number of processes.
             rank: number of this process.
@@ -89,9 +89,7 @@ class EpochBatches:
         self._line = line.astype(np.int32)
         self._step_sizes = step_sizes
         # For each batch the number of its step, and how many earlier batches of the epoch are of the same dataset.
-        self._step_of_batch = (
-            None if step_sizes is None else np.repeat(np.arange(len(step_sizes), dtype=np.int32), step_sizes)
-        )
+        self._step_of_batch = np.repeat(np.arange(len(step_sizes), dtype=np.int32), step_sizes)
         self._earlier_of_dataset = _occurrence(line, len(parts))
         self._seed = seed
         self._world, self._rank = world, rank
@@ -105,7 +103,7 @@ class EpochBatches:
     @property
     def steps(self) -> int:
         """The number of optimiser steps: the same on every process, and in every epoch of a run."""
-        return len(self) if self._step_sizes is None else len(self._step_sizes)
+        return len(self._step_sizes)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -129,23 +127,14 @@ class EpochBatches:
         indices = indices or self._samples(part, pass_number, first, first + 1)
         # A sample occurs once in each pass, so the number of the pass is how often it was drawn before.
         draws = (pass_number,) * len(indices)
-        step = position if self._step_of_batch is None else int(self._step_of_batch[position])
-        step_size = 1 if self._step_sizes is None else int(self._step_sizes[step])
-        return PlannedBatch(part.name, indices, draws, size, own_stop - own_first, step, step_size)
+        step = int(self._step_of_batch[position])
+        return PlannedBatch(
+            part.name, indices, draws, size, own_stop - own_first, step, step_size=int(self._step_sizes[step])
+        )
 
     def __iter__(self) -> Iterator[PlannedBatch]:
         """All batches in order."""
-        return self.starting_at(0)
-
-    def starting_at(self, position: int) -> Iterator[PlannedBatch]:
-        """The batches from a position on; the start costs nothing, however late the position.
-
-        Raises:
-            UsageError: the position is not in 0 to the number of batches.
-        """
-        if not 0 <= position <= len(self):
-            raise UsageError(f"cannot start at batch {position} of an epoch that has {len(self)} batches")
-        return (self[index] for index in range(position, len(self)))
+        return (self[index] for index in range(len(self)))
 
     def steps_from(self, step: int) -> Iterator[list[PlannedBatch]]:
         """The batches of each optimiser step, from a step on.
@@ -155,8 +144,7 @@ class EpochBatches:
         """
         if not 0 <= step <= self.steps:
             raise UsageError(f"cannot start at step {step} of an epoch that has {self.steps} steps")
-        sizes = np.ones(self.steps, dtype=np.int32) if self._step_sizes is None else self._step_sizes
-        edges = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])[step:]
+        edges = np.concatenate([[0], np.cumsum(self._step_sizes, dtype=np.int64)])[step:]
         return ([self[index] for index in range(first, stop)] for first, stop in pairwise(edges.tolist()))
 
     def _samples(self, part: _Part, pass_number: int, first: int, stop: int) -> tuple[int, ...]:
@@ -209,12 +197,11 @@ def plan_epoch(
     share = dataset_shares(supplies, mixture)
     before, count = counts(quotas(share, supplies, mixture), epoch)
     line = order(count, share, mixture, generator("order", seed, epoch))
-    step_sizes = None
+    step_sizes = np.ones(len(line), np.int32)
     if mixture.datasets_per_step > 1:
         line, step_sizes = steps(line, count, mixture.datasets_per_step)
     if mixture.accumulate > 1:
-        rounds = np.ones(len(line), dtype=np.int32) if step_sizes is None else step_sizes
-        step_sizes = np.add.reduceat(rounds, np.arange(0, len(rounds), mixture.accumulate), dtype=np.int32)
+        step_sizes = np.add.reduceat(step_sizes, np.arange(0, len(step_sizes), mixture.accumulate), dtype=np.int32)
     parts = [_Part(name, supplies[name].stream, start) for name, start in zip(names, before.tolist(), strict=True)]
     return EpochBatches(parts, line=line, step_sizes=step_sizes, seed=seed, world=world, rank=rank)
 
@@ -241,7 +228,7 @@ def plan_evaluation(
     ]
     line = np.repeat(np.arange(len(names)), np.array([each.batches for each in streams], dtype=np.int64))
     parts = [_Part(name, each, 0) for name, each in zip(names, streams, strict=True)]
-    return EpochBatches(parts, line=line, step_sizes=None, seed=None, world=world, rank=rank)
+    return EpochBatches(parts, line=line, step_sizes=np.ones(len(line), np.int32), seed=None, world=world, rank=rank)
 
 
 def _occurrence(line: Ints, datasets: int) -> npt.NDArray[np.int32]:

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rslp.data.features.encoding import blocks, caching_pays
+from rslp.data.features.encoding import blocks
 from rslp.data.features.fingerprint import json_fingerprint, of_dataset, referenced_digests, weights_digest
 from rslp.data.samples import SampleSource
 from rslp.errors import DataError
@@ -119,11 +119,6 @@ def test_blocks_hold_what_is_wanted_and_are_always_the_same(samples: int, size: 
     whole = blocks([(index, view) for index in range(samples) for view in range(4)], size=size, samples=samples)
     assert set(found) <= set(whole)
     assert sorted(index for block in whole if block.view == 0 for index, _ in block.samples()) == list(range(samples))
-
-
-@given(samples=st.integers(1, 100), views=st.integers(1, 5), epochs=st.integers(1, 20))
-def test_keeping_pays_when_a_view_comes_again(samples: int, views: int, epochs: int) -> None:
-    assert caching_pays(samples=samples, views=views, draws=samples * epochs) == (epochs > views)
 
 
 def test_a_large_file_is_told_by_its_time_of_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

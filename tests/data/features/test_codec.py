@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +27,10 @@ from rslp.data.features.codec import (
     UncacheableSample,
     decode,
     encode,
-    narrowed,
     sample_of,
     shape_of,
 )
+from rslp.errors import RunError
 
 DAY = datetime(2024, 3, 1, tzinfo=UTC)
 METADATA = SampleMetadata(
@@ -131,9 +136,8 @@ def tensors_of(features: Any) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("features", FEATURES, ids=lambda one: type(one).__name__)
 def test_a_batch_taken_apart_and_put_together_is_the_batch(features: Any) -> None:
-    parts = [sample_of(features, i) for i in range(3)]
     whole, half = (
-        through(*(CachedSample(narrowed(part, dtype), {}, {}, METADATA) for part in parts))
+        through(*(CachedSample(sample_of(features, i, dtype=dtype), {}, {}, METADATA) for i in range(3)))
         for dtype in (torch.float32, torch.float16)
     )
     assert whole is not None and half is not None
@@ -155,11 +159,25 @@ def test_features_of_unlike_shapes_make_no_batch() -> None:
 
 
 def test_what_has_no_place_in_a_record_is_refused() -> None:
-    for targets in ({"x": object()}, {"x": {1: 2}}, {"x": np.array(["text"])}):
+    for targets in ({"x": object()}, {"x": np.array(["text"])}, {"x": Fraction(1, 2)}, {"x": print}, {"x": Fraction}):
         with pytest.raises(UncacheableSample):
             encode(CachedSample(FeatureVector(torch.rand(1, 2)), {}, targets, METADATA))
     with pytest.raises(UncacheableSample):
         encode(CachedSample([torch.rand(1, 2)], {}, {}, METADATA))
+
+
+@pytest.mark.parametrize(
+    "payload", [os.system, subprocess.Popen, eval, getattr, torch.load, pickle.loads, np.load, Fraction]
+)
+def test_a_record_of_a_stranger_makes_no_other_objects(payload: Any, tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> Any:
+            return payload, (f"touch {tmp_path / 'done'}",)
+
+    head = pickle.dumps((FeatureVector, [], {}, {"x": Attack()}, METADATA.window_group))
+    with pytest.raises(RunError, match=r"names [\w.]+: it was not written by rslp"):
+        decode([(memoryview(b""), head)])
+    assert not (tmp_path / "done").exists()
 
 
 def test_the_shape_of_an_image_takes_no_memory() -> None:

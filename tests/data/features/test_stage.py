@@ -141,6 +141,22 @@ def test_the_features_go_when_the_encoder_thaws(data: dict[str, tuple[str, str]]
     assert not folders(data)
 
 
+def test_a_module_that_thaws_before_the_others_trains(data: dict[str, tuple[str, str]], tmp_path: Path) -> None:
+    one = {"segment": data["segment"]}
+    config = config_of(one, epochs=4, frozen_views=1)
+    refining = {"in_channels": 8, "out_channels": 8, "kernel_size": 1}
+    encoder = config["model"]["init_args"]["model"]["init_args"]["encoder"]
+    encoder.append({"class_path": "rslearn.models.conv.Conv", "init_args": refining})
+    config["trainer"]["callbacks"] = [
+        {"class_path": "rslp.train.Freeze", "init_args": {"modules": "model.encoder.0"}},
+        {"class_path": "rslp.train.Freeze", "init_args": {"modules": "model.encoder.1", "thaw_at_epoch": 2}},
+    ]
+    cached = trained(tmp_path / "cached", config)
+    assert_close(cached, trained(tmp_path / "off", config | {"data": _without_features(config)}))
+    # The features of both modules, which are of no more use, are deleted; those of the first stay.
+    assert len(folders(one)) == 2
+
+
 def test_short_epochs_of_kept_features_share_a_checkpoint(
     data: dict[str, tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

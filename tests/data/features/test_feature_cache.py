@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rslearn.models.component import FeatureVector
 
-from rslp.data.features.cache import FeatureCache, delete_if_unused, evict_unused
+from rslp.data.features.cache import FeatureCache, FeatureCacheWriter, delete_if_unused, make_room
 from rslp.data.features.codec import CachedSample
 from rslp.data.samples import SampleSource
 from tests.data.cache.places import stored, write_places
@@ -25,10 +24,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> SampleSource:
     return stored(write_places(tmp_path_factory.mktemp("data") / "places", windows=4))
 
 
-def opened(folder: Path, source: SampleSource) -> FeatureCache:
-    fingerprints = source.fingerprints()
-    assert fingerprints is not None
-    return FeatureCache(folder, source=source, fingerprints=fingerprints)
+def opened(folder: Path, source: SampleSource, *, views: int = 4) -> FeatureCache:
+    return FeatureCache(folder, source=source, views=views)
 
 
 def kept(index: int, view: int) -> CachedSample:
@@ -36,9 +33,10 @@ def kept(index: int, view: int) -> CachedSample:
 
 
 def add(feature_cache: FeatureCache, keys: list[tuple[int, int]]) -> None:
-    writer = feature_cache.writer()
+    writer = FeatureCacheWriter(feature_cache)
     for index, view in keys:
         writer.add(index, view, kept(index, view))
+    writer.publish()
     writer.close()
 
 
@@ -62,18 +60,14 @@ def test_views_that_come_one_after_the_other_stay_apart(
 ) -> None:
     feature_cache = opened(tmp_path_factory.mktemp("bank") / "name", source)
     held: set[tuple[int, int]] = set()
-    seen: set[int] = set()
     for number, keys in enumerate(portions):
         add(feature_cache, sorted(keys))
         # Another process's file comes before or after those that are there.
         for path in feature_cache.folder.glob(f"{os.getpid()}-*.cat"):
             path.rename(path.with_name(f"{data.draw(st.integers(0, 9))}-{number}.cat"))
         held |= keys
-        views = {view for _, view in keys}
-        seen |= views
-        feature_cache.reload_views(views)
-        assert_holds(feature_cache, held, of={(index, view) for index in range(3) for view in seen})
-        assert_holds(pickle.loads(pickle.dumps(feature_cache)), held, of={(i, view) for i in range(3) for view in seen})
+        feature_cache = feature_cache.reopened()
+        assert_holds(feature_cache, held, of={(index, view) for index in range(3) for view in range(4)})
     feature_cache.close()
 
 
@@ -82,16 +76,15 @@ def test_what_a_kill_leaves_half_written_is_not_found(source: SampleSource, tmp_
     add(feature_cache, [(0, 0), (1, 0)])
     (catalogue,) = feature_cache.folder.glob("*.cat")
     catalogue.write_bytes(catalogue.read_bytes()[:-5])
-    feature_cache.reload_views({0})
+    feature_cache = feature_cache.reopened()
     assert_holds(feature_cache, {(0, 0)}, of={(0, 0), (1, 0)})
     for segment in feature_cache.folder.glob("data/*.seg"):
         os.truncate(segment, 3)
     # Opened anew: a file that is mapped already is never made shorter.
     again = opened(tmp_path / "name", source)
-    again.reload_views({0})
     assert_holds(again, set(), of={(0, 0), (1, 0)})
     add(again, [(0, 0)])
-    again.reload_views({0})
+    again = again.reopened()
     assert_holds(again, {(0, 0)}, of={(0, 0), (1, 0)})
 
 
@@ -103,7 +96,7 @@ def test_a_damaged_record_is_named_once_and_kept_anew(
     (segment,) = feature_cache.folder.glob("data/*.seg")
     raw = segment.read_bytes()
     segment.write_bytes(raw[:1] + bytes([raw[1] ^ 8]) + raw[2:])
-    feature_cache.reload_views({0})
+    feature_cache = feature_cache.reopened()
     assert feature_cache.read([(1, 0), (0, 0)]) is None
     for _ in range(3):
         assert_holds(feature_cache, {(1, 0)}, of={(0, 0), (1, 0)})
@@ -112,27 +105,25 @@ def test_a_damaged_record_is_named_once_and_kept_anew(
     ]
     # The next start knows of it before it reads anything.
     other = opened(tmp_path / "name", source)
-    other.reload_views({0})
     assert other.missing([(0, 0), (1, 0)]) == [(0, 0)]
     add(other, [(0, 0)])
     for one in (feature_cache, other):
-        one.reload_views({0})
-        assert_holds(one, {(0, 0), (1, 0)}, of={(0, 0), (1, 0)})
-        one.close()
+        again = one.reopened()
+        assert_holds(again, {(0, 0), (1, 0)}, of={(0, 0), (1, 0)})
+        again.close()
     assert len(caplog.records) == 1
 
 
 def test_a_bank_is_full_when_each_sample_is_kept_in_each_view(source: SampleSource, tmp_path: Path) -> None:
     feature_cache = opened(tmp_path / "name", source)
     add(feature_cache, [(index, view) for view in range(2) for index in range(len(source) - view)])
-    assert not feature_cache.has_all_views(1)  # not looked for yet
-    feature_cache.reload_views({0, 1})
-    assert feature_cache.has_all_views(1) and not feature_cache.has_all_views(2)
-    feature_cache.close()
+    assert not feature_cache.is_complete()  # as it was opened
+    assert opened(feature_cache.folder, source, views=1).is_complete()
+    assert not opened(feature_cache.folder, source, views=2).is_complete()
 
 
 def test_a_bank_in_use_stays_and_the_longest_unused_makes_room(source: SampleSource, tmp_path: Path) -> None:
-    feature_caches = [opened(tmp_path / name, source) for name in ("a", "b", "c", "d")]
+    feature_caches = [opened(tmp_path / name, source, views=100) for name in ("a", "b", "c", "d")]
     for number, feature_cache in enumerate(feature_caches):
         add(feature_cache, [(0, view) for view in range(100)])
         os.utime(feature_cache.folder / "in-use", (1000 - number, 1000 - number))
@@ -141,10 +132,11 @@ def test_a_bank_in_use_stays_and_the_longest_unused_makes_room(source: SampleSou
     for feature_cache in feature_caches[1:3]:
         feature_cache.close()
     # Three may stay, and one more is wanted: of b and c, which nobody uses, c was unused for longer.
-    left = evict_unused(tmp_path, needed=size, allowed=4 * size, keep=feature_caches[3].folder)
+    assert not make_room(feature_caches[3].folder, needed=size, limit=4 * size)
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "d"}
-    assert left == size
-    assert evict_unused(tmp_path, needed=3 * size, allowed=4 * size, keep=feature_caches[3].folder) == 2 * size
+    lack = make_room(feature_caches[3].folder, needed=3 * size, limit=4 * size)
+    assert f"{tmp_path / 'd'} would take {3 * size:,} bytes more" in lack
+    assert f"`features_limit_gb` leaves {2 * size:,}" in lack
     assert {path.name for path in tmp_path.iterdir()} == {"a", "d"}
     feature_caches[0].close()
     assert delete_if_unused(feature_caches[0].folder) and not feature_caches[0].folder.exists()

@@ -1,11 +1,10 @@
-"""Read samples' inputs from the sample cache, and what it does not have from the dataset itself."""
+"""The windows of a split, and how the inputs of samples are read: from the sample cache, or from the dataset itself."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,64 @@ from upath import UPath
 
 from rslp import upstream
 from rslp.data.cache.columns import Array
-from rslp.data.cache.index import WindowIndex, available, layer_of
+from rslp.data.cache.index import WindowIndex, available
 from rslp.data.cache.records import TimeRange, crop_is_inside, decode_raster, decode_vector, parse_head, vector_groups
 from rslp.data.cache.segments import InputRecords, SegmentReader
+from rslp.data.cache.window_state import layer_of
 
 
-class CachedWindows:
-    """The windows of a split, read from the sample cache where it has them; see ``Windows`` for the methods.
+class Windows:
+    """The windows of a split, numbered in the split's order, read from the dataset itself."""
+
+    def __init__(self, dataset: Dataset, windows: Sequence[Window]) -> None:
+        self._dataset = dataset
+        self._windows = windows
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self._windows)
+
+    def __getitem__(self, i: int) -> Window:
+        """A window as rslearn's own object."""
+        return self._windows[i]
+
+    def identity(self, i: int) -> tuple[str, str]:
+        """Group and name of a window."""
+        return self[i].group, self[i].name
+
+    def bounds(self, i: int) -> PixelBounds:
+        """A window's bounds x0, y0, x1, y1 (px)."""
+        bounds: PixelBounds = self[i].bounds
+        return bounds
+
+    def time_range(self, i: int) -> TimeRange | None:
+        """A window's time range, if it has one."""
+        span: TimeRange | None = self[i].time_range
+        return span
+
+    def projection(self, i: int) -> Projection:
+        """A window's projection."""
+        return self[i].projection
+
+    def read(
+        self, i: int, *, bounds: PixelBounds, inputs: Mapping[str, DataInput], rng: random.Random
+    ) -> upstream.RawInputs:
+        """Read the inputs of one sample.
+
+        Args:
+            i: the window's number.
+            bounds: the crop to read, x0, y0, x1, y1 (px).
+            inputs: the inputs to read.
+            rng: random generator for the choice of item groups.
+        """
+        window = self[i]
+        return upstream.read_inputs(self._dataset, window, bounds=bounds, inputs=dict(inputs), rng=rng)
+
+
+class CachedWindows(Windows):
+    """The windows of a split, read from the sample cache where it has them, bit for bit the same.
+
+    The dataset's index has the state of all windows, which gives fingerprints of their content.
 
     Args:
         dataset: the dataset itself.
@@ -44,7 +94,7 @@ class CachedWindows:
         reader: SegmentReader,
         trusted: bool,
     ) -> None:
-        self._dataset_of_process = dataset
+        super().__init__(dataset, ())
         self._process = os.getpid()
         self._index = index
         self._rows = rows
@@ -54,21 +104,17 @@ class CachedWindows:
         self._state = np.full(len(rows), 0 if trusted else 1, np.uint8)
         self._available: dict[tuple[int, tuple[str, ...]], frozenset[str]] = {}
 
-    @property
-    def _dataset(self) -> Dataset:
-        """The dataset; one on an object store is opened again after a fork, since connections do not survive it."""
-        path = self._dataset_of_process.path
-        if self._process != os.getpid() and not isinstance(path.fs, LocalFileSystem):
-            self._dataset_of_process = upstream.open_dataset(UPath(str(path), **path.storage_options))
-            self._process = os.getpid()
-        return self._dataset_of_process
-
     def __len__(self) -> int:
         """Number of windows."""
         return len(self._rows)
 
     def __getitem__(self, i: int) -> Window:
-        """The window as rslearn's own object."""
+        """A window as rslearn's own object."""
+        path = self._dataset.path
+        if self._process != os.getpid() and not isinstance(path.fs, LocalFileSystem):
+            # A dataset on an object store is opened again after a fork, since connections do not survive it.
+            self._dataset = upstream.open_dataset(UPath(str(path), **path.storage_options))
+            self._process = os.getpid()
         return self._index.window(int(self._rows[i]), self._dataset)
 
     def identity(self, i: int) -> tuple[str, str]:
@@ -79,27 +125,6 @@ class CachedWindows:
         """A window's bounds x0, y0, x1, y1 (px)."""
         x0, y0, x1, y1 = self._index.bounds[self._rows[i]].tolist()
         return x0, y0, x1, y1
-
-    def combined_fingerprint(self, numbers: Iterable[int], inputs: Mapping[str, DataInput]) -> str | None:
-        """One fingerprint of some windows' content of some inputs; None if one changed or is not wholly cached."""
-        digest = hashlib.sha256()
-        texts = self._index.texts
-        fingerprints = {
-            name: self._index.fingerprints([layer_of(option) for option in spec.layers])
-            for name, spec in inputs.items()
-        }
-        for i in dict.fromkeys(numbers):
-            row = int(self._rows[i])
-            present = self._present(i, inputs)
-            if any(name not in self._records or self._records[name].place(i) is None for name in present):
-                return None
-            if not self.window_is_unchanged(i):
-                return None
-            metadata = [*self._index.identity(row), *(texts[name][row] for name in ("options", "times", "projection"))]
-            digest.update(repr([metadata, self._index.bounds[row].tolist(), sorted(present)]).encode())
-            for name in sorted(present):
-                digest.update(fingerprints[name][row].tobytes())
-        return digest.hexdigest()
 
     @property
     def folder(self) -> Path:
@@ -117,9 +142,9 @@ class CachedWindows:
     def read(
         self, i: int, *, bounds: PixelBounds, inputs: Mapping[str, DataInput], rng: random.Random
     ) -> upstream.RawInputs:
-        """Read the inputs of one sample, bit for bit the same as ``upstream.read_inputs``; see ``Windows``."""
-        if not self.window_is_unchanged(i):
-            return upstream.read_inputs(self._dataset, self[i], bounds=bounds, inputs=dict(inputs), rng=rng)
+        """Read the inputs of one sample, see ``Windows``."""
+        if not self.is_unchanged(i):
+            return super().read(i, bounds=bounds, inputs=inputs, rng=rng)
         raw: upstream.RawInputs = {}
         present = self._present(i, inputs)
         for name, data_input in inputs.items():
@@ -129,17 +154,17 @@ class CachedWindows:
             if value is not None:
                 raw[name] = value
             else:
-                raw |= upstream.read_inputs(self._dataset, self[i], bounds=bounds, inputs={name: data_input}, rng=rng)
+                raw |= super().read(i, bounds=bounds, inputs={name: data_input}, rng=rng)
         return raw
 
-    def fingerprints(self, inputs: Mapping[str, DataInput]) -> Array | None:
+    def fingerprints(self, inputs: Mapping[str, DataInput]) -> Array:
         """Content fingerprint of each window, uint64 ``N 2``, which changes with any of its files."""
         layers = [layer_of(option) for data_input in inputs.values() for option in data_input.layers]
         fingerprints = self._index.fingerprints(layers)[self._rows]
         # The index's fingerprints leave out the time range: records have none, but samples do.
         return fingerprints ^ self._index.texts["times"].digests(self._rows)
 
-    def window_is_unchanged(self, i: int) -> bool:
+    def is_unchanged(self, i: int) -> bool:
         """Whether a window's files still have the fingerprint that ``fingerprints`` gives."""
         if not self._state[i]:
             unchanged = self._index.window_is_unchanged(int(self._rows[i]), str(self[i].window_root.path))
