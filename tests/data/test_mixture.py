@@ -228,11 +228,11 @@ def test_a_million_epochs_later() -> None:
 
 def test_positions_out_of_range() -> None:
     batches = draw(Mixture())
-    assert list(batches.starting_at(14)) == []
+    assert list(batches.steps_from(14)) == []
     with pytest.raises(IndexError):
         batches[14]
-    with pytest.raises(UsageError, match="batch 15 of an epoch that has 14"):
-        batches.starting_at(15)
+    with pytest.raises(UsageError, match="step 15 of an epoch that has 14"):
+        batches.steps_from(15)
 
 
 def test_evaluation_of_nothing_in_one_dataset() -> None:

@@ -162,9 +162,12 @@ def test_the_order_of_mappings_does_not_matter(case: Case, number: int, random: 
 @quick
 @given(cases(), st.integers(0, 9), st.data())
 def test_an_epoch_can_be_entered_anywhere(case: Case, number: int, data: st.DataObject) -> None:
-    whole = list(case.epoch(number))
+    whole, epoch = list(case.epoch(number)), case.epoch(number)
     position = data.draw(st.integers(0, len(whole)))
-    assert list(case.epoch(number).starting_at(position)) == whole[position:]
+    assert [epoch[i] for i in range(position, len(epoch))] == whole[position:]
+    first = whole[position].step if position < len(whole) else epoch.steps
+    later = [batch for step in case.epoch(number).steps_from(first) for batch in step]
+    assert later == [batch for batch in whole if batch.step >= first]
     if position < len(whole):
         assert case.epoch(number)[position] == whole[position] == case.epoch(number)[position - len(whole)]
 

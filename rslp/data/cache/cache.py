@@ -272,7 +272,7 @@ class SampleCache:
                     if verify:
                         self._reader.exclude_records(entries)
                     else:
-                        append_entries(catalogue(self.folder, key), entries)
+                        append_entries(self.folder / catalogue(key), entries)
                     published += len(entries)
                 progress.advance(bar, portion.windows)
                 preemption.raise_if_preempted()
@@ -340,7 +340,7 @@ class SampleCache:
 
     def _records_of(self, data_input: DataInput, rows: Array) -> InputRecords:
         """The entries of an input's catalogue, and for each window the number of its entry, -1 where it has none."""
-        return self._reader.input_records(self._key(data_input), self._fingerprints(data_input)[rows])
+        return self._reader.records(catalogue(self._key(data_input)), self._fingerprints(data_input)[rows])
 
     def _fingerprints(self, data_input: DataInput) -> Array:
         """For each window of the dataset the fingerprint of an input's files, uint64 ``N 2``."""

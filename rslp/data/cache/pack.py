@@ -108,7 +108,7 @@ class Packer:
         self._reader = SegmentReader(job.folder, dataset=job.name)
         self._records: dict[str, InputRecords] = {}
         if job.verify:
-            self._records = {k: self._reader.input_records(k, f) for k, f in job.fingerprints.items()}
+            self._records = {k: self._reader.records(segments.catalogue(k), f) for k, f in job.fingerprints.items()}
 
     def pack(self, tasks: Sequence[Task]) -> Packed:
         """Pack some windows; with ``verify``, find records that differ.

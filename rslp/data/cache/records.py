@@ -189,6 +189,10 @@ class Head:
     all_times: tuple[TimeRange, ...] | None
     crops: bool
 
+    def has_crop(self, crop: PixelBounds) -> bool:
+        """Whether a crop (px from the window's corner) lies in the window, and may be cut out of it."""
+        return self.crops and min(crop) >= 0 and crop[2] <= self.shape[3] and crop[3] <= self.shape[2]
+
 
 def encode_raster(groups: Sequence[ItemGroup], *, narrow: Sequence[str], crops: bool) -> tuple[bytes, bytes]:
     """Payload and head of a raster input.
@@ -317,8 +321,3 @@ def decode_vector(payload: memoryview, projection: Projection, *, group: int | N
 def vector_groups(head: bytes) -> int:
     """The number of item groups of a vector record."""
     return int(head.removeprefix(b"vector "))
-
-
-def crop_is_inside(crop: PixelBounds, window: PixelBounds) -> bool:
-    """Whether a crop lies in the window."""
-    return crop[0] >= window[0] and crop[1] >= window[1] and crop[2] <= window[2] and crop[3] <= window[3]

@@ -137,7 +137,7 @@ def find_entries(entries: Array, fingerprints: Array) -> Array:
 
 @dataclass(frozen=True)
 class InputRecords:
-    """The places of the records of one input, for some windows.
+    """The places of the records of one input, for some windows; or of a feature cache.
 
     Attributes:
         entries: all entries of the input, of ``ENTRY_DTYPE``, mapped from the file.
@@ -163,9 +163,9 @@ class InputRecords:
         return None if state != GOOD else (segment, offset, payload, head, checksum)
 
 
-def catalogue(folder: Path, key: str) -> Path:
-    """The catalogue of an input."""
-    return folder / f"records-{key}.cat"
+def catalogue(key: str) -> str:
+    """The name of the catalogue of an input."""
+    return f"records-{key}.cat"
 
 
 def segment_path(folder: Path, segment: int) -> Path:
@@ -300,9 +300,9 @@ class SegmentReader:
             numbers[(numbers >= 0) & ~self._are_valid(entries[numbers])] = -1
         return numbers
 
-    def input_records(self, key: str, fingerprints: Array) -> InputRecords:
-        """The places of an input's records, for windows with these fingerprints."""
-        entries = self.entries(catalogue(self.folder, key).name)
+    def records(self, names: str, fingerprints: Array) -> InputRecords:
+        """The places of the records with these fingerprints, from the catalogues whose names match a pattern."""
+        entries = self.entries(names)
         return InputRecords(entries, self.find(entries, fingerprints).astype(np.int32))
 
     def exclude_records(self, entries: Iterable[RecordEntry]) -> None:

@@ -7,7 +7,6 @@ import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from rslearn.dataset import Dataset, Window
 from rslearn.train.dataset import DataInput
@@ -17,7 +16,7 @@ from upath import UPath
 from rslp import upstream
 from rslp.data.cache.columns import Array
 from rslp.data.cache.index import WindowIndex, available
-from rslp.data.cache.records import TimeRange, crop_is_inside, decode_raster, decode_vector, parse_head, vector_groups
+from rslp.data.cache.records import TimeRange, decode_raster, decode_vector, parse_head, vector_groups
 from rslp.data.cache.segments import InputRecords, SegmentReader
 from rslp.data.cache.window_state import layer_of
 
@@ -101,8 +100,10 @@ class CachedWindows(Windows):
         self._records = records
         self._reader = reader
         # For each window: 0 not checked, 1 as in the index, 2 changed.
-        self._state = np.full(len(rows), 0 if trusted else 1, np.uint8)
-        self._available: dict[tuple[int, tuple[str, ...]], frozenset[str]] = {}
+        self._state = bytearray([0 if trusted else 1]) * len(rows)
+        # For each window the number of the text that lists its item groups; for each text and input whether it has it.
+        self._completed = index.texts["completed"].codes[rows]
+        self._available: dict[tuple[int, str], bool] = {}
 
     def __len__(self) -> int:
         """Number of windows."""
@@ -145,12 +146,13 @@ class CachedWindows(Windows):
         """Read the inputs of one sample, see ``Windows``."""
         if not self.is_unchanged(i):
             return super().read(i, bounds=bounds, inputs=inputs, rng=rng)
+        x, y, *_ = window = self.bounds(i)
+        crop = None if bounds == window else (bounds[0] - x, bounds[1] - y, bounds[2] - x, bounds[3] - y)
         raw: upstream.RawInputs = {}
-        present = self._present(i, inputs)
         for name, data_input in inputs.items():
-            if name not in present:
+            if not self._has(i, name, data_input):
                 continue
-            value = self._from_cache(i, name, data_input, bounds=bounds, rng=rng)
+            value = self._from_cache(i, name, data_input, crop=crop, rng=rng)
             if value is not None:
                 raw[name] = value
             else:
@@ -169,7 +171,7 @@ class CachedWindows(Windows):
         if not self._state[i]:
             unchanged = self._index.window_is_unchanged(int(self._rows[i]), str(self[i].window_root.path))
             self._state[i] = 1 if unchanged else 2
-        return bool(self._state[i] == 1)
+        return self._state[i] == 1
 
     def has_single_item_groups(self, inputs: Mapping[str, DataInput]) -> bool:
         """Whether each input has one item group at most in every window, so that each read gives the same."""
@@ -184,9 +186,17 @@ class CachedWindows(Windows):
         return True
 
     def _from_cache(
-        self, i: int, name: str, data_input: DataInput, *, bounds: PixelBounds, rng: random.Random
+        self, i: int, name: str, data_input: DataInput, *, crop: PixelBounds | None, rng: random.Random
     ) -> upstream.RawInput | None:
-        """Read one input from its record; None if there is no usable record, or the crop can't be cut from it."""
+        """Read one input from its record; None if there is no usable record, or the crop can't be cut from it.
+
+        Args:
+            i: the window's number.
+            name: the input's name.
+            data_input: the input.
+            crop: x0, y0, x1, y1 from the window's corner (px); None means the whole window.
+            rng: random generator for the choice of the item group.
+        """
         place = self._records[name].place(i) if name in self._records else None
         record = None if place is None else self._reader.read(place)
         if record is None:
@@ -195,21 +205,18 @@ class CachedWindows(Windows):
         if data_input.data_type == "vector":
             group = None if data_input.load_all_layers else rng.choice(range(vector_groups(raw_head)))
             return decode_vector(payload, self.projection(i), group=group)
-        head, window = parse_head(raw_head), self.bounds(i)
-        crop = None
-        if bounds != window:
-            if not (head.crops and crop_is_inside(bounds, window)):
-                return None
-            crop = bounds[0] - window[0], bounds[1] - window[1], bounds[2] - window[0], bounds[3] - window[1]
+        head = parse_head(raw_head)
+        if crop is not None and not head.has_crop(crop):
+            return None
         # Drawn only now that the record is known to be usable: reading the dataset draws from the same generator.
         group = None if data_input.load_all_layers else rng.choice(range(len(head.steps)))
         return decode_raster(payload, head, group=group, crop=crop)
 
-    def _present(self, i: int, inputs: Mapping[str, DataInput]) -> frozenset[str]:
-        """The names of the inputs that the window has; inputs that are not required may be absent."""
-        code = int(self._index.texts["completed"].codes[self._rows[i]])
-        key = (code, tuple(inputs))
-        if key not in self._available:
-            folders = self._index.texts["completed"].distinct(code)
-            self._available[key] = frozenset(available(folders, inputs))
-        return self._available[key]
+    def _has(self, i: int, name: str, data_input: DataInput) -> bool:
+        """Whether a window has an input; one that is not required may be absent."""
+        key = (self._completed.item(i), name)
+        has = self._available.get(key)
+        if has is None:
+            folders = self._index.texts["completed"].distinct(key[0])
+            has = self._available[key] = bool(available(folders, {name: data_input}))
+        return has

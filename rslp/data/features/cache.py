@@ -28,9 +28,6 @@ _MIX = np.uint64(0xBF58476D1CE4E5B9)
 # Bytes written before they are synced and published.
 _PORTION = 64 << 20
 
-# Where a sample's record lies; a head of 0 bytes means that the sample is not cached.
-_PLACE_DTYPE = np.dtype([(name, "<u8") for name in ("segment", "offset", "payload", "head", "checksum")])
-
 
 @dataclass(frozen=True)
 class FeatureSettings:
@@ -94,25 +91,21 @@ class FeatureCache:
         self._use = Lock(folder / _IN_USE, shared=True)
         os.utime(folder / _IN_USE)
         self.fingerprints = _view_fingerprints(source, views)
-        entries = self._reader.entries("*.cat")
-        numbers = self._reader.find(entries, self.fingerprints.reshape(-1, 2)).reshape(views, -1)
-        self._places = np.zeros(numbers.shape, _PLACE_DTYPE)
-        self._places[numbers >= 0] = entries[list(_PLACE_DTYPE.names or ())][numbers[numbers >= 0]]
+        self._records = self._reader.records("*.cat", self.fingerprints.reshape(-1, 2))
 
     def reopened(self) -> FeatureCache:
         """The cache with all samples that were added since this one was opened, which is closed."""
-        reopened = FeatureCache(self.folder, source=self.source, views=len(self._places), depth=self.depth)
+        reopened = FeatureCache(self.folder, source=self.source, views=len(self.fingerprints), depth=self.depth)
         self.close()
         return reopened
 
     def is_complete(self) -> bool:
         """Whether all samples are cached in all views."""
-        return bool(self._places["head"].all())
+        return bool((self._records.numbers >= 0).all())
 
     def missing(self, keys: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """Those of some samples (index and view) that are not cached."""
-        heads = self._places["head"]
-        return [(index, view) for index, view in keys if not heads[view, index]]
+        return [key for key in keys if self._records.numbers[self._position(key)] < 0]
 
     def read(self, keys: Sequence[tuple[int, int]]) -> CachedBatch | None:
         """Read the records of some samples.
@@ -123,19 +116,23 @@ class FeatureCache:
         Returns:
             None if a record is missing or damaged, a window changed, or the features are of different shapes.
         """
-        indices, views = zip(*keys, strict=True)
-        places = self._places[views, indices]
-        if not places["head"].all() or not all(map(self.source.window_is_unchanged, indices)):
+        positions = list(map(self._position, keys))
+        places = [place for place in map(self._records.place, positions) if place is not None]
+        if len(places) < len(keys) or not all(self.source.window_is_unchanged(index) for index, _ in keys):
             return None
-        records = [self._reader.read(place) for place in places.tolist()]
+        records = [self._reader.read(place) for place in places]
         good = [record for record in records if record is not None]
         if len(good) == len(records):
             return decode(good)
-        for (index, view), record in zip(keys, records, strict=True):
+        for position, record in zip(positions, records, strict=True):
             if record is None:
                 # Missing from now on, so that it is encoded again.
-                self._places[view, index]["head"] = 0
+                self._records.numbers[position] = -1
         return None
+
+    def _position(self, key: tuple[int, int]) -> int:
+        """The position of a sample (index and view) among the records."""
+        return key[1] * len(self.source) + key[0]
 
     def close(self) -> None:
         """Release this process's mark of use: the cache may be deleted when its room is needed."""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,7 +161,7 @@ def test_the_command_says_that_nothing_fits(
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(run_config({"classify": (data, "classify")}, store_limit_gb=limit)))
     if limit is None:
-        monkeypatch.setattr(cache, "free_bytes", lambda _: 4000)
+        monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=4000))
     assert main(["helios", "pack", f"--config_paths+={config}"]) == 1
     out, err = capsys.readouterr()
     why = "4,000 are free, and half of them may be taken" if limit is None else r"`store_limit_gb` leaves 1,000;"
