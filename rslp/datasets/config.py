@@ -92,7 +92,7 @@ class Labels(_Model):
     """The column of latitudes of a CSV, in degrees; or y, with ``crs``."""
     crs: str | None = None
     """The CRS of the coordinates, where the table does not say; WGS84 for a CSV."""
-    classes: Annotated[dict[int, str] | list[str] | None, BeforeValidator(lambda value: value)] = None
+    classes: dict[int, str] | list[str] | None = None
     """The classes in order: a list of names, or value -> name of rasters; by default all that occur."""
     ignore: list[int | str] = []
     """Values that mean: no label."""

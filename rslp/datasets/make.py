@@ -37,6 +37,8 @@ from rslp.datasets.write import (
 from rslp.errors import UserError
 from rslp.io import write_atomic
 
+_HEADER = "Written by: "
+
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
@@ -75,7 +77,9 @@ def make(spec: DatasetSpec, folder: Path, *, command: str, overwrite: bool = Fal
     """
     path = folder / spec.path
     config = folder / spec.config if spec.config else path.with_name(f"{path.name}.yaml")
-    header = (f"Written by: {command}", "A dataset config, see docs/dataset_config.md.")
+    header = (f"{_HEADER}{command}", "A dataset config, see docs/dataset_config.md.")
+    if config.exists() and not config.read_text(encoding="utf-8", errors="replace").startswith(f"# {_HEADER}"):
+        raise UserError(f"{config}: exists and was not made by make_dataset; name another dataset config with config")
     if spec.dataset:
         facts, counts = existing_facts(spec, folder, config, header)
         notes = [f"{name}: the values look like {entry.units}" for name, entry in facts.inputs.items() if entry.units]

@@ -138,11 +138,8 @@ def _check_bands(spec: DatasetSpec, sources: Sequence[Source], problems: Problem
 
 
 def _check_sizes(spec: DatasetSpec, chips: Sequence[Chip], problems: Problems) -> None:
-    around = spec.labels.objects is not None or (
-        spec.labels.table is not None and spec.task in ("classification", "regression")
-    )
     large = next((chip for chip in chips if max(chip.grid.width, chip.grid.height) > 4096), None)
-    if spec.window.size is None and around and spec.labels.objects is not None:
+    if spec.window.size is None and spec.labels.objects is not None:
         problems.add("window.size", "is missing: the side of the window around each object, px")
     elif spec.window.size is None and large is not None:
         side = max(large.grid.width, large.grid.height)

@@ -19,8 +19,10 @@ from rslp.datasets.sources import Source
 # Windows of a picture, their columns, and px: the side of an image, the height of the text above it.
 _WINDOWS, _COLUMNS, _SIDE, _TEXT = 12, 3, 200, 16
 _GREY = (225, 225, 225)
-# Told apart also by colour-blind readers.
-_COLOURS = (0xE0B040, 0x2F9E44, 0xC2255C, 0x3B76C4, 0x7A4A8C, 0x8FD16A, 0xF4A3C0, 0x1B5E3A, 0xC0392B, 0x5BC0DE)
+_COLOURS = (
+    *(0xE0B040, 0x2F9E44, 0xC2255C, 0x3B76C4, 0x7A4A8C, 0x8FD16A, 0xF4A3C0, 0x1B5E3A),
+    *(0xC0392B, 0x5BC0DE, 0xFFD43B, 0x495057, 0xE8590C, 0x12B886, 0xAE3EC9, 0x74C0FC),
+)
 
 
 def draw(
@@ -103,10 +105,10 @@ def _rgb(source: Source, indexes: Sequence[int]) -> list[int]:
 
 
 def _stretched(image: Array) -> Array:
-    """``3 H W`` of any values as ``H W 3`` in 0..1, between the 2nd and 98th percentile."""
+    """``3 H W`` of any values as ``H W 3`` in 0..1, each band between its 2nd and 98th percentile."""
     values = np.nan_to_num(image.astype(np.float64), nan=0, posinf=0, neginf=0)
-    low, high = np.percentile(values, (2, 98))
-    stretched: Array = np.clip((values.transpose(1, 2, 0) - low) / max(high - low, 1e-12), 0, 1)
+    low, high = np.percentile(values, (2, 98), axis=(1, 2))
+    stretched: Array = np.clip((values.transpose(1, 2, 0) - low) / np.maximum(high - low, 1e-12), 0, 1)
     return stretched
 
 

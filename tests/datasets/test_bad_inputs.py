@@ -253,6 +253,7 @@ BAD = [
         "chip,part", *(f"c{n:02d},train" for n in range(11)), name="s.csv"), {"split": {"by": "column", "table": "s.csv", "column": "part"}}),
     Bad("one block only", "split: no window is in val, test: too few blocks or groups", spec={"split": {"size_m": 10_000_000}}),
     Bad("a file in place of the dataset", "dataset: exists and was not made by make_dataset", occupied),
+    Bad("the dataset config is this file", "mine.yaml: exists and was not made by make_dataset; name another", spec={"path": "mine"}),
     Bad("a folder that can't be made", "can't be written", lambda folder: (folder / "out").write_text(""), {"path": "out/dataset"}),
     Bad("other bands than before", "dataset: is a dataset with other inputs, bands or types of values", other_layers),
 ]  # fmt: skip
