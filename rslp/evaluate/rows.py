@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from rslp.errors import RunError
-from rslp.train.metrics import THRESHOLD, TaskResult
+from rslp.train.metrics import PRIMARY, THRESHOLD, TaskResult
 
 SCHEMA = 2
-# Ends of the names of metrics of which lower values are better.
+# Ends of the names of metrics of which lower values are better; a primary metric says it itself.
 _LOWER_IS_BETTER = ("mse", "rmse", "l1", "mae", "mape", "loss")
 # Keys of schema 1 with another name in schema 2.
 _RENAMED = {"faults": "bad_samples"}
@@ -135,12 +135,20 @@ def _row(dataset: str, *, task: str, metric: str, result: TaskResult) -> MetricR
         value=_finite(result.values[metric]),
         n=result.n,
         floor=_finite(result.floor) if primary else None,
-        higher_is_better=None if metric == THRESHOLD else not metric.lower().endswith(_LOWER_IS_BETTER),
+        higher_is_better=_higher_is_better(metric),
         primary=primary,
         n_windows=result.n_windows,
         valid_share=result.valid_share,
         classes=result.classes if primary else None,
     )
+
+
+def _higher_is_better(metric: str) -> bool | None:
+    """Whether higher values of a metric are better; None for a detector's threshold."""
+    if metric == THRESHOLD:
+        return None
+    stated = {primary.name: primary.higher_is_better for primary, _ in PRIMARY.values()}
+    return stated.get(metric, not metric.lower().endswith(_LOWER_IS_BETTER))
 
 
 def _finite(value: float | None) -> float | None:

@@ -123,11 +123,14 @@ class Job:
         return options if self.checkpoint is None else (*options, "--checkpoint", self.checkpoint)
 
     def command(self, python: str) -> tuple[str, ...]:
-        """The command line of each of the job's processes, by an interpreter."""
+        """The command line of one process of the job, by an interpreter; where it has one, the job's."""
         return (python, "-m", "rslp.main", "helios", "run", *self.options())
 
     def ranks_command(self, python: str) -> tuple[str, ...]:
-        """The command line that starts all processes of one machine, by an interpreter."""
+        """The command line that starts all processes of one machine, by an interpreter.
+
+        With several machines, ``--nodes``, ``--node``, ``--address`` and ``--port`` are to be added.
+        """
         return (python, "-m", "rslp.main", "helios", "run_ranks", *self.options(), "--ranks", str(self.gpus))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rslp.config import merge_configs, refuse_unrunnable
-from rslp.errors import RunError
+from rslp.errors import LaunchError, RunError
 from rslp.io import Document, ObjectStore, dump_yaml, full_disk, is_remote, relativise_paths, with_checksum
 from rslp.launch.engines.engine import Engine, Plan, ensure_not_active, written
 from rslp.launch.job import Job, Mode
@@ -159,7 +159,10 @@ def submit(
     with ExitStack() as stack:
         for request in requests:
             stack.enter_context(install_config(request.job.run, request.config, mode=request.job.mode))
-        return engine.submit(plan)
+        records = engine.submit(plan)
+    if len(records) != len(requests):
+        raise LaunchError(f"the engine has submitted {len(requests)} jobs and returned {len(records)} records")
+    return records
 
 
 def summary(record: SubmissionRecord, run: RunDir) -> str:

@@ -17,7 +17,7 @@ from rslp.errors import DataError
 from rslp.models.denominators import accumulation_dtype
 from rslp.upstream.task_kinds import OTHER, kind_of, tasks_by_name
 
-# Dataset -> task -> majority class, or mean label (in the units of the loss).
+# Dataset -> task -> the best constant: a class, or a label in the units of the loss.
 Baselines = dict[str, dict[str, float]]
 
 # Enough labels for a majority and a mean, and few enough to start quickly on a huge dataset.
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def fit_baselines(sources: Mapping[str, SampleSource], *, skip: bool = False) -> Baselines:
-    """Majority class or mean label of each task, from at most ``MAX_SAMPLES`` evenly spread training samples.
+    """The best constant of each task, from at most ``MAX_SAMPLES`` evenly spread training samples.
 
     Args:
         sources: the training split by dataset.
@@ -66,7 +66,7 @@ def _read_note(note: Path, dataset: str) -> dict[str, float] | None:
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
-        log.warning("dataset %r: %s can't be read, so the floors are learnt anew: %s", dataset, note, error)
+        log.warning("dataset %r: %s can't be read, so the baselines are computed anew: %s", dataset, note, error)
     return None
 
 
@@ -96,7 +96,16 @@ def fit_baseline(task: Task, targets: Iterable[Mapping[str, Any]]) -> float | No
     if not any(map(len, parts)):
         return None
     labels = torch.cat(parts)
-    return float(labels.double().mean()) if kind.numeric else float(torch.bincount(labels).argmax())
+    best = kind.best_constant or (_mean if kind.numeric else _majority)
+    return float(best(labels))
+
+
+def _mean(labels: torch.Tensor) -> torch.Tensor:
+    return labels.double().mean()
+
+
+def _majority(labels: torch.Tensor) -> torch.Tensor:
+    return torch.bincount(labels).argmax()
 
 
 def baseline_output(task: Task, constant: float, target: Mapping[str, Any]) -> Any:

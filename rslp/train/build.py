@@ -174,7 +174,7 @@ def _refuse(invalid: Iterable[Invalid], document: Document) -> None:
 
 
 def config_for(run: RunDir, *, predicting: bool) -> Path:
-    """The path of the config that a job reads: the prediction's prediction if there is one, otherwise the run's."""
+    """The path of the config that a job reads: the prediction's own if there is one, otherwise the run's."""
     prediction = run.config_of("predict")
     return prediction if predicting and prediction.is_file() else run.config
 
@@ -302,7 +302,7 @@ def trainer_faults(trainer: Any) -> list[tuple[KeyPath, str]]:
         trainer: the section.
 
     Returns:
-        For each fault its key path in the run config, and a message that says message to do instead.
+        For each fault its key path in the run config, and a message that says what to do instead.
     """
     if not isinstance(trainer, Mapping):
         return []

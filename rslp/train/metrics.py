@@ -87,10 +87,12 @@ class PrimaryMetric:
     Attributes:
         name: its logged name.
         best: the value of a perfect model.
+        higher_is_better: whether ``best`` is the highest value; otherwise the lowest.
     """
 
     name: str
     best: float = 1.0
+    higher_is_better: bool = True
 
 
 @dataclass(frozen=True)

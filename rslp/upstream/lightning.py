@@ -89,6 +89,7 @@ def training_position(trainer: Trainer) -> tuple[int, int]:
     """The epoch in progress and the number of its optimiser steps done, where the next iterator has to begin."""
     loop = trainer.fit_loop
     epoch = completed_epochs(trainer)
+    # An epoch counts as ready once it has begun, but not in a run that was restored inside it, which is `restarting`.
     inside = loop.restarting or loop.epoch_progress.current.ready > epoch
     batches: Any = loop.epoch_loop.batch_progress.current
     return epoch, batches.processed if inside else 0

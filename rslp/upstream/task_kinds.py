@@ -22,10 +22,12 @@ class TaskKind:
 
     Attributes:
         name: the key of its entries in the tables of other rooms: ``train.metrics.PRIMARY``, ``check.labels.CHECKS``.
-        task: rslearn's class; classes that are derived from it are of the same kind.
+        task: the class of its tasks; a class derived from it is of the same kind, unless it has a row of its own.
         unit: what one label belongs to.
         target_key: where a target has the labels.
         class_names: gives the names of a task's classes; None for labels that are numbers.
+        best_constant: gives the baseline's constant for all valid labels ``N``: by default their mean, or the majority
+            class.
     """
 
     name: str
@@ -33,6 +35,7 @@ class TaskKind:
     unit: Literal["window", "pixel", "object", "unknown"]
     target_key: str
     class_names: Callable[[Any], list[str]] | None = None
+    best_constant: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @property
     def dense(self) -> bool:
@@ -75,8 +78,9 @@ OTHER = TaskKind("other", Task, "unknown", "")
 
 
 def kind_of(task: Task) -> TaskKind:
-    """The kind of a task; ``OTHER`` where the table has none for it."""
-    return next((kind for kind in KINDS if isinstance(task, kind.task)), OTHER)
+    """The kind of a task, that of the nearest base class in the table; ``OTHER`` where the table has none for it."""
+    kinds = {kind.task: kind for kind in KINDS}
+    return next((kinds[base] for base in type(task).__mro__ if base in kinds), OTHER)
 
 
 def tasks_by_name(task: Task, dataset: str) -> dict[str, Task]:

@@ -15,6 +15,7 @@ import torch
 from rslearn.config import DType
 from rslearn.train.model_context import RasterImage
 from rslearn.train.prediction_writer import PendingCropOutput, VectorMerger
+from rslearn.train.tasks.classification import ClassificationTask
 from rslearn.train.tasks.embedding import EmbeddingTask
 from rslearn.train.tasks.multi_task import MultiTask
 from rslearn.train.tasks.task import BasicTask, Task
@@ -27,6 +28,7 @@ from rslp.data.bad_samples import check_target
 from rslp.errors import DataError
 from rslp.evaluate.crops import layer_for, merger_for
 from rslp.evaluate.destinations import RunFolder
+from rslp.evaluate.rows import rows_of
 from rslp.train.baselines import baseline_output, fit_baseline
 from rslp.train.metric_types import R2, MeanIoU
 from rslp.train.metrics import PRIMARY, PrimaryMetric, TaskMetrics
@@ -100,6 +102,42 @@ NEW: dict[str, tuple[TaskKind, Any, list[dict[str, Any]], dict[str, Any], float]
         1.0,
     ),
 }
+
+
+class GradeTask(ClassificationTask):
+    """Classes in an order."""
+
+
+class Distance(R2):
+    """Mean distance between the predicted class and the label's; lower is better."""
+
+    def update(self, preds: torch.Tensor, labels: torch.Tensor) -> None:
+        super().update(preds.argmax(dim=1).double(), labels.double())
+
+    def compute(self) -> torch.Tensor:
+        return self.moments[3] / self.moments[0]
+
+
+def test_a_kind_of_a_derived_class_has_its_own_baseline_and_direction(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = TaskKind(
+        "grading", GradeTask, "window", "class", lambda task: list(task.classes), best_constant=torch.median
+    )
+    task = GradeTask("grade", ["low", "middle", "high"])
+    assert kind_of(task).name == "classification"
+    # Behind the row of its base class.
+    monkeypatch.setattr(task_kinds, "KINDS", (*KINDS, kind))
+    monkeypatch.setitem(PRIMARY, kind.name, (PrimaryMetric("distance", 0.0, False), lambda _: Distance()))
+    assert kind_of(task) is kind and kind_of(ClassificationTask("c", ["a", "b"])).name == "classification"
+    targets = [{"class": torch.tensor(label), "valid": torch.tensor(1.0)} for label in (0, 0, 1, 2, 2)]
+    constant = fit_baseline(task, targets)
+    assert constant == 1.0, "the majority would be 0 or 2"
+    outputs = [torch.eye(3)[int(target["class"])] for target in targets]
+    metrics = TaskMetrics(task)
+    metrics.update(outputs, targets=targets, constants=[baseline_output(task, constant, target) for target in targets])
+    result = metrics.result()
+    [row] = [row for row in rows_of({("d", "t"): result}) if row.primary]
+    assert (row.metric, row.value, row.floor, row.higher_is_better) == ("distance", 0.0, 0.8, False)
+    assert result.score == 1.0
 
 
 @pytest.mark.parametrize("unit", NEW)

@@ -94,6 +94,9 @@ class Engine(ABC, Generic[EnginePlan]):
     def plan(self, jobs: Sequence[Job], options: EngineOptions) -> EnginePlan:
         """Plan jobs; nothing is written or sent.
 
+        Each field of a job is honoured, refused, or of no effect there by its description. The processes of one machine
+        are started by ``Job.ranks_command`` where ``Job.ranks`` is above 1, otherwise by ``Job.command``.
+
         Args:
             jobs: one job, or several that differ only in their run.
             options: the options of this engine, among others.
@@ -115,14 +118,19 @@ class Engine(ABC, Generic[EnginePlan]):
 
     @abstractmethod
     def submit(self, plan: EnginePlan) -> tuple[SubmissionRecord, ...]:
-        """Submit a plan, and write a record to the run directory of each job; returns the records.
+        """Submit a plan, and write a record to the run directory of each job; returns them in the order of the jobs.
+
+        An engine that only shows its plans refuses them in ``verify``, before anything is written.
 
         After an exception, nothing has been submitted, unless it is a ``SubmissionUncertainError``.
         """
 
     @abstractmethod
     def state(self, run: RunDir, record: SubmissionRecord) -> SubmissionState:
-        """The state of a submission; ``succeeded`` only if its result is in the run directory."""
+        """The state of a submission; ``succeeded`` only if its result is in the run directory.
+
+        While it is ``queued`` or ``running``, the run can't be submitted again.
+        """
 
     @abstractmethod
     def log(self, run: RunDir, record: SubmissionRecord, *, follow: bool) -> Iterator[str]:
