@@ -137,7 +137,8 @@ def split_units(
     splits = dict(fixed or {})
     for unit, split in splits.items():
         got[split] += inside[unit]
-    for unit in sorted(inside.keys() - splits.keys(), key=lambda unit: (-weight[unit], _hash(unit))):
+    open_units = [unit for unit in inside if unit not in splits]
+    for unit in sorted(open_units, key=lambda unit: (-weight[unit], _hash(unit), unit)):
         gain = {
             split: sum(
                 n / totals[label] * (share - got[split][label] / totals[label]) / share
@@ -225,7 +226,7 @@ def _by_column(plan: Plan, values: Mapping[str, Any]) -> dict[str, str]:
         split = str(values[window.name])
         if split not in SPLITS:
             problems.add(window.where, f"its split {split!r} is none of {', '.join(SPLITS)}")
-        for tie in window.ties:
+        for tie in sorted(window.ties):
             of_object.setdefault(tie, set()).add(split)
     problems.raise_any()
     if divided := sum(len(splits) > 1 for splits in of_object.values()):

@@ -270,6 +270,6 @@ def land(half: Path, path: Path, *, add: bool) -> None:
         return
     for window in sorted((half / "windows" / GROUP).glob("*")):
         window.rename(path / "windows" / GROUP / window.name)
-    for file in half.iterdir():
+    for file in sorted(half.iterdir()):
         if file.is_file():
             file.replace(path / file.name)

@@ -429,9 +429,9 @@ def _imported(path: Any, at: KeyPath, base: Any = None) -> Any:
     if not isinstance(path, str):
         return Invalid(f"must be the dotted path of a class; got {path!r}", at)
     if "." not in path and inspect.isclass(base):
-        kinds = {kind for kind in _subclasses(base) if kind.__name__ == path}
+        kinds = list(dict.fromkeys(kind for kind in _subclasses(base) if kind.__name__ == path))
         if len(kinds) == 1:
-            return kinds.pop()
+            return kinds[0]
     try:
         return resolve(path)
     except (ImportError, ValueError) as error:

@@ -140,14 +140,14 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from rslp.cli import logs
+from rslp.cli import jobs
 from rslp.launch.processes import tail
 from rslp.runtime import streams
 streams.guard()
-logs.find_run = lambda *_: nullcontext()
-logs.find_record = lambda *_: SimpleNamespace(engine="")
-logs.engine = lambda _: SimpleNamespace(log=lambda *_, **__: tail(Path(sys.argv[1]), ended=lambda: False))
-sys.exit(logs.logs("x", follow=True))
+jobs.find_run = lambda *_: nullcontext()
+jobs.find_record = lambda *_: SimpleNamespace(engine="")
+jobs.engine = lambda _: SimpleNamespace(log=lambda *_, **__: tail(Path(sys.argv[1]), ended=lambda: False))
+sys.exit(jobs.logs("x", follow=True))
 """
 
 

@@ -12,6 +12,7 @@ import rasterio
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rslp.evaluate.evaluation import evaluate
+from rslp.evaluate.table import print_table
 from rslp.rundir import RunDir
 from rslp.train.fit import fit
 from tests.evaluate.test_prediction import label
@@ -73,6 +74,7 @@ def test_a_split_without_a_valid_label_has_no_value(
     content = run.evaluation("val").read_text()
     assert "NaN" not in content
     assert json.loads(content)["rows"][0]["value"] is None
+    print_table([evaluation])
     assert "none" in capsys.readouterr().out
 
 

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +241,10 @@ class SegmentReader:
         self._bad: set[tuple[int, int]] = set()
         self._reported: set[Path] = set()
         self._bad_list = f"{secrets.token_hex(4)}.bad"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Another process opens the files itself."""
+        return partial(SegmentReader, dataset=self.dataset), (self.folder,)
 
     def read(self, place: RecordPlace) -> tuple[memoryview, bytes] | None:
         """Payload and head of a record; the payload is a view of the file's map.
