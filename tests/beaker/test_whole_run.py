@@ -56,6 +56,7 @@ def wait_for(name: str, beaker: Loopback, *, seconds: float = 200) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow  # as tests/launch/test_remote_run.py does, without Beaker
 def test_it_trains_to_the_end_though_the_machine_is_taken_away(
     beaker: Loopback, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -183,6 +183,7 @@ def test_the_processes_of_two_nodes_train_as_so_many_here(user: User, config: di
         torch.testing.assert_close(got[key], wanted[key], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow  # it waits for the queue, as the preempted run does
 def test_a_failing_run_is_tried_again_and_counted(user: User, config: dict[str, Any], reference: RunDir) -> None:
     failing = with_callback(config, "FailFirst", file=str(user.place / "count"), times=2)
     job = user.launches("failing", failing, "--retries", "1")
