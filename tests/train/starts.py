@@ -146,6 +146,7 @@ def unlike(starts: Mapping[str, Mapping[str, str]]) -> list[str]:
 
 def _write_tables() -> None:
     """The tables that are shipped, as ``make schema`` writes them."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
     from make_schema import json_schema
     from make_vocabulary import render, vocabulary
 
