@@ -32,7 +32,7 @@ from rslp.data.datamodule import MultiDatasetDataModule
 from rslp.data.features.cache import FeatureCache, FeatureCacheWriter
 from rslp.data.features.codec import CachedBatch, CachedSample
 from rslp.data.samples import SampleSource
-from rslp.errors import UserError
+from rslp.errors import RunError, UserError
 from rslp.rundir import RunDir
 from rslp.train.baselines import fit_baselines
 from rslp.train.build import build
@@ -258,7 +258,7 @@ def read_features(place: Path, source: SampleSource, expected: list[CachedBatch]
     """Read kept features; encode anew, for which their true values stand in, what is not kept."""
     try:
         bank = opened(place, source)
-    except OSError as error:
+    except (OSError, RunError) as error:
         # What the stage of the frozen encoder says in one line; each batch is encoded as it comes.
         logging.getLogger("rslp.data.features").warning("dataset %r: %s", source.name, error)
         return

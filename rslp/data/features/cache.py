@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -84,19 +85,24 @@ class FeatureCache:
         self.folder = folder
         self.source = source
         self.depth = depth
-        self._reader = SegmentReader(folder, dataset=source.name)
         folder.mkdir(parents=True, exist_ok=True)
         # Rank 0 alone takes this lock, later; opened here, so that every rank notices a folder that can't be written.
         (folder / "lock").open("a").close()
         self._use = Lock(folder / _IN_USE, shared=True)
         os.utime(folder / _IN_USE)
         self.fingerprints = _view_fingerprints(source, views)
+        self.look_up()
+
+    def look_up(self) -> None:
+        """Find the records that are there now."""
+        self._reader = SegmentReader(self.folder, dataset=self.source.name)
         self._records = self._reader.records("*.cat", self.fingerprints.reshape(-1, 2))
 
     def reopened(self) -> FeatureCache:
-        """The cache with all samples that were added since this one was opened, which is closed."""
-        reopened = FeatureCache(self.folder, source=self.source, views=len(self.fingerprints), depth=self.depth)
-        self.close()
+        """The cache with all samples that were added since this one was opened; the mark of use is that of both."""
+        # A copy: loaders' workers read this one, and need to be started again for another.
+        reopened = copy.copy(self)
+        reopened.look_up()
         return reopened
 
     def is_complete(self) -> bool:
