@@ -13,6 +13,7 @@ import functools
 import importlib
 import inspect
 import operator
+import re
 import traceback
 import types
 import typing
@@ -318,7 +319,8 @@ def type_text(hint: Any) -> str:
         elif typing.get_origin(option) is None and inspect.isclass(option):
             texts.append(option.__name__)
         else:
-            texts.append(str(option).replace("typing.", ""))
+            # Without the modules of classes: `list[Callback]`.
+            texts.append(re.sub(r"\b(?:\w+\.)+(?=\w)", "", str(option)))
     return " or ".join(texts)
 
 

@@ -14,15 +14,17 @@ from typing import Any, Literal
 
 import jsonargparse
 import pytest
+import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from lightning.pytorch import Callback
 from rslearn.train.dataset import DataInput
 from rslearn.utils.geometry import ResolutionFactor
 
 from rslp import upstream
 from rslp.errors import ConfigError, DataError, MachineError
 from rslp.train.build import build
-from rslp.train.instantiate import Construction, Invalid, plan, plan_call, problems
+from rslp.train.instantiate import Construction, Invalid, plan, plan_call, problems, type_text
 from tests.tiny import KINDS, run_config, write_run
 from tests.train.directly import assert_alike, both
 from tests.train.structures import structure
@@ -383,3 +385,15 @@ def test_one_start_reports_all_problems_of_a_run_config_at_its_lines(tmp_path: P
         ("trainer.callbacks.0.class_path", "callbacks"),
         ("model.init_args.optimizer.init_args.lr", "lr"),
     }
+
+
+@pytest.mark.parametrize(
+    ("hint", "text"),
+    [
+        (list[Callback] | Callback | None, "list[Callback] or Callback or null"),
+        (dict[str, torch.Tensor | int], "dict[str, Tensor | int]"),
+        (typing.Literal["a", "b.c"] | None, "one of a, b.c or null"),
+    ],
+)
+def test_types_are_named_without_their_modules(hint: Any, text: str) -> None:
+    assert type_text(hint) == text
