@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rich.console import Console
 
@@ -189,9 +189,12 @@ def evaluate(
 
     Raises:
         RunError: the run has no checkpoint yet, or its config excludes a split.
+        UsageError: there is no such split.
         CheckpointError: the checkpoint can't be read, or does not fit the model.
         DataError: a dataset or a sample can't be read.
     """
+    if unknown := [split for split in splits if split not in get_args(Split)]:
+        raise UsageError(f"there is no split {unknown[0]!r} to evaluate; known: {', '.join(get_args(Split))}")
     quieten_rslearn()
     from rslp.evaluate.evaluation import evaluate as evaluate_run
 
@@ -241,7 +244,7 @@ def read_run_configs(configs: Configs) -> list[Document]:
         ConfigError: a file is missing or is no YAML.
     """
     if not (paths := _listed(configs)):
-        raise UsageError("--config_paths is empty: name the run config that make_multidataset_config wrote")
+        raise UsageError("no run config is named (--config_paths): name the one that make_multidataset_config wrote")
     return [read_yaml(path) for path in paths]
 
 

@@ -115,6 +115,7 @@ def test_mistakes_are_user_errors(tmp_path: Path, monkeypatch) -> None:
         lambda: rslp.fit(run),
         lambda: rslp.fit(run, "multi.yaml"),
         lambda: rslp.evaluate(run),
+        lambda: rslp.evaluate(run, splits=["tets"]),  # type: ignore[list-item]
         lambda: rslp.predict(run),
         lambda: rslp.plan(rslp.Job(run=run, mode="test"), "multi.yaml"),
         lambda: rslp.plan(rslp.Job(run=run), "multi.yaml"),
