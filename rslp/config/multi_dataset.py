@@ -377,16 +377,19 @@ def problem_of(error: ErrorDetails, document: Document, models: Mapping[str, typ
     Args:
         error: the error.
         document: the file that was validated.
-        models: the models by the key that they stand at; that of the whole file at the empty one.
+        models: the models by the key that they stand at, or below which they stand under a name of the user's; that of
+            the whole file at the empty one.
     """
     key_path, kind, message = error["loc"], error["type"], error["msg"]
     names = [part for part in key_path[:-1] if isinstance(part, str)]
-    fields = models.get(names[-1] if names else "", models[""]).model_fields
+    fields = models[next((name for name in reversed(names) if name in models), "")].model_fields
     if kind == "missing":
         examples = [f"; for example: {key_path[-1]}: {text}" for text in fields[str(key_path[-1])].examples or ()]
         return document.problem(f"is missing{''.join(examples)}", key_path)
     if kind in ("extra_forbidden", "invalid_key"):
         message = f"unknown key{did_you_mean(key_path[-1], fields, otherwise='allowed')}"
+    elif kind == "value_error":
+        message = message.removeprefix("Value error, ")
     elif kind != "value":
         wanted = {"model_type": "a mapping", "dict_type": "a mapping"}
         wanted |= {"list_type": "a list", "too_short": "a list of at least one item"}

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
-from rslp.errors import ConfigError, KeyPath, Problem
+from rslp.config.multi_dataset import problem_of
+from rslp.errors import ConfigError, Problem
 from rslp.io import Document
-from rslp.suggest import did_you_mean
 
 TaskName = Literal["classification", "regression", "segmentation", "per_pixel_regression", "detection"]
 Units = Literal["digital_numbers", "reflectance", "reflectance_8bit", "db", "linear"]
@@ -178,6 +178,8 @@ class DatasetSpec(_Model):
 
     @model_validator(mode="after")
     def _check(self) -> DatasetSpec:
+        if not Path(self.path).name.strip("."):
+            raise ValueError(f"path {self.path!r} has no name; write the folder's own, such as datasets/fields")
         if not self.images:
             raise ValueError("images names no input")
         if self.dataset:
@@ -210,6 +212,15 @@ class DatasetSpec(_Model):
         return self
 
 
+_MODELS: dict[str, type[BaseModel]] = {
+    "": DatasetSpec,
+    "images": Images,
+    "labels": Labels,
+    "window": WindowSize,
+    "split": Split,
+}
+
+
 def parse_spec(document: Document) -> DatasetSpec:
     """Check a file.
 
@@ -221,57 +232,12 @@ def parse_spec(document: Document) -> DatasetSpec:
     try:
         return DatasetSpec.model_validate(document.data)
     except ValidationError as error:
-        raise ConfigError(problems_of(error, document, DatasetSpec)) from None
-
-
-def problems_of(error: ValidationError, document: Document, model: type[BaseModel]) -> Iterator[Problem]:
-    """The errors of pydantic as problems with the file's line and the dotted key.
-
-    Args:
-        error: what the validation of the document's data raised.
-        document: the file.
-        model: the model of the whole file.
-    """
-    seen_keys: set[KeyPath] = set()
-    for part in error.errors():
-        # Behind a union, pydantic adds the names of its members to the path.
-        key_path = _written(part["loc"], document.data)
-        if key_path in seen_keys:
-            continue
-        seen_keys.add(key_path)
-        message = part["msg"].removeprefix("Value error, ")
-        if part["type"] == "extra_forbidden":
-            message = f"unknown key{did_you_mean(key_path[-1], _keys(model, key_path[:-1]), otherwise='known')}"
-        elif part["type"] == "missing":
-            message = "is missing"
-        elif not isinstance(part["input"], dict | list | BaseModel):
-            message = f"{message[0].lower()}{message[1:]}; got {part['input']!r}"
-        yield document.problem(message, key_path)
-
-
-def _written(loc: KeyPath, data: Any) -> KeyPath:
-    """The part of a path that leads to a value of the data, and one key further where that is missing."""
-    key_path: list[str | int] = []
-    for key in loc:
-        if isinstance(data, list) and isinstance(key, int):
-            data = data[key]
-        elif isinstance(data, Mapping):
-            data = data.get(key)
-        else:
-            break
-        key_path.append(key)
-    return tuple(key_path)
-
-
-def _keys(model: Any, key_path: KeyPath) -> list[str]:
-    """The keys that a model, or the one below a key path, has."""
-    for key in key_path:
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            model = model.model_fields[str(key)].annotation
-        else:
-            # A mapping: the type of its values.
-            model = typing.get_args(model)[-1]
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+        problems = [problem_of(each, document, _MODELS) for each in error.errors()]
+        # Where a key takes several types, pydantic has an error for each.
+        firsts: dict[str, Problem] = {}
+        for problem in problems:
+            firsts.setdefault(problem.key, problem)
+        raise ConfigError(firsts.values()) from None
 
 
 def folder_of(document: Document) -> Path:

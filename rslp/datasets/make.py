@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from rslp.datasets.config import SPLITS, DatasetSpec
 from rslp.datasets.dataset_config import ENCODER_BANDS, Facts, InputOf, dataset_config
 from rslp.datasets.existing import existing_facts
 from rslp.datasets.grids import UnreadableFile
-from rslp.datasets.plan import Plan, guessed_units, make_plan
+from rslp.datasets.plan import Plan, finite, guessed_units, make_plan
 from rslp.datasets.points import PixelSeries, read_series, write_points_dataset
 from rslp.datasets.sources import Problems
 from rslp.datasets.splits import choose_splits, split_points
@@ -114,7 +113,7 @@ def _make_series(
     if not points and not problems.lines:
         problems.add("labels", "no pixel has a label")
     if spec.task == "regression":
-        points = [replace(point, label={column: _finite(point, column, problems)}) for point in points]
+        points = [replace(point, label={column: finite(point.label[column], point.name, problems)}) for point in points]
     problems.raise_any()
     points, note = split_points(spec, points, problems)
     existing_options(path, {}, overwrite=True)
@@ -134,16 +133,6 @@ def _make_series(
         text = dataset_config(_facts_of_series(spec, points, path, config, header))
         land(half, path, add=False)
     return _write_config(config, text, summary, overwrite=overwrite)
-
-
-def _finite(point: PixelSeries, column: str, problems: Problems) -> float:
-    try:
-        value = float(point.label[column])
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value):
-        problems.add(point.name, f"its label {point.label[column]!r} is no number")
-    return value
 
 
 def _facts_of_series(

@@ -68,7 +68,7 @@ class Plan:
         return self.spec.labels.column or LABEL
 
     def counts(self, window: Labelled) -> dict[str, float]:
-        """How much of each class a window holds; of numbers, one of the quarter that its value is in."""
+        """How much of each class a window holds: pixels, or objects; of numbers, that it is one window."""
         if self.spec.task == "segmentation" and window.raster is not None:
             values, numbers = np.unique(window.raster, return_counts=True)
             pairs = zip(values.tolist(), numbers.tolist(), strict=True)
@@ -289,14 +289,17 @@ def number_values(windows: Sequence[Labelled], problems: Problems) -> list[Label
     """The windows of a regression, with vector labels as numbers."""
     result = []
     for window in windows:
-        marks = []
-        for mark in window.marks:
-            try:
-                value = float(mark.value)
-            except (TypeError, ValueError):
-                value = math.nan
-            if not math.isfinite(value):
-                problems.add(window.where, f"its label {mark.value!r} is no number")
-            marks.append(replace(mark, value=value))
-        result.append(replace(window, marks=tuple(marks)))
+        marks = tuple(replace(mark, value=finite(mark.value, window.where, problems)) for mark in window.marks)
+        result.append(replace(window, marks=marks))
     return result
+
+
+def finite(value: Any, where: str, problems: Problems) -> float:
+    """A label as a number; NaN, and a problem, for one that is none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        problems.add(where, f"its label {value!r} is no number")
+    return number

@@ -133,7 +133,10 @@ def _flaw(shape: shapely.Geometry, crs: CRS) -> str:
 
 def _csv(path: Path, labels: Labels, problems: Problems) -> tuple[list[Row], CRS]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream)
+        first = stream.readline()
+        stream.seek(0)
+        # Spreadsheets of many countries write semicolons, since their numbers have decimal commas.
+        reader = csv.DictReader(stream, delimiter=max(",;\t", key=first.count))
         header = list(reader.fieldnames or ())
         lines = [(reader.line_num, dict(values)) for values in reader]
     has_place = labels.lon in header or labels.lat in header

@@ -168,8 +168,12 @@ def images(**changes: Any) -> dict[str, Any]:
 BAD = [
     # The file itself.
     Bad("unknown key", "pth: unknown key; did you mean path?", spec={"path": None, "pth": "x"}),
+    *(Bad(f"the path {path!r}", f"path {path!r} has no name", spec={"path": path, "config": "x.yaml"})
+      for path in (".", "..", "", "/")),
+    Bad("a pattern in place of a mapping", "images: must be a mapping; got 'chips/{chip}_image.tif'",
+        spec={"images": "chips/{chip}_image.tif"}),
     Bad("unknown key below", "images.sentinel2_l2a.filez: unknown key; did you mean files?", spec=images(filez="x")),
-    Bad("unknown task", "task: input should be 'classification', 'regression'", spec={"task": "segment"}),
+    Bad("unknown task", "task: must be 'classification', 'regression'", spec={"task": "segment"}),
     Bad("dates in the wrong order", "ends (2022-01-01) before it starts (2022-02-01)",
         spec=images(date=["2022-02-01", "2022-01-01"])),
     Bad("no date", "images.sentinel2_l2a: when were they taken? Set date:", spec=images(date=None)),

@@ -31,9 +31,9 @@ from tests.datasets.files import (
 CROPS = ("wheat", "maize")
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
+def write_csv(path: Path, rows: list[dict[str, Any]], delimiter: str = ",") -> Path:
     with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
+        writer = csv.DictWriter(stream, list(rows[0]), delimiter=delimiter)
         writer.writeheader()
         writer.writerows(rows)
     return path
@@ -50,9 +50,10 @@ def points(count: int = 24) -> list[dict[str, Any]]:
     return rows
 
 
-def test_points_of_a_csv_become_windows_around_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_points_of_a_csv_become_windows_around_them(tmp_path: Path, delimiter: str) -> None:
     write_chips(tmp_path)
-    write_csv(tmp_path / "points.csv", points())
+    write_csv(tmp_path / "points.csv", points(), delimiter)
     labels = {"table": "points.csv", "column": "crop", "id": "id"}
     summary = made(tmp_path, task="classification", labels=labels, window={"size": 5})
     windows = windows_of(tmp_path / "dataset")
