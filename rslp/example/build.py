@@ -14,6 +14,7 @@ from rich.progress import Progress
 
 from rslp.errors import UsageError, UserError
 from rslp.example import bundle, oracle, preview, windows
+from rslp.io import replace_folder
 
 STAMP = "example.json"
 # Weight of the encoder and of the pictures in the progress bar, in windows.
@@ -76,7 +77,7 @@ def build(
         half.mkdir(parents=True)
         count = _write(half, settings, workers if workers is not None else min(os.cpu_count() or 1, 8))
         oracles = oracle.read(half)
-        _swap(half, target)
+        replace_folder(target, half)
     finally:
         shutil.rmtree(half, ignore_errors=True)
     return Built(path=path, windows=count, oracles=oracles)
@@ -113,17 +114,6 @@ def _exists(path: Path, settings: ExampleSettings, overwrite: bool) -> bool:
         f"asked for was size {settings.size:g} and seed {settings.seed} (version {settings.version}); "
         "--overwrite true replaces it, --path names another folder"
     )
-
-
-def _swap(half: Path, target: Path) -> None:
-    """Move the finished folder to its place."""
-    if not target.exists():
-        half.rename(target)
-        return
-    old = half.with_suffix(".old")
-    target.rename(old)
-    half.rename(target)
-    shutil.rmtree(old)
 
 
 def _write(root: Path, settings: ExampleSettings, workers: int) -> int:

@@ -1,6 +1,6 @@
 """Files: YAML with line numbers, paths in configs, atomic writes, checksums, locks, object stores."""
 
-from rslp.io.atomic import append, atomic_stream, full_disk, link_or_copy, write_atomic
+from rslp.io.atomic import append, atomic_stream, full_disk, link_or_copy, replace_folder, write_atomic
 from rslp.io.checksums import (
     LOAD_ERRORS,
     archive_damage,
@@ -53,6 +53,7 @@ __all__ = [
     "read_json",
     "read_yaml",
     "relativise_paths",
+    "replace_folder",
     "resolve_paths",
     "shipped_config",
     "with_checksum",

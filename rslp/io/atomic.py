@@ -162,6 +162,20 @@ def link_or_copy(source: Path, target: Path) -> None:
     _sync_folder(target.parent)
 
 
+def replace_folder(target: Path, new: Path) -> None:
+    """Move a complete folder to its place, where another may be, which is removed.
+
+    Args:
+        target: the place.
+        new: the folder, beside the target.
+    """
+    former = new.with_suffix(".old")
+    if target.exists():
+        target.rename(former)
+    new.rename(target)
+    shutil.rmtree(former, ignore_errors=True)
+
+
 def _temporary(target: Path) -> Path:
     """A new name in the target's folder; ``RunDir.sweep`` removes such files after a crash."""
     return target.with_name(f".{uuid.uuid4().hex}.tmp")
