@@ -22,12 +22,14 @@ from rslearn.utils.raster_array import RasterArray, RasterMetadata
 from rslearn.utils.vector_format import GeojsonVectorFormat
 from upath import UPath
 
+from rslp import upstream
 from rslp.datasets.chips import Chip, Part
 from rslp.datasets.config import Span
 from rslp.datasets.grids import Array, Grid, transformed
 from rslp.datasets.labels import Labelled
 from rslp.datasets.sources import ImageFile, Source
 from rslp.errors import UserError
+from rslp.io import full_disk, replace_folder
 
 GROUP = "default"
 LABEL = "label"
@@ -162,6 +164,7 @@ def create(root: Path, layers: Mapping[str, Any]) -> Dataset:
     """Make a dataset's folder with its ``config.json``, and open it."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "config.json").write_text(json.dumps({"layers": layers}, indent=2) + "\n", encoding="utf-8")
+    upstream.write_whole_files()
     dataset = Dataset(UPath(root))
     # rslearn announces every window that it writes (a logger that exists only once a dataset was opened).
     logging.getLogger("rslearn.dataset.storage.file").setLevel(logging.WARNING)
@@ -244,7 +247,7 @@ def beside(path: Path) -> Iterator[Path]:
     """A hidden folder beside a path, removed at the end whatever happens.
 
     Raises:
-        UserError: the folder can't be made.
+        UserError: the folder can't be made, or the disk is full.
     """
     half, new_folder = path.with_name(f".{path.name}.{os.getpid()}.tmp"), not path.parent.exists()
     try:
@@ -252,6 +255,8 @@ def beside(path: Path) -> Iterator[Path]:
         yield half
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise UserError(f"{path}: can't be written: {error.strerror}") from None
+    except OSError as error:
+        raise full_disk(error, path) or error from None
     finally:
         shutil.rmtree(half, ignore_errors=True)
         if new_folder:
@@ -262,11 +267,7 @@ def beside(path: Path) -> Iterator[Path]:
 def land(half: Path, path: Path, *, add: bool) -> None:
     """Move a finished folder to its place: in place of what is there, or with ``add`` its windows into the dataset."""
     if not add:
-        old = half.with_suffix(".old")
-        if path.exists():
-            path.rename(old)
-        half.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(path, half)
         return
     for window in sorted((half / "windows" / GROUP).glob("*")):
         window.rename(path / "windows" / GROUP / window.name)

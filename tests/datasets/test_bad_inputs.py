@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import pytest
 import rasterio
 import yaml
 
-from rslp.errors import UserError
+from rslp.errors import DiskError, UserError
 from tests import children
 from tests.datasets.files import (
     BANDS,
@@ -283,6 +284,22 @@ def test_a_mistake_is_one_clear_line(tmp_path: Path, bad: Bad, monkeypatch: pyte
     before.pop("mine.yaml"), after.pop("mine.yaml")
     assert after == before
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("room", [1_000, 1_500, 3_000])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, room: int) -> None:
+    """A limit on the size of files; GDAL says nothing when it can't write the end of one."""
+    write_chips(tmp_path)
+    (tmp_path / "mine.yaml").write_text("")
+    before, limits = tree(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(DiskError, match="can't be written: File too large") as error:
+            made(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(tmp_path) in str(error.value) and error.value.exit_code == 1
+    assert tree(tmp_path).keys() == before.keys() and not list(tmp_path.glob(".*"))
 
 
 def test_all_problems_are_said_at_once(tmp_path: Path) -> None:
