@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from rslp.datasets.grids import Array, Grid, transformed
 from rslp.datasets.labels import Labelled
 from rslp.datasets.sources import ImageFile, Source
 from rslp.errors import UserError
-from rslp.io import full_disk, replace_folder
+from rslp.io import full_disk, new_folder, replace_folder
 
 GROUP = "default"
 LABEL = "label"
@@ -249,19 +247,13 @@ def beside(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the folder can't be made, or the disk is full.
     """
-    half, new_folder = path.with_name(f".{path.name}.{os.getpid()}.tmp"), not path.parent.exists()
     try:
-        half.mkdir(parents=True)
-        yield half
+        with new_folder(path) as half:
+            yield half
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise UserError(f"{path}: can't be written: {error.strerror}") from None
     except OSError as error:
         raise full_disk(error, path) or error from None
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
-        if new_folder:
-            with suppress(OSError):
-                path.parent.rmdir()
 
 
 def land(half: Path, path: Path, *, add: bool) -> None:

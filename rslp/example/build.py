@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.resources import files
@@ -14,7 +13,7 @@ from rich.progress import Progress
 
 from rslp.errors import UsageError, UserError
 from rslp.example import bundle, oracle, preview, windows
-from rslp.io import replace_folder
+from rslp.io import new_folder, replace_folder
 
 STAMP = "example.json"
 # Weight of the encoder and of the pictures in the progress bar, in windows.
@@ -72,14 +71,10 @@ def build(
     target = path.resolve()
     if _exists(path, settings, overwrite):
         return Built(path=path, windows=0, oracles=oracle.read(path))
-    half = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        half.mkdir(parents=True)
+    with new_folder(target) as half:
         count = _write(half, settings, workers if workers is not None else min(os.cpu_count() or 1, 8))
         oracles = oracle.read(half)
         replace_folder(target, half)
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
     return Built(path=path, windows=count, oracles=oracles)
 
 

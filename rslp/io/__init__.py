@@ -1,6 +1,6 @@
 """Files: YAML with line numbers, paths in configs, atomic writes, checksums, locks, object stores."""
 
-from rslp.io.atomic import append, atomic_stream, full_disk, link_or_copy, replace_folder, write_atomic
+from rslp.io.atomic import append, atomic_stream, full_disk, link_or_copy, new_folder, replace_folder, write_atomic
 from rslp.io.checksums import (
     LOAD_ERRORS,
     archive_damage,
@@ -47,6 +47,7 @@ __all__ = [
     "is_remote",
     "json_with_checksum",
     "link_or_copy",
+    "new_folder",
     "parse_yaml",
     "paths_in",
     "plain_scalar",

@@ -8,12 +8,12 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
-from rslp.errors import DiskError
-from rslp.io.locks import no_links
+from rslp.errors import DiskError, UserError
+from rslp.io.locks import holder, locked, no_links
 
 # Full, over a quota, over a limit on the size of files, mounted for reading alone.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -162,12 +162,50 @@ def link_or_copy(source: Path, target: Path) -> None:
     _sync_folder(target.parent)
 
 
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A hidden new folder beside a target, for ``replace_folder``; removed at the end of the block where it still is.
+
+    What a process left that was killed in its block is removed first; if it was killed while it replaced the target,
+    the former target is put back.
+
+    Args:
+        target: the path that the folder will have; missing folders above it are made, and removed if nothing comes.
+
+    Raises:
+        UserError: another process is making the target.
+        OSError: the folder can't be made.
+    """
+
+    def refuse(lock: Path) -> NoReturn:
+        raise UserError(f"{target}: {holder(lock)} is writing it; start again when that has ended")
+
+    new, former, lock = (target.with_name(f".{target.name}.{ending}") for ending in ("tmp", "old", "lock"))
+    parent_is_new = not target.parent.exists()
+    try:
+        with locked(lock, busy=refuse):
+            try:
+                if former.exists() and not target.exists():
+                    former.rename(target)
+                for leftover in (new, former):
+                    shutil.rmtree(leftover, ignore_errors=True)
+                new.mkdir()
+                yield new
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
+                lock.unlink(missing_ok=True)
+    finally:
+        if parent_is_new:
+            with suppress(OSError):
+                target.parent.rmdir()
+
+
 def replace_folder(target: Path, new: Path) -> None:
     """Move a complete folder to its place, where another may be, which is removed.
 
     Args:
         target: the place.
-        new: the folder, beside the target.
+        new: the folder of ``new_folder``.
     """
     former = new.with_suffix(".old")
     if target.exists():

@@ -43,7 +43,7 @@ LAUNCH = (
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder outside the checkout with a small example and its run config."""
     place = tmp_path_factory.mktemp("user")
-    rslp("make_example", "--path", "example/", "--size", "0.06", cwd=place)
+    rslp("make_example", "--path", "example/", "--size", "0.03", cwd=place)
     path = place / "example" / "multi_dataset.yaml"
     config = yaml.safe_load(path.read_text())
     config["global_overrides"]["trainer"] |= {"max_epochs": 3, "check_val_every_n_epoch": 1}

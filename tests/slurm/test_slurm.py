@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -125,6 +126,10 @@ def test_submitted_followed_and_done_as_on_this_machine(
     assert user.run("plain").done()
     assert_same_weights(user.run("plain"), reference)
     assert re.search(rf"plain +slurm +{job} +succeeded +3 ", user.says("jobs"))
+
+
+def test_a_prediction_is_a_job_of_its_own(user: User, config: dict[str, Any], reference: RunDir) -> None:
+    shutil.copytree(reference.path, user.run("plain").path)
     job = user.launches("plain", config, "--mode", "predict")
     user.cluster.wait(job, "COMPLETED")
     assert re.search(rf"plain +slurm +{job} \(predict\) +succeeded", user.says("jobs"))
