@@ -29,11 +29,12 @@ def full_disk(error: OSError, path: Path | None = None, *, needed: int = 0) -> D
     """
     if isinstance(error, DiskError):
         return error
-    # EIO may also come from a read.
-    if error.errno not in (*_FULL, errno.EIO) or (error.errno == errno.EIO and path is None):
+    # EIO may come from a read, too.
+    if error.errno not in (*_FULL, errno.EIO):
         return None
     file = path or (Path(os.fsdecode(error.filename)) if error.filename else None)
-    message = f"{file or 'a file'} can't be written: {error.strerror}"
+    what = "read or written" if error.errno == errno.EIO and path is None else "written"
+    message = f"{file or 'a file'} can't be {what}: {error.strerror}"
     if file is not None:
         folder = next(folder for folder in file.absolute().parents if folder.is_dir())
         room = f"{needed:,} bytes needed, " if needed else ""
@@ -220,8 +221,16 @@ def _temporary(target: Path) -> Path:
 
 
 def _sync_folder(folder: Path) -> None:
+    """Have the disk take what was renamed in a folder.
+
+    Raises:
+        DiskError: the disk is full, or fails.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        # The system names no file here.
+        raise full_disk(error, folder) or error from error
     finally:
         os.close(handle)

@@ -50,7 +50,8 @@ def harness(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Iterator[
         pytest.param("pack", "size", 1000, marks=pytest.mark.slow),
         ("fit", "size", 10_000),
         ("fit", "pages", 20),
-        pytest.param("fit", "call", 20, marks=pytest.mark.slow),
+        # The first checkpoint.
+        pytest.param("fit", "call", 31, marks=pytest.mark.slow),
         ("test", "size", 100),
         ("predict", "size", 100),
         pytest.param("predict", "pages", 1, marks=pytest.mark.slow),
