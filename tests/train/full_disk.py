@@ -42,7 +42,8 @@ PAGE = 4096
 _ENOUGH = 20
 HERE = "tests.train.full_disk"
 SAYS = re.compile(
-    r"^error: (/.* can't be (read or )?written: .* bytes free in /.*\)|.* would take .* more, .* are free, and half .*)$",
+    r"^error: (/.* can't be (read or )?written: .* bytes free in /.*\)"
+    r"|.* would take .* more, .* are free, and half .*)$",
     re.MULTILINE,
 )
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
