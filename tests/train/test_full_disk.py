@@ -48,6 +48,8 @@ def harness(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Iterator[
         pytest.param("launch", "size", 1000, marks=pytest.mark.slow),
         ("detach", "call", 6),
         pytest.param("pack", "size", 1000, marks=pytest.mark.slow),
+        # The folder of the sample cache.
+        ("pack", "call", 2),
         ("fit", "size", 10_000),
         ("fit", "pages", 20),
         # The first checkpoint.

@@ -36,7 +36,7 @@ from rslp.data.cache.pack import PackJob, Task, default_workers, pack_all
 from rslp.data.cache.segments import UNFIT, InputRecords, SegmentReader, append_entries, catalogue
 from rslp.data.cache.window_state import layer_of
 from rslp.data.cache.windows import CachedWindows
-from rslp.errors import DataError, DiskError, MachineError
+from rslp.errors import DataError, MachineError
 from rslp.io import full_disk, locks
 from rslp.runtime import preemption
 from rslp.runtime.world import read_world
@@ -394,6 +394,7 @@ def open_sample_cache(
 
     Raises:
         DataError: a window's metadata can't be used.
+        DiskError: with ``check_all``: the disk is full, or fails.
     """
     if settings.store == "off":
         return None
@@ -408,8 +409,8 @@ def open_sample_cache(
     except DataError as error:
         raise DataError(f"dataset {name!r}: {error}") from error
     except (OSError, ValueError) as error:
-        if settings.check_all and isinstance(error, DiskError):
-            raise
+        if settings.check_all and isinstance(error, OSError) and (full := full_disk(error)):
+            raise full from error
         log.warning("%s: no sample cache in %s, the dataset is read without one: %s", name, folder, error)
         return None
     return SampleCache(name, dataset=dataset, folder=folder, index=index, settings=settings, trusted=trusted)
