@@ -17,7 +17,7 @@ from rslp.io import Document
 
 TaskName = Literal["classification", "regression", "segmentation", "per_pixel_regression", "detection"]
 Units = Literal["digital_numbers", "reflectance", "reflectance_8bit", "db", "linear"]
-Encoder = Literal["helios", "galileo", "none"]
+Encoder = Literal["helios", "galileo", "presto", "none"]
 SPLITS = ("train", "val", "test")
 Span = tuple[dt.datetime, dt.datetime]
 

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from rslp.errors import DataError
+from rslp.helios import encoders
 
 Sentinel1Units = Literal["linear", "db"]
 OpticalUnits = Literal["digital_numbers", "reflectance", "reflectance_8bit"]
@@ -24,8 +25,9 @@ DECIBEL = "dB"
 AMPLITUDE = "amplitude or digital numbers"
 SCALED = "scaled integers"
 
-OPTICAL = frozenset({"sentinel2_l2a", "sentinel2", "sentinel2_l1c", "landsat", "naip", "naip_10"})
-RADAR = frozenset({"sentinel1"})
+# Inputs whose units can be told from their values: those of the table of encoders, and other usual names.
+OPTICAL = encoders.names_of_kind(encoders.OPTICAL) | {"sentinel2", "sentinel2_l1c", "naip", "naip_10"}
+RADAR = encoders.names_of_kind(encoders.RADAR)
 
 # Nodata values of the usual products are -9999, -32768 and -99999; valid values of all modalities are far above.
 NODATA_BELOW = -9999.0
