@@ -73,13 +73,13 @@ class Presto(LocatedEncoder, RslearnPresto):
         )
         height, width = next(iter(batch.values.values())).shape[-2:]
         pixels = _Pixels(batch, height, width)
-        features = torch.zeros((len(pixels.kept), self.model.embedding_size), device=pixels.kept.device)
+        features = torch.zeros((len(pixels.tokens), self.model.embedding_size), device=pixels.tokens.device)
         # Presto takes pixels together only if they have equally many tokens.
-        for kept, located in pixels.kinds():
-            if kept == 0 and not located:
+        for count, located in pixels.kinds():
+            if count == 0 and not located:
                 say_once("a pixel has no measurement in any of Presto's inputs; its features are 0")
                 continue
-            chosen = ((pixels.kept == kept) & (pixels.located == located)).nonzero()[:, 0]
+            chosen = ((pixels.tokens == count) & (pixels.located == located)).nonzero()[:, 0]
             for part in chosen.split(self.pixel_batch_size):
                 features[part] = self.model(
                     x=pixels.values[part],
@@ -106,7 +106,7 @@ class _Pixels:
         months: ``N T``.
         latlon: degrees, ``N 2``.
         located: whether these are known, ``N``.
-        kept: number of tokens besides that of the place, ``N``.
+        tokens: number of tokens besides that of the place, ``N``.
     """
 
     def __init__(self, batch: SeriesBatch, height: int, width: int) -> None:
@@ -132,12 +132,12 @@ class _Pixels:
         self.months = batch.months.repeat_interleave(count, dim=0)
         self.latlon = batch.latlon.repeat_interleave(count, dim=0)
         self.located = batch.located.repeat_interleave(count, dim=0)
-        self.kept = (self.classes != NUM_DYNAMIC_WORLD_CLASSES).sum(dim=1)
+        self.tokens = (self.classes != NUM_DYNAMIC_WORLD_CLASSES).sum(dim=1)
         for group, bands in BANDS_GROUPS_IDX.items():
-            tokens = self.missing[:, :, bands].amax(dim=2) == 0
+            visible = self.missing[:, :, bands].amax(dim=2) == 0
             # Terrain is one token, not one for each date.
-            self.kept = self.kept + (tokens[:, :1] if group == "SRTM" else tokens).sum(dim=1)
+            self.tokens = self.tokens + (visible[:, :1] if group == "SRTM" else visible).sum(dim=1)
 
     def kinds(self) -> list[tuple[int, bool]]:
         """The numbers of tokens that occur, each with and without a place."""
-        return [divmod(kind, 2) for kind in (self.kept * 2 + self.located).unique().tolist()]  # type: ignore[misc]
+        return [divmod(kind, 2) for kind in (self.tokens * 2 + self.located).unique().tolist()]  # type: ignore[misc]

@@ -148,9 +148,10 @@ def test_months_matter_and_the_order_of_dates_does_not(encoder: Any) -> None:
     assert close(features(encoder, one), features(encoder, backwards))
 
 
-def test_a_date_without_measurement_is_as_if_it_were_not_there(encoder: Any) -> None:
+@pytest.mark.parametrize("nodata", [float("nan"), -9999.0])
+def test_a_date_without_measurement_is_as_if_it_were_not_there(encoder: Any, nodata: float) -> None:
     one = sample(FULL, seed=1)
-    gap = changed(one, "s2", lambda image: image[:, 2].fill_(float("nan")))
+    gap = changed(one, "s2", lambda image: image[:, 2].fill_(nodata))
     left_out = {**one, "s2": RasterImage(one["s2"].image[:, [0, 1, 3]], [month(1), month(2), month(4)])}
     assert close(features(encoder, gap), features(encoder, left_out))
     assert not close(features(encoder, gap), features(encoder, one))

@@ -1,7 +1,7 @@
 """Stack samples with gaps for encoders that know bands by position: Galileo and Presto.
 
 The dates of a sample's inputs are aligned on common time steps. What is missing, be it a date, an input, a band or the
-value of a pixel, is 0 in the values and false in ``present``.
+value of a pixel (not finite, or at or below -9999), is 0 in the values and false in ``present``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from rslp.errors import ConfigError, DataError, Problem
 from rslp.helios.encoders import EncoderInput, EncoderSpec, bands_taken, same_band
 from rslp.helios.images.dates import Interval, Timeline, align
 from rslp.helios.images.inputs import say_once
+from rslp.helios.images.units import NODATA_BELOW
 from rslp.suggest import did_you_mean
 
 LATLON = "latlon"
@@ -110,21 +111,28 @@ def stack_series(
     values, present = {}, {}
     for one in spec.inputs:
         if one.name != LATLON and any(image is not None for image in images[one.name]):
-            dated, shape = one.dated, (*((steps,) if one.dated else (1,)), *(size if one.per_pixel else (1, 1)))
-            positions = [timeline.position.get(one.name, ()) if dated else (0,) for timeline in timelines]
-            stacked = _stack(images[one.name], positions, (len(one.bands), *shape), device)
-            present[one.name] = stacked.isfinite()
-            values[one.name] = stacked.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    months = torch.zeros((len(samples), steps), dtype=torch.long)
-    for row, timeline in enumerate(timelines):
-        months[row, : len(timeline.steps)] = torch.tensor([month for _, month, _ in timeline.steps], dtype=torch.long)
-    given = [None if image is None else image.flatten(1).nanmean(dim=1) for image in images[LATLON]]
+            shape = (len(one.bands), steps if one.dated else 1, *(size if one.per_pixel else (1, 1)))
+            positions = [timeline.position.get(one.name, ()) if one.dated else (0,) for timeline in timelines]
+            stacked = _stack(images[one.name], positions, shape, device)
+            present[one.name] = stacked.isfinite() & (stacked > NODATA_BELOW)
+            values[one.name] = torch.where(present[one.name], stacked, 0.0)
+    latlon = _latlon(images[LATLON], rows if use_location else [None] * len(samples))
+    return SeriesBatch(_months(timelines, steps).to(device), values, present, latlon.to(device))
+
+
+def _months(timelines: Sequence[Timeline], steps: int) -> torch.Tensor:
+    """The month of each step from 0, int64 ``B T``."""
+    return torch.tensor([[*(step[1] for step in t.steps), *[0] * (steps - len(t.steps))] for t in timelines])
+
+
+def _latlon(images: Sequence[torch.Tensor | None], rows: Sequence[SampleMetadata | None]) -> torch.Tensor:
+    """Latitude and longitude of each sample ``B 2``: its input's, or else those of its crop; NaN if there are none."""
+    unknown = (float("nan"), float("nan"))
     places = [
-        place.tolist() if place is not None else window_place(metadata) if use_location and metadata else None
-        for place, metadata in zip(given, rows, strict=True)
+        image.flatten(1).nanmean(dim=1).tolist() if image is not None else window_place(row) if row else unknown
+        for image, row in zip(images, rows, strict=True)
     ]
-    latlon = torch.tensor([place or (float("nan"),) * 2 for place in places], dtype=torch.float32, device=device)
-    return SeriesBatch(months.to(device), values, present, latlon)
+    return torch.tensor(places, dtype=torch.float32)
 
 
 def group_present(present: torch.Tensor, bands: Sequence[int]) -> torch.Tensor:

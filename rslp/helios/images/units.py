@@ -36,7 +36,7 @@ MAX_REFLECTANCE = 3.0
 # Power of Sentinel-1 is never negative, apart from tiny values that noise removal leaves, and not above 3 (5 dB) in all
 # pixels and both polarisations; dB is never below -120.
 MIN_POWER, MAX_POWER, MIN_DECIBELS = -1.0, 3.0, -120.0
-_ZERO_IS_NODATA = frozenset({"sentinel1", "sentinel2_l2a", "landsat"})
+_ZERO_IS_NODATA = frozenset(one.name for one in encoders.HELIOS.inputs)
 # Well below the noise floor of Sentinel-1 (about -22 to -30 dB), so that a zero left by noise removal stays dark but
 # does not become an outlier that dominates its patch.
 FLOOR_DB = -50.0
