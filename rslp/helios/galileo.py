@@ -17,6 +17,7 @@ from rslearn.models.galileo.single_file_galileo import (
 )
 from rslearn.train.model_context import ModelContext
 
+from rslp.errors import DataError
 from rslp.helios.checkpoint.published import weights_from
 from rslp.helios.encoders import GALILEO
 from rslp.helios.images.inputs import say_once
@@ -94,6 +95,8 @@ class Galileo(LocatedEncoder, GalileoModel):
     def _encode(self, tokens: Any, *, device: torch.device) -> FeatureMaps:
         _, height, width, *_ = tokens.s_t_x.shape
         patch = min(self.patch_size, height, width)
+        if height % patch or width % patch:
+            raise DataError(f"images of {height}x{width} px are no multiple of the patch size {patch}; pad them")
         with torch.autocast(device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
             encoded = self.model(**tokens._asdict(), patch_size=patch)
         pooled = self.model.apply_mask_and_average_tokens_per_patch(*encoded[:-1])

@@ -28,7 +28,7 @@ from rslp.helios.images.series import window_place
 from rslp.helios.presto import Presto
 
 CHANNELS = {"s1": 2, "s2": 10, "era5": 2, "srtm": 2, "dynamic_world": 1}
-SCALE = {"s1": (-12, 3), "s2": (1500, 500), "era5": (285, 5), "srtm": (40, 10)}
+SCALE = {"s1": (-12, 3), "s2": (1500, 500), "era5": (285, 5), "srtm": (1500, 400)}
 FULL = dict.fromkeys(("s1", "s2", "era5"), (1, 2, 3, 4))
 
 
@@ -163,7 +163,7 @@ def test_a_missing_band_masks_its_group_and_no_other(weights: dict[str, str]) ->
     for name in ("galileo", "presto"):
         one = sample(FULL, seed=1)
         absent = [index for index in range(10) if index not in positions]
-        marked = changed(one, "s2", lambda image, absent=absent: image[absent].fill_(float("nan")))
+        marked = changed(one, "s2", lambda image, at=absent: image.index_fill_(0, torch.tensor(at), float("nan")))
         fewer = {**one, "s2": RasterImage(one["s2"].image[positions], one["s2"].timestamps)}
         with_bands = build(name, weights, bands={"s2": lacking})
         assert close(features(with_bands, fewer), features(build(name, weights), marked))
@@ -264,6 +264,14 @@ def test_inputs_that_do_not_fit(encoder: Any, change: dict[str, Any], message: s
         features(encoder, change)
 
 
+def test_images_that_patches_do_not_divide(weights: dict[str, str]) -> None:
+    model = Galileo(GalileoSize.NANO, patch_size=2, pretrained_path=weights["galileo"])
+    assert features(model, sample({"s2": (1,)}, size=1)).shape[2:] == (1, 1)
+    assert features(model, sample({"s2": (1,)}, size=4)).shape[2:] == (2, 2)
+    with pytest.raises(DataError, match="images of 3x3 px are no multiple of the patch size 2"):
+        features(model, sample({"s2": (1,)}, size=3))
+
+
 @pytest.mark.parametrize(
     ("bands", "message"),
     [
@@ -286,7 +294,7 @@ def test_weights_that_are_absent_or_of_something_else(weights: dict[str, str], t
     with pytest.raises(CheckpointError, match="no weights of Presto"):
         Presto(str(tmp_path))
     (tmp_path / "default_model.pt").write_bytes(b"half a file")
-    with pytest.raises(CheckpointError, match=r"default_model\.pt can't be read as weights"):
+    with pytest.raises(CheckpointError, match="no weights of Presto"):
         Presto(str(tmp_path))
 
 

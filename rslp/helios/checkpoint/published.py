@@ -13,7 +13,7 @@ from olmoearth_pretrain_minimal.model_loader import CONFIG_FILENAME, ENCODER_INP
 from upath import UPath
 
 from rslp.errors import CheckpointError
-from rslp.io import archive_damage, read_json
+from rslp.io import LOAD_ERRORS, archive_damage, read_json
 
 
 def published_id(name: str) -> str | None:
@@ -96,6 +96,6 @@ def weights_from(folder: str | None, names: Sequence[str], what: str) -> Iterato
             raise CheckpointError(f"{file} can't be read as weights: {damage}")
     try:
         yield
-    except RuntimeError as error:
+    except LOAD_ERRORS as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder}: these are no weights of {what}: {reason}") from error
