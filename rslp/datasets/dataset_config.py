@@ -158,7 +158,9 @@ def _normalise(facts: Facts) -> list[dict[str, Any]]:
     # These normalise digital numbers and dB by themselves.
     raw = {name: spec.units or "" for name, spec in facts.inputs.items() if facts.encoder != "none"}
     optional = {name: {} if spec.required else {"skip_missing": True} for name, spec in facts.inputs.items()}
-    converted = {name: (f"{_TRANSFORMS}.sentinel1.Sentinel1ToDecibels", {}) for name in raw if raw[name] == "linear"}
+    converted: dict[str, tuple[str, dict[str, Any]]] = {
+        name: (f"{_TRANSFORMS}.sentinel1.Sentinel1ToDecibels", {}) for name in raw if raw[name] == "linear"
+    }
     converted |= {
         name: (f"{_TRANSFORMS}.normalize.Normalize", {"mean": 0, "std": _DIVISORS[unit]})
         for name, unit in raw.items()

@@ -80,7 +80,7 @@ class Presto(LocatedEncoder, RslearnPresto):
                 say_once("a pixel has no measurement in any of Presto's inputs; its features are 0")
                 continue
             chosen = ((pixels.tokens == count) & (pixels.located == located)).nonzero()[:, 0]
-            for part in chosen.split(self.pixel_batch_size):
+            for part in torch.split(chosen, self.pixel_batch_size):
                 features[part] = self.model(
                     x=pixels.values[part],
                     dynamic_world=pixels.classes[part],
@@ -133,11 +133,12 @@ class _Pixels:
         self.latlon = batch.latlon.repeat_interleave(count, dim=0)
         self.located = batch.located.repeat_interleave(count, dim=0)
         self.tokens = (self.classes != NUM_DYNAMIC_WORLD_CLASSES).sum(dim=1)
-        for group, bands in BANDS_GROUPS_IDX.items():
-            visible = self.missing[:, :, bands].amax(dim=2) == 0
+        for group, members in BANDS_GROUPS_IDX.items():
+            visible = self.missing[:, :, members].amax(dim=2) == 0
             # Terrain is one token, not one for each date.
             self.tokens = self.tokens + (visible[:, :1] if group == "SRTM" else visible).sum(dim=1)
 
     def kinds(self) -> list[tuple[int, bool]]:
         """The numbers of tokens that occur, each with and without a place."""
-        return [divmod(kind, 2) for kind in (self.tokens * 2 + self.located).unique().tolist()]  # type: ignore[misc]
+        numbers = sorted(set((self.tokens * 2 + self.located).tolist()))
+        return [(number // 2, number % 2 == 1) for number in numbers]

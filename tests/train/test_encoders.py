@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -82,7 +83,7 @@ ENCODERS = (
     Encoder(f"{_R}olmoearth_pretrain.model.OlmoEarth", {**_OLMOEARTH, "use_legacy_timestamps": False}, _OPTICAL, 32),
     Encoder(
         f"{_R}olmoearth_pretrain.model_period_timestamps.OlmoEarthPeriodTimestamps",
-        {**_OLMOEARTH, "period_duration": "30d", "max_matches": 2},
+        {**_OLMOEARTH, "period_duration": "30 days, 0:00:00", "max_matches": 2},
         _OPTICAL,
         32,
     ),
@@ -224,7 +225,7 @@ _TASKS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def run_config(folder: Path, encoder: Encoder, arguments: Any) -> dict[str, Any]:
     """A run config over a dataset of classes and one of numbers, a step of both for each epoch, thawed after one."""
-    modules, decoders = {}, {}
+    modules, decoders, tasks = {}, {}, {}
     for kind, (name, settings) in _TASKS.items():
         inputs: dict[str, Any] = {
             key: {
@@ -237,8 +238,8 @@ def run_config(folder: Path, encoder: Encoder, arguments: Any) -> dict[str, Any]
             for key, (count, series) in encoder.inputs.items()
         }
         inputs["targets"] = {"data_type": "vector", "layers": ["label"], "is_target": True}
-        task = {"class_path": f"rslearn.train.tasks.{name}Task", "init_args": settings}
-        multi = {"tasks": {kind: task}, "input_mapping": {kind: {"targets": "targets"}}}
+        tasks[kind] = {"class_path": f"rslearn.train.tasks.{name}Task", "init_args": settings}
+        multi = {"tasks": {kind: tasks[kind]}, "input_mapping": {kind: {"targets": "targets"}}}
         modules[kind] = {
             "class_path": "rslearn.train.data_module.RslearnDataModule",
             "init_args": {
@@ -259,9 +260,17 @@ def run_config(folder: Path, encoder: Encoder, arguments: Any) -> dict[str, Any]
     joint = {"class_path": "rslp.train.JointModel", "init_args": {"encoder": built, "decoders": decoders}}
     freeze = {"modules": "model.encoder.0", "thaw_at_epoch": 1}
     optimizer = {"class_path": "rslearn.train.optimizer.AdamW", "init_args": {"lr": 0.001}}
+    mapping = {kind: {"targets": "targets"} for kind in tasks}
+    union = {
+        "class_path": "rslearn.train.tasks.multi_task.MultiTask",
+        "init_args": {"tasks": tasks, "input_mapping": mapping},
+    }
     data = {"num_workers": 0, "data_modules": modules, "datasets_per_step": 2}
     return {
-        "model": {"class_path": "rslp.train.JointModule", "init_args": {"model": joint, "optimizer": optimizer}},
+        "model": {
+            "class_path": "rslp.train.JointModule",
+            "init_args": {"model": joint, "task": union, "optimizer": optimizer},
+        },
         "data": {"class_path": "rslp.train.MultiDatasetDataModule", "init_args": data},
         "trainer": {
             "max_epochs": 1,
@@ -324,7 +333,7 @@ def _slow_unless_nano(model_id: str) -> Any:
     return pytest.param(model_id, marks=[] if model_id.endswith("Nano") else [pytest.mark.slow])
 
 
-@pytest.mark.parametrize("model_id", map(_slow_unless_nano, IDS))
+@pytest.mark.parametrize("model_id", [_slow_unless_nano(model_id) for model_id in IDS])
 def test_check_and_a_step_with_each_published_architecture(
     model_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -345,3 +354,4 @@ def test_check_and_a_step_with_each_published_architecture(
     assert main(["olmoearth_pretrain", "check", f"--config_paths+={run.config}"]) == 0, capsys.readouterr().err
     assert fit(run) == 0
     assert read_checkpoint(run.path / "checkpoints" / "last.ckpt")["global_step"] == 1
+    shutil.rmtree(run.path)  # of large models gigabytes
