@@ -164,7 +164,7 @@ class DatasetSpec(_Model):
     split: Split = Split()
     """How windows are given to splits."""
     encoder: Encoder = "helios"
-    """The encoder for which the dataset config normalises."""
+    """The encoder for which the dataset config normalises: `helios`, `galileo`, `presto`, or `none`."""
 
     @property
     def task_name(self) -> str:

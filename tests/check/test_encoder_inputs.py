@@ -14,6 +14,7 @@ import pytest
 
 from rslp.check.findings import Finding
 from rslp.datasets.points import PixelSeries, SensorSeries, write_points_dataset
+from rslp.helios import encoders
 from tests.check.small import checked
 
 CLASSES = {"galileo": "rslp.helios.galileo.Galileo", "presto": "rslp.helios.presto.Presto"}
@@ -33,8 +34,8 @@ def values(seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def write(folder: Path, change: Change = lambda _: None) -> dict[str, Any]:
-    """Write a dataset of pixels, and the inputs of its data module."""
+def write(folder: Path, change: Change = lambda _: None, *, apart: float = 0.1) -> dict[str, Any]:
+    """Write a dataset of pixels, some degrees apart; returns the inputs of its data module."""
 
     def point(index: int) -> PixelSeries:
         arrays = values(index)
@@ -45,7 +46,12 @@ def write(folder: Path, change: Change = lambda _: None) -> dict[str, Any]:
         }
         split = ("train", "train", "val")[index % 3]
         return PixelSeries(
-            name=f"p{index}", lon=3 + index / 10, lat=45.0, split=split, label={"value": float(index)}, sensors=sensors
+            name=f"p{index}",
+            lon=3 + index * apart,
+            lat=45.0,
+            split=split,
+            label={"value": float(index)},
+            sensors=sensors,
         )
 
     write_points_dataset(folder, [point(index) for index in range(9)])
@@ -155,3 +161,22 @@ def test_values_that_a_transform_converts_are_not_judged(tmp_path: Path) -> None
         "init_args": {"mean": 0, "std": 1e-4, "selectors": ["s2"]},
     }
     assert findings(run_config(tmp_path / "d", inputs, "presto", transforms=[normalize])) == []
+
+
+@pytest.mark.parametrize(("options", "read"), [({}, True), ({"use_location": False}, False)])
+def test_places_that_are_none_are_warned_of(tmp_path: Path, options: dict[str, Any], read: bool) -> None:
+    config = run_config(tmp_path / "d", write(tmp_path / "d", apart=0), "presto", **options)
+    (found,) = [one for one in checked(config).findings if one.id == "no-locations"]
+    assert not found.error
+    assert ("set its use_location to false" in found.what) is read
+
+
+def test_another_encoder_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = encoders.EncoderInput("era5", "weather", ("temperature",), (encoders.Quantity("degrees Celsius", -90, 60),))
+    added = encoders.EncoderSpec("Other", ("other.Encoder",), (taken,), shrinks_patches=True)
+    monkeypatch.setattr(encoders, "ENCODERS", (*encoders.ENCODERS, added))
+    monkeypatch.setitem(CLASSES, "other", "other.Encoder")
+    inputs = write(tmp_path / "d")
+    inputs["era5"]["bands"] = ["temperature"]
+    (found,) = findings(run_config(tmp_path / "d", inputs, "other"))
+    assert "the encoder takes degrees Celsius" in found.what
