@@ -20,8 +20,8 @@ from rslearn.utils.geometry import PixelBounds, Projection, STGeometry
 
 from rslp.errors import ConfigError, DataError, Problem
 from rslp.helios.encoders import EncoderInput, EncoderSpec, bands_taken, same_band
-from rslp.helios.images.dates import Interval, Timeline, align
-from rslp.helios.images.inputs import say_once
+from rslp.helios.images.dates import Interval, Timeline
+from rslp.helios.images.inputs import aligned, common_size, say_once
 from rslp.helios.images.units import NODATA_BELOW
 from rslp.suggest import did_you_mean
 
@@ -106,7 +106,9 @@ def stack_series(
     if spec.max_dates is not None and steps > spec.max_dates:
         raise DataError(f"a sample has {steps} dates; {spec.name} takes {spec.max_dates} at most")
     images = {one.name: [_image(one, inputs, bands[one.name]) for inputs in samples] for one in spec.inputs}
-    size = _common_size([image for one in spec.inputs if one.per_pixel for image in images[one.name]])
+    spatial = [image for one in spec.inputs if one.per_pixel for image in images[one.name] if image is not None]
+    # An image of a single pixel holds for all pixels of the others.
+    size = common_size({tuple(image.shape[2:]) for image in spatial} - {(1, 1)} or {(1, 1)})
     device = next(image.device for of_input in images.values() for image in of_input if image is not None)
     values, present = {}, {}
     for one in spec.inputs:
@@ -177,16 +179,6 @@ def _image(known: EncoderInput, inputs: Mapping[str, Any], given: Sequence[str])
     return full
 
 
-def _common_size(images: Sequence[torch.Tensor | None]) -> tuple[int, int]:
-    """H and W of a batch's images; those of a single pixel hold for all pixels of the others."""
-    sizes = {(image.shape[2], image.shape[3]) for image in images if image is not None}
-    large = sizes - {(1, 1)}
-    if len(large) > 1:
-        listed = ", ".join(f"{height}x{width}" for height, width in sorted(large))
-        raise DataError(f"the images of a batch have different sizes (H x W px): {listed}; crop or pad them")
-    return next(iter(large or sizes), (1, 1))
-
-
 def _stack(
     images: Sequence[torch.Tensor | None],
     positions: Sequence[tuple[int, ...]],
@@ -208,7 +200,8 @@ def _timeline(spec: EncoderSpec, inputs: Mapping[str, Any], metadata: SampleMeta
     images = {name: image for name in names if (image := inputs.get(name)) is not None}
     if not images:
         raise DataError(f"a sample has none of {spec.name}'s inputs {', '.join(names)}; got {', '.join(inputs)}")
-    return _aligned(tuple((name, _intervals(name, image, metadata, spec)) for name, image in images.items()))
+    intervals = tuple((name, _intervals(name, image, metadata, spec)) for name, image in images.items())
+    return aligned(intervals, _TOLERANCE)
 
 
 def _intervals(
@@ -223,8 +216,3 @@ def _intervals(
         say_once(f"input {name!r} has no timestamp; the middle of the window's time range is used")
         return (metadata.time_range,)
     raise DataError(f"the input {name!r} has no timestamps, but {spec.name} needs the month of each image")
-
-
-@lru_cache(maxsize=4096)
-def _aligned(intervals: tuple[tuple[str, tuple[Interval, ...]], ...]) -> Timeline:
-    return align(dict(intervals), _TOLERANCE)
