@@ -25,6 +25,7 @@ _SINGLE = (
     "rslp.helios.model.Helios",
     "rslp.helios.norm.HeliosNormalize",
     "rslp.helios.pad.Pad",
+    "rslp.helios.presto.Presto",
     "rslp.helios.tasks.MarineInfraTask",
     "rslp.train.Freeze",
     "rslp.train.JointModel",

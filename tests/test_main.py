@@ -24,6 +24,19 @@ def test_the_bare_command_lists_projects_and_workflows(capsys: pytest.CaptureFix
     assert "Fine-tune on the datasets of a run config" in shown
 
 
+def test_the_original_projects_later_name_has_the_same_workflows(capsys: pytest.CaptureFixture[str]) -> None:
+    for project in ("helios", "olmoearth_pretrain"):
+        with pytest.raises(SystemExit):
+            main([project, "launch_finetune", "--help"])
+    first, second = capsys.readouterr().out.split("usage: ")[1:]
+    assert second.split() == first.replace(" helios ", " olmoearth_pretrain ", 1).split()
+    assert main(["olmoearth_pretrain"]) == 2
+    assert "helios or olmoearth_pretrain:\n" in capsys.readouterr().out
+    both = ["--helios_checkpoint_path", "/a", "--olmoearth_checkpoint_path", "/b"]
+    assert main(["helios", "check", "--config_paths+=x.yaml", *both]) == 2
+    assert "are the same; keep one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("argv", [["--help"], ["helios", "--help"], ["helios"]])
 def test_help_is_for_people(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == (0 if "--help" in argv else 2)

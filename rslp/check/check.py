@@ -16,9 +16,9 @@ from rslearn.dataset.storage.file import FileWindowStorage
 
 from rslp.check.config import ParsedConfig, parse
 from rslp.check.dataset import DatasetReport, ListedDataset, list_dataset, report
+from rslp.check.encoder import configured_encoder, patch_of
 from rslp.check.findings import CheckOptions, Finding, downgrade_allowed, unknown_ids, warning
 from rslp.check.forward import check_forward
-from rslp.check.images import patch_of
 from rslp.check.overlap import Overlap, find_overlaps, is_placeless
 from rslp.check.reading import Reading, read_window
 from rslp.check.view import open_view
@@ -108,7 +108,8 @@ def _examine_all(
     def examine(name: str) -> _Examined:
         key_path = (*DATA_MODULES, name, "init_args")
         # A dataset is opened by the thread that lists it: some storages (SQLite) belong to one thread.
-        view = open_view(name, at=key_path, config=pick(config, key_path), module=parsed.modules[name])
+        arguments, encoder = pick(config, key_path), configured_encoder(config)
+        view = open_view(name, at=key_path, config=arguments, module=parsed.modules[name], encoder=encoder)
         if isinstance(view, Finding):
             return _Examined([view])
         listing = list_dataset(view, patch=patch_of(config))
@@ -173,8 +174,11 @@ def _overlap_finding(overlap: Overlap, listings: Sequence[ListedDataset], allowe
 
 
 def _no_locations(listing: ListedDataset) -> Finding:
-    message = f"dataset {listing.view.name!r}: most windows have the same bounds, so it has no locations; "
-    return warning(f"{message}overlaps with it can't be found", (*listing.view.at, "path"), id="no-locations")
+    message = f"dataset {listing.view.name!r}: most windows have the same bounds, so it has no locations; overlaps "
+    message += "with it can't be found"
+    if listing.view.encoder is not None and listing.view.encoder.reads_location:
+        message += ", and the encoder reads a place that says nothing: set its use_location to false"
+    return warning(message, (*listing.view.at, "path"), id="no-locations")
 
 
 def _without_repeats(findings: Sequence[Finding]) -> tuple[Finding, ...]:

@@ -9,22 +9,16 @@ import torch
 from rslearn.dataset import Window
 from rslearn.train.tasks import Task
 from rslearn.train.tasks.multi_task import MultiTask
-from rslearn.train.transforms.adaptive_pooling import AdaptivePooling
-from rslearn.train.transforms.crop import Crop
-from rslearn.train.transforms.flip import Flip
 from rslearn.train.transforms.pad import Pad
-from rslearn.train.transforms.resize import Resize
 
 from rslp import upstream
+from rslp.check.encoder import Patch
 from rslp.check.findings import Finding, listed, warning
-from rslp.check.images import InputSummary, Patch, check_images, check_layers, check_sizes, image_sizes
+from rslp.check.images import InputSummary, check_images, check_layers, check_sizes, image_sizes
 from rslp.check.labels import LabelSummary, TaskLabels, check_labels, compare_splits
 from rslp.check.reading import Reading
-from rslp.check.view import DatasetView, list_splits
+from rslp.check.view import GEOMETRIC, MOVING, SCALING, DatasetView, list_splits
 from rslp.upstream.task_kinds import kind_of
-
-# Transforms that change which ground a pixel covers, and those that cover the same ground with more or fewer pixels.
-MOVING, SCALING = (Flip, Crop, Pad), (Resize, AdaptivePooling)
 
 
 def check_alignment(view: DatasetView, split: str) -> list[Finding]:
@@ -32,7 +26,7 @@ def check_alignment(view: DatasetView, split: str) -> list[Finding]:
     findings = []
     modalities = {name for normaliser, _ in view.normalisers(split) for name in normaliser.band_names}
     for transform, key_path in view.transforms(split):
-        if not isinstance(transform, MOVING + SCALING):
+        if not isinstance(transform, GEOMETRIC):
             continue
         moves = isinstance(transform, MOVING)
         changed = _selected(transform)

@@ -11,8 +11,8 @@ from rslearn.dataset import Window
 from rslearn.train.dataset import SplitConfig
 from rslearn.train.model_context import ModelContext
 
+from rslp.check.encoder import ENCODER_PATH
 from rslp.check.findings import Finding
-from rslp.check.images import ENCODER_PATH
 from rslp.check.view import DatasetView
 from rslp.data.batches import Batch, collate
 from rslp.data.samples import SampleSource

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rslearn.config import LayerConfig
 from rslearn.dataset import Window
@@ -13,25 +13,20 @@ from rslearn.dataset.window import get_layer_and_group_from_dir_name
 from rslearn.train.dataset import DataInput, SplitConfig
 from rslearn.train.transforms.pad import Pad
 
+from rslp.check.encoder import Patch
 from rslp.check.findings import Finding, listed, warning
 from rslp.check.reading import ImageStats, Range, all_offset, joined, offset_groups, units_of
 from rslp.check.view import SPLITS, DatasetView
 from rslp.config import pick
 from rslp.errors import KeyPath
+from rslp.helios.encoders import same_band
 from rslp.helios.images.units import DIGITAL, EIGHT_BIT, REFLECTANCE, expected_units
 from rslp.suggest import did_you_mean
 
-ENCODER_PATH: KeyPath = ("model", "init_args", "model", "init_args", "encoder")
-# Encoders that shrink the patch to the shorter side of an image that is smaller than a patch.
-_SHRINKING = (
-    "rslp.helios.galileo.Galileo",
-    "rslearn.models.galileo.GalileoModel",
-    "rslearn.models.galileo.galileo.GalileoModel",
-)
 # Shares of nodata pixels: a warning above the first, an error above the second.
 _MUCH_NODATA, _NEARLY_ALL_NODATA = 0.3, 0.95
 # Names of the inputs that hold Sentinel-2.
-_SENTINEL2 = frozenset({"sentinel2_l2a", "sentinel2_l1c", "sentinel2"})
+_SENTINEL2 = frozenset({"sentinel2_l2a", "sentinel2_l1c", "sentinel2", "s2"})
 
 
 def check_layers(view: DatasetView) -> list[Finding]:
@@ -51,7 +46,7 @@ def check_layers(view: DatasetView) -> list[Finding]:
                 findings.append(Finding(message + listed(view.dataset.layers), (*key_path, "layers"), id="layer"))
             else:
                 findings += _check_layer(view, layer, config, spec=spec, key_path=key_path)
-    return findings + _check_band_order(view)
+    return [*findings, *_check_band_order(view), *_check_encoder_bands(view)]
 
 
 def bands_of(view: DatasetView, spec: DataInput) -> list[str]:
@@ -130,33 +125,24 @@ def _check_band_order(view: DatasetView) -> list[Finding]:
     return list(findings.values())
 
 
-@dataclass(frozen=True)
-class Patch:
-    """How the encoder cuts an image into patches.
+def _check_encoder_bands(view: DatasetView) -> list[Finding]:
+    """Compare the bands of inputs with those that an encoder which knows them by position takes, in its order.
 
-    Attributes:
-        size: side of a patch, px.
-        shrinks_when_small: whether, in an image with a side below ``size``, a patch is only as large as that side.
+    Names that the encoder does not have (``temperature`` for ``temperature_2m``) may be in any place.
     """
-
-    size: int
-    shrinks_when_small: bool = False
-
-    def divides(self, width: int, height: int) -> bool:
-        """Whether patches cover an image (px) exactly."""
-        size = min(self.size, width, height) if self.shrinks_when_small else self.size
-        return width % size == 0 and height % size == 0
-
-
-def patch_of(config: Mapping[str, Any]) -> Patch | None:
-    """How the encoder of a run config cuts images; None if the config does not say."""
-    encoder = pick(config, ENCODER_PATH)
-    for module in encoder if isinstance(encoder, list) else []:
-        arguments = pick(module, ("init_args",))
-        for size in (pick(arguments, ("patch_size",)), pick(arguments, ("forward_kwargs", "patch_size"))):
-            if isinstance(size, int) and size > 0:
-                return Patch(size, shrinks_when_small=module.get("class_path") in _SHRINKING)
-    return None
+    findings = []
+    for name, taken in view.encoder.bands_by_position().items() if view.encoder else ():
+        spec = view.module.inputs.get(name)
+        given = bands_of(view, spec) if spec is not None and spec.data_type == "raster" else []
+        if not given or view.changes_values(name):
+            continue
+        places = [next((i for i, band in enumerate(taken) if same_band(band, own)), None) for own in given]
+        if len(given) == len(taken) and all(place in (None, i) for i, place in enumerate(places)):
+            continue
+        message = f"dataset {view.name!r}: the encoder takes the bands of {name} as {', '.join(taken)}, but the input "
+        message += f"gives {', '.join(given)}; its argument `bands` names those that all datasets have"
+        findings.append(Finding(message, (*view.at, "inputs", name, "bands"), id="band-order"))
+    return findings
 
 
 def check_sizes(view: DatasetView, windows: Mapping[str, Sequence[Window]], patch: Patch) -> list[Finding]:
@@ -258,6 +244,7 @@ def check_images(view: DatasetView, name: str, stats: Mapping[str, ImageStats]) 
         findings += _check_units(view, name, stats, expected=expected, key_path=expected_by)
     if name in _SENTINEL2 and expected in (None, DIGITAL) and not findings:
         findings += _check_offset(subject, stats, key_path)
+    findings += _check_quantities(view, name, stats)
     if constant := [label for label, band in _by_band(view, name, stats) if band.low == band.high]:
         # Most often a band that was not downloaded.
         message = f"{subject}: band {listed(constant)} holds a single value in all windows read"
@@ -266,13 +253,16 @@ def check_images(view: DatasetView, name: str, stats: Mapping[str, ImageStats]) 
 
 
 def _expected_units(view: DatasetView, name: str) -> tuple[str | None, KeyPath]:
-    """The units that the normalisation of the training split expects of an input, and the key path that decides it."""
+    """The units that the training split's normalisation, or the encoder, expects of an input; and where that is set."""
     for normaliser, arguments_path in view.normalisers("train"):
         if name in normaliser.band_names:
             sentinel1_units = getattr(normaliser, "sentinel1_units", "db")
             optical_units = getattr(normaliser, "optical_units", "digital_numbers")
             key = ("sentinel1_units",) if name == "sentinel1" else ("band_names", name)
             return expected_units(name, sentinel1_units, optical_units), (*arguments_path, *key)
+    kind = view.encoder.kind_of(name) if view.encoder and not view.changes_values(name) else None
+    if kind is not None:
+        return expected_units(name, "db"), (*view.at, "inputs", name)
     return None, ()
 
 
@@ -287,7 +277,7 @@ def _check_units(
         example = next(window for window in wrong if wrong[window] == units)
         values = stats[example].whole
         message = f"{subject} looks like {units} in {len(wrong)} of {len(stats)} windows ({values.low:.4g} .. "
-        message += f"{values.high:.4g} in {example}); the normalisation takes {expected}"
+        message += f"{values.high:.4g} in {example}); {_taker(view, name)} takes {expected}"
         if name == "sentinel2_l2a" and units in (REFLECTANCE, EIGHT_BIT):
             message += (
                 f" (optical_units: {'reflectance' if units == REFLECTANCE else 'reflectance_8bit'} converts them)"
@@ -298,9 +288,32 @@ def _check_units(
         for label, band in _by_band(view, name, stats)
         if (looks_like := _other_units(name, band, expected))
     }
-    message = f"{subject}: band {listed(bands)}; the normalisation takes {expected}"
+    message = f"{subject}: band {listed(bands)}; {_taker(view, name)} takes {expected}"
     # Over clear water, digital numbers in the infrared are below 255 as well: bands like 8-bit are a warning alone.
     return [Finding(message, key_path, error=set(bands.values()) != {EIGHT_BIT}, id="band-units")] if bands else []
+
+
+def _taker(view: DatasetView, name: str) -> str:
+    normalised = any(name in normaliser.band_names for normaliser, _ in view.normalisers("train"))
+    return "the normalisation" if normalised else "the encoder"
+
+
+def _check_quantities(view: DatasetView, name: str, stats: Mapping[str, ImageStats]) -> list[Finding]:
+    """Find bands with values that do not occur in the units that the encoder takes, such as a temperature of 20 K."""
+    if view.encoder is None or view.changes_values(name) or view.encoder.kind_of(name) is not None:
+        return []
+    wrong = []
+    for position, (label, band) in enumerate(_by_band(view, name, stats)):
+        quantity = view.encoder.quantity(name, position)
+        if quantity is None or band.empty:
+            continue
+        low, high = (bound if bound is not None else math.nan for bound in (quantity.low, quantity.high))
+        if band.low < low or band.high > high:
+            wrong.append(f"{label} ({band.low:.4g} .. {band.high:.4g}; the encoder takes {quantity.units})")
+    if not wrong:
+        return []
+    message = f"dataset {view.name!r}: input {name!r} has values that do not occur in the encoder's units: band "
+    return [Finding(message + listed(wrong), (*view.at, "inputs", name), id="units")]
 
 
 def _other_units(name: str, values: Range, expected: str) -> str | None:

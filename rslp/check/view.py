@@ -13,14 +13,23 @@ from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput, SplitConfig
 from rslearn.train.tasks import Task
 from rslearn.train.tasks.multi_task import MultiTask
+from rslearn.train.transforms.adaptive_pooling import AdaptivePooling
+from rslearn.train.transforms.crop import Crop
+from rslearn.train.transforms.flip import Flip
+from rslearn.train.transforms.pad import Pad
+from rslearn.train.transforms.resize import Resize
 
 from rslp import upstream
+from rslp.check.encoder import ConfiguredEncoder
 from rslp.check.findings import Finding, listed, warning
 from rslp.config import pick
 from rslp.data.samples import open_dataset
 from rslp.errors import DataError, KeyPath
 
 SPLITS = ("train", "val", "test")
+# Transforms that change which ground a pixel covers, and those that cover the same ground with more or fewer pixels.
+MOVING, SCALING = (Flip, Crop, Pad), (Resize, AdaptivePooling)
+GEOMETRIC = MOVING + SCALING
 _LISTING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -41,6 +50,7 @@ class DatasetView:
         config: these arguments.
         module: rslearn's data module made from them.
         dataset: the dataset on disk.
+        encoder: the run's encoder; None if the table of encoders does not have it.
     """
 
     name: str
@@ -48,6 +58,7 @@ class DatasetView:
     config: Mapping[str, Any]
     module: RslearnDataModule
     dataset: Dataset
+    encoder: ConfiguredEncoder | None = None
 
     def split(self, name: str) -> SplitConfig:
         """The settings of a split, merged with the default ones."""
@@ -75,11 +86,29 @@ class DatasetView:
         """The normalisations of a split, each with the key path of its arguments."""
         return [(transform, key) for transform, key in self.transforms(split) if isinstance(transform, Normaliser)]
 
+    def changes_values(self, name: str) -> bool:
+        """Whether a transform of the training split changes the values or the bands of an input."""
+        transforms = [transform for transform, _ in self.transforms("train") if not isinstance(transform, GEOMETRIC)]
+        return any(name in _changed_inputs(transform) for transform in transforms)
 
-def open_view(name: str, *, at: KeyPath, config: Mapping[str, Any], module: RslearnDataModule) -> DatasetView | Finding:
+
+def _changed_inputs(transform: torch.nn.Module) -> set[str]:
+    names = [*(getattr(transform, "selectors", None) or ()), getattr(transform, "output_selector", None)]
+    names += getattr(transform, "band_names", None) or ()
+    return {str(name).removeprefix("input/") for name in names}
+
+
+def open_view(
+    name: str,
+    *,
+    at: KeyPath,
+    config: Mapping[str, Any],
+    module: RslearnDataModule,
+    encoder: ConfiguredEncoder | None = None,
+) -> DatasetView | Finding:
     """Open a dataset's folder; a finding if it can't be opened."""
     try:
-        return DatasetView(name, at, config, module, open_dataset(name, module))
+        return DatasetView(name, at, config, module, open_dataset(name, module), encoder)
     except DataError as error:
         return Finding(" ".join(str(error).split()), (*at, "path"), id="folder")
 

@@ -21,6 +21,7 @@ def check(
     data: bool = True,
     forward: bool = True,
     helios_checkpoint_path: str | None = None,
+    olmoearth_checkpoint_path: str | None = None,
     encoder_embedding_size: int | None = None,
     patch_size: int | None = None,
     allow: list[str] | None = None,
@@ -40,6 +41,7 @@ def check(
         data: check the datasets too; false checks the config and the checkpoint alone.
         forward: send two samples of each dataset through the model, on the CPU.
         helios_checkpoint_path: fills {CHECKPOINT_PATH} in a config that make_multidataset_config has not made.
+        olmoearth_checkpoint_path: the same.
         encoder_embedding_size: fills {ENCODER_EMBEDDING_SIZE}, likewise.
         patch_size: fills {PATCH_SIZE}, likewise.
         allow: ids of findings, which are printed in brackets behind them; errors with these ids become warnings.
@@ -47,11 +49,14 @@ def check(
     """
     if images < 1 or labels < 1 or not 0 <= max_overlap <= 1:
         raise UsageError("--images and --labels must be at least 1, --max_overlap must be 0 to 1")
+    constants = placeholder_values(
+        helios_checkpoint_path, olmoearth_checkpoint_path, encoder_embedding_size, patch_size
+    )
     documents = read_run_configs(config_paths)
     quieten_rslearn()
     result = check_files(
         documents,
-        constants=placeholder_values(helios_checkpoint_path, encoder_embedding_size, patch_size),
+        constants=constants,
         options=CheckOptions(
             images=images, labels=labels, max_overlap=max_overlap, data=data, forward=forward, allow=allow or ()
         ),

@@ -37,6 +37,7 @@ OPTION_GROUPS = {
     "SkyPilot alone": tuple(f"skypilot.{field.name}" for field in fields(SkyPilotOptions)),
     "run configs that make_multidataset_config has not made": (
         "helios_checkpoint_path",
+        "olmoearth_checkpoint_path",
         "encoder_embedding_size",
         "patch_size",
     ),
@@ -55,6 +56,7 @@ def launch_finetune(
     checkpoint: str | None = None,
     array: list[str] | None = None,
     helios_checkpoint_path: str | None = None,
+    olmoearth_checkpoint_path: str | None = None,
     encoder_embedding_size: int | None = None,
     patch_size: int | None = None,
     profiler: Literal["simple", "advanced"] | None = None,
@@ -99,6 +101,7 @@ def launch_finetune(
         array: several runs in one submission (SLURM): one run {experiment_id}-{name of the file} for each of these
             configs, which are merged over config_paths.
         helios_checkpoint_path: fills {CHECKPOINT_PATH} in a config that make_multidataset_config has not made.
+        olmoearth_checkpoint_path: the same.
         encoder_embedding_size: fills {ENCODER_EMBEDDING_SIZE}, likewise.
         patch_size: fills {PATCH_SIZE}, likewise.
         profiler: Lightning's profiler, of a training or a prediction; its table is printed at the end.
@@ -160,7 +163,7 @@ def launch_finetune(
             ensure_can_start(each)
     options = EngineOptions(detach=detach, slurm=slurm, skypilot=skypilot)
     plan = where.plan([each for each, _ in runs], options)
-    values = placeholder_values(helios_checkpoint_path, encoder_embedding_size, patch_size)
+    values = placeholder_values(helios_checkpoint_path, olmoearth_checkpoint_path, encoder_embedding_size, patch_size)
     requests = [
         _request(each, [*config_paths, *more], values, profiler=profiler, allow=allow or (), here=not where.remote)
         for each, more in runs

@@ -25,8 +25,8 @@ from rslp.suggest import did_you_mean
 from rslp.upstream.command_line import parser_options, strip_controls_in_rich
 
 Workflow = Callable[..., Any]
-# Name -> the table of its workflows.
-PROJECTS: Mapping[str, Mapping[str, str]] = {"helios": workflows}
+# Name -> the table of its workflows; the original project goes by the second name now.
+PROJECTS: Mapping[str, Mapping[str, str]] = {"helios": workflows, "olmoearth_pretrain": workflows}
 # These print their result; the others write it to files.
 _PRINTING = {"--help", "jobs", "logs", "launch_finetune"}
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
@@ -42,12 +42,11 @@ def load_workflow(target: str) -> Workflow:
 def _overview() -> str:
     """The text that lists all workflows with the first lines of their docstrings."""
     lines = ["usage: python -m rslp.main PROJECT WORKFLOW [options]", ""]
-    for project, table in PROJECTS.items():
-        lines.append(f"{project}:")
-        width = max(map(len, table))
-        for name, target in table.items():
-            summary = (inspect.getdoc(load_workflow(target)) or "").partition("\n")[0]
-            lines.append(f"  {name:<{width}}  {summary}")
+    lines.append(f"{' or '.join(PROJECTS)}:")
+    width = max(map(len, workflows))
+    for name, target in workflows.items():
+        summary = (inspect.getdoc(load_workflow(target)) or "").partition("\n")[0]
+        lines.append(f"  {name:<{width}}  {summary}")
     lines += ["", "Options of a workflow: python -m rslp.main PROJECT WORKFLOW --help"]
     return "\n".join(lines)
 

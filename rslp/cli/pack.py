@@ -18,6 +18,7 @@ def pack(
     splits: list[str] | None = None,
     verify: bool | Literal["checksums"] = False,
     helios_checkpoint_path: str | None = None,
+    olmoearth_checkpoint_path: str | None = None,
     encoder_embedding_size: int | None = None,
     patch_size: int | None = None,
     trust: list[str] | None = None,
@@ -32,6 +33,7 @@ def pack(
         verify: "checksums": also compare the checksums of everything in the caches, cached features included; true:
             besides, compare every record with the dataset, byte by byte. Records that differ are packed anew.
         helios_checkpoint_path: fills {CHECKPOINT_PATH} in a config that make_multidataset_config has not made.
+        olmoearth_checkpoint_path: the same.
         encoder_embedding_size: fills {ENCODER_EMBEDDING_SIZE}, likewise.
         patch_size: fills {PATCH_SIZE}, likewise.
         trust: packages, beside the installed ones, whose classes the config may name: their code is run.
@@ -39,8 +41,11 @@ def pack(
     known = ("train", "val", "test")
     if unknown := sorted(set(splits or []) - set(known)):
         raise UsageError(f"--splits: there is no split {unknown[0]!r}; known: {', '.join(known)}")
+    constants = placeholder_values(
+        helios_checkpoint_path, olmoearth_checkpoint_path, encoder_embedding_size, patch_size
+    )
     documents = read_run_configs(config_paths)
-    merged = merge_configs(documents, placeholder_values(helios_checkpoint_path, encoder_embedding_size, patch_size))
+    merged = merge_configs(documents, constants)
     last = documents[-1]
     config = resolve_paths(merged, last.folder, name=last.name, line=last.nearest_line)
     refuse_unrunnable(config, name=last.name)

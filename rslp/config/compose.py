@@ -49,7 +49,7 @@ from rslp.config.notes import (
     notes_on_file,
     notes_on_overrides,
 )
-from rslp.config.placeholders import Filler, placeholder_names, unused
+from rslp.config.placeholders import CHECKPOINT_NAMES, CHECKPOINT_PLACEHOLDER, Filler, placeholder_names, unused
 from rslp.config.shared_heads import class_faults, derived_heads, head_faults, head_problems
 from rslp.errors import ConfigError, KeyPath, Problem
 from rslp.io import Document
@@ -257,7 +257,7 @@ class Composer:
     def note_unused_constants(self) -> None:
         """Note the constants that no placeholder uses; a misspelt placeholder was reported when it was to be filled."""
         for name in unused(self.multi_config.constants, self.filler.used):
-            placeholder = "CHECKPOINT_PATH" if name == "helios_checkpoint_path" else name.upper()
+            placeholder = CHECKPOINT_PLACEHOLDER if name in CHECKPOINT_NAMES else name.upper()
             message = f"no file has the placeholder {{{placeholder}}}, so this has no effect"
             problem = self.multi_config.document.problem(message, self.multi_config.constant_path(name))
             self.notes.append(str(problem))

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, C
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
 from rslp.config.merge import pick, short
-from rslp.config.placeholders import placeholder_names
+from rslp.config.placeholders import CHECKPOINT_NAMES, placeholder_names
 from rslp.errors import ConfigError, KeyPath, Problem
 from rslp.io import Document, Template, Unquoted
 from rslp.suggest import did_you_mean
@@ -236,6 +236,7 @@ class MultiDatasetConfig(Keys):
     helios_checkpoint_path: _Text = Field(
         None, description="Fills `{CHECKPOINT_PATH}`: a folder, or the id of a published model."
     )
+    olmoearth_checkpoint_path: _Text = Field(None, description="The same as `helios_checkpoint_path`.")
     substitutions: Annotated[_Constants, BeforeValidator(_empty, json_schema_input_type=_Constants | None)] = Field(
         {}, description="The same constants, and any others: `my_size: 3` fills `{MY_SIZE}`."
     )
@@ -293,7 +294,7 @@ class MultiDatasetConfig(Keys):
         return ("task_cfgs" if "task_cfgs" in self.document.data else "dataset_cfgs", position)
 
 
-CONSTANTS = ("patch_size", "encoder_embedding_size", "helios_checkpoint_path")
+CONSTANTS = ("patch_size", "encoder_embedding_size", *CHECKPOINT_NAMES)
 FLAT_KEYS = ("batch_size", "num_workers", "max_train_patches", "max_val_patches")
 _MODELS: dict[str, type[BaseModel]] = {
     "": MultiDatasetConfig,
@@ -415,7 +416,8 @@ def _contradictions(data: Mapping[Any, Any]) -> Iterator[tuple[KeyPath, str]]:
                 value.validated(substitutions[name])
             except PydanticCustomError as error:
                 yield ("substitutions", name), error.message()
-    yield from _same_placeholders([*(name for name in CONSTANTS if data.get(name) is not None), *substitutions])
+    for name, message in _same_placeholders([*(n for n in CONSTANTS if data.get(n) is not None), *substitutions]):
+        yield ("substitutions", name) if name in substitutions else (name,), message
     options = data.get("merge_options")
     if isinstance(options, Mapping):
         for name in ("merge_task_labels", "same_label_groups"):
@@ -424,14 +426,15 @@ def _contradictions(data: Mapping[Any, Any]) -> Iterator[tuple[KeyPath, str]]:
         yield from _repeated_tasks(options.get("same_label_groups"))
 
 
-def _same_placeholders(constants: Sequence[Any]) -> Iterator[tuple[KeyPath, str]]:
+def _same_placeholders(constants: Sequence[Any]) -> Iterator[tuple[Any, str]]:
     """Find constants that fill one placeholder: they differ in case alone, or are names of the checkpoint."""
     names: dict[str, Any] = {}
     for name in dict.fromkeys(constants):
         for placeholder in placeholder_names({name: None}):
             other = names.setdefault(placeholder, name)
             if other != name:
-                yield ("substitutions", name), f"fills {{{placeholder}}} like {other} does; keep one"
+                yield name, f"fills {{{placeholder}}} like {other} does; keep one"
+                break
 
 
 def _repeated_tasks(groups: Any) -> Iterator[tuple[KeyPath, str]]:

@@ -14,8 +14,10 @@ from rslp.suggest import did_you_mean
 
 ReportProblem = Callable[[str, KeyPath], None]
 
-# The one constant whose placeholder has another name than the constant in capitals.
-_CHECKPOINT = ("helios_checkpoint_path", "CHECKPOINT_PATH")
+# The one constant with two names, whose placeholder has a third besides these in capitals.
+CHECKPOINT_NAMES = ("helios_checkpoint_path", "olmoearth_checkpoint_path")
+CHECKPOINT_PLACEHOLDER = "CHECKPOINT_PATH"
+_CHECKPOINT = (CHECKPOINT_PLACEHOLDER, *(name.upper() for name in CHECKPOINT_NAMES))
 _PLACEHOLDER = re.compile(r"(?<!\$)\{[ \t]*(?:(\d+)[ \t]*/[ \t]*)?([A-Z][A-Z0-9_]*)[ \t]*\}")
 _BRACED = re.compile(r"(?<!\$)\{([^{}]*)\}")
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -130,9 +132,8 @@ def placeholder_names(constants: Mapping[str, Any]) -> dict[str, Any]:
         constants: value by name, as a config or a command line spells it.
     """
     names = {str(name).upper(): value for name, value in constants.items()}
-    constant, placeholder = _CHECKPOINT
-    if constant.upper() in names:
-        names.setdefault(placeholder, names[constant.upper()])
+    for given in [names[name] for name in _CHECKPOINT if name in names][:1]:
+        names = {**dict.fromkeys(_CHECKPOINT, given), **names}
     return names
 
 
@@ -143,7 +144,7 @@ def names_in(text: Any) -> list[str]:
 
 def unused(constants: Mapping[str, Any], used: Sequence[str] | set[str]) -> list[str]:
     """The constants that no placeholder uses."""
-    filled = set(used) | ({_CHECKPOINT[0].upper()} if _CHECKPOINT[1] in used else set())
+    filled = set(used) | set(_CHECKPOINT if set(_CHECKPOINT) & set(used) else ())
     return [name for name in constants if str(name).upper() not in filled]
 
 

@@ -17,7 +17,7 @@ from rslp.io import Document
 
 TaskName = Literal["classification", "regression", "segmentation", "per_pixel_regression", "detection"]
 Units = Literal["digital_numbers", "reflectance", "reflectance_8bit", "db", "linear"]
-Encoder = Literal["helios", "galileo", "none"]
+Encoder = Literal["helios", "galileo", "presto", "none"]
 SPLITS = ("train", "val", "test")
 Span = tuple[dt.datetime, dt.datetime]
 
@@ -164,7 +164,7 @@ class DatasetSpec(_Model):
     split: Split = Split()
     """How windows are given to splits."""
     encoder: Encoder = "helios"
-    """The encoder for which the dataset config normalises."""
+    """The encoder for which the dataset config normalises: `helios`, `galileo`, `presto`, or `none`."""
 
     @property
     def task_name(self) -> str:

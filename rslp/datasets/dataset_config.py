@@ -7,18 +7,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rslp.datasets.config import Encoder, TaskName
+from rslp.helios.encoders import ENCODERS
 from rslp.io import dump_yaml
 
 _TASKS = "rslearn.train.tasks"
+_TRANSFORMS = "rslearn.train.transforms"
 # The bands that an encoder takes, in its order, where that normalises by itself and knows them by position alone.
 ENCODER_BANDS = {
-    "galileo": {
-        "s2": ["B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12"],
-        "s1": ["vv", "vh"],
-    }
+    spec.name.lower(): {one.name: list(one.bands) for one in spec.inputs} for spec in ENCODERS if spec.normalises
 }
 # By what values in some units are divided to become digital numbers.
 _DIVISORS = {"reflectance": 1e-4, "reflectance_8bit": 0.0255}
+
+
+def ordered_bands(encoder: Encoder, name: str, bands: Sequence[str]) -> list[str]:
+    """The bands of an input in the order in which an encoder takes them, if it knows them by position."""
+    taken = ENCODER_BANDS.get(encoder, {}).get(name, ())
+    return list(taken) if taken and set(taken) <= set(bands) else list(bands)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,11 +155,19 @@ def _normalise(facts: Facts) -> list[dict[str, Any]]:
         if not all(spec.required for spec in facts.inputs.values()):
             arguments["skip_missing"] = True
         return [_class("rslp.helios.norm.HeliosNormalize", **arguments)]
-    # These normalise digital numbers by themselves.
+    # These normalise digital numbers and dB by themselves.
+    raw = {name: spec.units or "" for name, spec in facts.inputs.items() if facts.encoder != "none"}
+    optional = {name: {} if spec.required else {"skip_missing": True} for name, spec in facts.inputs.items()}
+    converted: dict[str, tuple[str, dict[str, Any]]] = {
+        name: (f"{_TRANSFORMS}.sentinel1.Sentinel1ToDecibels", {}) for name in raw if raw[name] == "linear"
+    }
+    converted |= {
+        name: (f"{_TRANSFORMS}.normalize.Normalize", {"mean": 0, "std": _DIVISORS[unit]})
+        for name, unit in raw.items()
+        if unit in _DIVISORS
+    }
     return [
-        _class("rslearn.train.transforms.normalize.Normalize", mean=0, std=_DIVISORS[unit], selectors=[name])
-        for name, spec in facts.inputs.items()
-        if facts.encoder != "none" and (unit := spec.units or "") in _DIVISORS
+        _class(path, **arguments, selectors=[name], **optional[name]) for name, (path, arguments) in converted.items()
     ]
 
 

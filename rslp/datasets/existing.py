@@ -16,7 +16,7 @@ from rslearn.utils.raster_format import RasterFormat
 from upath import UPath
 
 from rslp.datasets.config import SPLITS, DatasetSpec
-from rslp.datasets.dataset_config import Facts, InputOf
+from rslp.datasets.dataset_config import Facts, InputOf, ordered_bands
 from rslp.datasets.plan import guessed_units
 from rslp.datasets.sources import Problems
 from rslp.suggest import did_you_mean
@@ -100,7 +100,7 @@ def _input(spec: DatasetSpec, name: str, dataset: Dataset, windows: Sequence[Win
     if layer is None:
         return InputOf(layer=layer_name, bands=())
     stored = [band for band_set in layer.band_sets for band in band_set.bands]
-    bands = images.bands or stored
+    bands = images.bands or ordered_bands(spec.encoder, name, stored)
     if missing := [band for band in bands if band not in stored]:
         hint = did_you_mean(missing[0], stored, otherwise="its bands")
         problems.add(f"images.{name}.bands", f"the layer {layer_name!r} has no band {', '.join(missing)}{hint}")

@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from rslp.datasets import preview
 from rslp.datasets.config import SPLITS, DatasetSpec
-from rslp.datasets.dataset_config import ENCODER_BANDS, Facts, InputOf, dataset_config
+from rslp.datasets.dataset_config import Facts, InputOf, dataset_config, ordered_bands
 from rslp.datasets.existing import existing_facts
 from rslp.datasets.grids import UnreadableFile
 from rslp.datasets.plan import Plan, finite, guessed_units, make_plan
@@ -144,7 +144,9 @@ def _facts_of_series(
         samples = [point.sensors[name].values for point in points[:500]]
         never = any(np.isnan(point.sensors[name].values).any(axis=1).all() for point in points)
         units = images.units or guessed_units(name, samples)
-        inputs[name] = InputOf(layer=name, bands=images.bands or (), units=units, required=not never)
+        inputs[name] = InputOf(
+            layer=name, bands=ordered_bands(spec.encoder, name, images.bands or ()), units=units, required=not never
+        )
     numbers = [point.label[column] for point in points] if spec.task == "regression" else [0.0]
     named = list(spec.labels.classes.values()) if isinstance(spec.labels.classes, dict) else spec.labels.classes
     classes = named or sorted({str(point.label[column]) for point in points})
@@ -212,7 +214,7 @@ def _facts(plan: Plan, path: Path, config: Path, header: Sequence[str]) -> Facts
     inputs = {
         source.name: InputOf(
             layer=source.name,
-            bands=ENCODER_BANDS.get(spec.encoder, {}).get(source.name, source.bands),
+            bands=ordered_bands(spec.encoder, source.name, source.bands),
             units=plan.units[source.name],
             required=all(source.name in window.chip.files_of(window.part) for window in plan.windows),
         )

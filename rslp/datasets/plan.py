@@ -201,9 +201,8 @@ def guessed_units(name: str, samples: Sequence[Array]) -> str | None:
     values = values[np.isfinite(values) & (values != 0) & (values > -9999)]
     if not values.size:
         return None
-    modality = {"s2": "sentinel2_l2a", "s1": "sentinel1"}.get(name, name)
     whole = bool((values % 1 == 0).all())
-    return _UNITS.get(str(likely_units(modality, float(values.min()), float(values.max()), whole=whole)))
+    return _UNITS.get(str(likely_units(name, float(values.min()), float(values.max()), whole=whole)))
 
 
 def number_classes(

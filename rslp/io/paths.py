@@ -32,6 +32,7 @@ PATH_ARGS = frozenset(
         "helios_checkpoint_path",
         "metadata_path",
         "model_path",
+        "olmoearth_checkpoint_path",
         "pretrained_path",
         "restore_path",
         "weights_path",
@@ -39,7 +40,9 @@ PATH_ARGS = frozenset(
 )
 
 # These may also hold the id of a published model, which looks like a relative path of two parts.
-_MODEL_ARGS = frozenset({"checkpoint_path", "helios_checkpoint_path", "model_path", "pretrained_path"})
+_MODEL_ARGS = frozenset(
+    {"checkpoint_path", "helios_checkpoint_path", "model_path", "olmoearth_checkpoint_path", "pretrained_path"}
+)
 _MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z|(?i:olmoearth)[-_][vV]\d[\w.-]*\Z")
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")

@@ -19,7 +19,7 @@ from rslearn.train.model_context import ModelContext, ModelOutput
 from rslp.errors import ConfigError, Problem
 from rslp.models.denominators import loss_denominator
 from rslp.models.heads import LabelRange
-from rslp.upstream import fix_token_order
+from rslp.upstream import fix_token_order, log_once
 
 _MODEL_KEY = "model.init_args.model.init_args"
 # rslearn's detector, by name, since importing torchvision's detectors takes half a second.
@@ -87,6 +87,7 @@ class JointModel(torch.nn.Module):
         _refuse_masks(decoders)
         self.encoder = torch.nn.ModuleList(encoder)
         fix_token_order(self.encoder)
+        log_once(self.encoder)
         # Sorted, so that the order of parameters and task embeddings does not depend on the config's.
         self.decoders = torch.nn.ModuleDict(
             {task: torch.nn.ModuleList(modules) for task, modules in sorted(decoders.items())}

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from rslp.upstream.modules import (
         are_deterministic as are_deterministic,
         fix_token_order as fix_token_order,
+        log_once as log_once,
         reads_inputs as reads_inputs,
     )
     from rslp.upstream.parser import prepare_parser as prepare_parser

@@ -1,7 +1,8 @@
-"""Modules of libraries: token order, deterministic transforms, who reads inputs."""
+"""Modules of libraries: token order, repeated messages, deterministic transforms, who reads inputs."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
@@ -30,6 +31,33 @@ def fix_token_order(encoder: torch.nn.Module) -> None:
 def _ordered_modalities(available_modalities: Sequence[str], supported_modality_names: Sequence[str]) -> list[str]:
     """The available modalities that the model supports, in the order of its configuration."""
     return [name for name in supported_modality_names if name in available_modalities]
+
+
+class _Once(logging.Filter):
+    """Lets each message of a logger pass once in a process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._logged: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the message is new."""
+        message = record.getMessage()
+        new = message not in self._logged
+        self._logged.add(message)
+        return new
+
+
+def log_once(encoder: torch.nn.Module) -> None:
+    """Let the classes of an encoder log each message once: rslearn's Galileo repeats one in every forward.
+
+    Args:
+        encoder: a module; the loggers are those of the Python modules that define it and its parts.
+    """
+    for name in dict.fromkeys(type(part).__module__ for part in encoder.modules()):
+        own = logging.getLogger(name)
+        if not any(isinstance(one, _Once) for one in own.filters):
+            own.addFilter(_Once())
 
 
 # Transforms without randomness; subclasses of them may be random.

@@ -32,9 +32,9 @@ from rslearn.train.transforms.transform import Transform
 from upath import UPath
 
 import rslp.helios
-from rslp.check.dataset import MOVING, SCALING, check_alignment
+from rslp.check.dataset import check_alignment
 from rslp.check.findings import Finding
-from rslp.check.view import DatasetView
+from rslp.check.view import MOVING, SCALING, DatasetView
 from rslp.helios.norm import HeliosNormalize
 from rslp.helios.pad import Pad as OwnPad
 

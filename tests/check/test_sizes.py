@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rslp.check.images import Patch, patch_of
+from rslp.check.encoder import Patch, patch_of
 
 
 def encoder(path: str, **arguments: Any) -> dict[str, Any]:

@@ -246,8 +246,10 @@ def test_division_is_exact_or_refused(number, size):
 
 
 def test_constants_go_by_their_names_in_capitals():
-    names = placeholder_names({"patch_size": 4, "helios_checkpoint_path": "/x"})
-    assert names == {"PATCH_SIZE": 4, "HELIOS_CHECKPOINT_PATH": "/x", "CHECKPOINT_PATH": "/x"}
+    every = ("CHECKPOINT_PATH", "HELIOS_CHECKPOINT_PATH", "OLMOEARTH_CHECKPOINT_PATH")
+    for name in ("helios_checkpoint_path", "olmoearth_checkpoint_path"):
+        names = placeholder_names({"patch_size": 4, name: "/x"})
+        assert names == {"PATCH_SIZE": 4, **dict.fromkeys(every, "/x")}
 
 
 @st.composite

@@ -26,9 +26,12 @@ def test_later_configs_win_and_constants_take_their_type():
     }
 
 
-@pytest.mark.parametrize("name", ["helios_checkpoint_path", "CHECKPOINT_PATH", "HELIOS_CHECKPOINT_PATH"])
-def test_the_checkpoint_goes_by_all_its_names(name):
-    placeholder = "HELIOS_CHECKPOINT_PATH" if name == "HELIOS_CHECKPOINT_PATH" else "CHECKPOINT_PATH"
+CHECKPOINT_NAMES = ["helios_checkpoint_path", "olmoearth_checkpoint_path", "CHECKPOINT_PATH", "HELIOS_CHECKPOINT_PATH"]
+
+
+@pytest.mark.parametrize("placeholder", ["CHECKPOINT_PATH", "HELIOS_CHECKPOINT_PATH", "OLMOEARTH_CHECKPOINT_PATH"])
+@pytest.mark.parametrize("name", CHECKPOINT_NAMES)
+def test_the_checkpoint_goes_by_all_its_names(name, placeholder):
     merged = merge_configs(documents(f"model: {{{placeholder}}}/x\n"), {name: "/m"})
     assert merged == {"model": "/m/x"}
 

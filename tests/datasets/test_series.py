@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 from pyarrow import parquet
 from rslearn.utils.raster_format import NumpyRasterFormat
 
@@ -15,6 +16,7 @@ from rslp.errors import UserError
 from tests.datasets.files import features, made, windows_of
 
 BANDS = ["B02", "B03", "B04"]
+S2 = ["B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12"]
 IMAGES = {"sentinel2_l2a": {"bands": BANDS}}
 
 
@@ -92,3 +94,26 @@ def test_mistakes(tmp_path: Path, change: dict[str, Any], message: str) -> None:
         made(tmp_path, task="classification", images=IMAGES, labels=labels)
     assert message in str(error.value)
     assert not (tmp_path / "dataset").exists()
+
+
+@pytest.mark.parametrize("encoder", ["galileo", "presto"])
+def test_bands_in_the_order_of_an_encoder_that_knows_them_by_position(tmp_path: Path, encoder: str) -> None:
+    rng = np.random.default_rng(0)
+    bands = {"s2": S2[::-1], "s1": ["vh", "vv"], "era5": ["total_precipitation", "temperature_2m"]}
+    arrays = {
+        "lon": rng.uniform(30, 32, 40), "lat": rng.uniform(1, 2, 40), "moisture": rng.uniform(50, 150, 40),
+        "s2": rng.uniform(0.01, 0.4, (40, 2, 10)), "s1": rng.uniform(0.001, 0.5, (40, 2, 2)),
+        "era5": rng.uniform(0, 0.2, (40, 2, 2)), "dates": np.array(["2022-03-01", "2022-04-01"]),
+    }  # fmt: skip
+    np.savez(tmp_path / "t.npz", **arrays)
+    images = {name: {"bands": names} for name, names in bands.items()}
+    labels = {"table": "t.npz", "column": "moisture"}
+    made(tmp_path, task="regression", images=images, labels=labels, encoder=encoder)
+    config = yaml.safe_load((tmp_path / "dataset.yaml").read_text().replace("{ENCODER_EMBEDDING_SIZE}", "128"))
+    data = config["data"]["init_args"]
+    assert {name: data["inputs"][name]["bands"] for name in bands} == {
+        name: names[::-1] for name, names in bands.items()
+    }
+    transforms = data["train_config"]["transforms"]
+    converted = {one["class_path"].split(".")[-1]: one["init_args"]["selectors"] for one in transforms}
+    assert converted == {"Sentinel1ToDecibels": ["s1"], "Normalize": ["s2"]}

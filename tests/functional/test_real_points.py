@@ -256,7 +256,8 @@ def python(*words: str, cwd: Path, prefix: Path) -> str:
 
 
 @needs_shared
-def test_real_points_from_arrays_to_metrics(tmp_path):
+@pytest.mark.parametrize(("name", "weights"), [("joint", WEIGHTS), ("joint_presto", SHARED / "presto")])
+def test_real_points_from_arrays_to_metrics(tmp_path, name, weights):
     fuel = every(40, SHARED / "fuel-moisture", tmp_path / "fuel")
     crops = fewer(SHARED / "worldcereal-points", tmp_path / "crops")
     folder = tmp_path / "real_points"
@@ -272,15 +273,16 @@ def test_real_points_from_arrays_to_metrics(tmp_path):
     assert train and val and test
     assert not (train | val) & test
     assert not train & val
-    config = yaml.safe_load((folder / "joint.yaml").read_text())
-    config["helios_checkpoint_path"] = str(WEIGHTS.resolve())
+    config = yaml.safe_load((folder / f"{name}.yaml").read_text())
+    config["helios_checkpoint_path"] = str(weights.resolve())
     config["global_overrides"] = {
+        **config.get("global_overrides", {}),
         "trainer": {"max_epochs": 1},
         "data": {"init_args": {"num_workers": 0, "steps_per_epoch": 4}},
     }
-    (folder / "joint.yaml").write_text(yaml.safe_dump(config))
-    python(str(ROOT / "make_multidataset_config.py"), "--cfg", str(folder / "joint.yaml"), cwd=ROOT, prefix=tmp_path)
-    launch = ["-m", "rslp.main", "helios", "launch_finetune", f"--config_paths+={folder / 'OUT_joint.yaml'}"]
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    python(str(ROOT / "make_multidataset_config.py"), "--cfg", str(folder / f"{name}.yaml"), cwd=ROOT, prefix=tmp_path)
+    launch = ["-m", "rslp.main", "helios", "launch_finetune", f"--config_paths+={folder / f'OUT_{name}.yaml'}"]
     launch += ["--rslp_project", "p", "--experiment_id", "e", "--local", "true"]
     python(*launch, cwd=ROOT, prefix=tmp_path)
     python(*launch, "--do_eval", "true", cwd=ROOT, prefix=tmp_path)

@@ -460,3 +460,14 @@ def test_one_checkpoint_is_enough(tmp_path, capsys, name):
     path = write(tmp_path, multi=MULTI + f"substitutions: {{{name}: /other}}\n")
     assert main(["helios", "make_multidataset_config", "--cfg", str(path)]) == 2
     assert f"multi.yaml:10: substitutions.{name}: fills" in capsys.readouterr().err
+
+
+def test_the_checkpoint_by_its_later_name(tmp_path, capsys):
+    path = write(tmp_path, multi=MULTI.replace("helios_checkpoint_path", "olmoearth_checkpoint_path"))
+    assert main(["olmoearth_pretrain", "make_multidataset_config", "--cfg", str(path)]) == 0
+    capsys.readouterr()
+    path = write(tmp_path, multi=MULTI + "olmoearth_checkpoint_path: /other\n")
+    assert main(["helios", "make_multidataset_config", "--cfg", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert "multi.yaml:10: olmoearth_checkpoint_path: fills {" in said
+    assert said.count("keep one") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 import shutil
 import sys
@@ -24,10 +25,11 @@ from olmoearth_pretrain_minimal.olmoearth_pretrain_v1.nn import flexi_vit
 from rasterio.crs import CRS
 from rslearn.config import LayerType
 from rslearn.dataset import Dataset
+from rslearn.models.galileo.galileo import GalileoModel, GalileoSize
 from rslearn.models.olmoearth_pretrain.model import OlmoEarth
 from rslearn.train.data_module import RslearnDataModule
 from rslearn.train.dataset import DataInput, ModelDataset, SplitConfig
-from rslearn.train.model_context import RasterImage, SampleMetadata
+from rslearn.train.model_context import ModelContext, RasterImage, SampleMetadata
 from rslearn.train.tasks.classification import ClassificationTask
 from rslearn.train.tasks.detection import DetectionTask
 from rslearn.train.tasks.multi_task import MultiTask
@@ -50,6 +52,7 @@ from rslp.train.metrics import precise_metrics
 from rslp.upstream import datasets
 from rslp.upstream.nodata import NodataFormat
 from tests.helios import tiny_helios
+from tests.helios.test_series import write_galileo
 from tests.tiny import write_dataset
 
 METADATA = SampleMetadata(
@@ -349,3 +352,22 @@ def test_a_dataset_in_sqlite_does_not_wait_for_the_disk(tmp_path: Path) -> None:
     assert connection.execute("PRAGMA synchronous").fetchone()[0] != 0
     datasets.write_unsynced(dataset)
     assert connection.execute("PRAGMA synchronous").fetchone()[0] == 0
+
+
+def test_rslearns_galileo_says_once_that_patches_are_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = logging.getLogger(GalileoModel.__module__)
+    monkeypatch.setattr(own, "filters", [])
+    model = GalileoModel(GalileoSize.NANO, 8, str(write_galileo(tmp_path)), autocast_dtype=None)
+    pixel = {"s2": RasterImage(torch.zeros(10, 1, 1, 1))}
+    counts = []
+    for _ in range(2):
+        caplog.clear()
+        for _ in range(3):
+            model(ModelContext(inputs=[pixel], metadatas=[]))
+        counts.append(sum("Reducing patch size" in record.getMessage() for record in caplog.records))
+        upstream.log_once(torch.nn.ModuleList([model]))
+        upstream.log_once(torch.nn.ModuleList([model]))
+    assert counts == [3, 1]
+    assert len(own.filters) == 1

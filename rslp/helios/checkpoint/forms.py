@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -61,8 +61,7 @@ def open_checkpoint(path_or_id: str) -> Checkpoint:
     path = Path(path_or_id).expanduser()
     model = published_id(path_or_id)
     if model is not None and not path.exists():
-        folder, modalities = download(model)
-        return _bundle(folder, input_modalities=modalities)
+        return _published(model)
     if path.is_file():
         return _finetuned(path)
     if not path.is_dir():
@@ -135,6 +134,15 @@ def _bundle(folder: Path, *, input_modalities: Sequence[str] | None = None) -> C
         return _below(read_tensors(folder / WEIGHTS), selector)
 
     return Checkpoint(architecture, weights, str(folder / WEIGHTS))
+
+
+def _published(repo_id: str) -> Checkpoint:
+    folder, modalities = download(repo_id, weights=False)
+
+    def weights(selector: Sequence[str | int]) -> dict[str, torch.Tensor]:
+        return _bundle(download(repo_id, weights=True)[0]).weights(selector)
+
+    return replace(_bundle(folder, input_modalities=modalities), weights=weights)
 
 
 def _distributed(folder: Path) -> Checkpoint:

@@ -8,7 +8,7 @@ different modalities that were taken at about the same time share a *time step*,
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -92,7 +92,7 @@ def assemble(
         raise DataError(
             f"no input for the encoder; it takes {', '.join(m.name for m in modalities)}; the samples' inputs: {have}"
         )
-    size = _common_size(images)
+    size = common_size({tuple(image.image.shape[2:]) for of_sample in images for image in of_sample.values()})
     device = next(image.image.device for of_sample in images for image in of_sample.values())
     images = [
         of_sample if any(image.image.shape[1] for image in of_sample.values()) else _blank(modalities[0], size, device)
@@ -166,14 +166,13 @@ def _blank(modality: ModalityShape, size: tuple[int, int], device: torch.device)
     return {modality.name: RasterImage(image, timestamps=[(_BLANK_DATE, _BLANK_DATE)])}
 
 
-def _common_size(images: Sequence[Mapping[str, RasterImage]]) -> tuple[int, int]:
-    """H and W of all images of a batch; raises a DataError if they differ."""
-    sizes = {(image.image.shape[2], image.image.shape[3]) for of_sample in images for image in of_sample.values()}
+def common_size(sizes: Set[tuple[int, ...]]) -> tuple[int, int]:
+    """H and W of the images of a batch; raises a DataError if they differ."""
     if len(sizes) > 1:
         listed = ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
         raise DataError(f"the images of a batch have different sizes (H x W px): {listed}; crop or pad them")
-    (size,) = sizes
-    return size
+    ((height, width),) = sizes
+    return height, width
 
 
 def _timeline(
@@ -185,11 +184,12 @@ def _timeline(
         if max(counts.values(), default=0) > 12:
             raise DataError(f"use_legacy_timestamps allows 12 dates at most, got {max(counts.values())}")
         return legacy(counts)
-    return _aligned(tuple((name, _intervals(name, image, metadata)) for name, image in images.items()), tolerance)
+    return aligned(tuple((name, _intervals(name, image, metadata)) for name, image in images.items()), tolerance)
 
 
 @lru_cache(maxsize=4096)
-def _aligned(intervals: tuple[tuple[str, tuple[Interval, ...]], ...], tolerance: timedelta) -> Timeline:
+def aligned(intervals: tuple[tuple[str, tuple[Interval, ...]], ...], tolerance: timedelta) -> Timeline:
+    """``dates.align``, whose results are cached."""
     return align(dict(intervals), tolerance)
 
 

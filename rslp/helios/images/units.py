@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from rslp.errors import DataError
+from rslp.helios import encoders
 
 Sentinel1Units = Literal["linear", "db"]
 OpticalUnits = Literal["digital_numbers", "reflectance", "reflectance_8bit"]
@@ -24,8 +25,9 @@ DECIBEL = "dB"
 AMPLITUDE = "amplitude or digital numbers"
 SCALED = "scaled integers"
 
-OPTICAL = frozenset({"sentinel2_l2a", "sentinel2", "sentinel2_l1c", "landsat", "naip", "naip_10"})
-RADAR = frozenset({"sentinel1"})
+# Inputs whose units can be told from their values: those of the table of encoders, and other usual names.
+OPTICAL = encoders.names_of_kind(encoders.OPTICAL) | {"sentinel2", "sentinel2_l1c", "naip", "naip_10"}
+RADAR = encoders.names_of_kind(encoders.RADAR)
 
 # Nodata values of the usual products are -9999, -32768 and -99999; valid values of all modalities are far above.
 NODATA_BELOW = -9999.0
@@ -34,7 +36,7 @@ MAX_REFLECTANCE = 3.0
 # Power of Sentinel-1 is never negative, apart from tiny values that noise removal leaves, and not above 3 (5 dB) in all
 # pixels and both polarisations; dB is never below -120.
 MIN_POWER, MAX_POWER, MIN_DECIBELS = -1.0, 3.0, -120.0
-_ZERO_IS_NODATA = frozenset({"sentinel1", "sentinel2_l2a", "landsat"})
+_ZERO_IS_NODATA = frozenset(one.name for one in encoders.HELIOS.inputs)
 # Well below the noise floor of Sentinel-1 (about -22 to -30 dB), so that a zero left by noise removal stays dark but
 # does not become an outlier that dominates its patch.
 FLOOR_DB = -50.0
