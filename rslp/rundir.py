@@ -273,7 +273,7 @@ RUN_FILES = RunDir(Path())
 # The small files of a run: its configs, records, state, log, evaluations and markers.
 _METADATA = re.compile(
     r"(config\.yaml|predict\.yaml|predictions\.json|job(-\w+)?\.json|state\.json|DONE\.json|metrics\.csv"
-    r"|eval/([^/]+/)?\w+\.json|code\.json)"
+    r"|eval/([^/]+/)?\w+\.(json|parquet)|code\.json)"
 )
 
 

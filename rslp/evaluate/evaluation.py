@@ -11,17 +11,23 @@ from rslp import upstream
 from rslp.data.batches import explain_worker_death
 from rslp.data.samples import SampleSource
 from rslp.errors import RunError
-from rslp.evaluate.rows import Evaluation, rows_of
+from rslp.evaluate.predictions import write_predictions
+from rslp.evaluate.resampling import percentile_intervals, units
+from rslp.evaluate.rows import Evaluation, Intervals, rows_of
 from rslp.io import write_atomic
 from rslp.rundir import RunDir
 from rslp.train.build import build
 from rslp.train.checkpoints import load_weights, read_with_digest
+from rslp.train.metrics import THRESHOLD
+from rslp.train.module import JointModule
+from rslp.train.recording import TaskRecords
 
 
 def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = None) -> list[Evaluation]:
-    """Evaluate a checkpoint on some splits, and write ``eval/<checkpoint>/<split>.json``.
+    """Evaluate a checkpoint on some splits, and write ``eval/<checkpoint>/<split>.json`` and ``.parquet``.
 
-    The best checkpoint's file is copied to ``eval/<split>.json``.
+    The first has the rows of metrics, the second the predictions. The best checkpoint's rows are copied to
+    ``eval/<split>.json``.
 
     Args:
         run: the run directory.
@@ -37,6 +43,7 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
     cli = build(run, training=False)
     load_weights(cli.model, content, path=path)
     cli.model.on_load_checkpoint(content)
+    cli.model.records_samples = True
     # With Lightning's own handler a SIGTERM would not end the evaluation, and a scheduler would have to kill it.
     upstream.keep_signal_handlers(cli.trainer)
     evaluations = []
@@ -46,6 +53,8 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
             loop(cli.model, datamodule=cli.datamodule, verbose=False)
         if split not in cli.model.results:
             raise RunError(f"nothing of the {split} split was evaluated: trainer.limit_{split}_batches is 0")
+        sources, results = cli.datamodule.sources(split), cli.model.results[split]
+        intervals = _intervals(cli.model, split) if cli.trainer.is_global_zero else {}
         evaluation = Evaluation(
             run=f"{run.project}/{run.experiment}",
             split=split,
@@ -53,13 +62,15 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
             checkpoint_sha256=digest,
             step=content["global_step"],
             commit=git_commit(),
-            data_fingerprint=samples_fingerprint(cli.datamodule.sources(split)),
+            data_fingerprint=samples_fingerprint(sources),
             score=cli.model.score(split),
             bad_samples=tuple(cli.datamodule.bad_sample_record.messages(split)),
-            rows=rows_of(cli.model.results[split]),
+            rows=rows_of(results, intervals),
+            data_fingerprints={name: samples_fingerprint({name: source}) for name, source in sources.items()},
         )
         if cli.trainer.is_global_zero:
-            _write(run, evaluation, folder=_folder_of(run, path, digest))
+            records = {key: result.records for key, result in results.items() if result.records is not None}
+            _write(run, evaluation, folder=_folder_of(run, path, digest), records=records)
         evaluations.append(evaluation)
     return evaluations
 
@@ -71,8 +82,22 @@ def _folder_of(run: RunDir, path: Path, digest: str) -> str:
     return path.stem if named else digest[:12]
 
 
-def _write(run: RunDir, evaluation: Evaluation, *, folder: str) -> None:
+def _intervals(model: JointModule, split: str) -> dict[tuple[str, str], Intervals]:
+    """The intervals of all tasks on a split that was just evaluated."""
+    intervals = {}
+    for key, result in model.results[split].items():
+        records = result.records.records if result.records else []
+        unit_of, unit = units([(r.group, r.window) for r in records], [r.place for r in records])
+        values = {name: value for name, value in result.values.items() if name != THRESHOLD}
+        ends = percentile_intervals(model.resampler(split, key), unit_of, stated=values, seed_of=key[0])
+        intervals[key] = Intervals(unit, ends)
+    return intervals
+
+
+def _write(run: RunDir, evaluation: Evaluation, *, folder: str, records: Mapping[tuple[str, str], TaskRecords]) -> None:
     text = evaluation.json()
+    predictions = run.evaluation(evaluation.split, folder).with_suffix(".parquet")
+    write_predictions(predictions, records, checkpoint_sha256=evaluation.checkpoint_sha256)
     write_atomic(run.evaluation(evaluation.split, folder), text)
     if folder == run.best().stem:
         write_atomic(run.evaluation(evaluation.split), text)

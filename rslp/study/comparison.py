@@ -45,9 +45,7 @@ class ArmResult:
     cost: Cost = Cost()
 
 
-def compare(
-    results: Sequence[ArmResult], *, reference: str, missing: Sequence[tuple[str, int]] = ()
-) -> dict[str, Any]:
+def compare(results: Sequence[ArmResult], *, reference: str, missing: Sequence[tuple[str, int]] = ()) -> dict[str, Any]:
     """Compare arms with a reference arm; the content of ``comparison.json``.
 
     Args:
