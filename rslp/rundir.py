@@ -114,6 +114,21 @@ class RunDir:
         """The checkpoint with the best score of the run, or of one dataset."""
         return self.checkpoints / ("best.ckpt" if dataset is None else f"best-{dataset}.ckpt")
 
+    def find_checkpoint(self, named: str | None = None) -> Path:
+        """The run's best checkpoint, that of a name (``last``, ``best-<dataset>``), or a file.
+
+        Raises:
+            RunError: it does not exist.
+        """
+        path = self.best() if named is None else Path(named)
+        if path.name == named and not path.exists():
+            path = self.checkpoints / f"{named.removesuffix('.ckpt')}.ckpt"
+        if not path.is_file():
+            present = ", ".join(sorted(p.name for p in self.checkpoints.glob("*.ckpt")))
+            advice = f"{self.checkpoints} has {present}" if present else "train the run first"
+            raise RunError(f"no checkpoint {path.name} in {path.parent}: {advice}, or name one with --checkpoint")
+        return path
+
     def evaluation(self, split: str, checkpoint: str | None = None) -> Path:
         """The evaluation rows of a split for one checkpoint; without one, the copy of the best checkpoint's."""
         folder = self.path / "eval"

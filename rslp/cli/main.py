@@ -76,9 +76,18 @@ def parse(workflow: Workflow, prog: str, args: Sequence[str]) -> dict[str, Any]:
     _refuse_unknown(args, options)
     try:
         # Options of a group, such as --slurm.partition, become one dataclass.
-        return dict(vars(parser.instantiate(parser.parse_args(list(args)))))
+        return dict(vars(parser.instantiate(parser.parse_args(_appending(args, workflow)))))
     except argparse.ArgumentError as error:
         raise UsageError(_one_line(str(error))) from error
+
+
+def _appending(args: Sequence[str], workflow: Workflow) -> list[str]:
+    """The arguments, in which an option of a list that is given several times, such as --run, appends to it."""
+    parameters = inspect.signature(workflow).parameters.values()
+    lists = {f"--{p.name}" for p in parameters if str(p.annotation).startswith("list[")}
+    names = [arg.partition("=")[0] for arg in args]
+    repeated = {name for name in lists if names.count(name) > 1}
+    return [f"{name}+{arg[len(name) :]}" if name in repeated else arg for name, arg in zip(names, args, strict=True)]
 
 
 def _refuse_unknown(args: Sequence[str], options: Sequence[str]) -> None:

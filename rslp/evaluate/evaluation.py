@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rslp import upstream
 from rslp.data.batches import explain_worker_death
@@ -16,14 +17,16 @@ from rslp.evaluate.resampling import percentile_intervals, units
 from rslp.evaluate.rows import Evaluation, Intervals, rows_of
 from rslp.io import write_atomic
 from rslp.rundir import RunDir
-from rslp.train.build import build
+from rslp.train.build import InstantiatedRun, build
 from rslp.train.checkpoints import load_weights, read_with_digest
 from rslp.train.metrics import THRESHOLD
 from rslp.train.module import JointModule
 from rslp.train.recording import TaskRecords
 
 
-def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = None) -> list[Evaluation]:
+def evaluate(
+    run: RunDir, *, splits: Sequence[str], checkpoint: str | None = None, own_best: bool = False
+) -> list[Evaluation]:
     """Evaluate a checkpoint on some splits, and write ``eval/<checkpoint>/<split>.json`` and ``.parquet``.
 
     The first has the rows of metrics, the second the predictions. The best checkpoint's rows are copied to
@@ -32,29 +35,48 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
     Args:
         run: the run directory.
         splits: "val", "test" or both.
-        checkpoint: path of the checkpoint; the run's best one when None.
+        checkpoint: name (``best``, ``last``) or path of the checkpoint; the run's best one when None.
+        own_best: also evaluate each dataset's own best checkpoint on that dataset, where it is of another step.
+
+    Returns:
+        the evaluations of the checkpoint, one for each split; then those of each dataset's own best one.
 
     Raises:
         RunError: the run has no checkpoint yet, or its config excludes a split.
         CheckpointError: the checkpoint can't be read or does not fit the run's model.
     """
-    path = checkpoint_of(run, checkpoint)
-    content, digest = read_with_digest(run, path)
+    path = run.find_checkpoint(checkpoint)
+    loaded = read_with_digest(run, path)
     cli = build(run, training=False)
+    # With Lightning's own handler a SIGTERM would not end the evaluation, and a scheduler would have to kill it.
+    upstream.keep_signal_handlers(cli.trainer)
+    evaluations = _evaluate(run, cli, path, loaded, splits)
+    for dataset in list(cli.datamodule.data_modules) if own_best else ():
+        own = run.best(dataset)
+        if own.exists() and (content := read_with_digest(run, own))[0]["global_step"] != loaded[0]["global_step"]:
+            with cli.datamodule.only(dataset):
+                evaluations += _evaluate(run, cli, own, content, splits)
+    return evaluations
+
+
+def _evaluate(
+    run: RunDir, cli: InstantiatedRun, path: Path, loaded: tuple[dict[str, Any], str], splits: Sequence[str]
+) -> list[Evaluation]:
+    """Evaluate a checkpoint (its content and SHA-256) on the datasets of the data module, and write its files."""
+    content, digest = loaded
     load_weights(cli.model, content, path=path)
     cli.model.on_load_checkpoint(content)
     cli.model.records_samples = True
-    # With Lightning's own handler a SIGTERM would not end the evaluation, and a scheduler would have to kill it.
-    upstream.keep_signal_handlers(cli.trainer)
     evaluations = []
     for split in splits:
         loop = cli.trainer.validate if split == "val" else cli.trainer.test
+        cli.model.results.pop(split, None)
         with explain_worker_death():
             loop(cli.model, datamodule=cli.datamodule, verbose=False)
         if split not in cli.model.results:
             raise RunError(f"nothing of the {split} split was evaluated: trainer.limit_{split}_batches is 0")
         sources, results = cli.datamodule.sources(split), cli.model.results[split]
-        intervals = _intervals(cli.model, split) if cli.trainer.is_global_zero else {}
+        messages = cli.datamodule.bad_sample_record.messages(split)
         evaluation = Evaluation(
             run=f"{run.project}/{run.experiment}",
             split=split,
@@ -64,8 +86,8 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
             commit=git_commit(),
             data_fingerprint=samples_fingerprint(sources),
             score=cli.model.score(split),
-            bad_samples=tuple(cli.datamodule.bad_sample_record.messages(split)),
-            rows=rows_of(results, intervals),
+            bad_samples=tuple(message for message in messages if message.partition("/")[0] in sources),
+            rows=rows_of(results, _intervals(cli.model, split) if cli.trainer.is_global_zero else {}),
             data_fingerprints={name: samples_fingerprint({name: source}) for name, source in sources.items()},
         )
         if cli.trainer.is_global_zero:
@@ -101,21 +123,6 @@ def _write(run: RunDir, evaluation: Evaluation, *, folder: str, records: Mapping
     write_atomic(run.evaluation(evaluation.split, folder), text)
     if folder == run.best().stem:
         write_atomic(run.evaluation(evaluation.split), text)
-
-
-def checkpoint_of(run: RunDir, named: str | None) -> Path:
-    """The checkpoint to use: the named one, or the run's best.
-
-    Raises:
-        RunError: the file does not exist.
-    """
-    path = Path(named) if named else run.best()
-    if not path.exists():
-        present = ", ".join(sorted(p.name for p in path.parent.glob("*.ckpt"))) if path.parent.exists() else ""
-        raise RunError(
-            f"no checkpoint {path.name} in {path.parent} ({present or 'it holds none'}): train the run first"
-        )
-    return path
 
 
 def name_in(run: RunDir, path: Path) -> str:

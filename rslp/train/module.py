@@ -144,6 +144,7 @@ class JointModule(RslearnLightningModule):
         data = self._data_module()
         self.model.set_datasets(data.tasks())
         data.background = self.model.with_background()
+        self._tasks, self._metrics = {}, {}
         for dataset, module in data.data_modules.items():
             for name, task in tasks_by_name(module.task, dataset).items():
                 self._tasks[dataset, name] = task

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -156,9 +156,19 @@ class StatesBySample:
         self._packed: list[npt.NDArray[np.float64]] = []
         self._others: dict[str, list[Any]] = {name: [] for name in defaults if name not in self._sums}
 
-    def __len__(self) -> int:
-        """Number of samples."""
-        return len(self._packed) if self._sums else len(next(iter(self._others.values()), ()))
+    @classmethod
+    def of(cls, metric: Metric, columns: Mapping[str, Sequence[npt.NDArray[np.float64]]]) -> StatesBySample:
+        """States of what ``columns`` returned.
+
+        Raises:
+            KeyError: a state of the metric is missing.
+        """
+        states = cls(metric)
+        if states._sums:
+            parts = zip(*(columns[name] for name in states._sums), strict=True)
+            states._packed = [np.concatenate(of_sample) for of_sample in parts]
+        states._others = {name: list(columns[name]) for name in states._others}
+        return states
 
     def add(self, state: Callable[[str], Any]) -> None:
         """Add a sample; ``state`` gives a state of a name: a tensor or a list of tensors."""
