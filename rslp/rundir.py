@@ -126,7 +126,9 @@ class RunDir:
         if not path.is_file():
             present = ", ".join(sorted(p.name for p in self.checkpoints.glob("*.ckpt")))
             advice = f"{self.checkpoints} has {present}" if present else "train the run first"
-            raise RunError(f"no checkpoint {path.name} in {path.parent}: {advice}, or name one with --checkpoint")
+            raise RunError(
+                f"no checkpoint {path.name or path} in {path.parent}: {advice}, or name one with --checkpoint"
+            )
         return path
 
     def evaluation(self, split: str, checkpoint: str | None = None) -> Path:

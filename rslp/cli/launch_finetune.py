@@ -239,7 +239,7 @@ def _allow_findings(config: dict[str, Any], allow: Sequence[str]) -> dict[str, A
 
 
 def _absolute(checkpoint: str) -> str:
-    """The checkpoint's path as a job finds it, which may start in another folder; a URL or a name such as last stays."""
+    """The checkpoint as a job finds it, which may start in another folder; a URL, or a name such as last, stays."""
     path = Path(checkpoint)
     named = path.name == checkpoint and not path.exists()
     return checkpoint if "://" in checkpoint or named else str(path.absolute())

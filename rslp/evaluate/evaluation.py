@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,7 @@ from rslp.io import write_atomic
 from rslp.rundir import RunDir
 from rslp.train.build import InstantiatedRun, build
 from rslp.train.checkpoints import load_weights, read_with_digest
-from rslp.train.metrics import THRESHOLD
-from rslp.train.module import JointModule
+from rslp.train.metrics import THRESHOLD, Resampler, TaskResult
 from rslp.train.recording import TaskRecords
 
 
@@ -76,6 +76,9 @@ def _evaluate(
         if split not in cli.model.results:
             raise RunError(f"nothing of the {split} split was evaluated: trainer.limit_{split}_batches is 0")
         sources, results = cli.datamodule.sources(split), cli.model.results[split]
+        intervals = {}
+        if cli.trainer.is_global_zero:
+            intervals = intervals_of(results, partial(cli.model.resampler, split))
         messages = cli.datamodule.bad_sample_record.messages(split)
         evaluation = Evaluation(
             run=f"{run.project}/{run.experiment}",
@@ -87,7 +90,7 @@ def _evaluate(
             data_fingerprint=samples_fingerprint(sources),
             score=cli.model.score(split),
             bad_samples=tuple(message for message in messages if message.partition("/")[0] in sources),
-            rows=rows_of(results, _intervals(cli.model, split) if cli.trainer.is_global_zero else {}),
+            rows=rows_of(results, intervals),
             data_fingerprints={name: samples_fingerprint({name: source}) for name, source in sources.items()},
         )
         if cli.trainer.is_global_zero:
@@ -104,14 +107,21 @@ def _folder_of(run: RunDir, path: Path, digest: str) -> str:
     return path.stem if named else digest[:12]
 
 
-def _intervals(model: JointModule, split: str) -> dict[tuple[str, str], Intervals]:
-    """The intervals of all tasks on a split that was just evaluated."""
+def intervals_of(
+    results: Mapping[tuple[str, str], TaskResult], resampler: Callable[[tuple[str, str]], Resampler]
+) -> dict[tuple[str, str], Intervals]:
+    """The intervals of results by (dataset, task).
+
+    Args:
+        results: the results, with recorded samples.
+        resampler: gives the values of a task's metrics on resamples (``TaskMetrics.resampler``).
+    """
     intervals = {}
-    for key, result in model.results[split].items():
+    for key, result in results.items():
         records = result.records.records if result.records else []
         unit_of, unit = units([(r.group, r.window) for r in records], [r.place for r in records])
         values = {name: value for name, value in result.values.items() if name != THRESHOLD}
-        ends = percentile_intervals(model.resampler(split, key), unit_of, stated=values, seed_of=key[0])
+        ends = percentile_intervals(resampler(key), unit_of, stated=values, seed_of=key[0])
         intervals[key] = Intervals(unit, ends)
     return intervals
 

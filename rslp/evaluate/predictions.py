@@ -73,7 +73,9 @@ def write_predictions(path: Path, records: Mapping[Key, TaskRecords], *, checkpo
     metadata = {"schema": _SCHEMA, "checkpoint_sha256": checkpoint_sha256, "tasks": tasks}
     table = pa.concat_tables(tables, promote_options="default")
     stream = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({_METADATA: json.dumps(metadata)}), stream, compression="zstd")
+    pq.write_table(
+        table.replace_schema_metadata({_METADATA: json.dumps(metadata, default=str)}), stream, compression="zstd"
+    )
     write_atomic(path, stream.getvalue())
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from rslp.errors import RunError
 from rslp.evaluate.resampling import LEVEL, RESAMPLES
-from rslp.study.estimates import Estimate, estimate, holm
+from rslp.study.intervals import Estimate, estimate, holm
 from rslp.study.results import ArmResult as ArmResult
 from rslp.study.results import Cost as Cost
 from rslp.study.results import SeedValue, TaskValues, read_results

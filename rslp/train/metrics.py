@@ -306,10 +306,15 @@ class TaskMetrics(torch.nn.Module):
 
     def _add_records(self, parts: Sequence[Part]) -> None:
         """Record the samples that have a valid label."""
-        for (output, target, _), place in parts if self._records is not None else ():
+        if self._records is None:
+            return
+        self._records.to(self._device())
+        joins = kind_of(self.task).unit == "object"
+        for (output, target, _), place in parts:
             pairs = _pairs(self.task, [output], [target]) if self.metric is not None else ([], [])
             if place.metadata is not None and (len(pairs[1]) or self.metric is None):
-                self._records.add(output, target, pairs=pairs, metadata=place.metadata, joined=not place.alone)
+                whole = joins and not place.alone
+                self._records.add(output, target, pairs=pairs, metadata=place.metadata, joined=whole)
 
     def result(self, *, threshold: float | None = None, tune: bool = True) -> TaskResult:
         """Compute all metrics and reset them.
@@ -371,6 +376,7 @@ class TaskMetrics(torch.nn.Module):
         records, primary = result.records, self.primary
         if records is None:
             raise ValueError("nothing was recorded")
+        records.to(torch.device("cpu"))
         resample = records.states.resampler()
 
         def values(counts: npt.NDArray[np.int64]) -> dict[str, float | None]:

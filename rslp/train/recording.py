@@ -157,6 +157,12 @@ class TaskRecords:
 
         self.states.add(update)
 
+    def to(self, device: torch.device) -> None:
+        """Move the metrics to the device of the outputs, or to the CPU, where the states are, to be resampled."""
+        for metric in (self.metrics, self.metric):
+            if metric is not None:
+                metric.to(device)
+
     def state(self) -> RecordsState:
         """The samples of this process, to be sent to others."""
         return self.records, self.states.states
