@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -95,9 +96,12 @@ def percentile_intervals(
     """
     if not len(unit_of) or unit_of.max() + 1 < MIN_UNITS:
         return {}
-    again = values(np.ones(len(unit_of), dtype=np.int64))
+    with warnings.catch_warnings():
+        # torchmetrics warns of each resample without a sample of some class.
+        warnings.simplefilter("ignore")
+        again = values(np.ones(len(unit_of), dtype=np.int64))
+        drawn = [values(counts) for counts in resamples(unit_of, seed_of=seed_of)]
     names = [name for name, value in stated.items() if _equal(value, again.get(name))]
-    drawn = [values(counts) for counts in resamples(unit_of, seed_of=seed_of)]
     table = np.array([[np.nan if d[name] is None else d[name] for name in names] for d in drawn], dtype=np.float64)
     intervals = {}
     for name, column in zip(names, table.T, strict=True):

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from rslp.errors import RunError
-from rslp.evaluate.resampling import LEVEL, RESAMPLES
-from rslp.study.intervals import Estimate, estimate, holm
+from rslp.evaluate.resampling import LEVEL
+from rslp.study.intervals import Estimate, Floats, estimate, holm
 from rslp.study.results import ArmResult as ArmResult
 from rslp.study.results import Cost as Cost
 from rslp.study.results import SeedValue, TaskValues, read_results
@@ -38,8 +37,8 @@ class _Sample:
         units: their number.
     """
 
-    by_seed: npt.NDArray[np.float64]
-    resampled: npt.NDArray[np.float64] | None
+    by_seed: Floats
+    resampled: Floats | None
     unit: str
     units: int
 
@@ -51,19 +50,20 @@ class _Sample:
         return cls(np.array([v.value for v in values]), resampled, values[0].unit, min(v.units for v in values))
 
     def minus(self, other: _Sample) -> _Sample:
-        both = self.resampled is not None and other.resampled is not None
-        resampled = self.resampled - other.resampled if both else None  # type: ignore[operator]
-        return _Sample(self.by_seed - other.by_seed, resampled, self.unit, min(self.units, other.units))
-
-    def scaled(self, factor: float) -> _Sample:
-        resampled = None if self.resampled is None else self.resampled * factor
-        return _Sample(self.by_seed * factor, resampled, self.unit, self.units)
+        return self._with(other, self.by_seed - other.by_seed, lambda mine, theirs: mine - theirs)
 
     def relative_to(self, other: _Sample) -> _Sample:
         """Divided by the mean of another over seeds, on each resample by that of the resample."""
-        both = self.resampled is not None and other.resampled is not None
-        resampled = self.resampled / other.resampled.mean(axis=1, keepdims=True) if both else None  # type: ignore[union-attr,operator]
-        return _Sample(self.by_seed / other.by_seed.mean(), resampled, self.unit, min(self.units, other.units))
+        by_seed = self.by_seed / other.by_seed.mean()
+        return self._with(other, by_seed, lambda mine, theirs: mine / theirs.mean(axis=1, keepdims=True))
+
+    def scaled(self, factor: float) -> _Sample:
+        return self._with(self, self.by_seed * factor, lambda mine, _: mine * factor)
+
+    def _with(self, other: _Sample, by_seed: Floats, combine: Callable[[Floats, Floats], Floats]) -> _Sample:
+        mine, theirs = self.resampled, other.resampled
+        resampled = None if mine is None or theirs is None else combine(mine, theirs)
+        return _Sample(by_seed, resampled, self.unit, min(self.units, other.units))
 
     def estimate(self) -> Estimate | None:
         """The mean with its interval; None where a value is undefined."""
@@ -72,9 +72,8 @@ class _Sample:
         resampled = self.resampled
         if resampled is not None:
             # A resample may have no value, such as one without an object.
-            resampled = resampled[np.isfinite(resampled).all(axis=1)]
-            if len(resampled) < LEVEL * RESAMPLES:
-                resampled = None
+            defined = np.isfinite(resampled).all(axis=1)
+            resampled = resampled[defined] if defined.mean() >= LEVEL else None
         return estimate(self.by_seed, resampled, units=self.units, unit=self.unit)
 
 
@@ -99,10 +98,11 @@ class _Comparer:
 
         An arm that is complete with one seed, such as a best constant, stands beside each seed of the other.
         """
-        mine, other = task.by_arm.get(arm, {}), task.by_arm.get(base, {})
-        if not mine or not other:
+        by_arm: Mapping[str, Mapping[int, SeedValue]] = task.by_arm
+        if arm not in by_arm or base not in by_arm:
             return None
-        mine, other = self._repeated(mine, other, arm), self._repeated(other, mine, base)
+        mine = self._repeated(by_arm[arm], by_arm[base], arm)
+        other = self._repeated(by_arm[base], mine, base)
         seeds = sorted(mine.keys() & other.keys())
         return (_Sample.of([mine[s] for s in seeds]), _Sample.of([other[s] for s in seeds])) if seeds else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +20,8 @@ from rslp.evaluate.rows import Evaluation, MetricRow
 from rslp.train.metrics import PRIMARY
 
 Key = tuple[str, str]
+# Enough for a variance, and for the many arms and seeds of a study; percentiles take more.
+RESAMPLES = 400
 
 
 @dataclass(frozen=True)
@@ -67,17 +69,19 @@ class SeedValue:
 
     Attributes:
         row: the row of metrics.
+        file: the file of predictions.
+        predictions: the predictions; None if there are none.
+        fingerprint: hash of the identities of the dataset's samples; None where the rows have none.
         resampled: the metric on resamples of the windows, ``R``, NaN where it has no value; None without predictions.
-        samples: group, window and bounds of each sample; None without predictions.
-        fingerprint: hash of the identities of the dataset's samples; None where the file has none.
         unit: what was resampled, ``window`` or ``block``.
         units: their number.
     """
 
     row: MetricRow
-    resampled: npt.NDArray[np.float64] | None = None
-    samples: Sequence[tuple[object, ...]] | None = None
+    file: Path
+    predictions: TaskPredictions | None = None
     fingerprint: str | None = None
+    resampled: npt.NDArray[np.float64] | None = None
     unit: str = "window"
     units: int = 0
 
@@ -124,8 +128,8 @@ class TaskValues:
 
 
 def _same_data(value: SeedValue, other: SeedValue) -> bool:
-    if value.samples is not None and other.samples is not None:
-        return value.samples == other.samples
+    if value.predictions is not None and other.predictions is not None:
+        return value.predictions.samples == other.predictions.samples
     if value.fingerprint is not None and other.fingerprint is not None:
         return value.fingerprint == other.fingerprint
     return _count(value) == _count(other)
@@ -151,6 +155,10 @@ def read_results(results: Sequence[ArmResult]) -> tuple[dict[Key, TaskValues], s
                 tasks.setdefault(key, TaskValues(key)).add(result, value)
     if len(splits) > 1:
         raise RunError("evaluations of different splits: " + "; ".join(f"{r}: {name}" for name, r in splits.items()))
+    for task in tasks.values():
+        task.by_arm = {
+            arm: {seed: _resampled(value) for seed, value in seeds.items()} for arm, seeds in task.by_arm.items()
+        }
     return dict(sorted(tasks.items())), next(iter(splits), "")
 
 
@@ -178,37 +186,38 @@ def _values(evaluation: Evaluation, path: Path) -> dict[Key, SeedValue]:
     values = {}
     for row in evaluation.rows:
         if row.primary:
-            key, fingerprint = (row.dataset, row.task), evaluation.data_fingerprints.get(row.dataset)
-            values[key] = _value(row, predictions.get(key), file, fingerprint=fingerprint)
+            key = row.dataset, row.task
+            fingerprint = evaluation.data_fingerprints.get(row.dataset)
+            values[key] = SeedValue(row, file, predictions.get(key), fingerprint)
     return values
 
 
-def _value(row: MetricRow, predictions: TaskPredictions | None, file: Path, *, fingerprint: str | None) -> SeedValue:
-    """A value, with its resamples where there are predictions of enough windows.
+def _resampled(value: SeedValue) -> SeedValue:
+    """The value with its resamples, where there are predictions of enough windows.
 
     Raises:
         RunError: the predictions give another value than the row of metrics.
     """
+    row, predictions = value.row, value.predictions
     if predictions is None or not predictions.samples or row.value is None:
-        samples = None if predictions is None else predictions.samples
-        return SeedValue(row, samples=samples, fingerprint=fingerprint)
+        return value
     unit_of, unit = units([(s[0], s[1]) for s in predictions.samples], predictions.places)
     number = int(unit_of.max()) + 1
-    metric = _metric(predictions, file)
-    states = upstream.StatesBySample.of(metric, predictions.states)
-    resample = states.resampler([metric])
+    metric = _metric(predictions, value.file)
+    resample = upstream.StatesBySample.of(metric, predictions.states).resampler([metric])
 
-    def value(counts: npt.NDArray[np.int64]) -> float:
+    def of_resample(counts: npt.NDArray[np.int64]) -> float:
         resample(counts)
         return float(metric.compute())
 
-    whole = value(np.ones(len(unit_of), dtype=np.int64))
+    whole = of_resample(np.ones(len(unit_of), dtype=np.int64))
     if not math.isclose(whole, row.value, rel_tol=1e-5, abs_tol=1e-8):
-        raise RunError(f"{file} gives {row.metric} {whole:.6g} of {row.dataset}, the rows beside it {row.value}")
+        raise RunError(f"{value.file} gives {row.metric} {whole:.6g} of {row.dataset}, the rows beside it {row.value}")
     resampled = None
     if number >= MIN_UNITS:
-        resampled = np.array([value(counts) for counts in resamples(unit_of, seed_of=row.dataset)])
-    return SeedValue(row, resampled, predictions.samples, fingerprint, unit, number)
+        drawn = resamples(unit_of, seed_of=row.dataset, number=RESAMPLES)
+        resampled = np.array([of_resample(counts) for counts in drawn])
+    return replace(value, resampled=resampled, unit=unit, units=number)
 
 
 def _metric(predictions: TaskPredictions, file: Path) -> Metric:

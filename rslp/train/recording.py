@@ -126,7 +126,7 @@ class TaskRecords:
         """Records without a sample yet; the metrics are copied."""
         copies, metric = copy.deepcopy((dict(metrics.items(keep_base=True)), metric))
         named = {name: one for name, one in copies.items() if upstream.is_resampleable(one)}
-        metrics = MetricCollection(named)
+        metrics = MetricCollection(dict(named))
         upstream.disable_metric_sync(metrics)
         states = upstream.SampleStates([*named.values(), *([metric] if metric is not None else [])])
         description = {name: getattr(task, name) for name in _ATTRIBUTES if hasattr(task, name)}

@@ -18,8 +18,11 @@ from torchmetrics.utilities.data import dim_zero_sum
 
 # Metrics without an interval: the first gives no number, the second takes seconds for each resample.
 _NOT_RESAMPLED = (ConfusionMatrixMetric, MeanAveragePrecision)
-# Settings of rslearn's metrics that change what is computed from a state, not the state.
-_OF_COMPUTE = {"class_idx", "class_names", "class_metric_name", "output_key", "metric_mode", "report_per_class"}
+# Settings of rslearn's and torchmetrics' metrics that change what is computed from a state, not the state.
+_OF_COMPUTE = {
+    *("class_idx", "class_names", "class_metric_name", "output_key", "metric_mode", "report_per_class"),
+    *("beta", "zero_division", "squared"),
+}
 Counts = npt.NDArray[np.int64]
 
 
@@ -150,9 +153,12 @@ class StatesBySample:
 
     def __init__(self, metric: Metric) -> None:
         defaults = metric._defaults
-        self._reductions = metric._reductions
-        summed = [name for name, how in self._reductions.items() if how is dim_zero_sum]
-        self._sums = {name: defaults[name] for name in summed if isinstance(defaults[name], torch.Tensor)}
+        self._reductions: Mapping[str, Any] = metric._reductions
+        self._sums = {
+            name: default
+            for name, default in defaults.items()
+            if self._reductions[name] is dim_zero_sum and isinstance(default, torch.Tensor)
+        }
         self._packed: list[npt.NDArray[np.float64]] = []
         self._others: dict[str, list[Any]] = {name: [] for name in defaults if name not in self._sums}
 
@@ -227,8 +233,8 @@ def _flat(value: torch.Tensor) -> npt.NDArray[np.float64]:
 
 def _set_states(metrics: Sequence[Metric], states: dict[str, Any]) -> None:
     for metric in metrics:
-        for name, value in states.items():
-            setattr(metric, name, value)
+        # Not by setattr, which is most of the time of a resample, since torch looks for parameters.
+        vars(metric).update(states)
         metric._update_count = 1
         metric._computed = None
 

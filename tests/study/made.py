@@ -46,15 +46,21 @@ def evaluated(dataset: str, quality: float, *, seed: int, windows: int = WINDOWS
 
 
 def write_evaluation(
-    folder: Path, qualities: Mapping[str, float], *, seed: int = 0, windows: int = WINDOWS, predictions: bool = True
+    folder: Path,
+    qualities: Mapping[str, float],
+    *,
+    seed: int = 0,
+    windows: int = WINDOWS,
+    predictions: bool = True,
+    intervals: bool = False,
 ) -> Path:
     """Write ``test.json`` and ``test.parquet`` into a folder; qualities by dataset."""
     metrics = {(d, d): evaluated(d, quality, seed=seed, windows=windows) for d, quality in qualities.items()}
     results = {key: one.result() for key, one in metrics.items()}
-    intervals = intervals_of(results, lambda key: metrics[key].resampler(results[key])) if predictions else {}
+    found = intervals_of(results, lambda key: metrics[key].resampler(results[key])) if intervals else {}
     fingerprints = {dataset: f"{dataset}{windows}" for dataset in qualities}
     evaluation = Evaluation(
-        "p/e", "test", "best.ckpt", "sha", 1, None, "f", 0.5, (), rows_of(results, intervals), fingerprints
+        "p/e", "test", "best.ckpt", "sha", 1, None, "f", 0.5, (), rows_of(results, found), fingerprints
     )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "test.json").write_text(evaluation.json())
