@@ -82,12 +82,15 @@ def parse(workflow: Workflow, prog: str, args: Sequence[str]) -> dict[str, Any]:
 
 
 def _appending(args: Sequence[str], workflow: Workflow) -> list[str]:
-    """The arguments, in which an option of a list that is given several times, such as --run, appends to it."""
+    """The arguments, in which an option of a list that is given with one of its items, as in --run A, appends it."""
     parameters = inspect.signature(workflow).parameters.values()
     lists = {f"--{p.name}" for p in parameters if str(p.annotation).startswith("list[")}
-    names = [arg.partition("=")[0] for arg in args]
-    repeated = {name for name in lists if names.count(name) > 1}
-    return [f"{name}+{arg[len(name) :]}" if name in repeated else arg for name, arg in zip(names, args, strict=True)]
+    appending = []
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        name, given, value = arg.partition("=")
+        item = name in lists and not (value if given else following).startswith("[")
+        appending.append(f"{name}+{given}{value}" if item else arg)
+    return appending
 
 
 def _refuse_unknown(args: Sequence[str], options: Sequence[str]) -> None:

@@ -205,13 +205,14 @@ class MultiDatasetDataModule(L.LightningDataModule):
     @contextmanager
     def only(self, dataset: str) -> Iterator[None]:
         """In this block the data module has one of its datasets alone."""
-        before = self.data_modules, self._sources
+        before = self.data_modules, self.batch_sizes, self._sources
         self.data_modules = {dataset: self.data_modules[dataset]}
+        self.batch_sizes = {dataset: self.batch_sizes[dataset]}
         self._sources = {split: {dataset: sources[dataset]} for split, sources in self._sources.items()}
         try:
             yield
         finally:
-            self.data_modules, self._sources = before
+            self.data_modules, self.batch_sizes, self._sources = before
 
     def sizes(self, split: str) -> dict[str, int]:
         """Number of samples by dataset."""

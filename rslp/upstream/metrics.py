@@ -199,7 +199,10 @@ class StatesBySample:
             name: [packed[start:end] for packed in self._packed]
             for name, start, end in zip(self._sums, ends, ends[1:], strict=False)
         }
-        return {**sums, **{name: [value.reshape(-1) for value in values] for name, values in self._others.items()}}
+        others = {
+            name: [value.reshape(-1).astype(np.float64) for value in values] for name, values in self._others.items()
+        }
+        return {**sums, **others}
 
     def resampler(self, metrics: Sequence[Metric]) -> Callable[[Counts], None]:
         """A function that sets metrics with these states to a resample: how often it has each sample, ``N``."""
