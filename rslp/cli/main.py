@@ -86,7 +86,7 @@ def _appending(args: Sequence[str], workflow: Workflow) -> list[str]:
     parameters = inspect.signature(workflow).parameters.values()
     lists = {f"--{p.name}" for p in parameters if str(p.annotation).startswith("list[")}
     appending = []
-    for arg, following in zip(args, [*args[1:], ""], strict=True):
+    for arg, following in zip(args, [*args[1:], ""], strict=False):
         name, given, value = arg.partition("=")
         item = name in lists and not (value if given else following).startswith("[")
         appending.append(f"{name}+{given}{value}" if item else arg)

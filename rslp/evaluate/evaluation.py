@@ -21,7 +21,7 @@ from rslp.rundir import RunDir
 from rslp.train.build import InstantiatedRun, build
 from rslp.train.checkpoints import load_weights, read_with_digest
 from rslp.train.metrics import THRESHOLD, Resampler, TaskResult
-from rslp.train.recording import TaskRecords
+from rslp.train.metrics.recording import TaskRecords
 
 
 def evaluate(

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from rslp.errors import RunError
 from rslp.io import write_atomic
-from rslp.train.recording import TaskRecords
+from rslp.train.metrics.recording import TaskRecords
 
 _METADATA = b"rslp"
 _SCHEMA = 1

@@ -78,23 +78,23 @@ def _task(task: Mapping[str, Any], comparison: Mapping[str, Any]) -> Iterator[st
             text = f"{text:<22}  {difference['value']:+.3f}{_ends(difference, '+.3f')}"
         yield from _row(arm, text)
         if difference is not None:
-            yield from _wrapped(_said(difference, comparison), " " * (_NAME + 4))
+            yield from _wrapped(_verdict(difference, comparison), " " * (_NAME + 4))
 
 
-def _said(difference: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
-    """What is to be said of a difference."""
+def _verdict(difference: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
+    """The words for a difference."""
     if difference["low"] is None:
         return "one seed and no predictions: a difference without an interval is not shown"
-    said = str(difference["verdict"])
-    if said != NO_EVIDENCE:
+    verdict = str(difference["verdict"])
+    if verdict != NO_EVIDENCE:
         holds = difference["p_holm"] < 1 - comparison["level"]
-        return said if holds else f"{said}, but not after Holm's correction"
+        return verdict if holds else f"{verdict}, but not after Holm's correction"
     if "seeds" not in difference["over"]:
-        return f"{said}; of one seed it is not known how much seeds differ"
+        return f"{verdict}; of one seed it is not known how much seeds differ"
     stated, seeds = comparison["stated_difference"], difference["seeds_to_show"]
     if seeds is None:
-        return f"{said}; no number of seeds would show one of {stated:g}: it takes more windows"
-    return f"{said}; {seeds} seeds would show one of {stated:g}"
+        return f"{verdict}; no number of seeds would show one of {stated:g}: it takes more windows"
+    return f"{verdict}; {seeds} seeds would show one of {stated:g}"
 
 
 def _row(name: str, text: str) -> Iterator[str]:

@@ -20,7 +20,7 @@ from rslp import upstream
 from rslp.data.crops import CropPlace
 from rslp.train.baselines import baseline_output
 from rslp.train.metrics import TaskMetrics, TaskResult
-from rslp.train.recording import COLUMNS
+from rslp.train.metrics.recording import COLUMNS
 from rslp.upstream.task_kinds import KINDS
 from tests.train.test_metric_laws import TASKS, Sample, sample
 

@@ -22,7 +22,7 @@ from rslp import upstream
 from rslp.data.batches import tensors_to
 from rslp.data.crops import PIXELS, CropPlace, joined, own_detections, own_objects
 from rslp.train.metric_types import R2, BalancedAccuracy, ClassMetric, DetectionScores, MeanIoU, WithinFactor
-from rslp.train.recording import RecordsState, TaskRecords
+from rslp.train.metrics.recording import RecordsState, TaskRecords
 from rslp.upstream.task_kinds import TaskKind, kind_of
 
 _SUMS = (MeanSquaredError, MeanAbsoluteError, MeanAbsolutePercentageError, StockR2, MeanIoUMetric)
@@ -208,7 +208,7 @@ class TaskMetrics(torch.nn.Module):
 
     Args:
         task: the task, which also lists the metrics that its config asks for.
-        record: whether to record samples, and metrics by sample, too (``rslp.train.recording``).
+        record: whether to record samples, and metrics by sample, too (``rslp.train.metrics.recording``).
     """
 
     def __init__(self, task: Task, *, record: bool = False) -> None:
