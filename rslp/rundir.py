@@ -125,9 +125,10 @@ class RunDir:
             path = self.checkpoints / f"{named.removesuffix('.ckpt')}.ckpt"
         if not path.is_file():
             present = ", ".join(sorted(p.name for p in self.checkpoints.glob("*.ckpt")))
-            advice = f"{self.checkpoints} has {present}" if present else "train the run first"
+            advice = f"the run has {present}" if present else "train the run first, or"
             raise RunError(
-                f"no checkpoint {path.name or path} in {path.parent}: {advice}, or name one with --checkpoint"
+                f"no checkpoint {path.name or path} in {path.parent}: {advice}{';' * bool(present)} "
+                "name one with --checkpoint"
             )
         return path
 

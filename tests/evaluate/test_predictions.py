@@ -247,9 +247,7 @@ def test_each_datasets_own_best_checkpoint_stands_beside(tmp_path: Path, run: Ru
 def test_a_wrong_checkpoint_lists_what_there_is(run: RunDir) -> None:
     (evaluation,) = evaluate(run, splits=("val",), checkpoint="last")
     assert evaluation.checkpoint == "checkpoints/last.ckpt"
-    with pytest.raises(
-        RunError, match=r"no checkpoint worst\.ckpt in .*checkpoints has best-.*, best\.ckpt, last\.ckpt"
-    ):
+    with pytest.raises(RunError, match=r"no checkpoint worst\.ckpt in .*: the run has best-.*, best\.ckpt, last\.ckpt"):
         evaluate(run, splits=("val",), checkpoint="worst")
 
 

@@ -110,8 +110,9 @@ class TaskRecords:
         description: what the primary metric depends on.
         metrics: copies of the task's metrics, to compute their values for resamples.
         metric: likewise its primary metric; None without one.
+        states: the states of the metrics after each recorded sample.
         records: the samples with a valid label.
-        states: the states of the metrics after each of them.
+        device: where the metrics are.
     """
 
     kind: TaskKind
@@ -120,6 +121,7 @@ class TaskRecords:
     metric: Metric | None
     states: upstream.SampleStates
     records: list[SampleRecord] = field(default_factory=list)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @classmethod
     def of(cls, task: Task, metrics: MetricCollection, metric: Metric | None) -> TaskRecords:
@@ -159,9 +161,11 @@ class TaskRecords:
 
     def to(self, device: torch.device) -> None:
         """Move the metrics to the device of the outputs, or to the CPU, where the states are, to be resampled."""
-        for metric in (self.metrics, self.metric):
-            if metric is not None:
-                metric.to(device)
+        if device != self.device:
+            for metric in (self.metrics, self.metric):
+                if metric is not None:
+                    metric.to(device)
+            self.device = device
 
     def state(self) -> RecordsState:
         """The samples of this process, to be sent to others."""
