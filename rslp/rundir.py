@@ -114,6 +114,24 @@ class RunDir:
         """The checkpoint with the best score of the run, or of one dataset."""
         return self.checkpoints / ("best.ckpt" if dataset is None else f"best-{dataset}.ckpt")
 
+    def find_checkpoint(self, named: str | None = None) -> Path:
+        """The run's best checkpoint, that of a name (``last``, ``best-<dataset>``), or a file.
+
+        Raises:
+            RunError: it does not exist.
+        """
+        path = self.best() if named is None else Path(named)
+        if path.name == named and not path.exists():
+            path = self.checkpoints / f"{named.removesuffix('.ckpt')}.ckpt"
+        if not path.is_file():
+            present = ", ".join(sorted(p.name for p in self.checkpoints.glob("*.ckpt")))
+            advice = f"the run has {present}" if present else "train the run first, or"
+            raise RunError(
+                f"no checkpoint {path.name or path} in {path.parent}: {advice}{';' * bool(present)} "
+                "name one with --checkpoint"
+            )
+        return path
+
     def evaluation(self, split: str, checkpoint: str | None = None) -> Path:
         """The evaluation rows of a split for one checkpoint; without one, the copy of the best checkpoint's."""
         folder = self.path / "eval"
@@ -273,7 +291,7 @@ RUN_FILES = RunDir(Path())
 # The small files of a run: its configs, records, state, log, evaluations and markers.
 _METADATA = re.compile(
     r"(config\.yaml|predict\.yaml|predictions\.json|job(-\w+)?\.json|state\.json|DONE\.json|metrics\.csv"
-    r"|eval/([^/]+/)?\w+\.json|code\.json)"
+    r"|eval/([^/]+/)?\w+\.(json|parquet)|code\.json)"
 )
 
 

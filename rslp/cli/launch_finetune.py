@@ -97,7 +97,8 @@ def launch_finetune(
         do_eval: evaluate the run on its validation and test split instead of training.
         mode: fit, validate (validation split), test (validation and test split), or predict, which writes predictions
             as files; do_eval is short for test.
-        checkpoint: the checkpoint to evaluate or to predict with; the run's best one when left out.
+        checkpoint: the checkpoint to evaluate or to predict with, a file or a name such as last or best-DATASET; the
+            run's best one when left out.
         array: several runs in one submission (SLURM): one run {experiment_id}-{name of the file} for each of these
             configs, which are merged over config_paths.
         helios_checkpoint_path: fills {CHECKPOINT_PATH} in a config that make_multidataset_config has not made.
@@ -241,8 +242,10 @@ def _allow_findings(config: dict[str, Any], allow: Sequence[str]) -> dict[str, A
 
 
 def _absolute(checkpoint: str) -> str:
-    """The checkpoint's path as a job finds it, which may start in another folder; a URL stays."""
-    return checkpoint if "://" in checkpoint else str(Path(checkpoint).absolute())
+    """The checkpoint as a job finds it, which may start in another folder; a URL, or a name such as last, stays."""
+    path = Path(checkpoint)
+    named = path.name == checkpoint and not path.exists()
+    return checkpoint if "://" in checkpoint or named else str(path.absolute())
 
 
 def _runs_of_array(job: Job, files: Sequence[str]) -> list[tuple[Job, list[str]]]:

@@ -75,9 +75,21 @@ def parse(workflow: Workflow, prog: str, args: Sequence[str]) -> dict[str, Any]:
     _refuse_unknown(args, options)
     try:
         # Options of a group, such as --slurm.partition, become one dataclass.
-        return dict(vars(parser.instantiate(parser.parse_args(list(args)))))
+        return dict(vars(parser.instantiate(parser.parse_args(_appending(args, workflow)))))
     except argparse.ArgumentError as error:
         raise UsageError(_one_line(str(error))) from error
+
+
+def _appending(args: Sequence[str], workflow: Workflow) -> list[str]:
+    """The arguments, in which an option of a list that is given with one of its items, as in --run A, appends it."""
+    parameters = inspect.signature(workflow).parameters.values()
+    lists = {f"--{p.name}" for p in parameters if str(p.annotation).startswith("list[")}
+    appending = []
+    for arg, following in zip(args, [*args[1:], ""], strict=False):
+        name, given, value = arg.partition("=")
+        item = name in lists and not (value if given else following).startswith("[")
+        appending.append(f"{name}+{given}{value}" if item else arg)
+    return appending
 
 
 def _refuse_unknown(args: Sequence[str], options: Sequence[str]) -> None:

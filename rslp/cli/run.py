@@ -65,10 +65,12 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
             return INTERRUPTED
         print_predictions(summary)
         return 0
-    evaluations = evaluate(directory, splits=("val", "test") if mode == "test" else ("val",), checkpoint=checkpoint)
+    splits = ("val", "test") if mode == "test" else ("val",)
+    evaluations = evaluate(directory, splits=splits, checkpoint=checkpoint, own_best=checkpoint is None)
     if read_world(os.environ).first:
         notes: list[str] = []
-        print_table(evaluations, unmoved=directory.read_state(notes).get("unmoved") or ())
+        whole, own = evaluations[: len(splits)], evaluations[len(splits) :]
+        print_table(whole, own=own, unmoved=directory.read_state(notes).get("unmoved") or ())
         sys.stderr.writelines(f"warning: {note}\n" for note in notes)
     return 0
 

@@ -37,12 +37,14 @@ class CropPlace:
         offset: upper left corner of the crop, x and y from the window's upper left corner (px).
         own: the area that counts in this crop, x0, y0, x1, y1 from the crop's corner (px); None for the whole crop.
         alone: whether the crop is the only sample of its window.
+        metadata: the sample's metadata; None for one that is not of a dataset.
     """
 
     window: tuple[str, str]
     offset: tuple[int, int]
     own: PixelBounds | None
     alone: bool
+    metadata: SampleMetadata | None = None
 
 
 def crop_place(metadata: SampleMetadata, *, overlap: int) -> CropPlace:
@@ -52,7 +54,8 @@ def crop_place(metadata: SampleMetadata, *, overlap: int) -> CropPlace:
     own = own_area(crop, window, overlap=None if alone else overlap)
     offset = (crop[0] - window[0], crop[1] - window[1])
     identity = (metadata.window_group, metadata.window_name)
-    return CropPlace(identity, offset, None if alone and own == crop else _from_corner(own, crop), alone)
+    from_corner = None if alone and own == crop else _from_corner(own, crop)
+    return CropPlace(identity, offset, from_corner, alone, metadata)
 
 
 def _from_corner(area: PixelBounds, crop: PixelBounds) -> PixelBounds:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -200,6 +201,18 @@ class MultiDatasetDataModule(L.LightningDataModule):
                     name, dataset=dataset, inputs=module.inputs, settings=self.cache_settings
                 )
         return self._sample_caches[name]
+
+    @contextmanager
+    def only(self, dataset: str) -> Iterator[None]:
+        """In this block the data module has one of its datasets alone."""
+        before = self.data_modules, self.batch_sizes, self._sources
+        self.data_modules = {dataset: self.data_modules[dataset]}
+        self.batch_sizes = {dataset: self.batch_sizes[dataset]}
+        self._sources = {split: {dataset: sources[dataset]} for split, sources in self._sources.items()}
+        try:
+            yield
+        finally:
+            self.data_modules, self.batch_sizes, self._sources = before
 
     def sizes(self, split: str) -> dict[str, int]:
         """Number of samples by dataset."""

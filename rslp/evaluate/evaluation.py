@@ -4,48 +4,82 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rslp import upstream
 from rslp.data.batches import explain_worker_death
 from rslp.data.samples import SampleSource
 from rslp.errors import RunError
-from rslp.evaluate.rows import Evaluation, rows_of
+from rslp.evaluate.predictions import write_predictions
+from rslp.evaluate.resampling import percentile_intervals, units
+from rslp.evaluate.rows import Evaluation, Intervals, rows_of
 from rslp.io import write_atomic
 from rslp.rundir import RunDir
-from rslp.train.build import build
+from rslp.train.build import InstantiatedRun, build
 from rslp.train.checkpoints import load_weights, read_with_digest
+from rslp.train.metrics import THRESHOLD, Resampler, TaskResult
+from rslp.train.metrics.recording import TaskRecords
 
 
-def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = None) -> list[Evaluation]:
-    """Evaluate a checkpoint on some splits, and write ``eval/<checkpoint>/<split>.json``.
+def evaluate(
+    run: RunDir, *, splits: Sequence[str], checkpoint: str | None = None, own_best: bool = False
+) -> list[Evaluation]:
+    """Evaluate a checkpoint on some splits, and write ``eval/<checkpoint>/<split>.json`` and ``.parquet``.
 
-    The best checkpoint's file is copied to ``eval/<split>.json``.
+    The first has the rows of metrics, the second the predictions. The best checkpoint's rows are copied to
+    ``eval/<split>.json``.
 
     Args:
         run: the run directory.
         splits: "val", "test" or both.
-        checkpoint: path of the checkpoint; the run's best one when None.
+        checkpoint: name (``best``, ``last``) or path of the checkpoint; the run's best one when None.
+        own_best: also evaluate each dataset's own best checkpoint on that dataset, where it is of another step.
+
+    Returns:
+        the evaluations of the checkpoint, one for each split; then those of each dataset's own best one.
 
     Raises:
         RunError: the run has no checkpoint yet, or its config excludes a split.
         CheckpointError: the checkpoint can't be read or does not fit the run's model.
     """
-    path = checkpoint_of(run, checkpoint)
-    content, digest = read_with_digest(run, path)
+    path = run.find_checkpoint(checkpoint)
+    loaded = read_with_digest(run, path)
     cli = build(run, training=False)
-    load_weights(cli.model, content, path=path)
-    cli.model.on_load_checkpoint(content)
     # With Lightning's own handler a SIGTERM would not end the evaluation, and a scheduler would have to kill it.
     upstream.keep_signal_handlers(cli.trainer)
+    evaluations = _evaluate(run, cli, path, loaded, splits)
+    for dataset in list(cli.datamodule.data_modules) if own_best else ():
+        own = run.best(dataset)
+        if own.exists() and (content := read_with_digest(run, own))[0]["global_step"] != loaded[0]["global_step"]:
+            with cli.datamodule.only(dataset):
+                evaluations += _evaluate(run, cli, own, content, splits)
+    return evaluations
+
+
+def _evaluate(
+    run: RunDir, cli: InstantiatedRun, path: Path, loaded: tuple[dict[str, Any], str], splits: Sequence[str]
+) -> list[Evaluation]:
+    """Evaluate a checkpoint (its content and SHA-256) on the datasets of the data module, and write its files."""
+    content, digest = loaded
+    load_weights(cli.model, content, path=path)
+    cli.model.on_load_checkpoint(content)
+    cli.model.records_samples = True
     evaluations = []
     for split in splits:
         loop = cli.trainer.validate if split == "val" else cli.trainer.test
+        cli.model.results.pop(split, None)
         with explain_worker_death():
             loop(cli.model, datamodule=cli.datamodule, verbose=False)
         if split not in cli.model.results:
             raise RunError(f"nothing of the {split} split was evaluated: trainer.limit_{split}_batches is 0")
+        sources, results = cli.datamodule.sources(split), cli.model.results[split]
+        intervals = {}
+        if cli.trainer.is_global_zero:
+            intervals = intervals_of(results, partial(cli.model.resampler, split))
+        messages = cli.datamodule.bad_sample_record.messages(split)
         evaluation = Evaluation(
             run=f"{run.project}/{run.experiment}",
             split=split,
@@ -53,13 +87,15 @@ def evaluate(run: RunDir, *, splits: Sequence[str], checkpoint: str | None = Non
             checkpoint_sha256=digest,
             step=content["global_step"],
             commit=git_commit(),
-            data_fingerprint=samples_fingerprint(cli.datamodule.sources(split)),
+            data_fingerprint=samples_fingerprint(sources),
             score=cli.model.score(split),
-            bad_samples=tuple(cli.datamodule.bad_sample_record.messages(split)),
-            rows=rows_of(cli.model.results[split]),
+            bad_samples=tuple(message for message in messages if message.partition("/")[0] in sources),
+            rows=rows_of(results, intervals),
+            data_fingerprints={name: samples_fingerprint({name: source}) for name, source in sources.items()},
         )
         if cli.trainer.is_global_zero:
-            _write(run, evaluation, folder=_folder_of(run, path, digest))
+            records = {key: result.records for key, result in results.items() if result.records is not None}
+            _write(run, evaluation, folder=_folder_of(run, path, digest), records=records)
         evaluations.append(evaluation)
     return evaluations
 
@@ -71,26 +107,32 @@ def _folder_of(run: RunDir, path: Path, digest: str) -> str:
     return path.stem if named else digest[:12]
 
 
-def _write(run: RunDir, evaluation: Evaluation, *, folder: str) -> None:
+def intervals_of(
+    results: Mapping[tuple[str, str], TaskResult], resampler: Callable[[tuple[str, str]], Resampler]
+) -> dict[tuple[str, str], Intervals]:
+    """The intervals of results by (dataset, task).
+
+    Args:
+        results: the results, with recorded samples.
+        resampler: gives the values of a task's metrics on resamples (``TaskMetrics.resampler``).
+    """
+    intervals = {}
+    for key, result in results.items():
+        records = result.records.records if result.records else []
+        unit_of, unit = units([(r.group, r.window) for r in records], [r.place for r in records])
+        values = {name: value for name, value in result.values.items() if name != THRESHOLD}
+        ends = percentile_intervals(resampler(key), unit_of, stated=values, seed_of=key[0])
+        intervals[key] = Intervals(unit, ends)
+    return intervals
+
+
+def _write(run: RunDir, evaluation: Evaluation, *, folder: str, records: Mapping[tuple[str, str], TaskRecords]) -> None:
     text = evaluation.json()
+    predictions = run.evaluation(evaluation.split, folder).with_suffix(".parquet")
+    write_predictions(predictions, records, checkpoint_sha256=evaluation.checkpoint_sha256)
     write_atomic(run.evaluation(evaluation.split, folder), text)
     if folder == run.best().stem:
         write_atomic(run.evaluation(evaluation.split), text)
-
-
-def checkpoint_of(run: RunDir, named: str | None) -> Path:
-    """The checkpoint to use: the named one, or the run's best.
-
-    Raises:
-        RunError: the file does not exist.
-    """
-    path = Path(named) if named else run.best()
-    if not path.exists():
-        present = ", ".join(sorted(p.name for p in path.parent.glob("*.ckpt"))) if path.parent.exists() else ""
-        raise RunError(
-            f"no checkpoint {path.name} in {path.parent} ({present or 'it holds none'}): train the run first"
-        )
-    return path
 
 
 def name_in(run: RunDir, path: Path) -> str:

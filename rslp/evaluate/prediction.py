@@ -19,7 +19,7 @@ from rslp.data.datamodule import MultiDatasetDataModule
 from rslp.errors import RunError
 from rslp.evaluate.crops import WindowAssembler
 from rslp.evaluate.destinations import PredictionDestination, RunFolder, find_layers, skipped_layer
-from rslp.evaluate.evaluation import checkpoint_of, git_commit, name_in, samples_fingerprint
+from rslp.evaluate.evaluation import git_commit, name_in, samples_fingerprint
 from rslp.io import append, read_yaml, write_atomic
 from rslp.rundir import RunDir, sha256
 from rslp.train.build import InstantiatedRun, build, config_for
@@ -47,7 +47,7 @@ def predict(run: RunDir, *, checkpoint: str | None = None) -> dict[str, Any] | N
         ConfigError: the config can't be used.
         DataError: a dataset can't be used, or a sample can't be read and the config's ``on_fault`` is stop.
     """
-    path = checkpoint_of(run, checkpoint)
+    path = run.find_checkpoint(checkpoint)
     upstream.write_whole_files()
     with run.locked("predict"):
         content, digest = read_with_digest(run, path)

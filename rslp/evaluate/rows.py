@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from rslp.errors import RunError
@@ -32,9 +32,9 @@ class MetricRow:
         higher_is_better: direction; None for values that do not measure quality, such as a threshold.
         primary: whether it is the task's primary metric, which selects checkpoints.
         class_name: the class of a metric of one class; ``class`` in the file.
-        low: lower end of the value's confidence interval; None while none is computed.
+        low: lower end of the value's 95 % bootstrap interval; None without one (``evaluate/resampling.py``).
         high: its upper end.
-        interval: unit of resampling of the interval: ``window`` or ``block``; None without one.
+        interval: unit of resampling of the interval: ``window`` or ``block`` (of ground); None without one.
         n_windows: evaluated windows, including those without a valid label.
         valid_share: share of their label pixels (for labels of whole samples, of the samples) that are valid.
         classes: for primary metrics the classes over which the value is a mean.
@@ -72,6 +72,7 @@ class Evaluation:
         score: mean normalised score of the tasks.
         bad_samples: a message for each sample that could not be used and is left out of all values.
         rows: the metrics.
+        data_fingerprints: such a hash for each dataset alone; empty in files of earlier versions.
     """
 
     run: str
@@ -84,6 +85,7 @@ class Evaluation:
     score: float | None
     bad_samples: tuple[str, ...]
     rows: tuple[MetricRow, ...]
+    data_fingerprints: Mapping[str, str] = field(default_factory=dict)
 
     def json(self) -> str:
         """The text of ``eval/<checkpoint>/<split>.json``."""
@@ -111,23 +113,40 @@ class Evaluation:
 
 
 def _parse_row(row: dict[str, Any]) -> MetricRow:
-    known = {field.name for field in fields(MetricRow)}
+    known = {one.name for one in fields(MetricRow)}
     content = {name: value for name, value in {**row, "class_name": row["class"]}.items() if name in known}
     classes = content.get("classes")
     return MetricRow(**{**content, "classes": None if classes is None else tuple(classes)})
 
 
-def rows_of(results: Mapping[tuple[str, str], TaskResult]) -> tuple[MetricRow, ...]:
+@dataclass(frozen=True)
+class Intervals:
+    """The intervals of a task's values.
+
+    Attributes:
+        unit: unit of resampling, ``window`` or ``block``.
+        ends: lower and upper end by the value's name.
+    """
+
+    unit: str
+    ends: Mapping[str, tuple[float, float]]
+
+
+def rows_of(
+    results: Mapping[tuple[str, str], TaskResult], intervals: Mapping[tuple[str, str], Intervals] | None = None
+) -> tuple[MetricRow, ...]:
     """Make the rows of all tasks from results by (dataset, task); each task's primary metric comes first."""
     rows: list[MetricRow] = []
-    for (dataset, task), result in sorted(results.items()):
+    for key, result in sorted(results.items()):
         names: Sequence[str] = sorted(result.values, key=lambda name: (name != result.primary, name))
-        rows += [_row(dataset, task=task, metric=name, result=result) for name in names]
+        rows += [_row(key, metric=name, result=result, intervals=(intervals or {}).get(key)) for name in names]
     return tuple(rows)
 
 
-def _row(dataset: str, *, task: str, metric: str, result: TaskResult) -> MetricRow:
+def _row(key: tuple[str, str], *, metric: str, result: TaskResult, intervals: Intervals | None) -> MetricRow:
     primary = metric == result.primary
+    dataset, task = key
+    low, high = intervals.ends.get(metric, (None, None)) if intervals else (None, None)
     return MetricRow(
         dataset=dataset,
         task=task,
@@ -137,6 +156,10 @@ def _row(dataset: str, *, task: str, metric: str, result: TaskResult) -> MetricR
         floor=_finite(result.floor) if primary else None,
         higher_is_better=_higher_is_better(metric),
         primary=primary,
+        class_name=result.class_of.get(metric),
+        low=low,
+        high=high,
+        interval=intervals.unit if intervals and low is not None else None,
         n_windows=result.n_windows,
         valid_share=result.valid_share,
         classes=result.classes if primary else None,

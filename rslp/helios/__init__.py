@@ -13,6 +13,7 @@ workflows = {
     "jobs": "rslp.cli.jobs:jobs",
     "logs": "rslp.cli.jobs:logs",
     "cancel": "rslp.cli.jobs:cancel",
+    "compare": "rslp.cli.compare:compare",
     "pack": "rslp.cli.pack:pack",
     "run": "rslp.cli.run:run",
     "run_ranks": "rslp.cli.run:run_ranks",

@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rslp.config import merge_configs, refuse_unrunnable
@@ -124,18 +123,10 @@ def ensure_can_start(job: Job) -> None:
         run.refuse_folders()
     if job.mode == "fit":
         return
-    if job.checkpoint is not None:
-        if not at_store and not Path(job.checkpoint).is_file():
-            raise RunError(f"no checkpoint {job.checkpoint}")
-        return
-    found = (
-        RUN_FILES.best().as_posix() in ObjectStore(run.location, patience=60).sizes()
-        if at_store
-        else run.best().exists()
-    )
-    if not found:
-        folder = run.location if at_store else run.checkpoints
-        raise RunError(f"no checkpoint best.ckpt in {folder}: train the run first, or name one with --checkpoint")
+    if not at_store:
+        run.find_checkpoint(job.checkpoint)
+    elif job.checkpoint is None and RUN_FILES.best().as_posix() not in ObjectStore(run.location, patience=60).sizes():
+        raise RunError(f"no checkpoint best.ckpt in {run.location}: train the run first, or name one with --checkpoint")
 
 
 def submit(

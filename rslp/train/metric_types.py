@@ -232,14 +232,13 @@ class R2(Metric):
 
 def _merged(parts: torch.Tensor) -> torch.Tensor:
     """Merge moments; each row has n, mean, sum of squared distances from it, sum of squared errors."""
-    total = parts[0]
-    for part in parts[1:]:
-        n = total[0] + part[0]
-        difference = part[1] - total[1]
-        share = part[0] / n.clamp(min=1)
-        squares = total[2] + part[2] + difference * difference * total[0] * share
-        total = torch.stack([n, total[1] + difference * share, squares, total[3] + part[3]])
-    return total
+    n, means, squares, errors = parts.unbind(1)
+    total = n.sum()
+    # Relative to one of the means, so that equal labels have a variation of exactly 0.
+    origin = means[n.argmax()]
+    shift = (n * (means - origin)).sum() / total.clamp(min=1)
+    between = (n * (means - origin - shift) ** 2).sum()
+    return torch.stack([total, origin + shift, squares.sum() + between, errors.sum()])
 
 
 class WithinFactor(Metric):

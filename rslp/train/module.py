@@ -35,7 +35,7 @@ from rslp.runtime.seeds import seed_torch, stable_seed
 from rslp.train import baselines
 from rslp.train.callbacks import FiniteGuard, FinitePolicy, OnNonfinite
 from rslp.train.losses import LossMeter, all_reduce_denominators, loss_factors, weighted
-from rslp.train.metrics import TaskMetrics, TaskResult
+from rslp.train.metrics import Resampler, TaskMetrics, TaskResult
 from rslp.upstream.task_kinds import tasks_by_name
 
 # Keys of checkpoints; their values are part of the format.
@@ -85,6 +85,7 @@ class JointModule(RslearnLightningModule):
         thresholds: for each dataset and task of a detector the score threshold chosen on the last validation.
         finite: checks that losses and gradients are finite.
         meters: the mean losses of each split since the epoch began.
+        records_samples: whether evaluations that begin now record their samples (``TaskResult.records``).
     """
 
     model: JointModel
@@ -133,6 +134,7 @@ class JointModule(RslearnLightningModule):
         # Losses that are not finite (of skipped steps) are left out of a training epoch's mean.
         self.meters = {split: LossMeter(only_finite=split == "train") for split in ("train", "val", "test")}
         self._preempted = False
+        self.records_samples = False
         # By (dataset, task).
         self._metrics: dict[tuple[str, str], TaskMetrics] = {}
         self._tasks: dict[tuple[str, str], Task] = {}
@@ -142,10 +144,11 @@ class JointModule(RslearnLightningModule):
         data = self._data_module()
         self.model.set_datasets(data.tasks())
         data.background = self.model.with_background()
+        self._tasks, self._metrics = {}, {}
         for dataset, module in data.data_modules.items():
             for name, task in tasks_by_name(module.task, dataset).items():
                 self._tasks[dataset, name] = task
-                self._metrics[dataset, name] = TaskMetrics(task)
+                self._metrics[dataset, name] = TaskMetrics(task, record=self.records_samples)
         if stage == "fit" and not self.constants:
             data.setup("fit")
             fitted: baselines.Baselines = {}
@@ -332,6 +335,10 @@ class JointModule(RslearnLightningModule):
     def datasets(self) -> list[str]:
         """The keys of the datasets."""
         return sorted({dataset for dataset, _ in self._metrics})
+
+    def resampler(self, split: str, key: tuple[str, str]) -> Resampler:
+        """The values of a task's metrics, by (dataset, task), for resamples of the recorded samples of a split."""
+        return self._metrics[key].resampler(self.results[split][key])
 
     def score(self, split: str, dataset: str | None = None) -> float | None:
         """Mean score of the tasks, of the run or of one dataset; None before an evaluation, or if no task has one."""

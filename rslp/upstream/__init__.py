@@ -53,7 +53,11 @@ if TYPE_CHECKING:
         worker_death as worker_death,
     )
     from rslp.upstream.metrics import (
+        SampleStates as SampleStates,
+        StatesBySample as StatesBySample,
+        classes_of as classes_of,
         disable_metric_sync as disable_metric_sync,
+        is_resampleable as is_resampleable,
         merge_metric_states as merge_metric_states,
         metric_states as metric_states,
         scalars as scalars,

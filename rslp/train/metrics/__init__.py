@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from rslearn.train.model_context import RasterImage
 from rslearn.train.tasks.regression import RegressionAccuracy
@@ -20,6 +22,7 @@ from rslp import upstream
 from rslp.data.batches import tensors_to
 from rslp.data.crops import PIXELS, CropPlace, joined, own_detections, own_objects
 from rslp.train.metric_types import R2, BalancedAccuracy, ClassMetric, DetectionScores, MeanIoU, WithinFactor
+from rslp.train.metrics.recording import RecordsState, TaskRecords
 from rslp.upstream.task_kinds import TaskKind, kind_of
 
 _SUMS = (MeanSquaredError, MeanAbsoluteError, MeanAbsolutePercentageError, StockR2, MeanIoUMetric)
@@ -109,6 +112,8 @@ class TaskResult:
         valid_share: share of their labels (pixels of a dense task, otherwise samples) that are valid.
         classes: names of the classes that the primary metric is a mean over; None if it is not a mean over classes.
         threshold: a detector's score threshold for ``f1_tuned``.
+        class_of: for values of one class the class's name, by the value's name.
+        records: the samples, where they were recorded.
     """
 
     values: Mapping[str, float | None]
@@ -120,6 +125,8 @@ class TaskResult:
     valid_share: float | None
     classes: tuple[str, ...] | None = None
     threshold: float | None = None
+    class_of: Mapping[str, str] = field(default_factory=dict)
+    records: TaskRecords | None = field(default=None, compare=False, repr=False)
 
 
 def normalised(value: float, *, floor: float, best: float) -> float:
@@ -188,8 +195,12 @@ def _without_ignored(task: Task, target: Target) -> Target:
     return {**target, kind.target_key: RasterImage(classes.clamp(min=0)), "valid": RasterImage(valid * (classes >= 0))}
 
 
-# State of one rank: the tally, samples of incomplete windows, and the states of the metrics.
-MetricState = tuple[Tally, dict[Window, list[Sample]], list[dict[str, Any]]]
+# From how often a resample has each recorded sample, ``N``, to the values of a task's metrics.
+Resampler = Callable[[npt.NDArray[np.int64]], dict[str, float | None]]
+# A sample of an incomplete window, and where it lies.
+Part = tuple[Sample, CropPlace]
+# State of one rank: the tally, samples of incomplete windows, the states of the metrics, and the recorded samples.
+MetricState = tuple[Tally, dict[Window, list[Part]], list[dict[str, Any]], RecordsState | None]
 
 
 class TaskMetrics(torch.nn.Module):
@@ -197,9 +208,10 @@ class TaskMetrics(torch.nn.Module):
 
     Args:
         task: the task, which also lists the metrics that its config asks for.
+        record: whether to record samples, and metrics by sample, too (``rslp.train.metrics.recording``).
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, *, record: bool = False) -> None:
         super().__init__()
         self.task = task
         self.metrics = precise_metrics(task.get_metrics())
@@ -208,12 +220,18 @@ class TaskMetrics(torch.nn.Module):
         self.metric = chosen[1] if chosen else None
         self.floor_metric = copy.deepcopy(self.metric)
         self._tally = Tally()
-        self._parts: dict[Window, list[Sample]] = {}
+        self._parts: dict[Window, list[Part]] = {}
         upstream.disable_metric_sync(self)
+        self._record = record
+        self._records = self._new_records()
+
+    def _new_records(self) -> TaskRecords | None:
+        return TaskRecords.of(self.task, self.metrics, self.metric) if self._record else None
 
     def state(self) -> MetricState:
         """The state of this rank, on the CPU."""
-        return self._tally, self._parts, upstream.metric_states(self)
+        records = None if self._records is None else self._records.state()
+        return self._tally, self._parts, upstream.metric_states(self), records
 
     def merge(self, states: Sequence[MetricState]) -> None:
         """Replace this rank's state by that of all ranks together.
@@ -222,11 +240,13 @@ class TaskMetrics(torch.nn.Module):
             states: the ``state()`` of each rank, in their order.
         """
         self._tally, self._parts = Tally(), {}
-        for tally, parts, _ in states:
+        for tally, parts, _, _ in states:
             self._tally.join(tally)
             for window, of_window in parts.items():
                 self._parts.setdefault(window, []).extend(of_window)
-        upstream.merge_metric_states(self, [metrics for _, _, metrics in states])
+        upstream.merge_metric_states(self, [metrics for _, _, metrics, _ in states])
+        if self._records is not None:
+            self._records.merge([records for *_, records in states if records is not None])
 
     def update(
         self,
@@ -249,31 +269,32 @@ class TaskMetrics(torch.nn.Module):
         for target, place in zip(targets, places, strict=True):
             self._tally.add(target, place.window)
         samples: list[Sample] = list(zip(outputs, targets, constants or [None] * len(outputs), strict=True))
-        if kind_of(self.task).unit == "object":
-            samples = self._complete(samples, places)
-        self._add(samples)
+        parts = list(zip(samples, places, strict=True))
+        self._add(self._complete(parts) if kind_of(self.task).unit == "object" else parts)
 
-    def _complete(self, samples: Sequence[Sample], places: Sequence[CropPlace]) -> list[Sample]:
+    def _complete(self, parts: Sequence[Part]) -> list[Part]:
         """Return the samples that are complete windows, and store the others until ``result``.
 
         A detection of one crop may match an object that is counted in a neighbouring crop.
         """
         complete = []
-        for sample, place in zip(samples, places, strict=True):
+        for sample, place in parts:
             if place.own is not None:
                 output, target, constant = sample
                 floor = None if constant is None else own_detections(constant, place)
                 sample = own_detections(output, place), own_objects(target, place), floor
             if place.alone:
-                complete.append(sample)
+                complete.append((sample, place))
             elif bool(sample[1]["valid"]):
-                self._parts.setdefault(place.window, []).append(tensors_to(sample, torch.device("cpu")))
+                part = tensors_to(sample, torch.device("cpu")), place
+                self._parts.setdefault(place.window, []).append(part)
         return complete
 
-    def _add(self, samples: Sequence[Sample]) -> None:
-        if not samples:
+    def _add(self, parts: Sequence[Part]) -> None:
+        if not parts:
             return
-        outputs, targets, constants = (list(column) for column in zip(*samples, strict=True))
+        outputs, targets, constants = (list(column) for column in zip(*(sample for sample, _ in parts), strict=True))
+        self._add_records(parts)
         self.metrics.update(outputs, targets)
         if self.metric is None or self.floor_metric is None:
             return
@@ -283,6 +304,18 @@ class TaskMetrics(torch.nn.Module):
             if constants[0] is not None:
                 self.floor_metric.update(*_pairs(self.task, constants, targets))
 
+    def _add_records(self, parts: Sequence[Part]) -> None:
+        """Record the samples that have a valid label."""
+        if self._records is None:
+            return
+        self._records.to(self._device())
+        joins = kind_of(self.task).unit == "object"
+        for (output, target, _), place in parts:
+            pairs = _pairs(self.task, [output], [target]) if self.metric is not None else ([], [])
+            if place.metadata is not None and (len(pairs[1]) or self.metric is None):
+                whole = joins and not place.alone
+                self._records.add(output, target, pairs=pairs, metadata=place.metadata, joined=whole)
+
     def result(self, *, threshold: float | None = None, tune: bool = True) -> TaskResult:
         """Compute all metrics and reset them.
 
@@ -291,14 +324,14 @@ class TaskMetrics(torch.nn.Module):
             tune: choose the threshold on this split instead.
         """
         for _, parts in sorted(self._parts.items()):
-            outputs, targets, constants = zip(*parts, strict=True)
+            outputs, targets, constants = zip(*(sample for sample, _ in parts), strict=True)
             window = (joined(outputs), joined(targets), None if constants[0] is None else joined(constants))
-            self._add([tensors_to(window, self._device())])
+            self._add([(tensors_to(window, self._device()), parts[0][1])])
         result = self._computed(threshold, tune=tune)
         for metric in (self.metrics, self.metric, self.floor_metric):
             if metric is not None:
                 metric.reset()
-        self._tally, self._parts = Tally(), {}
+        self._tally, self._parts, self._records = Tally(), {}, self._new_records()
         return result
 
     def _device(self) -> torch.device:
@@ -309,17 +342,17 @@ class TaskMetrics(torch.nn.Module):
         values: dict[str, float | None] = dict.fromkeys(map(str, self.metrics.keys()))
         if tally.labelled:
             values = upstream.scalars(self.metrics)
+        names = kind_of(self.task).class_names
+        class_of = {} if names is None else upstream.classes_of(self.metrics, values, names(self.task))
         floor, score, classes = None, None, None
         if primary is not None:
             value, floor = _value(self.metric), _value(self.floor_metric)
-            values[primary.name] = value
             score = None if value is None else normalised(value, floor=floor or 0.0, best=primary.best)
-        names = kind_of(self.task).class_names
+            if isinstance(self.metric, DetectionScores) and score is not None and tune:
+                threshold = self.metric.best_threshold()
+            values |= _primary_values(self.task, primary, self.metric, threshold=threshold, tune=tune)
         if score is not None and names is not None and isinstance(self.metric, ClassMetric):
             classes = tuple(names(self.task)[index] for index in self.metric.classes())
-        if score is not None and isinstance(self.metric, DetectionScores):
-            threshold = self.metric.best_threshold() if tune else threshold
-            values |= self._f1(self.metric, threshold, tune=tune)
         return TaskResult(
             values=values,
             primary=None if primary is None else primary.name,
@@ -330,14 +363,44 @@ class TaskMetrics(torch.nn.Module):
             valid_share=tally.valid_share,
             classes=classes,
             threshold=threshold,
+            class_of=class_of,
+            records=self._records,
         )
 
-    def _f1(self, scores: DetectionScores, threshold: float | None, *, tune: bool) -> dict[str, float | None]:
-        """F1 at the task's own score threshold, and at the one chosen on the validation split."""
-        values: dict[str, float | None] = {F1: scores.f1(float(getattr(self.task, "score_threshold", 0.5)))}
-        if threshold is not None:
-            return values | {F1_TUNED: scores.f1(threshold), THRESHOLD: threshold}
-        return values | {F1_TUNED: 0.0} if tune else values
+    def resampler(self, result: TaskResult) -> Resampler:
+        """The values of the metrics for resamples of the recorded samples.
+
+        Args:
+            result: the result with the records; a detector's threshold is that of the result.
+        """
+        records, primary = result.records, self.primary
+        if records is None:
+            raise ValueError("nothing was recorded")
+        records.to(torch.device("cpu"))
+        resample = records.states.resampler()
+
+        def values(counts: npt.NDArray[np.int64]) -> dict[str, float | None]:
+            resample(counts)
+            of_task = upstream.scalars(records.metrics)
+            if primary is None:
+                return of_task
+            return of_task | _primary_values(self.task, primary, records.metric, threshold=result.threshold, tune=False)
+
+        return values
+
+
+def _primary_values(
+    task: Task, primary: PrimaryMetric, metric: Metric | None, *, threshold: float | None, tune: bool
+) -> dict[str, float | None]:
+    """The primary metric; of a detector also F1 at its own score threshold and at the one chosen in a validation."""
+    value = _value(metric)
+    values: dict[str, float | None] = {primary.name: value}
+    if value is None or not isinstance(metric, DetectionScores):
+        return values
+    values[F1] = metric.f1(float(getattr(task, "score_threshold", 0.5)))
+    if threshold is not None:
+        return values | {F1_TUNED: metric.f1(threshold), THRESHOLD: threshold}
+    return values | {F1_TUNED: 0.0} if tune else values
 
 
 def _value(metric: Metric | None) -> float | None:
