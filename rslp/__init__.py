@@ -22,6 +22,7 @@ _HOMES = {
     "fit": "rslp.api:fit",
     "plan": "rslp.api:plan",
     "predict": "rslp.api:predict",
+    "study": "rslp.api:study",
     "submit": "rslp.api:submit",
 }
 __all__ = [*_HOMES, "__version__"]

@@ -203,7 +203,13 @@ class RunDir:
         return rows
 
     def mark_done(
-        self, *, step: int, epoch: int, checkpoint: Path, ended_early: Mapping[str, str] | None = None
+        self,
+        *,
+        step: int,
+        epoch: int,
+        checkpoint: Path,
+        ended_early: Mapping[str, str] | None = None,
+        cost: Mapping[str, Any] | None = None,
     ) -> None:
         """Write the marker of success.
 
@@ -212,10 +218,13 @@ class RunDir:
             epoch: the last epoch.
             checkpoint: the final checkpoint, whose SHA-256 is stored.
             ended_early: what ended the run before its limits.
+            cost: ``parameters``, ``samples``, ``steps`` and ``seconds`` of the training.
         """
         content: dict[str, Any] = {"step": step, "epoch": epoch, "checkpoint_sha256": sha256(checkpoint)}
         if ended_early:
             content["ended_early"] = dict(ended_early)
+        if cost:
+            content["cost"] = dict(cost)
         write_json(self.done_marker, content)
 
     def done(self) -> Mapping[str, Any] | None:

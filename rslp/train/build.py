@@ -159,11 +159,26 @@ def build_data(config: Mapping[str, Any], document: Document) -> MultiDatasetDat
     Raises:
         ConfigError: the section ``data`` is invalid.
     """
-    planned, construction = plan_part(config, "data"), Construction()
-    _refuse(problems(planned), document)
-    data: MultiDatasetDataModule = construction.make(planned)
-    _refuse(construction.problems, document)
+    data: MultiDatasetDataModule = _build_part(config, "data", document)
     return data
+
+
+def build_model(config: Mapping[str, Any], document: Document) -> JointModule:
+    """Make the model of a run config alone; arguments as of ``build_data``.
+
+    Raises:
+        ConfigError: the section ``model`` is invalid.
+    """
+    model: JointModule = _build_part(config, "model", document)
+    return model
+
+
+def _build_part(config: Mapping[str, Any], key: str, document: Document) -> Any:
+    planned, construction = plan_part(config, key), Construction()
+    _refuse(problems(planned), document)
+    made = construction.make(planned)
+    _refuse(construction.problems, document)
+    return made
 
 
 def _refuse(invalid: Iterable[Invalid], document: Document) -> None:

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -179,14 +180,22 @@ class RunCheckpoints(Checkpoint):
         self._run_id: str | None = None
         # Epoch and step of the last.ckpt that this process wrote; None before the first.
         self.saved: tuple[int, int] | None = None
+        # Samples that this process has drawn, and seconds of training, up to the checkpoint and since it was loaded.
+        self.samples, self._seconds, self._began = 0, 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Time of training, s; what a resumed run trained after its checkpoint is not counted."""
+        return self._seconds + time.monotonic() - self._began
 
     def state_dict(self) -> dict[str, Any]:
-        """The best scores so far."""
-        return self.selection.state_dict()
+        """The best scores so far, and what was spent."""
+        return {**self.selection.state_dict(), "samples": self.samples, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best scores of a resumed run."""
+        """Restore the state of a resumed run."""
         self.selection.load_state_dict(state_dict)
+        self.samples, self._seconds = state_dict.get("samples", 0), state_dict.get("seconds", 0.0)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """Save which parameters train; ``on_train_start`` needs it.
@@ -208,6 +217,7 @@ class RunCheckpoints(Checkpoint):
             Preempted: a rank was preempted before the first step.
         """
         preemption.preemption_flag.training = True
+        self._began = time.monotonic()
         self._run_id = self._run.read_state().get("run_id")
         if collectives.any_rank(preemption.preemption_flag.received is not None, device=pl_module.device):
             _raise_preempted()
@@ -240,7 +250,7 @@ class RunCheckpoints(Checkpoint):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: Any,  # noqa: ARG002
-        batch: Any,  # noqa: ARG002
+        batch: Any,
         batch_idx: int,
     ) -> None:
         """Save inside an epoch, every ``every_n_steps`` steps and on preemption, which then ends the run.
@@ -250,6 +260,7 @@ class RunCheckpoints(Checkpoint):
         Raises:
             Preempted: the run is preempted; its state is saved.
         """
+        self.samples += sum(len(part.metadatas) for part in batch)
         ends_epoch = batch_idx + 1 >= trainer.num_training_batches
         preempted = _joint(pl_module).stop_requested()
         if not ends_epoch and (preempted or trainer.global_step % self._every == 0):

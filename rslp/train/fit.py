@@ -176,7 +176,14 @@ def _finish(cli: InstantiatedRun, *, run: RunDir) -> None:
     summary = {"faults": bad_samples, "nonfinite_steps": nonfinite, "unmoved": unmoved, "score": cli.model.score("val")}
     _write_state(run, trainer, state="done", step=trainer.global_step, **summary)
     if trainer.is_global_zero:
-        run.mark_done(step=step, epoch=epoch, checkpoint=run.last, ended_early=early)
+        run.mark_done(step=step, epoch=epoch, checkpoint=run.last, ended_early=early, cost=_cost(cli, step=step))
+
+
+def _cost(cli: InstantiatedRun, *, step: int) -> dict[str, Any]:
+    """What the training took: parameters of its datasets' model, samples of all ranks, optimiser steps, seconds."""
+    ours = next((c for c in cli.trainer.checkpoint_callbacks if isinstance(c, RunCheckpoints)), None)
+    spent = {} if ours is None else {"samples": ours.samples * cli.trainer.world_size, "seconds": ours.seconds}
+    return {"parameters": cli.model.model.parameter_count(cli.model.datasets()), "steps": step, **spent}
 
 
 def _unmoved(trainer: Trainer) -> list[str]:

@@ -20,7 +20,7 @@ from rslp.io.locks import no_links
 from rslp.launch.engines.engine import Engine, Plan, SubmissionState, refuse_object_store
 from rslp.launch.engines.options import EngineOptions
 from rslp.launch.job import Job
-from rslp.launch.processes import tail
+from rslp.launch.processes import Supervisor, tail
 from rslp.launch.record import SubmissionRecord, note_cancelled, succeeded, write_record
 from rslp.rundir import RunDir
 
@@ -71,8 +71,7 @@ class LocalEngine(Engine[LocalPlan]):
         and no orphaned training can run on.
         """
         (job,) = plan.jobs
-        inherited = {name: value for name, value in os.environ.items() if name != _UNSET}
-        environment = {**inherited, **job.env, **job.secret_values()}
+        environment = _environment(job)
         sys.stdout.flush()
         sys.stderr.flush()
         if plan.log is None:
@@ -99,6 +98,20 @@ class LocalEngine(Engine[LocalPlan]):
             process.wait()
             raise
         return (record,)
+
+    def run(self, plan: LocalPlan) -> int:
+        """Run a planned command that has a log as a child of this process, which gets its signals and ends with it.
+
+        Returns:
+            The exit code.
+        """
+        (job,) = plan.jobs
+        job.run.logs.mkdir(parents=True, exist_ok=True)
+        with Supervisor() as supervisor:
+            pid = supervisor.start(plan.command, _environment(job), output=plan.log)
+            write_record(job.run, _record(plan, pid))
+            supervisor.wait()
+        return supervisor.code()
 
     def state(self, run: RunDir, record: SubmissionRecord) -> SubmissionState:
         """The state of a local submission."""
@@ -135,6 +148,11 @@ class LocalEngine(Engine[LocalPlan]):
         note_cancelled(run, record)
         if _is_job_of(run, pid, started):
             os.kill(pid, signal.SIGTERM)
+
+
+def _environment(job: Job) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name != _UNSET}
+    return {**inherited, **job.env, **job.secret_values()}
 
 
 def _shell_command(job: Job, command: Sequence[str], log: Path | None) -> str:

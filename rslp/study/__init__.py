@@ -1,0 +1,1 @@
+"""Several runs made to be compared: their results beside each other, with intervals."""
