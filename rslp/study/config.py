@@ -69,7 +69,9 @@ class StudyConfig(_Model):
     patch_size: int | None = Field(default=None, gt=0)
     """Patch size in px, likewise."""
     arms: list[Annotated[ArmEntry, BeforeValidator(_arm, json_schema_input_type=Kind | ArmEntry)]] = Field(
-        default=[ArmEntry(kind="joint"), ArmEntry(kind="single")], min_length=1
+        default=["joint", "single"],  # type: ignore[list-item]
+        validate_default=True,
+        min_length=1,
     )
     """What is compared: words, or mappings with `name` and `overrides`."""
     fractions: list[Annotated[float, Field(gt=0, lt=1)]] = Field(default=[0.1, 0.3], min_length=1)

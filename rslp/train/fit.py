@@ -26,6 +26,7 @@ from rslp.runtime.world import read_world
 from rslp.train.build import InstantiatedRun, build
 from rslp.train.callbacks import MetricsLog
 from rslp.train.checkpoints import RUN_KEY, RunCheckpoints, load_weights, read_checkpoint, refuse_foreign
+from rslp.train.trackers import Tracker
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ def _train(cli: InstantiatedRun, *, run: RunDir, resume: Resume | None) -> int:
     for logger in trainer.loggers:
         if isinstance(logger, MetricsLog) and (damage := logger.rewind(step)):
             _say(f"warning: {damage}")
+        elif isinstance(logger, Tracker):
+            logger.rewind(step)
     run_id = resume.checkpoint.get(RUN_KEY) if resume else None
     _write_state(run, trainer, state="running", step=step, run_id=run_id)
     upstream.keep_signal_handlers(trainer)
