@@ -10,13 +10,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rslp.errors import RunError, UsageError
 from rslp.io import is_remote
 from rslp.io.locks import no_links
+from rslp.io.terminal import LOG_VARIABLE
 from rslp.launch.engines.engine import Engine, Plan, SubmissionState, refuse_object_store
 from rslp.launch.engines.options import EngineOptions
 from rslp.launch.job import Job
@@ -77,7 +78,10 @@ class LocalEngine(Engine[LocalPlan]):
         if plan.log is None:
             # A run on an object store has a lease instead, which names host and process.
             if not is_remote(job.run.location):
-                write_record(job.run, _record(plan, os.getpid()))
+                log_path = job.run.logs / f"local-{job.mode}.log"
+                write_record(job.run, _record(replace(plan, log=log_path), os.getpid()))
+                log_path.parent.mkdir(parents=True, exist_ok=True)
+                environment[LOG_VARIABLE] = str(log_path)
             os.execve(plan.command[0], plan.command, environment)
         plan.log.parent.mkdir(parents=True, exist_ok=True)
         with open(plan.log, "ab", opener=no_links) as log:
@@ -127,10 +131,10 @@ class LocalEngine(Engine[LocalPlan]):
         return "stopped" if run.read_state().get("state") in ("preempted", "interrupted") else "failed"
 
     def log(self, run: RunDir, record: SubmissionRecord, *, follow: bool) -> Iterator[str]:
-        """The output of a submission in the background.
+        """The output of a submission; of one in the foreground the messages alone, without tables and bars.
 
         Raises:
-            RunError: it ran in the foreground.
+            RunError: it was submitted by an earlier version, in the foreground.
         """
         if not record.log:
             raise RunError(f"{run.path} was started in the foreground: its output went to the terminal alone")
@@ -151,7 +155,7 @@ class LocalEngine(Engine[LocalPlan]):
 
 
 def _environment(job: Job) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if name != _UNSET}
+    inherited = {name: value for name, value in os.environ.items() if name not in (_UNSET, LOG_VARIABLE)}
     return {**inherited, **job.env, **job.secret_values()}
 
 
