@@ -135,9 +135,8 @@ class ArmsFile:
         """The results of the finished arms by seed, and arm and seed of the others."""
         results, missing = [], []
         for arm in self.plan.names:
-            for seed in self.plan.file.config.seeds:
-                # The constant is the same for each seed.
-                runs = [r for r in self.plan.runs if r.arm.name == arm and (r.seed == seed or arm == "constant")]
+            for seed in dict.fromkeys(run.seed for run in self.plan.runs if run.arm.name == arm):
+                runs = [run for run in self.plan.runs if (run.arm.name, run.seed) == (arm, seed)]
                 paths = [self.rows(run) for run in runs]
                 if not all(paths):
                     missing.append((arm, seed))
