@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rslp.config.multi_dataset import problem_of
+from rslp.config.sources import display_path
 from rslp.errors import ConfigError, Problem
 from rslp.io import Document, find_file, read_yaml
 
@@ -168,7 +169,7 @@ def read_study(path: str | Path) -> StudyFile:
         raise ConfigError(
             document.problem(f"{config.multi_dataset_config!r} does not exist", ("multi_dataset_config",))
         )
-    return StudyFile(config, document, read_yaml(found))
+    return StudyFile(config, document, read_yaml(found, name=display_path(found)))
 
 
 def arms_of(study: StudyFile, datasets: Sequence[str]) -> tuple[Arm, ...]:

@@ -68,10 +68,10 @@ def test_rows_of_others(tmp_path: Path) -> None:
     own = write_run(tmp_path / "own", run_config({"classes": (str(tmp_path / "classes"), "classify")}))
     run_baseline(own, "constant")
     (rows / "test.json").write_text(own.evaluation("test", "constant").read_text())
-    write = csv.writer((tmp_path / "published.csv").open("w", newline=""))
-    write.writerow(["arm", "dataset", "task", "value", "seed", "low", "high"])
-    write.writerow(["theirs", "classes", "classes", "0.75", "", "0.7", "0.8"])
-    del write
+    with (tmp_path / "published.csv").open("w", newline="") as stream:
+        write = csv.writer(stream)
+        write.writerow(["arm", "dataset", "task", "value", "seed", "low", "high"])
+        write.writerow(["theirs", "classes", "classes", "0.75", "", "0.7", "0.8"])
     (result,) = read_others(plan)
     assert (result.arm, result.seed) == ("theirs", 0)
     (row,) = json.loads(result.evaluations[0].read_text())["rows"]

@@ -42,7 +42,7 @@ def test_the_study_of_the_page_is_valid_and_that_of_the_example_too(tmp_path: Pa
     ("keys", "message"),
     [
         ({"arms": []}, "arms: must be a list of at least one item; got []"),
-        ({"arms": ["joint", "jiont"]}, "study.yaml:7: arms.1.kind: must be 'joint', 'single'"),
+        ({"arms": ["joint", "jiont"]}, "study.yaml:7: arms.1: must be 'joint', 'single'"),
         ({"arms": ["joint", "joint"]}, "two arms are called joint"),
         ({"arms": [{"overrides": {"batch_size": 2}}]}, "arms.0: has overrides, so it needs a name of its own"),
         ({"arms": [{"name": "x", "kind": "pairs"}]}, "pairs is several arms"),
@@ -57,7 +57,7 @@ def test_the_study_of_the_page_is_valid_and_that_of_the_example_too(tmp_path: Pa
         ({"patch_size": 0}, "patch_size: must be greater than 0"),
         (
             {"arms": [{"name": "x", "overrides": {"global_overides": {}}}]},
-            "arms.0.overrides: with these overrides: multi.yaml:1: global_overides: unknown key",
+            "arms.0.overrides: with these overrides: multi.yaml:1: unknown key; did you mean global_overrides?",
         ),
     ],
 )

@@ -58,14 +58,14 @@ def _stamp(root: Path, name: str) -> int:
 
 
 def test_a_run_that_fails_does_not_end_the_others_and_is_tried_again(tmp_path: Path) -> None:
-    broken = {"global_overrides": {"trainer": {"devices": "none"}}}
+    broken = {"global_overrides": {"trainer": {"precision": "16-true"}}}
     arms = ["joint", {"name": "broken", "overrides": broken}, "single"]
     write_study(tmp_path, arms=arms, seeds=[0], reference="joint")
     assert make(tmp_path) != 0
     runs = runs_of(tmp_path)
     assert {name for name, entry in runs.items() if entry["state"] == "failed"} == {"study.broken.s0"}
     log = (tmp_path / "log").read_text()
-    assert "failed: study.broken.s0: " in log and "devices" in runs["study.broken.s0"]["reason"]
+    assert "failed: study.broken.s0: " in log and "precision" in runs["study.broken.s0"]["reason"]
     comparison = json.loads((folder_of(tmp_path) / "comparison.json").read_text())
     assert comparison["missing"] == [{"arm": "broken", "seed": 0}]
     before = {name: _stamp(tmp_path, name) for name in done(tmp_path)}
