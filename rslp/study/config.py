@@ -70,7 +70,7 @@ class StudyConfig(_Model):
     patch_size: int | None = Field(default=None, gt=0)
     """Patch size in px, likewise."""
     arms: list[Annotated[ArmEntry, BeforeValidator(_arm, json_schema_input_type=Kind | ArmEntry)]] = Field(
-        default=["joint", "single"],  # type: ignore[list-item]
+        default=["joint", "single"],
         validate_default=True,
         min_length=1,
     )

@@ -39,7 +39,7 @@ def read_others(plan: StudyPlan) -> list[ArmResult]:
                 by_arm.setdefault((key[0], int(key[1])), []).append(_row(values, own, path, line))
     except OSError as error:
         raise ConfigError(Problem(f"can't be read: {error.strerror}", str(path))) from error
-    results = []
+    results: list[ArmResult] = []
     for (arm, seed), rows in sorted(by_arm.items()):
         target = plan.folder / "rows" / f"others.{len(results)}" / f"{plan.file.config.split}.json"
         evaluation = Evaluation(arm, plan.file.config.split, path.name, "", 0, None, "", None, (), tuple(rows))
@@ -50,7 +50,7 @@ def read_others(plan: StudyPlan) -> list[ArmResult]:
 
 def _own_rows(plan: StudyPlan) -> dict[tuple[str, str], MetricRow]:
     """The primary rows of the study's own runs, by dataset and task."""
-    rows = {}
+    rows: dict[tuple[str, str], MetricRow] = {}
     for path in sorted(plan.folder.glob(f"rows/*/{plan.file.config.split}.json")):
         for row in Evaluation.parse(path.read_text()).rows:
             if row.primary:

@@ -81,7 +81,7 @@ class TensorBoard(Tracker):
             from torch.utils.tensorboard import SummaryWriter
 
             folder, resumed = str(self.run.path / "tensorboard"), self._resumed_at
-            self._writer = SummaryWriter(folder, purge_step=resumed or None)  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(folder, purge_step=resumed or None)
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
