@@ -199,15 +199,15 @@ def arms_of(study: StudyFile, datasets: Sequence[str]) -> tuple[Arm, ...]:
 
 
 def _arms_of_entry(entry: ArmEntry, datasets: Sequence[str], fractions: Sequence[float]) -> list[Arm]:
-    together, each = (tuple(datasets),), tuple((name,) for name in datasets)
+    joint, single = (tuple(datasets),), tuple((name,) for name in datasets)
     if entry.kind == "pairs":
         return [Arm(f"pair:{a}+{b}", ((a, b),), {}) for a, b in combinations(datasets, 2)]
     if entry.kind == "leave_one_out":
         return [Arm(f"without:{name}", (tuple(d for d in datasets if d != name),), {}) for name in datasets]
     if entry.kind == "fractions":
-        kinds = (("joint", together), ("single", each))
+        kinds = (("joint", joint), ("single", single))
         return [Arm(f"{name}:{share:g}", runs, {}, share) for share in fractions for name, runs in kinds]
-    return [Arm(entry.name or entry.kind, together if entry.kind == "joint" else each, entry.overrides)]
+    return [Arm(entry.name or entry.kind, joint if entry.kind == "joint" else single, entry.overrides)]
 
 
 def reference_of(study: StudyFile, arms: Sequence[str]) -> str:
