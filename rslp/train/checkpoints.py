@@ -180,22 +180,22 @@ class RunCheckpoints(Checkpoint):
         self._run_id: str | None = None
         # Epoch and step of the last.ckpt that this process wrote; None before the first.
         self.saved: tuple[int, int] | None = None
-        # Samples that this process has drawn, and seconds of training, up to the checkpoint and since it was loaded.
-        self.samples, self._seconds, self._began = 0, 0.0, time.monotonic()
+        # Samples that this rank has drawn; and when the training began, so that seconds of earlier starts count.
+        self.samples, self._began = 0, time.monotonic()
 
     @property
     def seconds(self) -> float:
-        """Time of training, s; what a resumed run trained after its checkpoint is not counted."""
-        return self._seconds + time.monotonic() - self._began
+        """Time of training, s, as far as ``state.json`` has it; it is no part of checkpoints, whose bits are fixed."""
+        return time.monotonic() - self._began
 
     def state_dict(self) -> dict[str, Any]:
-        """The best scores so far, and what was spent."""
-        return {**self.selection.state_dict(), "samples": self.samples, "seconds": self.seconds}
+        """The best scores and the samples drawn so far."""
+        return {**self.selection.state_dict(), "samples": self.samples}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state of a resumed run."""
         self.selection.load_state_dict(state_dict)
-        self.samples, self._seconds = state_dict.get("samples", 0), state_dict.get("seconds", 0.0)
+        self.samples = state_dict.get("samples", 0)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """Save which parameters train; ``on_train_start`` needs it.
@@ -217,8 +217,9 @@ class RunCheckpoints(Checkpoint):
             Preempted: a rank was preempted before the first step.
         """
         preemption.preemption_flag.training = True
-        self._began = time.monotonic()
-        self._run_id = self._run.read_state().get("run_id")
+        state = self._run.read_state()
+        self._began = time.monotonic() - ((state.get("seconds") or 0.0) if trainer.global_step else 0.0)
+        self._run_id = state.get("run_id")
         if collectives.any_rank(preemption.preemption_flag.received is not None, device=pl_module.device):
             _raise_preempted()
         self.selection.begin(_joint(pl_module))
@@ -320,7 +321,7 @@ class RunCheckpoints(Checkpoint):
 
     def _write_state(self, trainer: Trainer, *, epoch: int, score: float | None) -> None:
         if trainer.is_global_zero:
-            progress = {"epoch": epoch, "step": trainer.global_step, "score": score}
+            progress = {"epoch": epoch, "step": trainer.global_step, "score": score, "seconds": self.seconds}
             self._run.write_state(state="running", **progress, run_id=self._run_id)
 
     def _write(self, trainer: Trainer, checkpoint: Mapping[str, Any], path: Path, *same: Path) -> None:
