@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 from pathlib import Path
+from signal import Signals
 
 from rslp.errors import INTERRUPTED, PREEMPTED, RunError, UsageError
 from rslp.io import is_remote
@@ -58,8 +59,10 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None, evaluat
     gc.enable()
     # Native modules report objects that are still frozen at exit as leaked.
     atexit.register(gc.unfreeze)
-    if mode == "fit" and ((code := fit(directory)) or not evaluate):
-        return code
+    if mode == "fit":
+        code = fit(directory)
+        if code or not evaluate or (code := _stopped()):
+            return code
     if mode == "predict":
         if (summary := predict(directory, checkpoint=checkpoint)) is None:
             print_message("interrupted: the same command goes on from the last window that was written")
@@ -73,6 +76,15 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None, evaluat
         print_table(evaluations, unmoved=directory.read_state(notes).get("unmoved") or ())
         sys.stderr.writelines(f"warning: {note}\n" for note in notes)
     return 0
+
+
+def _stopped() -> int:
+    """After a training, let signals end the process again; returns the exit code if one was received meanwhile."""
+    flag = preemption.preemption_flag
+    flag.uninstall()
+    if flag.received is None:
+        return 0
+    return INTERRUPTED if flag.received is Signals.SIGINT else PREEMPTED
 
 
 _NO_RETRY = (0, 2, INTERRUPTED, PREEMPTED)

@@ -185,7 +185,7 @@ def make_study(
             remote = [] if engine == "local" else [planned for planned in unfinished if not planned.baseline]
             waiting = _send(arms, remote, engine=engine, options=options, job=job) if remote else []
             code = _run_all(arms, [planned for planned in unfinished if planned not in remote])
-        comparison = _compare(arms)
+        comparison = None if code in (INTERRUPTED, PREEMPTED) else _compare(arms)
         failed = {name: entry["reason"] for name, entry in arms.entries.items() if entry["state"] == "failed"}
         return StudyOutcome(plan.folder, comparison, failed, tuple(waiting), code)
 
@@ -208,33 +208,34 @@ def _run_all(arms: ArmsFile, runs: Sequence[StudyRun]) -> int:
     first_failure = 0
     for number, planned in enumerate(runs, 1):
         print_message(f"[{number}/{len(runs)}] {planned.experiment}")
-        began = time.monotonic()
+        began, stopped = time.monotonic(), False
         try:
-            code = _run_here(arms, planned)
+            code, stopped = _run_here(arms, planned)
+            if code not in (INTERRUPTED, PREEMPTED):
+                _take(arms, planned, code)
+                print_message(f"  done in {time.monotonic() - began:.0f} s")
         except UserError as error:
             arms.note(planned, "failed", reason=str(error))
             print_message(f"  failed: {error}")
-            first_failure = first_failure or error.exit_code
-            continue
-        if code in (INTERRUPTED, PREEMPTED):
+            code, first_failure = 0, first_failure or error.exit_code
+        if stopped or code:
             print_message("interrupted: the same command goes on from there")
-            return code
-        if code == 0 and arms.collect(planned):
-            print_message(f"  done in {time.monotonic() - began:.0f} s")
-            continue
-        reason = f"exit code {code}: {_error_in(_log(planned))}"
-        arms.note(planned, "failed", reason=reason)
-        print_message(f"  failed: {reason}; see {_log(planned)}")
-        first_failure = first_failure or code or 1
+            return code or INTERRUPTED
     return first_failure
+
+
+def _take(arms: ArmsFile, planned: StudyRun, code: int) -> None:
+    """Collect the rows of a run that has ended; raise ``RunError`` if it has failed."""
+    if code or not arms.collect(planned):
+        raise RunError(f"exit code {code}: {_error_in(_log(planned))}; see {_log(planned)}")
 
 
 def _log(planned: StudyRun) -> Path:
     return planned.run.logs / "local-fit.log"
 
 
-def _run_here(arms: ArmsFile, planned: StudyRun) -> int:
-    """Train and evaluate a run, or fit a baseline, in a process of its own; returns its exit code."""
+def _run_here(arms: ArmsFile, planned: StudyRun) -> tuple[int, bool]:
+    """Train and evaluate a run, or fit a baseline, in a process; its exit code, and whether this one is to end."""
     config = arms.plan.config_of(planned)
     job = Job(run=planned.run, evaluate=not planned.baseline)
     with install_config(planned.run, config):

@@ -103,11 +103,11 @@ class LocalEngine(Engine[LocalPlan]):
             raise
         return (record,)
 
-    def run(self, plan: LocalPlan) -> int:
+    def run(self, plan: LocalPlan) -> tuple[int, bool]:
         """Run a planned command that has a log as a child of this process, which gets its signals and ends with it.
 
         Returns:
-            The exit code.
+            The exit code, and whether this process was asked by a signal to end.
         """
         (job,) = plan.jobs
         job.run.logs.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ class LocalEngine(Engine[LocalPlan]):
             pid = supervisor.start(plan.command, _environment(job), output=plan.log)
             write_record(job.run, _record(plan, pid))
             supervisor.wait()
-        return supervisor.code()
+        return supervisor.code(), bool(supervisor.received)
 
     def state(self, run: RunDir, record: SubmissionRecord) -> SubmissionState:
         """The state of a local submission."""
