@@ -5,7 +5,7 @@ READY := .venv/.ready
 # A run of tests or of the example shares the machine with its data-loading workers; more threads only get in the way.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-long lint check golden schema docs outputs bench bench-quick
+.PHONY: help setup demo study test test-long lint check golden schema docs outputs bench bench-quick
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -26,6 +26,11 @@ demo: $(READY) ## the main job on the built-in example: data, config, joint trai
 	$(BIN)/python make_multidataset_config.py --cfg $(EXAMPLE)/multi_dataset.yaml
 	$(LAUNCH)
 	$(LAUNCH) --do_eval true
+
+study: $(READY) ## joint against single models on the built-in example, 3 seeds (under an hour; may be stopped and started again)
+	$(RUN) make_example --path $(EXAMPLE)/
+	test -e $(EXAMPLE)/study.yaml || cp rslp/example/configs/study.yaml $(EXAMPLE)/
+	$(RUN) study --cfg $(EXAMPLE)/study.yaml
 
 test: $(READY) ## the tests that CI runs
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not slow'

@@ -1,6 +1,7 @@
-"""Write what follows from the keys of the multi-dataset config: its JSON schema, and the tables of its page.
+"""Write what follows from the keys of multi-dataset configs and studies: their JSON schemas, the tables of their pages.
 
-Run as ``python docs/make_schema.py`` after a change of ``rslp/config/multi_dataset.py``; ``make schema`` does so.
+Run as ``python docs/make_schema.py`` after a change of ``rslp/config/multi_dataset.py`` or ``rslp/study/config.py``;
+``make schema`` does so.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 
 from rslp.config.multi_dataset import DatasetEntry, Keys, MergeOptions, MultiDatasetConfig, Value
+from rslp.datasets.config import key_table as pydantic_table
 from rslp.io import write_atomic
+from rslp.study.config import StudyConfig
 
 _ROOT = Path(__file__).resolve().parents[1]
 SCHEMA_FILE = _ROOT / "data" / "helios" / "v3_multitask" / "multi_dataset.schema.json"
 PAGE = _ROOT / "docs" / "multi_dataset_config.md"
+STUDY_SCHEMA_FILE = SCHEMA_FILE.with_name("study.schema.json")
+STUDY_PAGE = _ROOT / "docs" / "study.md"
 _TABLES: dict[str, type[Keys]] = {"keys": MultiDatasetConfig, "entry": DatasetEntry, "options": MergeOptions}
 
 
@@ -41,6 +46,12 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "oneOf": spellings}
 
 
+def study_schema() -> dict[str, Any]:
+    """The JSON schema of a ``study.yaml``."""
+    schema = StudyConfig.model_json_schema(schema_generator=_Untitled)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
 def key_table(model: type[Keys]) -> str:
     """The table of some keys, in Markdown."""
     rows = ["| key | value | what it does |", "|---|---|---|"]
@@ -57,14 +68,24 @@ def _value(field: FieldInfo) -> str:
 
 
 def documented(text: str) -> str:
-    """The page with its tables made anew."""
+    """The page of the multi-dataset config with its tables made anew."""
     for name, model in _TABLES.items():
-        block = f"<!-- generated: {name} -->\n{key_table(model)}\n<!-- end -->"
-        before, after = re.split(rf"<!-- generated: {name} -->\n.*?<!-- end -->", text, flags=re.DOTALL)
-        text = before + block + after
+        text = _with_block(text, name, key_table(model))
     return text
+
+
+def documented_study(text: str) -> str:
+    """The page of studies with its table made anew."""
+    return _with_block(text, "study", pydantic_table(StudyConfig))
+
+
+def _with_block(text: str, name: str, table: str) -> str:
+    before, after = re.split(rf"<!-- generated: {name} -->\n.*?<!-- end -->", text, flags=re.DOTALL)
+    return f"{before}<!-- generated: {name} -->\n{table}\n<!-- end -->{after}"
 
 
 if __name__ == "__main__":
     write_atomic(SCHEMA_FILE, json.dumps(json_schema(), indent=2) + "\n")
     write_atomic(PAGE, documented(PAGE.read_text(encoding="utf-8")))
+    write_atomic(STUDY_SCHEMA_FILE, json.dumps(study_schema(), indent=2) + "\n")
+    write_atomic(STUDY_PAGE, documented_study(STUDY_PAGE.read_text(encoding="utf-8")))

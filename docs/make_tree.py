@@ -14,6 +14,7 @@ WIDTH = 118
 OTHERS = {
     "make_multidataset_config.py": "the original command of stage 1",
     "data/helios/v3_multitask/": "base.yaml and multi-dataset configs, with the run configs they make",
+    "examples/real_study/": "a study on three sets of real labels and two encoders: its plan and its data",
     "examples/real_points/": "own arrays of pixel time series as datasets; a real pretrained encoder on real labels",
     "Dockerfile, .ci/install": "the image of cluster jobs, and the one install step that it shares with make and CI",
     "benchmarks/": "reproducible measurements",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +23,7 @@ _HOMES = {
     "fit": "rslp.api:fit",
     "plan": "rslp.api:plan",
     "predict": "rslp.api:predict",
+    "study": "rslp.api:study",
     "submit": "rslp.api:submit",
 }
 __all__ = [*_HOMES, "__version__"]
@@ -37,6 +39,32 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+
+
+class _WithoutWandb:
+    """Finds an empty module for wandb where that is not installed: rslearn imports it, and needs it for nothing here.
+
+    It is asked last, after all places where packages are installed.
+    """
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """The specification of the empty module."""
+        del path, target
+        return ModuleSpec(name, _WithoutWandb) if name == "wandb" else None  # type: ignore[arg-type]
+
+    @staticmethod
+    def create_module(spec: ModuleSpec) -> None:
+        """None: Python makes the module."""
+        del spec
+
+    @staticmethod
+    def exec_module(module: ModuleType) -> None:
+        """Do nothing: it stays empty."""
+        del module
+
+
+sys.meta_path.append(_WithoutWandb)  # type: ignore[arg-type]
 
 
 def __getattr__(name: str) -> Any:

@@ -26,12 +26,14 @@ from rslp.launch.engines.engine import engine as engine_of
 from rslp.launch.engines.options import EngineOptions
 from rslp.launch.job import Job
 from rslp.launch.record import SubmissionRecord
+from rslp.launch.runs import runs_prefix
 from rslp.launch.snapshot import record_software
 from rslp.rundir import RunDir
 from rslp.runtime.preemption import preemption_flag
 
 if TYPE_CHECKING:
     from rslp.evaluate.rows import Evaluation
+    from rslp.study.study import StudyOutcome
 
 Configs = str | Path | Sequence[str | Path]
 Split = Literal["val", "test"]
@@ -234,6 +236,35 @@ def predict(
     from rslp.evaluate.prediction import predict as predict_run
 
     return predict_run(run, checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def study(cfg: str | Path, *, engine: str = "local", options: EngineOptions | None = None) -> StudyOutcome:
+    """Make a study: train its arms with every seed, evaluate and compare, as the command ``study`` does.
+
+    It goes on where it was stopped; what is finished is not run again. To be called from the main thread, since the
+    runs are processes that get this one's signals.
+
+    Args:
+        cfg: the ``study.yaml``.
+        engine: where the runs are trained: ``local``, one after the other; ``slurm`` or ``beaker``, which the next call
+            collects.
+        options: options of the engine.
+
+    Returns:
+        The study's directory, the comparison, the runs that failed, and those that have not ended.
+
+    Raises:
+        ConfigError: all problems of the files.
+        RunError: another process makes this study, a run was made with another config, or the check found errors.
+        DataError: a dataset can't be read.
+    """
+    quieten_rslearn()
+    from rslp.study.config import read_study
+    from rslp.study.plan import StudyPlan
+    from rslp.study.study import make_study
+
+    plan = StudyPlan.of(read_study(cfg), runs_prefix(remote=engine_of(engine).remote))
+    return make_study(plan, engine=engine, options=options or EngineOptions())
 
 
 def read_run_configs(configs: Configs) -> list[Document]:

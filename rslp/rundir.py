@@ -24,7 +24,7 @@ _SHOWN = 40
 # baseline; `log_bytes` and `log_crc32` are size and checksum of metrics.csv.
 _STATE_TYPES = {
     **{"state": str, "run_id": str, "epoch": int, "step": int, "unmoved": list, "log_bytes": int, "log_crc32": str},
-    "heartbeat": int | float,
+    **dict.fromkeys(("heartbeat", "seconds"), int | float),
 }
 # Columns of metrics.csv.
 _COLUMNS = ("step", "epoch", "name", "value")
@@ -170,13 +170,16 @@ class RunDir:
     def write_state(self, **values: Any) -> None:
         """Replace ``state.json``; a heartbeat (s since 1970), the run's id and a checksum of ``metrics.csv`` are added.
 
-        The id is made with the first state, and stays. The checksum shows later whether the log was damaged.
+        The id is made with the first state, and stays, as do the seconds of training. The checksum shows later whether
+        the log was damaged.
 
         Args:
             **values: see ``_STATE_TYPES``; others are stored, too.
         """
         log = self.metrics.read_bytes() if self.metrics.is_file() else b""
-        run_id = values.get("run_id") or self.read_state().get("run_id") or uuid.uuid4().hex
+        former = self.read_state()
+        run_id = values.get("run_id") or former.get("run_id") or uuid.uuid4().hex
+        values = {"seconds": former.get("seconds"), **values}
         log_values = {"log_bytes": len(log), "log_crc32": checksum(log)}
         write_json(self.state, {**log_values, **values, "run_id": run_id, "heartbeat": time.time()})
 
@@ -221,7 +224,13 @@ class RunDir:
         return rows
 
     def mark_done(
-        self, *, step: int, epoch: int, checkpoint: Path, ended_early: Mapping[str, str] | None = None
+        self,
+        *,
+        step: int,
+        epoch: int,
+        checkpoint: Path,
+        ended_early: Mapping[str, str] | None = None,
+        cost: Mapping[str, Any] | None = None,
     ) -> None:
         """Write the marker of success.
 
@@ -230,10 +239,13 @@ class RunDir:
             epoch: the last epoch.
             checkpoint: the final checkpoint, whose SHA-256 is stored.
             ended_early: what ended the run before its limits.
+            cost: ``parameters``, ``samples``, ``steps`` and ``seconds`` of the training.
         """
         content: dict[str, Any] = {"step": step, "epoch": epoch, "checkpoint_sha256": sha256(checkpoint)}
         if ended_early:
             content["ended_early"] = dict(ended_early)
+        if cost:
+            content["cost"] = dict(cost)
         write_json(self.done_marker, content)
 
     def done(self) -> Mapping[str, Any] | None:

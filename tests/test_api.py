@@ -21,7 +21,7 @@ from tests.tiny import run_config, write_dataset
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 SHIPPED = ROOT / "data" / "helios" / "v3_multitask"
-FUNCTIONS = ["check", "compose", "evaluate", "fit", "plan", "predict", "submit"]
+FUNCTIONS = ["check", "compose", "evaluate", "fit", "plan", "predict", "study", "submit"]
 
 
 def test_importing_costs_nothing_and_the_functions_that_need_no_torch_do_not_import_it() -> None:
@@ -40,7 +40,10 @@ def test_functions_that_are_called_like_folders_stay_functions() -> None:
     from rslp.evaluate.rows import Evaluation
 
     assert (Finding.__module__, Evaluation.__module__) == ("rslp.check.findings", "rslp.evaluate.rows")
-    assert inspect.isfunction(rslp.check) and inspect.isfunction(rslp.evaluate)
+    from rslp.study.comparison import Cost
+
+    assert Cost.__module__ == "rslp.study.comparison"
+    assert all(map(inspect.isfunction, (rslp.check, rslp.evaluate, rslp.study)))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         getattr(rslp, "nothing")  # noqa: B009
 

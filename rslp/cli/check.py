@@ -10,7 +10,7 @@ from rslp.check.files import check_files
 from rslp.check.findings import CheckOptions
 from rslp.cli.run_configs import placeholder_values, quieten_rslearn, read_run_configs
 from rslp.errors import ConfigError, UsageError
-from rslp.io.terminal import print_message
+from rslp.io.terminal import counted, print_message
 
 
 def check(
@@ -73,6 +73,6 @@ def check(
             print_message(f"{word}: {problem}")
     if result.errors:
         raise ConfigError(result.errors)
-    scope = f" in {len(result.datasets)} datasets" if data else "; the data was not looked at"
+    scope = f" in {counted(len(result.datasets), 'dataset')}" if data else "; the data was not looked at"
     sys.stdout.write(f"{', '.join(config_paths)}: no errors{scope}\n")
     return 0

@@ -23,12 +23,16 @@ from rslp.launch.snapshot import is_secret_variable
 from rslp.launch.submit import Request, ensure_can_start, merged_config, submit, summary
 from rslp.rundir import RunDir
 from rslp.runtime import class_paths
+from rslp.runtime.extras import refuse_absent
 
 _DEFAULT_SLURM = SlurmOptions()
 _DEFAULT_SKYPILOT = SkyPilotOptions()
 # The groups of options in --help; each option is in one of them.
 OPTION_GROUPS = {
-    "the run": ("config_paths", "experiment_id", "rslp_project", "mode", "do_eval", "checkpoint", "array", "profiler"),
+    "the run": (
+        *("config_paths", "experiment_id", "rslp_project", "mode", "do_eval", "checkpoint", "array", "tracker"),
+        "profiler",
+    ),
     "where it runs": ("local", "engine", "cluster", "detach", "dry_run"),
     "the check before it": ("check", "allow", "trust"),
     "resources": ("gpus", "nodes", "cpus", "memory", "time_limit", "retries", "preemptible", "priority"),
@@ -59,6 +63,7 @@ def launch_finetune(
     olmoearth_checkpoint_path: str | None = None,
     encoder_embedding_size: int | None = None,
     patch_size: int | None = None,
+    tracker: str | None = None,
     profiler: Literal["simple", "advanced"] | None = None,
     gpus: int = 1,
     nodes: int = 1,
@@ -105,6 +110,7 @@ def launch_finetune(
         olmoearth_checkpoint_path: the same.
         encoder_embedding_size: fills {ENCODER_EMBEDDING_SIZE}, likewise.
         patch_size: fills {PATCH_SIZE}, likewise.
+        tracker: tensorboard, wandb or mlflow, or several with commas between them: they get the metrics of a training.
         profiler: Lightning's profiler, of a training or a prediction; its table is printed at the end.
         gpus: GPUs of each machine, and so its processes; processes on the CPU where there are no GPUs. An evaluation
             or a prediction takes one.
@@ -166,7 +172,15 @@ def launch_finetune(
     plan = where.plan([each for each, _ in runs], options)
     values = placeholder_values(helios_checkpoint_path, olmoearth_checkpoint_path, encoder_embedding_size, patch_size)
     requests = [
-        _request(each, [*config_paths, *more], values, profiler=profiler, allow=allow or (), here=not where.remote)
+        _request(
+            each,
+            [*config_paths, *more],
+            values,
+            profiler=profiler,
+            trackers=_trackers(tracker, here=not where.remote),
+            allow=allow or (),
+            here=not where.remote,
+        )
         for each, more in runs
     ]
     if dry_run:
@@ -183,6 +197,7 @@ def _request(
     values: Mapping[str, Any],
     *,
     profiler: str | None,
+    trackers: Sequence[str],
     allow: Sequence[str],
     here: bool,
 ) -> Request:
@@ -193,6 +208,7 @@ def _request(
         paths: the run configs; later ones win.
         values: values of placeholders.
         profiler: Lightning's profiler.
+        trackers: names of trackers.
         allow: ids of findings that are no errors.
         here: whether the job sees this machine's files.
     """
@@ -201,9 +217,22 @@ def _request(
     sys.stderr.writelines(f"note: {note}\n" for note in notes)
     if profiler is not None:
         config["trainer"] = {**config.get("trainer", {}), "profiler": profiler}
+    if trackers and job.mode == "fit":
+        config["rslp_trackers"] = list(trackers)
     config = _allow_findings(config, allow)
     check = partial(ensure_checked, paths, config=config, run=job.run, constants=values, here=here, allow=allow)
     return Request(job, config, check)
+
+
+def _trackers(text: str | None, *, here: bool) -> list[str]:
+    """The trackers that ``--tracker`` names.
+
+    Raises:
+        UsageError: one does not exist; or, for a job that has this machine's packages, it is not installed.
+    """
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    refuse_absent(names, installed=here)
+    return names
 
 
 def _warn_of_secrets(variables: Mapping[str, str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from rslp.io.terminal import counted
+
 
 def make_multidataset_config(
     cfg: str, keep_class_paths: bool = False, explain: str | None = None, diff: str | None = None
@@ -27,4 +29,5 @@ def make_multidataset_config(
         sys.stdout.write("\n".join(run.differences(diff) or ["no difference"]) + "\n")
     else:
         path = run.write()
-        sys.stdout.write(f"wrote {display_path(str(path))} ({len(run.datasets)} datasets: {', '.join(run.datasets)})\n")
+        count = counted(len(run.datasets), "dataset")
+        sys.stdout.write(f"wrote {display_path(str(path))} ({count}: {', '.join(run.datasets)})\n")

@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 from pathlib import Path
+from signal import Signals
 
 from rslp.errors import INTERRUPTED, PREEMPTED, RunError, UsageError
 from rslp.io import is_remote
@@ -23,7 +24,7 @@ from rslp.runtime import preemption
 from rslp.runtime.world import read_world
 
 
-def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
+def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None, evaluate: bool = False) -> int:
     """Run one job in its run directory; the launcher starts this, here or on a cluster.
 
     Args:
@@ -31,10 +32,11 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
         mode: fit trains, or resumes a training; validate evaluates the validation split, test the validation and the
             test split; predict writes predictions as files.
         checkpoint: the checkpoint to evaluate or to predict with; the best one of the run when left out.
+        evaluate: after a training, evaluate its best checkpoint on the validation and the test split.
     """
     quieten_rslearn()
     if is_remote(run_dir):
-        command = (sys.executable, "-m", "rslp.main", "helios", "run")
+        command = (sys.executable, "-m", "rslp.main", "helios", "run", *(("--evaluate", "true") if evaluate else ()))
         return run_in_copy(run_dir, command, mode=mode, checkpoint=checkpoint)
     directory = RunDir(Path(run_dir))
     directory.refuse_folders()
@@ -48,7 +50,7 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
         preemption.preemption_flag.install()
     # The imports make a million objects that live on: the garbage collector need not search them, now or later.
     gc.disable()
-    from rslp.evaluate.evaluation import evaluate
+    from rslp.evaluate.evaluation import evaluate as evaluate_run
     from rslp.evaluate.prediction import predict
     from rslp.evaluate.table import print_predictions, print_table
     from rslp.train.fit import fit
@@ -58,21 +60,32 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None) -> int:
     # Native modules report objects that are still frozen at exit as leaked.
     atexit.register(gc.unfreeze)
     if mode == "fit":
-        return fit(directory)
+        code = fit(directory)
+        if code or not evaluate or (code := _stopped()):
+            return code
     if mode == "predict":
         if (summary := predict(directory, checkpoint=checkpoint)) is None:
             print_message("interrupted: the same command goes on from the last window that was written")
             return INTERRUPTED
         print_predictions(summary)
         return 0
-    splits = ("val", "test") if mode == "test" else ("val",)
-    evaluations = evaluate(directory, splits=splits, checkpoint=checkpoint, own_best=checkpoint is None)
+    splits = ("val",) if mode == "validate" else ("val", "test")
+    evaluations = evaluate_run(directory, splits=splits, checkpoint=checkpoint, own_best=checkpoint is None)
     if read_world(os.environ).first:
         notes: list[str] = []
         whole, own = evaluations[: len(splits)], evaluations[len(splits) :]
         print_table(whole, own=own, unmoved=directory.read_state(notes).get("unmoved") or ())
         sys.stderr.writelines(f"warning: {note}\n" for note in notes)
     return 0
+
+
+def _stopped() -> int:
+    """After a training, let signals end the process again; returns the exit code if one was received meanwhile."""
+    flag = preemption.preemption_flag
+    flag.uninstall()
+    if flag.received is None:
+        return 0
+    return INTERRUPTED if flag.received is Signals.SIGINT else PREEMPTED
 
 
 _NO_RETRY = (0, 2, INTERRUPTED, PREEMPTED)
@@ -121,7 +134,12 @@ def run_ranks(
 
 
 def run_slurm(
-    run_dirs: list[str], mode: Mode = "fit", checkpoint: str | None = None, retries: int = 0, requeue: bool = True
+    run_dirs: list[str],
+    mode: Mode = "fit",
+    checkpoint: str | None = None,
+    retries: int = 0,
+    requeue: bool = True,
+    evaluate: bool = False,
 ) -> int:
     """Run one job inside a SLURM allocation; the batch script starts this.
 
@@ -131,11 +149,13 @@ def run_slurm(
         checkpoint: the checkpoint to evaluate; the best one of the run when left out.
         retries: how often a failed job is queued again; not after a user's mistake.
         requeue: queue a job again that was preempted, or whose time limit was reached.
+        evaluate: after a training, evaluate its best checkpoint.
     """
     if "SLURM_JOB_ID" not in os.environ:
         raise UsageError("run_slurm is started by SLURM; launch_finetune --engine slurm submits a run")
     index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
-    job = Job(run=RunDir(Path(run_dirs[index])), mode=mode, checkpoint=checkpoint, retries=retries)
+    run_dir = RunDir(Path(run_dirs[index]))
+    job = Job(run=run_dir, mode=mode, checkpoint=checkpoint, retries=retries, evaluate=evaluate)
     if len(run_dirs) > 1:
         _redirect_output(job.run.logs / f"slurm-{os.environ['SLURM_ARRAY_JOB_ID']}_{index}.log")
     return run_step(job, requeue=requeue)

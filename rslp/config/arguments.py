@@ -24,6 +24,7 @@ TOP = (
     "rslp_description",
     "rslp_experiment",
     "rslp_project",
+    "rslp_trackers",
     "seed",
     "seed_everything",
     "trainer",

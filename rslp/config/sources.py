@@ -135,18 +135,37 @@ def compose_file(cfg: str | Path, *, keep_class_paths: bool = False) -> Composed
     Raises:
         ConfigError: all problems of the files, each with file, line and key.
     """
-    multi_config = read_multi_dataset_config(read_yaml(cfg))
+    return compose_config(read_multi_dataset_config(read_yaml(cfg)), keep_class_paths=keep_class_paths)
+
+
+def compose_config(
+    multi_config: MultiDatasetConfig, *, keep_class_paths: bool = False, with_data: bool = True
+) -> ComposedRunConfig:
+    """Make a run config, as ``compose_file`` does, from a multi-dataset config that was read already.
+
+    Args:
+        multi_config: the multi-dataset config.
+        keep_class_paths: as there.
+        with_data: whether the data has to be there; otherwise paths in the run config stay as the files have them, so
+            that it is the same on each machine.
+
+    Raises:
+        ConfigError: all problems of the files.
+    """
     output = _output_path(multi_config)
     sources = read_sources(multi_config)
     files = (file for files in sources.datasets for file in files)
     documents = [multi_config.document, sources.base, *files, *([sources.info] if sources.info else ())]
     problems = _overwritten_inputs(output, documents, multi_config)
+    anchor = _anchor_for(multi_config) if with_data else lambda tree, *_: tree
     try:
-        run = compose(multi_config, sources, anchor=_anchor_for(multi_config), keep_class_paths=keep_class_paths)
+        run = compose(multi_config, sources, anchor=anchor, keep_class_paths=keep_class_paths)
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from None
     if problems:
         raise ConfigError(problems)
+    if not with_data:
+        return ComposedRunConfig(output, run, tuple(documents))
     origins = {
         key_path: [replace(origin, value=relativise_paths(origin.value, output.parent)) for origin in origins]
         for key_path, origins in run.origins.items()

@@ -246,9 +246,9 @@ def folder_of(document: Document) -> Path:
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
-def key_table() -> str:
-    """All keys, with defaults and meaning, as a table of Markdown: for docs/your_data.md."""
-    return "\n".join(["| key | default | meaning |", "|---|---|---|", *_key_rows(DatasetSpec, "")])
+def key_table(model: type[BaseModel] = DatasetSpec) -> str:
+    """All keys of a config file, with defaults and meaning, as a table of Markdown: for the docs."""
+    return "\n".join(["| key | default | meaning |", "|---|---|---|", *_key_rows(model, "")])
 
 
 def _key_rows(model: type[BaseModel], prefix: str) -> Iterator[str]:

@@ -15,7 +15,9 @@ workflows = {
     "cancel": "rslp.cli.jobs:cancel",
     "compare": "rslp.cli.compare:compare",
     "pack": "rslp.cli.pack:pack",
+    "study": "rslp.cli.study:study",
     "run": "rslp.cli.run:run",
     "run_ranks": "rslp.cli.run:run_ranks",
     "run_slurm": "rslp.cli.run:run_slurm",
+    "run_baseline": "rslp.cli.study:run_baseline",
 }

@@ -6,16 +6,41 @@ import io
 import os
 import re
 import sys
+from contextlib import suppress
 
 # Control characters (C0 but tab and line feed, DEL, C1), marks of text direction, line separators.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
+# The variable of a job in the foreground with the file that gets a copy of its messages.
+LOG_VARIABLE = "RSLP_LOG"
+
+
 def print_message(text: str) -> None:
     """Write a line to standard error, at once."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
+    copy_message(text)
+
+
+def copy_message(text: str) -> None:
+    """Append a line to the log of a job in the foreground, whose output is on a terminal; nothing in other processes.
+
+    That it can't be written does not matter: the message was shown.
+    """
+    if path := os.environ.get(LOG_VARIABLE):
+        with suppress(OSError), open(path, "a", encoding="utf-8", opener=_no_links) as log:
+            log.write(f"{text}\n")
+
+
+def _no_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: ``1 dataset``, ``2 datasets``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def printable(text: str, *, lines: bool = False) -> str:

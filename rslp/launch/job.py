@@ -54,6 +54,7 @@ class Job:
         mounts: folders and buckets besides the image's file system.
         image: the container image, for engines that use one.
         clusters: clusters that the job may run on, for engines that have several.
+        evaluate: after a training, evaluate its best checkpoint on both splits, in the same job.
     """
 
     run: RunDir
@@ -73,12 +74,15 @@ class Job:
     mounts: tuple[Mount, ...] = ()
     image: str = ""
     clusters: tuple[str, ...] = ()
+    evaluate: bool = False
 
     def __post_init__(self) -> None:
         """Raise ``UsageError`` if a number is too small, or the name of a variable is impossible or given twice."""
         for option, count, least in (("nodes", self.nodes, 1), ("gpus", self.gpus, 1), ("retries", self.retries, 0)):
             if count < least:
                 raise UsageError(f"--{option} must be at least {least}; got {count}")
+        if self.evaluate and (self.mode != "fit" or self.ranks > 1):
+            raise UsageError("--evaluate is for a training of one process; --do_eval true evaluates any run")
         for variable in (*self.env, *self.secrets):
             if not _VARIABLE.fullmatch(variable):
                 raise UsageError(f"{variable!r} can't be an environment variable: use letters, digits and '_'")
@@ -119,8 +123,9 @@ class Job:
 
     def options(self) -> tuple[str, ...]:
         """Run directory, mode and checkpoint as options of the job's command line."""
-        options = ("--run_dir", self.run.location, "--mode", self.mode)
-        return options if self.checkpoint is None else (*options, "--checkpoint", self.checkpoint)
+        options = ["--run_dir", self.run.location, "--mode", self.mode]
+        options += [] if self.checkpoint is None else ["--checkpoint", self.checkpoint]
+        return (*options, "--evaluate", "true") if self.evaluate else tuple(options)
 
     def command(self, python: str) -> tuple[str, ...]:
         """The command line of one process of the job, by an interpreter; where it has one, the job's."""

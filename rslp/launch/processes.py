@@ -134,8 +134,8 @@ class Supervisor:
 
     def start(
         self, command: Sequence[str], environment: Mapping[str, str] | None = None, *, output: Path | None = None
-    ) -> None:
-        """Start a child.
+    ) -> int:
+        """Start a child; returns its process id.
 
         Args:
             command: the program and its arguments.
@@ -155,6 +155,7 @@ class Supervisor:
         self._children.append(_Child(process, output))
         for number in self.received:
             self._send(number, process)
+        return process.pid
 
     def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self.received.append(number)

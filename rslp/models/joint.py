@@ -7,7 +7,7 @@ each has a range of the head's classes (``LabelRange``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,6 +138,15 @@ class JointModel(torch.nn.Module):
     def tasks_of(self, dataset: str) -> list[str]:
         """The names of a dataset's tasks."""
         return self._tasks_of.get(dataset, [dataset])
+
+    def parameter_count(self, datasets: Iterable[str]) -> int:
+        """Number of parameters of encoder and trunk, and of the decoders of some datasets' tasks."""
+        decoders = {self._decoder_of[task] for dataset in datasets for task in self.tasks_of(dataset)}
+        return sum(
+            parameter.numel()
+            for name, parameter in self.named_parameters()
+            if not name.startswith("decoders.") or name.split(".")[1] in decoders
+        )
 
     def with_background(self) -> set[str]:
         """The tasks whose head takes their class 0 for background, as torchvision's detectors do.

@@ -48,6 +48,12 @@ class PreemptionFlag:
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self.note)
 
+    def uninstall(self) -> None:
+        """Let the signals end the process again, for work that needs no checkpoint."""
+        for number in SIGNALS:
+            if signal.getsignal(number) == self.note:
+                signal.signal(number, signal.SIG_DFL)
+
     @contextmanager
     def noting_interrupts(self, *, alone: bool = True) -> Iterator[None]:
         """Handle Ctrl-C in this block, too, unless the process was started to ignore it.

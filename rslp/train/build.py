@@ -23,6 +23,7 @@ from rslp.io import Document, read_yaml, resolve_paths
 from rslp.models.optim import Freeze
 from rslp.rundir import RunDir
 from rslp.runtime.class_paths import refuse_untrusted
+from rslp.runtime.extras import refuse_absent
 from rslp.runtime.seeds import seeded, stable_seed
 from rslp.runtime.world import read_world
 from rslp.suggest import did_you_mean
@@ -32,6 +33,7 @@ from rslp.train.instantiate import Construction, Invalid, plan, plan_call, probl
 from rslp.train.module import JointModule
 from rslp.train.quiet import RunProgress, quiet_libraries
 from rslp.train.strategy import trainer_for_world
+from rslp.train.trackers import CLASSES
 
 # Defaults of the trainer in every run; the run config may change them.
 TRAINER_DEFAULTS = {
@@ -48,6 +50,8 @@ OWN_KEYS: dict[str, Any] = {
     "rslp_project": str | None,
     "rslp_experiment": str | None,
     "rslp_description": str | None,
+    # Trackers that get the run's metrics, see rslp.train.trackers.
+    "rslp_trackers": list[str] | None,
     "seed": int,
     # Lightning's; it changes the initial weights alone, and the rest of a run is seeded by `seed`.
     "seed_everything": bool | int,
@@ -159,11 +163,26 @@ def build_data(config: Mapping[str, Any], document: Document) -> MultiDatasetDat
     Raises:
         ConfigError: the section ``data`` is invalid.
     """
-    planned, construction = plan_part(config, "data"), Construction()
-    _refuse(problems(planned), document)
-    data: MultiDatasetDataModule = construction.make(planned)
-    _refuse(construction.problems, document)
+    data: MultiDatasetDataModule = _build_part(config, "data", document)
     return data
+
+
+def build_model(config: Mapping[str, Any], document: Document) -> JointModule:
+    """Make the model of a run config alone; arguments as of ``build_data``.
+
+    Raises:
+        ConfigError: the section ``model`` is invalid.
+    """
+    model: JointModule = _build_part(config, "model", document)
+    return model
+
+
+def _build_part(config: Mapping[str, Any], key: str, document: Document) -> Any:
+    planned, construction = plan_part(config, key), Construction()
+    _refuse(problems(planned), document)
+    made = construction.make(planned)
+    _refuse(construction.problems, document)
+    return made
 
 
 def _refuse(invalid: Iterable[Invalid], document: Document) -> None:
@@ -200,7 +219,12 @@ def _for_run(config: Mapping[str, Any], *, run: RunDir, training: bool, predicti
         if not any(_is_class(callback, RunCheckpoints) for callback in callbacks):
             callbacks.append({"class_path": _path_of(RunCheckpoints), "init_args": {"run_dir": str(run.path)}})
         log = {"class_path": _path_of(MetricsLog), "init_args": {"path": str(run.metrics)}}
-        trainer["logger"] = [log, *_as_list(trainer.get("logger"))]
+        trackers = config.get("rslp_trackers") or []
+        refuse_absent(trackers)
+        tracked = [
+            {"class_path": _path_of(CLASSES[name]), "init_args": {"run_dir": str(run.path)}} for name in trackers
+        ]
+        trainer["logger"] = [log, *tracked, *_as_list(trainer.get("logger"))]
     else:
         callbacks, trainer["logger"] = writers if predicting else [], False
         trainer["enable_checkpointing"] = False

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -179,14 +180,22 @@ class RunCheckpoints(Checkpoint):
         self._run_id: str | None = None
         # Epoch and step of the last.ckpt that this process wrote; None before the first.
         self.saved: tuple[int, int] | None = None
+        # Samples that this rank has drawn; and when the training began, so that seconds of earlier starts count.
+        self.samples, self._began = 0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Time of training, s, as far as ``state.json`` has it; it is no part of checkpoints, whose bits are fixed."""
+        return time.monotonic() - self._began
 
     def state_dict(self) -> dict[str, Any]:
-        """The best scores so far."""
-        return self.selection.state_dict()
+        """The best scores and the samples drawn so far."""
+        return {**self.selection.state_dict(), "samples": self.samples}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best scores of a resumed run."""
+        """Restore the state of a resumed run."""
         self.selection.load_state_dict(state_dict)
+        self.samples = state_dict.get("samples", 0)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """Save which parameters train; ``on_train_start`` needs it.
@@ -208,7 +217,9 @@ class RunCheckpoints(Checkpoint):
             Preempted: a rank was preempted before the first step.
         """
         preemption.preemption_flag.training = True
-        self._run_id = self._run.read_state().get("run_id")
+        state = self._run.read_state()
+        self._began = time.monotonic() - ((state.get("seconds") or 0.0) if trainer.global_step else 0.0)
+        self._run_id = state.get("run_id")
         if collectives.any_rank(preemption.preemption_flag.received is not None, device=pl_module.device):
             _raise_preempted()
         self.selection.begin(_joint(pl_module))
@@ -240,7 +251,7 @@ class RunCheckpoints(Checkpoint):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: Any,  # noqa: ARG002
-        batch: Any,  # noqa: ARG002
+        batch: Any,
         batch_idx: int,
     ) -> None:
         """Save inside an epoch, every ``every_n_steps`` steps and on preemption, which then ends the run.
@@ -250,6 +261,7 @@ class RunCheckpoints(Checkpoint):
         Raises:
             Preempted: the run is preempted; its state is saved.
         """
+        self.samples += sum(len(part.metadatas) for part in batch)
         ends_epoch = batch_idx + 1 >= trainer.num_training_batches
         preempted = _joint(pl_module).stop_requested()
         if not ends_epoch and (preempted or trainer.global_step % self._every == 0):
@@ -309,7 +321,7 @@ class RunCheckpoints(Checkpoint):
 
     def _write_state(self, trainer: Trainer, *, epoch: int, score: float | None) -> None:
         if trainer.is_global_zero:
-            progress = {"epoch": epoch, "step": trainer.global_step, "score": score}
+            progress = {"epoch": epoch, "step": trainer.global_step, "score": score, "seconds": self.seconds}
             self._run.write_state(state="running", **progress, run_id=self._run_id)
 
     def _write(self, trainer: Trainer, checkpoint: Mapping[str, Any], path: Path, *same: Path) -> None:

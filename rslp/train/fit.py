@@ -19,13 +19,14 @@ from rslp import upstream
 from rslp.data.batches import explain_worker_death
 from rslp.errors import INTERRUPTED, PREEMPTED, CheckpointError, RunError
 from rslp.io import read_yaml
-from rslp.io.terminal import print_message
+from rslp.io.terminal import counted, print_message
 from rslp.rundir import RunDir
 from rslp.runtime import preemption
 from rslp.runtime.world import read_world
 from rslp.train.build import InstantiatedRun, build
 from rslp.train.callbacks import MetricsLog
 from rslp.train.checkpoints import RUN_KEY, RunCheckpoints, load_weights, read_checkpoint, refuse_foreign
+from rslp.train.trackers import Tracker
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _done_message(trainer: Trainer, *, run: RunDir, resume: Resume | None) -> st
     marker = run.done()
     if marker is None or resume is None:
         return None
-    so_far = f"{run.path} is done: {resume.epoch} epochs, {resume.step} steps"
+    so_far = f"{run.path} is done: {counted(resume.epoch, 'epoch')}, {counted(resume.step, 'step')}"
     if limits_reached(trainer, epoch=resume.epoch, step=resume.step):
         return f"{so_far}. More epochs or steps in its config go on from there."
     if (early := marker.get("ended_early")) and early["settings"] == stopping_settings(run.config):
@@ -130,6 +131,8 @@ def _train(cli: InstantiatedRun, *, run: RunDir, resume: Resume | None) -> int:
     for logger in trainer.loggers:
         if isinstance(logger, MetricsLog) and (damage := logger.rewind(step)):
             _say(f"warning: {damage}")
+        elif isinstance(logger, Tracker):
+            logger.rewind(step)
     run_id = resume.checkpoint.get(RUN_KEY) if resume else None
     _write_state(run, trainer, state="running", step=step, run_id=run_id)
     upstream.keep_signal_handlers(trainer)
@@ -167,7 +170,7 @@ def _finish(cli: InstantiatedRun, *, run: RunDir) -> None:
     without = f", without {', '.join(skipped)}" if skipped else ""
     early = ended_early(trainer, run.config)
     epoch, step = _saved(trainer) or (trainer.current_epoch, trainer.global_step)
-    progress = f"{epoch} epochs, {step} steps"
+    progress = f"{counted(epoch, 'epoch')}, {counted(step, 'step')}"
     progress += f" (it ended early, of {early['of']}, by {early['by']})" if early else ""
     _say(f"done: {progress}{without}; --do_eval true evaluates the best checkpoint")
     if unmoved := _unmoved(trainer):
@@ -176,7 +179,14 @@ def _finish(cli: InstantiatedRun, *, run: RunDir) -> None:
     summary = {"faults": bad_samples, "nonfinite_steps": nonfinite, "unmoved": unmoved, "score": cli.model.score("val")}
     _write_state(run, trainer, state="done", step=trainer.global_step, **summary)
     if trainer.is_global_zero:
-        run.mark_done(step=step, epoch=epoch, checkpoint=run.last, ended_early=early)
+        run.mark_done(step=step, epoch=epoch, checkpoint=run.last, ended_early=early, cost=_cost(cli, step=step))
+
+
+def _cost(cli: InstantiatedRun, *, step: int) -> dict[str, Any]:
+    """What the training took: parameters of its datasets' model, samples of all ranks, optimiser steps, seconds."""
+    ours = next((c for c in cli.trainer.checkpoint_callbacks if isinstance(c, RunCheckpoints)), None)
+    spent = {} if ours is None else {"samples": ours.samples * cli.trainer.world_size, "seconds": ours.seconds}
+    return {"parameters": cli.model.model.parameter_count(cli.model.datasets()), "steps": step, **spent}
 
 
 def _unmoved(trainer: Trainer) -> list[str]:
@@ -236,7 +246,7 @@ def ended_early(trainer: Trainer, config: Path) -> dict[str, str] | None:
     if not trainer.should_stop or limits_reached(trainer, epoch=trainer.current_epoch, step=trainer.global_step):
         return None
     limited = trainer.max_epochs is not None and trainer.max_epochs >= 0
-    limit = f"{trainer.max_epochs} epochs" if limited else f"{trainer.max_steps} steps"
+    limit = counted(int(trainer.max_epochs or 0), "epoch") if limited else counted(trainer.max_steps, "step")
     return {"by": _culprit(trainer), "of": limit, "settings": stopping_settings(config)}
 
 

@@ -34,6 +34,7 @@ from rslp.config.migrate import RENAMED_CLASSES
 from rslp.errors import ConfigError, KeyPath, MachineError, UserError
 from rslp.io import plain_scalar
 from rslp.runtime.class_paths import resolve
+from rslp.runtime.extras import LOGGERS, remedy
 from rslp.runtime.memory import is_out_of_memory
 from rslp.suggest import did_you_mean
 
@@ -513,6 +514,8 @@ def _is_defect(error: BaseException) -> bool:
 def _refusals(call: Call, error: BaseException) -> list[Invalid]:
     """The problems that a constructor raised, at the arguments that they name."""
     name = _name(call.kind)
+    if isinstance(error, ImportError) and (extra := LOGGERS.get(name)):
+        return [Invalid(f"{name} needs a package that is not installed; {remedy(extra)}", call.at)]
     if not isinstance(error, UserError):
         text = " ".join(str(error).split())[:300]
         return [Invalid(f"{name} refuses its arguments: {text or type(error).__name__}", call.at)]

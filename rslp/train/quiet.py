@@ -5,31 +5,71 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
+import time
 import warnings
 from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
+from rslp.io.terminal import copy_message
 from rslp.runtime.world import World
 from rslp.train.module import JointModule
 
 
 class RunProgress(RichProgressBar):
-    """Progress bars, and after each validation a line with the scores of the run and of its datasets."""
+    """Progress bars on a terminal, and after each validation a line: position, scores, time left of the training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._began = (0.0, 0)
+        if not sys.stdout.isatty():
+            # Of a bar, a file would get its last state and no line break.
+            self.disable()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note when and where the training began."""
+        super().on_train_start(trainer, pl_module)
+        self._began = (time.monotonic(), trainer.global_step)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the epochs of the bar from 1, as everywhere else."""
+        super().on_train_epoch_start(trainer, pl_module)
+        if self.progress is not None and self.train_progress_bar_id is not None:
+            self.progress.update(self.train_progress_bar_id, description=_position(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the scores."""
+        """Print the line."""
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn != TrainerFn.FITTING or not trainer.is_global_zero:
             return
-        if self.progress is None or not isinstance(pl_module, JointModule):
+        if not isinstance(pl_module, JointModule):
             return
         names = [None, *pl_module.datasets()]
         scores = [(name or "score", pl_module.score("val", name)) for name in names]
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in scores if value is not None)
-        self.progress.console.print(f"{_position(trainer)}  {shown}", highlight=False, soft_wrap=True)
+        parts = [_position(trainer), *(f"{name} {value:.3f}" for name, value in scores if value is not None)]
+        line = "  ".join([*parts, *self._time_left(trainer)])
+        if self.progress is not None:
+            self.progress.console.print(line, highlight=False, soft_wrap=True)
+        else:
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
+        copy_message(line)
+
+    def _time_left(self, trainer: Trainer) -> list[str]:
+        """The time that the rest of the training takes at its present pace; nothing where it has no limit."""
+        (began, first), step = self._began, trainer.global_step
+        limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+            limits.append(step + (trainer.max_epochs - trainer.current_epoch - 1) * int(trainer.num_training_batches))
+        if not limits or step <= first or (rest := min(limits) - step) <= 0:
+            return []
+        seconds = round((time.monotonic() - began) / (step - first) * rest)
+        return [f"{timedelta(seconds=seconds)} left"]
 
 
 def _position(trainer: Trainer) -> str:
@@ -66,8 +106,25 @@ def quiet_libraries(world: World) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in _HINTS:
         warnings.filterwarnings("ignore", message=message)
+    _show_warnings_once()
     if world.local_rank:
         logging.getLogger("rslp").setLevel(logging.ERROR)
+
+
+def _show_warnings_once() -> None:
+    """Show each warning once: Python shows it anew whenever a library has changed the filters meanwhile."""
+    show = warnings.showwarning
+    if getattr(show, "shown", None) is not None:
+        return
+    shown: set[tuple[type[Warning], str]] = set()
+
+    def show_once(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if (category, str(message)) not in shown:
+            shown.add((category, str(message)))
+            show(message, category, *place, **more)
+
+    show_once.shown = shown  # type: ignore[attr-defined]
+    warnings.showwarning = show_once
 
 
 @contextlib.contextmanager

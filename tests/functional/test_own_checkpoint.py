@@ -106,7 +106,7 @@ def test_a_terminal_of_another_encoding_shows_question_marks(
     assert in_a_child(["helios", "jobs"]) == 0
     assert in_a_child(["helios", "check", "--config_paths+=/no/such/blé→.yaml"]) == 2
     output, error = (text.decode(encoding) for text in capfdbinary.readouterr())
-    assert "done: 1 epochs" in error and "Traceback" not in error + output
+    assert "done: 1 epoch" in error and "Traceback" not in error + output
     assert ("bl?" if encoding == "ascii" else "blé") in output
     assert "bl" in error and "→" not in error
 

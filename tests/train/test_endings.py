@@ -150,7 +150,7 @@ def test_a_run_out_of_steps_is_done_and_more_steps_go_on_inside_the_epoch(
     marker = run.done()
     capsys.readouterr()
     start(tmp_path / "short", data, **trainer)
-    assert "is done: 1 epochs, 8 steps" in capsys.readouterr().err
+    assert "is done: 1 epoch, 8 steps" in capsys.readouterr().err
     assert run.done() == marker
     start(tmp_path / "short", data, **{**trainer, "max_steps": 15})
     whole, _ = start(tmp_path / "whole", data, **{**trainer, "max_steps": 15})

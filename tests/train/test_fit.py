@@ -271,7 +271,7 @@ def test_a_finished_run_says_so_and_more_epochs_go_on(
     assert fit(run) == 0
     before = weights(run.last)
     assert fit(run) == 0
-    assert "is done: 1 epochs, 6 steps" in capsys.readouterr().err
+    assert "is done: 1 epoch, 6 steps" in capsys.readouterr().err
     assert same(weights(run.last), before)
     run.config.write_text(json.dumps(run_config(data, epochs=2)))
     assert fit(run) == 0

@@ -10,17 +10,18 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rslp.errors import RunError, UsageError
 from rslp.io import is_remote
 from rslp.io.locks import no_links
+from rslp.io.terminal import LOG_VARIABLE
 from rslp.launch.engines.engine import Engine, Plan, SubmissionState, refuse_object_store
 from rslp.launch.engines.options import EngineOptions
 from rslp.launch.job import Job
-from rslp.launch.processes import tail
+from rslp.launch.processes import Supervisor, tail
 from rslp.launch.record import SubmissionRecord, note_cancelled, succeeded, write_record
 from rslp.rundir import RunDir
 
@@ -71,14 +72,16 @@ class LocalEngine(Engine[LocalPlan]):
         and no orphaned training can run on.
         """
         (job,) = plan.jobs
-        inherited = {name: value for name, value in os.environ.items() if name != _UNSET}
-        environment = {**inherited, **job.env, **job.secret_values()}
+        environment = _environment(job)
         sys.stdout.flush()
         sys.stderr.flush()
         if plan.log is None:
             # A run on an object store has a lease instead, which names host and process.
             if not is_remote(job.run.location):
-                write_record(job.run, _record(plan, os.getpid()))
+                log_path = job.run.logs / f"local-{job.mode}.log"
+                write_record(job.run, _record(replace(plan, log=log_path), os.getpid()))
+                log_path.parent.mkdir(parents=True, exist_ok=True)
+                environment[LOG_VARIABLE] = str(log_path)
             os.execve(plan.command[0], plan.command, environment)
         plan.log.parent.mkdir(parents=True, exist_ok=True)
         with open(plan.log, "ab", opener=no_links) as log:
@@ -100,6 +103,20 @@ class LocalEngine(Engine[LocalPlan]):
             raise
         return (record,)
 
+    def run(self, plan: LocalPlan) -> tuple[int, bool]:
+        """Run a planned command that has a log as a child of this process, which gets its signals and ends with it.
+
+        Returns:
+            The exit code, and whether this process was asked by a signal to end.
+        """
+        (job,) = plan.jobs
+        job.run.logs.mkdir(parents=True, exist_ok=True)
+        with Supervisor() as supervisor:
+            pid = supervisor.start(plan.command, _environment(job), output=plan.log)
+            write_record(job.run, _record(plan, pid))
+            supervisor.wait()
+        return supervisor.code(), bool(supervisor.received)
+
     def state(self, run: RunDir, record: SubmissionRecord) -> SubmissionState:
         """The state of a local submission."""
         pid, host, started = _identity(run, record)
@@ -114,10 +131,10 @@ class LocalEngine(Engine[LocalPlan]):
         return "stopped" if run.read_state().get("state") in ("preempted", "interrupted") else "failed"
 
     def log(self, run: RunDir, record: SubmissionRecord, *, follow: bool) -> Iterator[str]:
-        """The output of a submission in the background.
+        """The output of a submission; of one in the foreground the messages alone, without tables and bars.
 
         Raises:
-            RunError: it ran in the foreground.
+            RunError: it was submitted by an earlier version, in the foreground.
         """
         if not record.log:
             raise RunError(f"{run.path} was started in the foreground: its output went to the terminal alone")
@@ -135,6 +152,11 @@ class LocalEngine(Engine[LocalPlan]):
         note_cancelled(run, record)
         if _is_job_of(run, pid, started):
             os.kill(pid, signal.SIGTERM)
+
+
+def _environment(job: Job) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name not in (_UNSET, LOG_VARIABLE)}
+    return {**inherited, **job.env, **job.secret_values()}
 
 
 def _shell_command(job: Job, command: Sequence[str], log: Path | None) -> str:

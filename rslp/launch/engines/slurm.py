@@ -154,6 +154,8 @@ def _command(jobs: Sequence[Job]) -> Iterator[str]:
     yield from ("--mode", job.mode)
     if job.checkpoint is not None:
         yield from ("--checkpoint", job.checkpoint)
+    if job.evaluate:
+        yield from ("--evaluate", "true")
     if job.retries:
         yield from ("--retries", str(job.retries))
     if not job.preemptible:

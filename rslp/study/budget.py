@@ -1,0 +1,141 @@
+"""What a run of a study draws: the epoch of joint training, and how runs on some of its datasets are made equal."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rslp.config import pick
+from rslp.config.datasets import DATA_MODULES
+from rslp.errors import ConfigError, Problem
+from rslp.io import Document
+
+Budget = Literal["samples", "steps"]
+# Limits of a trainer that cut epochs short, so that arms would not be equal.
+_CUTTING = ("max_steps", "max_time", "limit_train_batches")
+# Arguments of the data module that say how batches are drawn.
+_MIXTURE = ("stop", "refill_batches", "temperature", "steps_per_dataset", "per_dataset_patch_limit")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The first epoch of a training on all datasets.
+
+    Attributes:
+        batches: batches of each dataset.
+        samples: samples drawn of each dataset.
+        windows: training windows of each dataset.
+        steps: optimiser steps.
+        rounds: rounds of batches in an optimiser step (``accumulate_grad_batches``).
+        whole: whether every epoch goes through all samples of each dataset, or its limit, exactly once.
+        count: number of epochs.
+    """
+
+    batches: Mapping[str, int]
+    samples: Mapping[str, int]
+    windows: Mapping[str, int]
+    steps: int
+    rounds: int
+    whole: bool
+    count: int
+
+
+def refuse_limits(tree: Mapping[str, Any], name: str) -> None:
+    """Raise ``ConfigError`` if a run config has limits other than epochs, with which arms could not be made equal."""
+    trainer = tree.get("trainer") or {}
+    problems = [
+        Problem("a study counts in epochs, so that arms can be made equal: set max_epochs", name, key=f"trainer.{key}")
+        for key in _CUTTING
+        if trainer.get(key) not in (None, -1)
+    ]
+    if not isinstance(trainer.get("max_epochs"), int) or trainer["max_epochs"] < 1:
+        problems.append(Problem("a study needs the number of epochs", name, key="trainer.max_epochs"))
+    if problems:
+        raise ConfigError(problems)
+
+
+def epoch_of(tree: Mapping[str, Any], document: Document) -> Epoch:
+    """Plan an epoch of a run config; this lists the windows of its datasets.
+
+    Args:
+        tree: the run config, its paths resolved.
+        document: its file, for messages.
+    """
+    from rslp.data.mixture.mixture import plan_epoch
+    from rslp.train.build import build_data
+
+    data = build_data(tree, document)
+    data.accumulate((tree.get("trainer") or {}).get("accumulate_grad_batches") or 1)
+    planned = plan_epoch(data.sizes("train"), data.batch_sizes, data.mixture, seed=tree.get("seed") or 0, epoch=0)
+    samples = dict.fromkeys(data.data_modules, 0)
+    for batch in planned:
+        samples[batch.dataset] += batch.global_size
+    return Epoch(
+        batches=planned.counts,
+        samples=samples,
+        windows={name: len({s.window(i) for i in range(len(s))}) for name, s in data.sources("train").items()},
+        steps=planned.steps,
+        rounds=data.mixture.accumulate,
+        whole=data.mixture.whole,
+        count=tree["trainer"]["max_epochs"],
+    )
+
+
+def needs_epoch(tree: Mapping[str, Any], *, datasets: Sequence[str], fraction: float, budget: Budget) -> bool:
+    """Whether a run's config depends on the epoch of the joint training; otherwise it draws the same samples anyway."""
+    arguments = pick(tree, ("data", "init_args")) or {}
+    part = len(datasets) < len(pick(tree, DATA_MODULES) or {})
+    whole = arguments.get("stop") in (None, "all") and not (
+        arguments.get("refill_batches") or arguments.get("steps_per_epoch")
+    )
+    return fraction < 1 or (part and (budget == "steps" or not whole))
+
+
+def run_tree(
+    tree: Mapping[str, Any],
+    *,
+    datasets: Sequence[str],
+    seed: int,
+    fraction: float = 1.0,
+    budget: Budget = "samples",
+    epoch: Epoch | None = None,
+) -> dict[str, Any]:
+    """The run config of one run: some datasets of a joint config, drawn as the budget says.
+
+    Args:
+        tree: the joint run config.
+        datasets: the datasets of the run; the others are disabled.
+        seed: its seed.
+        fraction: share of the training windows.
+        budget: ``samples``: it draws as many samples of each of its datasets as the joint run; ``steps``: it takes the
+            share of the joint run's optimiser steps that its datasets are of all, so that single models take together
+            as many as the joint one.
+        epoch: the joint epoch, where ``needs_epoch``.
+    """
+    result: dict[str, Any] = {**copy.deepcopy(dict(tree)), "seed": seed}
+    arguments = result["data"]["init_args"]
+    disabled = list(arguments.get("disabled_datasets") or [])
+    present = [name for name in arguments["data_modules"] if name not in disabled]
+    if others := [name for name in present if name not in datasets]:
+        arguments["disabled_datasets"] = [*disabled, *others]
+    if isinstance(weights := arguments.get("weights"), Mapping):
+        arguments["weights"] = {name: weight for name, weight in weights.items() if name in datasets}
+    if (each := arguments.get("datasets_per_step") or 1) > len(datasets):
+        arguments["datasets_per_step"] = len(datasets)
+    if epoch is None:
+        return result
+    for name in datasets if fraction < 1 else ():
+        split = arguments["data_modules"][name]["init_args"].setdefault("train_config", {})
+        split["num_samples"] = max(1, round(fraction * epoch.windows[name]))
+    for key in _MIXTURE:
+        arguments.pop(key, None)
+    batches = sum(epoch.batches[name] for name in datasets)
+    steps = math.ceil(batches / (min(each, len(datasets)) * epoch.rounds))
+    if budget == "steps":
+        steps = max(1, round(epoch.steps * len(datasets) / len(present)))
+    arguments |= {"sample_mode": "weights", "weights": {name: epoch.batches[name] for name in datasets}}
+    arguments["steps_per_epoch"] = steps
+    return result
