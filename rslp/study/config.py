@@ -8,7 +8,16 @@ from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from rslp.config.multi_dataset import problem_of
 from rslp.config.sources import display_path
@@ -65,6 +74,8 @@ class StudyConfig(_Model):
     """The project of its runs."""
     helios_checkpoint_path: str | None = None
     """The encoder: a folder or a published id, in place of the multi-dataset config's."""
+    olmoearth_checkpoint_path: str | None = None
+    """The same as `helios_checkpoint_path`."""
     encoder_embedding_size: int | None = Field(default=None, gt=0)
     """Channels of the encoder's output, likewise."""
     patch_size: int | None = Field(default=None, gt=0)
@@ -93,6 +104,18 @@ class StudyConfig(_Model):
     """A CSV with values of others' models: `arm, dataset, task, value`; also `metric`, `seed`, `low`, `high`, `n`."""
     check: CheckKeys = CheckKeys()
     """`{allow: [overlap]}`: findings of the check, which is made once for all arms, that are no errors."""
+
+    @property
+    def checkpoint_path(self) -> str | None:
+        """The encoder, by either of its names."""
+        return self.olmoearth_checkpoint_path if self.helios_checkpoint_path is None else self.helios_checkpoint_path
+
+    @field_validator("olmoearth_checkpoint_path")
+    @classmethod
+    def _one_checkpoint(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("helios_checkpoint_path") is not None:
+            raise ValueError("is the same as helios_checkpoint_path; keep one")
+        return value
 
     @field_validator("seeds", "fractions", "baselines")
     @classmethod

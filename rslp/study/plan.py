@@ -12,6 +12,7 @@ from typing import Any
 
 from rslp.config import merge
 from rslp.config.multi_dataset import CONSTANTS, read_multi_dataset_config
+from rslp.config.placeholders import CHECKPOINT_NAMES
 from rslp.config.sources import ComposedRunConfig, compose_config
 from rslp.errors import ConfigError
 from rslp.io import Document, dump_yaml, is_remote, resolve_paths
@@ -183,9 +184,14 @@ class StudyPlan:
         if key not in self._composed:
             document, config = self.file.multi_dataset, self.file.config
             constants = {name: value for name in CONSTANTS if (value := getattr(config, name)) is not None}
-            if with_data and config.helios_checkpoint_path:
-                constants["helios_checkpoint_path"] = self.file.path(config.helios_checkpoint_path)
-            data = merge(merge(document.data, constants), arm.overrides)
+            data = document.data
+            if (checkpoint := config.checkpoint_path) is not None:
+                # Under one name alone, whichever of its two names the multi-dataset config uses.
+                constants = {name: value for name, value in constants.items() if name not in CHECKPOINT_NAMES}
+                constants[CHECKPOINT_NAMES[0]] = self.file.path(checkpoint) if with_data else checkpoint
+                if isinstance(data, Mapping):
+                    data = {name: value for name, value in data.items() if name not in CHECKPOINT_NAMES}
+            data = merge(merge(data, constants), arm.overrides)
             data = {**data, "output_path": str(self.folder / JOINT_CONFIG)} if isinstance(data, Mapping) else data
             try:
                 multi_config = read_multi_dataset_config(replace(document, data=data))
