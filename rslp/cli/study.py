@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,9 +116,13 @@ def _listed(plan: StudyPlan) -> Iterator[str]:
     peak = after + max((e.gigabytes - e.gigabytes_after for e in made.values()), default=0)
     yield (
         f"{len(runs)} runs, {sum(e.steps for e in made.values()):,} steps; {peak:.2f} GB of checkpoints at most, "
-        f"{after:.2f} GB that stay; about {sum(e.hours for e in made.values()):.1f} hours here"
+        f"{after:.2f} GB that stay; about {_duration(sum(e.hours for e in made.values()))} here"
     )
     yield "hours: guessed from two samples of each dataset on this machine, without validation and starts"
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{math.ceil(60 * hours)} minutes"
 
 
 def run_baseline(run_dir: str, kind: Literal["constant", "random_forest"]) -> int:
