@@ -76,6 +76,7 @@ class Encoder:
 
 
 _R = "rslearn.models."
+GALILEO = f"{_R}galileo.galileo.GalileoModel"
 ENCODERS = (
     Encoder("rslp.helios.model.Helios", {"checkpoint_path": "{olmoearth}", "patch_size": 4}, _OPTICAL, 32),
     Encoder("rslp.helios.galileo.Galileo", {"size": "NANO", "pretrained_path": "{galileo}"}, _SERIES, 32),
@@ -88,7 +89,7 @@ ENCODERS = (
         32,
     ),
     Encoder(
-        f"{_R}galileo.galileo.GalileoModel",
+        GALILEO,
         {"size": "NANO", "pretrained_path": "{galileo}", "autocast_dtype": None},
         _SERIES,
         32,
@@ -223,8 +224,14 @@ _TASKS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def run_config(folder: Path, encoder: Encoder, arguments: Any) -> dict[str, Any]:
-    """A run config over a dataset of classes and one of numbers, a step of both for each epoch, thawed after one."""
+def run_config(
+    folder: Path, encoder: Encoder, arguments: Any, *, sizes: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """A run config over a dataset of classes and one of numbers, a step of both for each epoch, thawed after one.
+
+    Their images have the encoder's size, px, or ``sizes``.
+    """
+    of_kind = dict(zip(_TASKS, sizes or (encoder.size, encoder.size), strict=True))
     modules, decoders, tasks = {}, {}, {}
     for kind, (name, settings) in _TASKS.items():
         inputs: dict[str, Any] = {
@@ -243,7 +250,7 @@ def run_config(folder: Path, encoder: Encoder, arguments: Any) -> dict[str, Any]
         modules[kind] = {
             "class_path": "rslearn.train.data_module.RslearnDataModule",
             "init_args": {
-                "path": str(write_dataset(folder / kind, kind, encoder.size)),
+                "path": str(write_dataset(folder / kind, kind, of_kind[kind])),
                 "inputs": inputs,
                 "task": {"class_path": "rslearn.train.tasks.multi_task.MultiTask", "init_args": multi},
                 "batch_size": 2,
@@ -327,6 +334,29 @@ def test_joint_steps_frozen_thawed_and_resumed(encoder: Encoder, weights: dict[s
     assert all(torch.equal(resumed[name], frozen[name]) for name in frozen)
     assert any(not torch.equal(thawed[name], resumed[name]) for name in resumed) is encoder.trains
     assert all(tensor.isfinite().all() for tensor in thawed.values())
+
+
+@pytest.mark.parametrize("path", ["rslp.helios.galileo.Galileo", "rslp.helios.presto.Presto", GALILEO])
+def test_pixels_beside_images(
+    path: str,
+    weights: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    encoder = next(one for one in ENCODERS if one.path == path)
+    config = run_config(tmp_path, encoder, filled(encoder.arguments, weights), sizes=(8, 1))
+    config["trainer"] |= {"callbacks": [], "max_epochs": 3}
+    run = RunDir(tmp_path / "projects" / "tests" / "tiny")
+    run.path.mkdir(parents=True)
+    run.config.write_text(yaml.safe_dump(config, sort_keys=False))
+    # The values are made up: units and names of bands are not those of the encoder.
+    words = ["--allow+=units", "--allow+=band-order", "--allow+=band-units", "--max_overlap", "1"]
+    assert main(["helios", "check", f"--config_paths+={run.config}", *words]) == 0, capsys.readouterr().err
+    caplog.clear()
+    assert fit(run) == 0
+    assert read_checkpoint(run.path / "checkpoints" / "last.ckpt")["global_step"] == 3
+    assert caplog.text.count("Reducing patch size") <= 1
 
 
 def _slow_unless_nano(model_id: str) -> Any:
