@@ -42,7 +42,7 @@ def compare(
         from rslp.study.comparison import compare as compare_arms
 
         results = [
-            ArmResult(arm, 0, (file,), Cost(steps=(one.done() or {}).get("step")))
+            ArmResult(arm, 0, (file,), Cost.of(one.done() or {}))
             for arm, file, one in zip(_arms(runs), files, runs, strict=True)
         ]
         comparison = compare_arms(results, reference=results[0].arm, difference=difference)

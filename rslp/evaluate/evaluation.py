@@ -95,7 +95,7 @@ def _evaluate(
         )
         if cli.trainer.is_global_zero:
             records = {key: result.records for key, result in results.items() if result.records is not None}
-            _write(run, evaluation, folder=_folder_of(run, path, digest), records=records)
+            write_evaluation(run, evaluation, folder=_folder_of(run, path, digest), records=records)
         evaluations.append(evaluation)
     return evaluations
 
@@ -126,7 +126,10 @@ def intervals_of(
     return intervals
 
 
-def _write(run: RunDir, evaluation: Evaluation, *, folder: str, records: Mapping[tuple[str, str], TaskRecords]) -> None:
+def write_evaluation(
+    run: RunDir, evaluation: Evaluation, *, folder: str, records: Mapping[tuple[str, str], TaskRecords]
+) -> None:
+    """Write the rows of metrics and the predictions of a split to ``eval/<folder>/``."""
     text = evaluation.json()
     predictions = run.evaluation(evaluation.split, folder).with_suffix(".parquet")
     write_predictions(predictions, records, checkpoint_sha256=evaluation.checkpoint_sha256)

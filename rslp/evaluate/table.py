@@ -21,33 +21,30 @@ def table(evaluations: Sequence[Evaluation], *, own: Sequence[Evaluation] = ()) 
 
     Args:
         evaluations: of one checkpoint, one for each split.
-        own: of each dataset's own best checkpoint, where that is another one; their values stand beside.
+        own: of each dataset's own best checkpoint, where that is another one; their values stand below.
     """
     title = f"{evaluations[0].run}: {evaluations[0].checkpoint}, step {evaluations[0].step}"
     caption = "floor: the best constant prediction; score: 0 floor, 1 best; n: windows; valid: share of label pixels"
     if own:
-        caption = f"own: the dataset's own best checkpoint; {caption}"
+        caption = f"own best: of the checkpoint that is best for the dataset; {caption}"
     view = Table(title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     # On a narrow terminal names are wrapped; numbers are never cut.
     view.add_column("dataset", overflow="fold")
     view.add_column("metric", overflow="fold")
     for evaluation in evaluations:
         view.add_column(evaluation.split, justify="right", style="bold", no_wrap=True)
-        if own:
-            view.add_column("own", justify="right", no_wrap=True)
         view.add_column("floor", justify="right", no_wrap=True)
     for name in ("n", "valid"):
         view.add_column(name, justify="right", no_wrap=True)
     for key, rows in _by_task(evaluations).items():
         present = [row for row in rows if row is not None]
         best = _by_task([e for e in own if any((r.dataset, r.task) == key for r in e.rows)]).get(key, [])
-        beside = [*best, *rows[len(best) :]] if own else []
-        cells = [cell for i, row in enumerate(rows) for cell in _cells(row, *beside[i : i + 1])]
+        cells = [cell for i, row in enumerate(rows) for cell in _cells(row, *best[i : i + 1])]
         windows = [str(row.n if row.n_windows is None else row.n_windows) for row in present]
-        view.add_row(_name(key), present[0].metric, *cells, _lines(windows), _lines(map(_share, present)))
+        metric = present[0].metric + ("\nown best" if best else "")
+        view.add_row(_name(key), metric, *cells, _lines(windows), _lines(map(_share, present)))
     view.add_section()
-    empty = ("", "") if own else ("",)
-    scores = [cell for e in evaluations for cell in ("" if e.score is None else f"{e.score:.3f}", *empty)]
+    scores = [cell for e in evaluations for cell in ("" if e.score is None else f"{e.score:.3f}", "")]
     view.add_row("score", "mean", *scores)
     return view
 
@@ -62,14 +59,11 @@ def _name(key: tuple[str, str]) -> str:
     return key[0] if key[0] == key[1] else " / ".join(key)
 
 
-def _cells(row: MetricRow | None, *own: MetricRow | None) -> list[str]:
-    """Value, the value of the dataset's own best checkpoint if there is such a column, and floor."""
+def _cells(row: MetricRow | None, *own: MetricRow | None) -> tuple[str, str]:
+    """The value, below it that of the dataset's own best checkpoint if there is one; and the floor."""
     floor = None if row is None else row.floor
-    return [*("none" if r is None or r.value is None else f"{r.value:.3f}" for r in (row, *own)), _number(floor)]
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+    values = ("none" if one is None or one.value is None else f"{one.value:.3f}" for one in (row, *own))
+    return "\n".join(values), "" if floor is None else f"{floor:.3f}"
 
 
 def _share(row: MetricRow) -> str:

@@ -236,7 +236,7 @@ def _bounded(value: dict[str, Any], seeds: Mapping[int, SeedValue]) -> dict[str,
     """A value whose interval ends at the best possible one; of one seed without predictions with its row's."""
     row = next(iter(seeds.values())).row
     if value["low"] is None and len(seeds) == 1 and row.low is not None:
-        return {**value, "low": row.low, "high": row.high, "over": f"{row.interval}s"}
+        return {**value, "low": row.low, "high": row.high, "over": f"{row.interval}s" if row.interval else "as given"}
     best = {primary.name: primary for primary, _ in PRIMARY.values()}.get(row.metric)
     if best is None or value["low"] is None:
         return value

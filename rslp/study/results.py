@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,12 @@ class Cost:
     samples: int | None = None
     steps: int | None = None
     seconds: float | None = None
+
+    @classmethod
+    def of(cls, done: Mapping[str, Any]) -> Cost:
+        """The cost in a run's marker of success; of a run without one the number of steps."""
+        known = {"steps": done.get("step"), **(done.get("cost") or {})}
+        return cls(**{name: known.get(name) for name in cls.__dataclass_fields__})
 
 
 @dataclass(frozen=True)

@@ -42,13 +42,19 @@ def _heading(comparison: Mapping[str, Any]) -> Iterator[str]:
     )
     if missing := comparison["missing"]:
         yield from _wrapped("missing: " + ", ".join(f"{one['arm']} seed {one['seed']}" for one in missing))
+    differences = [one for task in comparison["tasks"] for one in task["differences"].values()]
+    if any("seeds" not in (one["over"] or "seeds") for one in differences):
+        yield from _wrapped(
+            "Of one seed it is not known how much seeds differ: better or worse is said of these models, not of how "
+            "they were trained."
+        )
     yield from _headline(comparison)
 
 
 def _over(comparison: Mapping[str, Any]) -> str:
     """What the intervals are over; where tasks differ, all of it."""
     found = [value["over"] for task in comparison["tasks"] for value in task["arms"].values() if value["over"]]
-    return "; ".join(dict.fromkeys(found)) or "nothing: there are neither seeds nor predictions"
+    return " or ".join(dict.fromkeys(found)) or "nothing: there are neither seeds nor predictions"
 
 
 def _headline(comparison: Mapping[str, Any]) -> Iterator[str]:
@@ -90,7 +96,7 @@ def _verdict(difference: Mapping[str, Any], comparison: Mapping[str, Any]) -> st
         holds = difference["p_holm"] < 1 - comparison["level"]
         return verdict if holds else f"{verdict}, but not after Holm's correction"
     if "seeds" not in difference["over"]:
-        return f"{verdict}; of one seed it is not known how much seeds differ"
+        return verdict
     stated, seeds = comparison["stated_difference"], difference["seeds_to_show"]
     if seeds is None:
         return f"{verdict}; no number of seeds would show one of {stated:g}: it takes more windows"

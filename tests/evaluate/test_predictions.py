@@ -13,7 +13,6 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from rich.console import Console
 from scipy.optimize import linear_sum_assignment
 from sklearn import metrics as sklearn
 
@@ -22,7 +21,7 @@ from rslp.evaluate.evaluation import evaluate
 from rslp.evaluate.predictions import _COLUMNS, read_predictions, write_predictions
 from rslp.evaluate.table import print_table
 from rslp.main import main
-from rslp.rundir import RunDir
+from rslp.rundir import RunDir, is_metadata
 from rslp.train.fit import fit
 from tests.tiny import four_datasets, run_config, write_run
 from tests.train.test_recording import evaluated, some
@@ -219,7 +218,7 @@ def test_crops_of_a_window_are_samples_and_of_a_detector_one(tmp_path: Path, dat
 
 
 def test_each_datasets_own_best_checkpoint_stands_beside(tmp_path: Path, run: RunDir, capfd: Any) -> None:
-    """They differ in steps: the table has a column for them."""
+    """Where it is of another step, the table has a line for it."""
     mine = RunDir(tmp_path / "projects" / "tests" / "own")
     shutil.copytree(run.path, mine.path)
     shutil.copy(mine.last, mine.best("regress"))
@@ -237,11 +236,13 @@ def test_each_datasets_own_best_checkpoint_stands_beside(tmp_path: Path, run: Ru
     assert file.exists() and file.with_suffix(".parquet").exists()
     print_table(evaluations[:1], own=evaluations[1:])
     text = capfd.readouterr().out
-    assert Console().width >= 80 and "own" in text and "…" not in text
-    [line] = [line for line in text.splitlines() if line.split()[:1] == ["regress"]]
+    assert "own best" in text and "…" not in text
+    lines = text.splitlines()
+    [number] = [i for i, line in enumerate(lines) if line.split()[:1] == ["regress"]]
     r2 = [next(row.value for row in e.rows if row.primary and row.dataset == "regress") for e in evaluations]
-    for value in r2:
+    for value, line in zip(r2, lines[number:], strict=False):
         assert f"{value:.3f}" in line, text
+    assert text.count("own best") == 2, "one line, and the caption"
 
 
 def test_a_wrong_checkpoint_lists_what_there_is(run: RunDir) -> None:
@@ -269,7 +270,7 @@ def test_two_runs_are_compared_in_what_they_share(pair: tuple[str, str], capfd: 
     assert main(words) == 0
     text = capfd.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
-    assert "differences are to tiny" in text and "of one seed it is not known how much seeds differ" in " ".join(
+    assert "differences are to tiny" in text and "Of one seed it is not known how much seeds differ" in " ".join(
         text.split()
     )
     found = json.loads(output.read_text())
@@ -346,3 +347,8 @@ def test_the_page_reads_predictions(
     [block] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     exec(compile(block.replace('"crops"', '"classify"'), "docs/evaluation.md", "exec"), {})
     assert float(capfd.readouterr().out) == pytest.approx(rows["classify", "balanced_accuracy"]["value"])
+
+
+def test_a_comparison_of_runs_on_an_object_store_fetches_predictions() -> None:
+    assert is_metadata("eval/best/test.parquet") and is_metadata("eval/best-crops/test.json")
+    assert not is_metadata("predictions/crops/test.parquet")

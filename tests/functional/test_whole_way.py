@@ -270,7 +270,8 @@ def test_evaluating_before_training_names_the_folder(place: Path, tmp_path: Path
             "nonsense://bucket/runs/projects/helios_finetuning/x: Protocol not known: nonsense",
         ),
         ("runs", ("--mode", "predict"), "no checkpoint best.ckpt in "),
-        ("runs", ("--do_eval", "true", "--checkpoint", "no.ckpt"), "/no.ckpt\n"),
+        ("runs", ("--do_eval", "true", "--checkpoint", "no.ckpt"), "no checkpoint no.ckpt in "),
+        ("runs", ("--do_eval", "true", "--checkpoint", "some/no.ckpt"), "/some: train the run first"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_is_written(

@@ -7,7 +7,7 @@ import pytest
 
 from rslp.study.intervals import Estimate, estimate, holm
 
-STUDIES, RESAMPLES = 1500, 200
+STUDIES, RESAMPLES = 800, 200
 
 
 def simulated(seeds: int, windows: int, *, seed_sd: float, interaction: float, rng: np.random.Generator) -> Estimate:

@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from rslp.evaluate.evaluation import evaluate
+from rslp.evaluate.predictions import read_predictions
 from rslp.rundir import RunDir
 from rslp.train.checkpoints import read_checkpoint
 from rslp.train.fit import fit
@@ -115,6 +116,17 @@ def losses(run: RunDir) -> dict[tuple[str, str], float]:
 def same_metrics(run: RunDir, alone: RunDir) -> None:
     """What several processes said of their last checkpoint is what one says of it."""
     (evaluation,) = evaluate(alone, splits=("val",), checkpoint=str(run.last))
+    files = (
+        run.evaluation("val", "last"),
+        next(iter(alone.path.glob(f"eval/{evaluation.checkpoint_sha256[:12]}/*.json"))),
+    )
+    recorded = [
+        read_predictions(f.with_suffix(".parquet"), checkpoint_sha256=evaluation.checkpoint_sha256) for f in files
+    ]
+    assert recorded[0].keys() == recorded[1].keys()
+    for key, of_task in recorded[1].items():
+        # Each sample once, whichever process has evaluated it.
+        assert recorded[0][key].samples == of_task.samples and len(set(of_task.samples)) == len(of_task.samples) > 0
     together = json.loads(run.evaluation("val", "last").read_text())["rows"]
     assert len(together) == len(evaluation.rows) >= 9
     for row, other in zip(evaluation.rows, together, strict=True):
