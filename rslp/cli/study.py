@@ -117,7 +117,7 @@ def _listed(plan: StudyPlan) -> Iterator[str]:
         f"{len(runs)} runs, {sum(e.steps for e in made.values()):,} steps; {peak:.2f} GB of checkpoints at most, "
         f"{after:.2f} GB that stay; about {sum(e.hours for e in made.values()):.1f} hours here"
     )
-    yield "hours: guessed from two samples of each dataset on this machine, without validation and starts"
+    yield "hours: guessed from a batch of each dataset on this machine, without validation and starts"
 
 
 def run_baseline(run_dir: str, kind: Literal["constant", "random_forest"]) -> int:
