@@ -90,6 +90,8 @@ def study(
     if outcome.comparison is not None:
         sys.stdout.write(comparison_table(outcome.comparison))
         sys.stdout.write(f"{outcome.folder}/comparison.json, results.md\n")
+    else:
+        print_message(f"no comparison yet: no seed of the reference arm {plan.reference} is finished")
     for name, reason in outcome.failed.items():
         print_message(f"failed: {name}: {reason}")
     if outcome.waiting:
