@@ -17,7 +17,7 @@ WORKDIR /opt/rslp
 COPY .ci/install .ci/install
 COPY pyproject.toml setup.py constraints.txt README.md LICENSE ./
 RUN mkdir -p rslp data/helios && touch rslp/__init__.py data/helios/__init__.py \
-    && PIP_NO_CACHE_DIR=1 .ci/install "$(command -v python)" beaker,gs,s3,points
+    && PIP_NO_CACHE_DIR=1 .ci/install "$(command -v python)" beaker,gs,s3,points,tensorboard,wandb,mlflow
 
 COPY . .
 

@@ -91,6 +91,8 @@ def study(
     if outcome.comparison is not None:
         sys.stdout.write(comparison_table(outcome.comparison))
         sys.stdout.write(f"{outcome.folder}/comparison.json, results.md\n")
+    else:
+        print_message(f"no comparison yet: no seed of the reference arm {plan.reference} is finished")
     for name, reason in outcome.failed.items():
         print_message(f"failed: {name}: {reason}")
     if outcome.waiting:
@@ -118,7 +120,7 @@ def _listed(plan: StudyPlan) -> Iterator[str]:
         f"{len(runs)} runs, {sum(e.steps for e in made.values()):,} steps; {peak:.2f} GB of checkpoints at most, "
         f"{after:.2f} GB that stay; about {_duration(sum(e.hours for e in made.values()))} here"
     )
-    yield "hours: guessed from two samples of each dataset on this machine, without validation and starts"
+    yield "hours: guessed from a batch of each dataset on this machine, without validation and starts"
 
 
 def _duration(hours: float) -> str:

@@ -28,6 +28,8 @@ class Epoch:
         batches: batches of each dataset.
         samples: samples drawn of each dataset.
         windows: training windows of each dataset.
+        sizes: training samples of each dataset.
+        batch_sizes: samples of a batch of each dataset.
         steps: optimiser steps.
         rounds: rounds of batches in an optimiser step (``accumulate_grad_batches``).
         whole: whether every epoch goes through all samples of each dataset, or its limit, exactly once.
@@ -37,10 +39,26 @@ class Epoch:
     batches: Mapping[str, int]
     samples: Mapping[str, int]
     windows: Mapping[str, int]
+    sizes: Mapping[str, int]
+    batch_sizes: Mapping[str, int]
     steps: int
     rounds: int
     whole: bool
     count: int
+
+    def limited(self, name: str, fraction: float) -> int:
+        """The number of a dataset's training windows in a share of them, at least 1."""
+        return max(1, round(fraction * self.windows[name]))
+
+    def batches_of(self, name: str, fraction: float) -> int:
+        """The batches that draw a dataset's samples of the epoch, of a share of its windows.
+
+        A pass ends with a smaller batch, so that it takes more batches where passes are short.
+        """
+        if fraction >= 1:
+            return self.batches[name]
+        size = self.limited(name, fraction) * self.sizes[name] / self.windows[name]
+        return round(self.samples[name] / size * math.ceil(size / self.batch_sizes[name]))
 
 
 def refuse_limits(tree: Mapping[str, Any], name: str) -> None:
@@ -77,6 +95,8 @@ def epoch_of(tree: Mapping[str, Any], document: Document) -> Epoch:
         batches=planned.counts,
         samples=samples,
         windows={name: len({s.window(i) for i in range(len(s))}) for name, s in data.sources("train").items()},
+        sizes=data.sizes("train"),
+        batch_sizes=data.batch_sizes,
         steps=planned.steps,
         rounds=data.mixture.accumulate,
         whole=data.mixture.whole,
@@ -129,13 +149,12 @@ def run_tree(
         return result
     for name in datasets if fraction < 1 else ():
         split = arguments["data_modules"][name]["init_args"].setdefault("train_config", {})
-        split["num_samples"] = max(1, round(fraction * epoch.windows[name]))
+        split["num_samples"] = epoch.limited(name, fraction)
     for key in _MIXTURE:
         arguments.pop(key, None)
-    batches = sum(epoch.batches[name] for name in datasets)
-    steps = math.ceil(batches / (min(each, len(datasets)) * epoch.rounds))
+    batches = {name: epoch.batches_of(name, fraction) for name in datasets}
+    steps = math.ceil(sum(batches.values()) / (min(each, len(datasets)) * epoch.rounds))
     if budget == "steps":
         steps = max(1, round(epoch.steps * len(datasets) / len(present)))
-    arguments |= {"sample_mode": "weights", "weights": {name: epoch.batches[name] for name in datasets}}
-    arguments["steps_per_epoch"] = steps
+    arguments |= {"sample_mode": "weights", "weights": batches, "steps_per_epoch": steps}
     return result

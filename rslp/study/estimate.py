@@ -14,6 +14,8 @@ from rslp.study.plan import StudyPlan
 
 # Bytes of a weight in a best checkpoint, and in a checkpoint to resume from, with Adam's two numbers.
 _BEST, _RESUMABLE = 4, 12
+# Samples of each dataset that are timed.
+_TIMED = 8
 
 
 def estimates(plan: StudyPlan) -> dict[str, Estimate]:
@@ -58,7 +60,7 @@ class Estimate:
 
 
 class Estimator:
-    """Estimates runs from the joint run config: counts its parameters, and times two samples of each dataset.
+    """Estimates runs from the joint run config: counts its parameters, and times some samples of each dataset.
 
     Args:
         tree: the joint run config, its paths resolved.
@@ -81,12 +83,16 @@ class Estimator:
         with seeded(0):
             for name, source in data.sources("train").items():
                 began = time.perf_counter()
-                batch = collate([(source.sample(i % len(source)), ()) for i in range(2)], dataset=name).to(device)
+                count = min(data.batch_sizes[name], _TIMED)
+                samples = [(source.sample(i % len(source)), ()) for i in range(count)]
                 read = time.perf_counter() - began
+                batch = collate(samples, dataset=name).to(device)
+                # The first time takes longer than all others.
+                _train_on(model, batch)
                 began = time.perf_counter()
                 _train_on(model, batch)
                 # Workers read while the model trains.
-                self._seconds[name] = max(time.perf_counter() - began, read / max(1, data.num_workers)) / 2
+                self._seconds[name] = max(time.perf_counter() - began, read / max(1, data.num_workers)) / count
 
     def estimate(self, tree: Mapping[str, Any], epoch: Epoch, *, datasets: Sequence[str], keep: str) -> Estimate:
         """Estimate a run.

@@ -181,7 +181,7 @@ class RunCheckpoints(Checkpoint):
         # Epoch and step of the last.ckpt that this process wrote; None before the first.
         self.saved: tuple[int, int] | None = None
         # Samples that this rank has drawn; and when the training began, so that seconds of earlier starts count.
-        self.samples, self._began = 0, time.monotonic()
+        self.samples, self._began = 0, 0.0
 
     @property
     def seconds(self) -> float:

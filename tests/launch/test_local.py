@@ -73,4 +73,4 @@ def test_in_the_background_it_is_followed_cancelled_and_gone_on_with(tmp_path: P
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     assert "going on from" in user.launches()
     assert re.search(r"x +local +\d+ +succeeded +3 ", user.sees())
-    assert "its output went to the terminal" in user.says("logs", code=2)
+    assert "done: 3 epochs" in user.says("logs")

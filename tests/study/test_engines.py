@@ -67,7 +67,9 @@ def test_runs_go_as_one_array_and_are_collected_later(
 
     assert main(command) == 0
     assert Queue.arrays == [NAMES]
-    assert "3 runs are queued or running" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "3 runs are queued or running" in error
+    assert "no comparison yet: no seed of the reference arm single is finished" in error
     script = (tmp_path / "runs" / "projects" / "studies" / NAMES[1] / "job.json").read_text()
     for part in ("--array=0-2", "--time=0-01:00:00", "--cpus-per-task=4", "--evaluate true"):
         assert part in script

@@ -167,7 +167,7 @@ def test_equal_samples_and_equal_steps(given: dict[str, Any], datasets: tuple[st
     )
     planned = plan_epoch(SIZES, BATCHES, mixture, seed=0, epoch=0)
     samples = {name: joint[name] for name in SIZES}
-    epoch = Epoch(planned.counts, samples, SIZES, planned.steps, 1, mixture.whole, 1)
+    epoch = Epoch(planned.counts, samples, SIZES, SIZES, BATCHES, planned.steps, 1, mixture.whole, 1)
     for budget in ("samples", "steps"):
         needed = needs_epoch(tree, datasets=datasets, fraction=1, budget=budget)  # type: ignore[arg-type]
         assert needed == (budget == "steps" or not mixture.whole)
@@ -185,12 +185,13 @@ def test_equal_samples_and_equal_steps(given: dict[str, Any], datasets: tuple[st
 def test_a_fraction_draws_as_many_samples_of_fewer_windows() -> None:
     modules = {name: {"init_args": {"train_config": {"tags": {"split": "train"}}}} for name in SIZES}
     tree = {"data": {"init_args": {"data_modules": modules}}, "trainer": {"max_epochs": 1}}
-    epoch = Epoch({"a": 3, "b": 10, "c": 4}, SIZES, SIZES, 17, 1, True, 1)
+    epoch = Epoch({"a": 3, "b": 10, "c": 4}, SIZES, SIZES, SIZES, BATCHES, 17, 1, True, 1)
     run = run_tree(tree, datasets=("a", "b"), seed=0, fraction=0.1, epoch=epoch)
     arguments = run["data"]["init_args"]
     assert arguments["data_modules"]["a"]["init_args"]["train_config"] == {"tags": {"split": "train"}, "num_samples": 1}
     assert arguments["data_modules"]["b"]["init_args"]["train_config"]["num_samples"] == 4
-    assert (arguments["weights"], arguments["steps_per_epoch"]) == ({"a": 3, "b": 10}, 13)
+    # Ten passes over one window of "a", in batches of one; ten over four of "b".
+    assert (arguments["weights"], arguments["steps_per_epoch"]) == ({"a": 10, "b": 10}, 20)
     assert "num_samples" not in str(tree)
 
 

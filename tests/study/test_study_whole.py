@@ -86,3 +86,15 @@ def test_another_config_and_a_foreign_run_are_refused(tmp_path: Path) -> None:
     shutil.rmtree(folder_of(tmp_path))
     assert make(tmp_path) == 2
     assert "is there already, and no run of this study" in (tmp_path / "log").read_text()
+
+
+def test_half_of_the_windows_are_drawn_as_often(tmp_path: Path) -> None:
+    write_study(tmp_path, arms=["joint", "fractions"], fractions=[0.5], seeds=[0], reference="joint")
+    assert make(tmp_path) == 0, (tmp_path / "log").read_text()
+    runs = {name.removeprefix("study."): entry["cost"] for name, entry in runs_of(tmp_path).items()}
+    parts = ("single.0.5.classes.s0", "single.0.5.numbers.s0")
+    assert set(runs) == {"joint.s0", "joint.0.5.s0", *parts}
+    assert runs["joint.s0"]["samples"] == 12 and runs["joint.s0"]["steps"] == 6
+    # Three windows in batches of two: a pass has one batch of two and one of a single window.
+    assert runs["joint.0.5.s0"]["steps"] == 8 == sum(runs[name]["steps"] for name in parts)
+    assert runs["joint.0.5.s0"]["samples"] == 12 == sum(runs[name]["samples"] for name in parts)
