@@ -16,13 +16,13 @@ from rslp.data.crops import crop_place
 from rslp.data.datamodule import MultiDatasetDataModule
 from rslp.data.samples import SampleSource
 from rslp.errors import DataError, UsageError
-from rslp.evaluate.evaluation import git_commit, samples_fingerprint
+from rslp.evaluate.evaluation import git_commit, intervals_of, samples_fingerprint, write_evaluation
 from rslp.evaluate.rows import Evaluation, rows_of
-from rslp.io import read_yaml, resolve_paths, write_atomic
+from rslp.io import read_yaml, resolve_paths
 from rslp.rundir import RunDir
 from rslp.train.baselines import baseline_output, fit_baselines
 from rslp.train.build import build_data
-from rslp.train.metrics import TaskMetrics, TaskResult
+from rslp.train.metrics import Resampler, TaskMetrics, TaskResult
 from rslp.upstream.task_kinds import kind_of, tasks_by_name
 
 Kind = Literal["constant", "random_forest"]
@@ -58,10 +58,7 @@ def run_baseline(run: RunDir, kind: Kind) -> list[Evaluation]:
                 predictor = _forest(source, name, task, seed=config.get("seed") or 0, skip=skip)
             if predictor is not None:
                 predictors[dataset, name] = predictor
-    evaluations = [_evaluate(run, data, split, kind, predictors, constants) for split in ("val", "test")]
-    for evaluation in evaluations:
-        write_atomic(run.evaluation(evaluation.split, kind), evaluation.json())
-    return evaluations
+    return [_evaluate(run, data, split, kind, predictors, constants) for split in ("val", "test")]
 
 
 def _evaluate(
@@ -72,13 +69,15 @@ def _evaluate(
     predictors: Mapping[tuple[str, str], Predictor],
     constants: Mapping[str, Mapping[str, float]],
 ) -> Evaluation:
+    """Evaluate a baseline on a split, and write rows and predictions."""
     results: dict[tuple[str, str], TaskResult] = {}
+    resamplers: dict[tuple[str, str], Resampler] = {}
     bad_samples: list[str] = []
     for dataset, source in data.sources(split).items():
         tasks = {
             name: task for name, task in tasks_by_name(source.task, dataset).items() if (dataset, name) in predictors
         }
-        metrics = {name: TaskMetrics(task) for name, task in tasks.items()}
+        metrics = {name: TaskMetrics(task, record=True) for name, task in tasks.items()}
         for inputs, targets, metadata in _samples(source, data, bad_samples) if tasks else ():
             place = crop_place(metadata, overlap=source.overlap)
             for name, task in tasks.items():
@@ -90,20 +89,27 @@ def _evaluate(
                     constants=None if floor is None else [floor(inputs, target)],
                     places=[place],
                 )
-        results |= {(dataset, name): metric.result() for name, metric in metrics.items()}
+        for name, metric in metrics.items():
+            results[dataset, name] = metric.result()
+            resamplers[dataset, name] = metric.resampler(results[dataset, name])
     scores = [result.score for result in results.values() if result.score is not None]
-    return Evaluation(
+    sources = data.sources(split)
+    evaluation = Evaluation(
         run=f"{run.project}/{run.experiment}",
         split=split,
         checkpoint=kind,
         checkpoint_sha256="",
         step=0,
         commit=git_commit(),
-        data_fingerprint=samples_fingerprint(data.sources(split)),
+        data_fingerprint=samples_fingerprint(sources),
         score=sum(scores) / len(scores) if scores else None,
         bad_samples=tuple(bad_samples),
-        rows=rows_of(results),
+        rows=rows_of(results, intervals_of(results, resamplers.__getitem__)),
+        data_fingerprints={name: samples_fingerprint({name: source}) for name, source in sources.items()},
     )
+    records = {key: result.records for key, result in results.items() if result.records is not None}
+    write_evaluation(run, evaluation, folder=kind, records=records)
+    return evaluation
 
 
 def _samples(source: SampleSource, data: MultiDatasetDataModule, bad_samples: list[str]) -> Any:

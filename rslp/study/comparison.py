@@ -55,7 +55,9 @@ class _Sample:
     def relative_to(self, other: _Sample) -> _Sample:
         """Divided by the mean of another over seeds, on each resample by that of the resample."""
         by_seed = self.by_seed / other.by_seed.mean()
-        return self._with(other, by_seed, lambda mine, theirs: mine / theirs.mean(axis=1, keepdims=True))
+        # A resample whose mean is 0 has no value.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self._with(other, by_seed, lambda mine, theirs: mine / theirs.mean(axis=1, keepdims=True))
 
     def scaled(self, factor: float) -> _Sample:
         return self._with(self, self.by_seed * factor, lambda mine, _: mine * factor)
@@ -208,7 +210,8 @@ def compare(
 
 def _task_entry(task: TaskValues, comparer: _Comparer, arms: Sequence[str], reference: str) -> dict[str, Any]:
     """Values and differences of a task; ``estimates`` has the differences' estimates."""
-    first = next(value for seeds in task.by_arm.values() for value in seeds.values())
+    all_values = [value for seeds in task.by_arm.values() for value in seeds.values()]
+    first = next((value for value in all_values if value.units), all_values[0])
     values: dict[str, Any] = {}
     differences: dict[str, Estimate] = {}
     for arm in arms:
@@ -233,15 +236,16 @@ def _task_entry(task: TaskValues, comparer: _Comparer, arms: Sequence[str], refe
 
 
 def _bounded(value: dict[str, Any], seeds: Mapping[int, SeedValue]) -> dict[str, Any]:
-    """A value whose interval ends at the best possible one; of one seed without predictions with its row's."""
+    """A value whose interval ends at what is possible; of one seed without predictions with its row's."""
     row = next(iter(seeds.values())).row
     if value["low"] is None and len(seeds) == 1 and row.low is not None:
         return {**value, "low": row.low, "high": row.high, "over": f"{row.interval}s" if row.interval else "as given"}
-    best = {primary.name: primary for primary, _ in PRIMARY.values()}.get(row.metric)
-    if best is None or value["low"] is None:
+    primary = {primary.name: primary for primary, _ in PRIMARY.values()}.get(row.metric)
+    if primary is None or value["low"] is None:
         return value
-    end, choose = ("high", min) if best.higher_is_better else ("low", max)
-    return {**value, end: choose(value[end], best.best)}
+    worst = (-math.inf if primary.higher_is_better else math.inf) if primary.worst is None else primary.worst
+    low, high = sorted((worst, primary.best))
+    return {**value, "low": max(value["low"], low), "high": min(value["high"], high)}
 
 
 def _correct(entries: Sequence[dict[str, Any]], difference: float) -> None:

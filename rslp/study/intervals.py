@@ -76,7 +76,7 @@ def estimate(by_seed: Floats, resampled: Floats | None = None, *, units: int = 0
         unit: ``window`` or ``block``.
     """
     seeds, value = len(by_seed), float(by_seed.mean())
-    of_seeds = float(by_seed.var(ddof=1)) / seeds if seeds > 1 else 0.0
+    of_seeds = float(by_seed.var(ddof=1)) / seeds if np.ptp(by_seed) > 0 else 0.0
     of_windows = total = 0.0
     if resampled is not None and units > 1:
         # The bootstrap's variance is that of a sample of n, by n instead of n - 1.
@@ -86,7 +86,9 @@ def estimate(by_seed: Floats, resampled: Floats | None = None, *, units: int = 0
         deviations = (resampled - means[:, None]).var(axis=0, ddof=1).sum()
         interaction = correction * float(deviations) / (seeds - 1) if seeds > 1 else 0.0
         of_windows = max(0.0, total - interaction / seeds)
-    over = " and ".join([*["seeds"] * (seeds > 1), *[f"{unit}s"] * (resampled is not None)]) or None
+    # Seeds that all give the same, such as those of a forest on few windows, say nothing of how sure a value is.
+    varied = seeds > 1 and (of_seeds > 0 or resampled is not None)
+    over = " and ".join([*["seeds"] * varied, *[f"{unit}s"] * (resampled is not None)]) or None
     error = math.sqrt(max(of_seeds + of_windows, total))
     low, high, p = None, None, None
     if over is not None:

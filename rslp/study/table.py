@@ -73,8 +73,10 @@ def _headline(comparison: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _task(task: Mapping[str, Any], comparison: Mapping[str, Any]) -> Iterator[str]:
-    units = f", {task['units']} {task['unit']}s" if task["unit"] else ", no predictions to resample"
-    yield from _wrapped(f"{_name(task)}: {task['metric']}{units}")
+    units = f"{task['units']} {task['unit']}s" if task["unit"] else "no predictions to resample"
+    if not task["unit"] and task["units"]:
+        units = f"{task['units']} windows, too few to resample"
+    yield from _wrapped(f"{_name(task)}: {task['metric']}, {units}")
     for arm in comparison["arms"]:
         if arm not in task["arms"]:
             continue
@@ -90,10 +92,11 @@ def _task(task: Mapping[str, Any], comparison: Mapping[str, Any]) -> Iterator[st
 def _verdict(difference: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
     """The words for a difference."""
     if difference["low"] is None:
-        return "one seed and no predictions: a difference without an interval is not shown"
+        return "neither seeds that differ nor windows to resample: a difference without an interval is not shown"
     verdict = str(difference["verdict"])
     if verdict != NO_EVIDENCE:
         holds = difference["p_holm"] < 1 - comparison["level"]
+        verdict += " on these windows, which were not resampled" * (difference["over"] == "seeds")
         return verdict if holds else f"{verdict}, but not after Holm's correction"
     if "seeds" not in difference["over"]:
         return verdict

@@ -95,3 +95,12 @@ def test_holm_multiplies_by_the_number_of_p_values_that_are_left() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == []
     assert holm([0.5]) == [0.5]
+
+
+def test_seeds_that_are_all_equal_give_no_interval_without_windows() -> None:
+    found = estimate(np.array([0.4, 0.4, 0.4]))
+    assert (found.low, found.high, found.over, found.p) == (None, None, None, None)
+    # With windows, they vary alone.
+    values = np.random.default_rng(0).normal(0.4, 0.1, (200, 1)).repeat(3, axis=1)
+    found = estimate(np.array([0.4, 0.4, 0.4]), values, units=30)
+    assert found.low is not None and found.low < 0.3

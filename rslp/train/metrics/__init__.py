@@ -91,11 +91,13 @@ class PrimaryMetric:
         name: its logged name.
         best: the value of a perfect model.
         higher_is_better: whether ``best`` is the highest value; otherwise the lowest.
+        worst: the value of the worst model; None if there is no limit.
     """
 
     name: str
     best: float = 1.0
     higher_is_better: bool = True
+    worst: float | None = None
 
 
 @dataclass(frozen=True)
@@ -145,10 +147,13 @@ def _detection_scores(task: Any) -> Metric:
 # For each kind of task its primary metric, and how that is made for a task.
 PRIMARY: dict[str, tuple[PrimaryMetric, Callable[[Any], Metric]]] = {
     # Mean recall of the classes that occur.
-    "classification": (PrimaryMetric("balanced_accuracy"), lambda task: BalancedAccuracy(len(task.classes))),
+    "classification": (PrimaryMetric("balanced_accuracy", worst=0.0), lambda task: BalancedAccuracy(len(task.classes))),
     # Over all pixels of a split, mean of the classes that occur.
-    "segmentation": (PrimaryMetric("miou"), lambda task: MeanIoU(task.num_classes, without=task.nodata_value)),
-    "detection": (PrimaryMetric("average_precision"), _detection_scores),
+    "segmentation": (
+        PrimaryMetric("miou", worst=0.0),
+        lambda task: MeanIoU(task.num_classes, without=task.nodata_value),
+    ),
+    "detection": (PrimaryMetric("average_precision", worst=0.0), _detection_scores),
     "regression": (PrimaryMetric("r2"), lambda _: R2()),
     "per-pixel regression": (PrimaryMetric("r2"), lambda _: R2()),
 }
