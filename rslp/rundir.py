@@ -126,10 +126,8 @@ class RunDir:
         if not path.is_file():
             present = ", ".join(sorted(p.name for p in self.checkpoints.glob("*.ckpt")))
             advice = f"the run has {present}" if present else "train the run first, or"
-            raise RunError(
-                f"no checkpoint {path.name or path} in {path.parent}: {advice}{';' * bool(present)} "
-                "name one with --checkpoint"
-            )
+            name = f"{path.name} in {path.parent}" if path.parent == self.checkpoints else path
+            raise RunError(f"no checkpoint {name}: {advice}{';' * bool(present)} name one with --checkpoint")
         return path
 
     def evaluation(self, split: str, checkpoint: str | None = None) -> Path:

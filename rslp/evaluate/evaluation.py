@@ -118,10 +118,12 @@ def intervals_of(
     """
     intervals = {}
     for key, result in results.items():
-        records = result.records.records if result.records else []
+        if result.records is None:
+            continue
+        records, entries = result.records.records, result.records.states.entries()
         unit_of, unit = units([(r.group, r.window) for r in records], [r.place for r in records])
         values = {name: value for name, value in result.values.items() if name != THRESHOLD}
-        ends = percentile_intervals(resampler(key), unit_of, stated=values, seed_of=key[0])
+        ends = percentile_intervals(resampler(key), unit_of, stated=values, seed_of=key[0], entries=entries)
         intervals[key] = Intervals(unit, ends)
     return intervals
 

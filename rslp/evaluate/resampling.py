@@ -14,6 +14,8 @@ from rslp.runtime.seeds import stable_seed
 
 LEVEL = 0.95
 RESAMPLES = 1000
+# Fewer where a metric sorts all its entries for each resample, such as millions of detections: so many in all.
+MIN_RESAMPLES, MAX_ENTRIES = 200, 100_000_000
 # Fewer units than this say little about how a value varies.
 MIN_UNITS = 5
 # Windows whose centres lie in one square of this side are resampled together: neighbours are alike, and resampled one
@@ -82,6 +84,7 @@ def percentile_intervals(
     *,
     stated: Mapping[str, float | None],
     seed_of: str,
+    entries: int = 0,
 ) -> dict[str, tuple[float, float]]:
     """95 % percentile bootstrap intervals (Efron 1979) of the values of metrics, by name.
 
@@ -93,14 +96,16 @@ def percentile_intervals(
         unit_of: the unit of each sample.
         stated: the values for all samples.
         seed_of: a text that seeds the draws.
+        entries: how many entries a metric sorts for each resample.
     """
+    number = min(RESAMPLES, max(MIN_RESAMPLES, MAX_ENTRIES // max(1, entries)))
     if not len(unit_of) or unit_of.max() + 1 < MIN_UNITS:
         return {}
     with warnings.catch_warnings():
         # torchmetrics warns of each resample without a sample of some class.
         warnings.simplefilter("ignore")
         again = values(np.ones(len(unit_of), dtype=np.int64))
-        drawn = [values(counts) for counts in resamples(unit_of, seed_of=seed_of)]
+        drawn = [values(counts) for counts in resamples(unit_of, seed_of=seed_of, number=number)]
     names = [name for name, value in stated.items() if _equal(value, again.get(name))]
     table = np.array([[np.nan if d[name] is None else d[name] for name in names] for d in drawn], dtype=np.float64)
     intervals = {}

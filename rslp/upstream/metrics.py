@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -192,6 +193,10 @@ class StatesBySample:
         self._packed = [packed for states in processes for packed in states._packed]
         self._others = {name: [value for s in processes for value in s._others[name]] for name in self._others}
 
+    def entries(self) -> int:
+        """Number of entries of the longest state that is a list or an array."""
+        return max((sum(map(len, values)) for values in self._others.values()), default=0)
+
     def columns(self) -> dict[str, Sequence[npt.NDArray[np.float64]]]:
         """Each state by sample, flattened."""
         ends = np.cumsum([0, *(default.numel() for default in self._sums.values())])
@@ -207,7 +212,11 @@ class StatesBySample:
     def resampler(self, metrics: Sequence[Metric]) -> Callable[[Counts], None]:
         """A function that sets metrics with these states to a resample: how often it has each sample, ``N``."""
         packed = np.array(self._packed)
-        lists = {name for name in self._others if isinstance(metrics[0]._defaults[name], list)}
+        lists = {
+            name: _Lists.of(values)
+            for name, values in self._others.items()
+            if isinstance(metrics[0]._defaults[name], list)
+        }
         stacked = {name: np.array(values) for name, values in self._others.items() if name not in lists}
 
         def resample(counts: Counts) -> None:
@@ -219,14 +228,37 @@ class StatesBySample:
                 assert totals is not None
                 merged[name] = totals[start : start + default.numel()].reshape(default.shape).to(default.dtype)
                 start += default.numel()
-            for name, values in self._others.items():
+            for name in self._others:
                 if name in lists:
-                    merged[name] = [torch.from_numpy(values[index]) for index in indices if len(values[index])]
+                    merged[name] = lists[name].taken(indices)
                 else:
                     merged[name] = self._reductions[name](torch.from_numpy(stacked[name][indices]))
             _set_states(metrics, merged)
 
         return resample
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """A state that is a list, by sample: all entries in one array, and where those of each sample begin."""
+
+    entries: npt.NDArray[Any]
+    starts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, values: Sequence[npt.NDArray[Any]]) -> _Lists:
+        lengths = np.array([len(value) for value in values], dtype=np.int64)
+        # Without those of no entry, whose type may be another.
+        entries = np.concatenate([value for value in values if len(value)] or [np.zeros(0)])
+        return cls(entries, np.cumsum(lengths) - lengths, lengths)
+
+    def taken(self, samples: npt.NDArray[np.int64]) -> list[torch.Tensor]:
+        """The entries of some samples, which may occur several times."""
+        lengths = self.lengths[samples]
+        before = np.cumsum(lengths) - lengths
+        indices = np.repeat(self.starts[samples] - before, lengths) + np.arange(lengths.sum())
+        return [torch.from_numpy(self.entries[indices])] if len(indices) else []
 
 
 def _flat(value: torch.Tensor) -> npt.NDArray[np.float64]:
@@ -268,6 +300,10 @@ class SampleStates:
             update(group[0])
             for part, of_part in zip(_metrics_in(group[0]), states, strict=True):
                 of_part.add(partial(getattr, part))
+
+    def entries(self) -> int:
+        """Number of entries of the longest state that is a list; 0 without one."""
+        return max((states.entries() for group in self.states for states in group), default=0)
 
     def merge(self, processes: Sequence[list[list[StatesBySample]]]) -> None:
         """Replace the samples of this process by those of all (their ``states``), in the order of their ranks."""

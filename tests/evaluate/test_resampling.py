@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rslp.evaluate.resampling import BLOCK_METRES, MIN_UNITS, percentile_intervals, resamples, units
+from rslp.evaluate.resampling import (
+    BLOCK_METRES,
+    MIN_RESAMPLES,
+    MIN_UNITS,
+    RESAMPLES,
+    percentile_intervals,
+    resamples,
+    units,
+)
 
 DEGREE = 111_195.0
 
@@ -98,3 +106,11 @@ def test_a_value_that_many_resamples_lack_has_no_interval() -> None:
     """Such as the recall of a class with a single window."""
     counts_of_first = lambda counts: {"m": 1.0 if counts[0] else None}  # noqa: E731
     assert percentile_intervals(counts_of_first, np.arange(20), stated={"m": 1.0}, seed_of="d") == {}
+
+
+@pytest.mark.parametrize(("entries", "expected"), [(0, RESAMPLES), (200_000, 500), (10**9, MIN_RESAMPLES)])
+def test_fewer_resamples_where_each_takes_long(entries: int, expected: int) -> None:
+    calls = []
+    values = lambda counts: calls.append(counts) or {"m": 1.0}  # type: ignore[func-returns-value]  # noqa: E731
+    percentile_intervals(values, np.arange(9), stated={"m": 1.0}, seed_of="d", entries=entries)
+    assert len(calls) == 1 + expected

@@ -271,7 +271,7 @@ def test_evaluating_before_training_names_the_folder(place: Path, tmp_path: Path
         ),
         ("runs", ("--mode", "predict"), "no checkpoint best.ckpt in "),
         ("runs", ("--do_eval", "true", "--checkpoint", "no.ckpt"), "no checkpoint no.ckpt in "),
-        ("runs", ("--do_eval", "true", "--checkpoint", "some/no.ckpt"), "/some: train the run first"),
+        ("runs", ("--do_eval", "true", "--checkpoint", "some/no.ckpt"), "/some/no.ckpt: train the run first"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_is_written(

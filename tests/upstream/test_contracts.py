@@ -224,6 +224,19 @@ def test_one_metric_that_cannot_be_computed_leaves_the_others() -> None:
     assert upstream.scalars(metrics) == {"mse": 4.0, "r2": None}
 
 
+def test_states_lie_where_a_resample_sets_them() -> None:
+    """Beside the attributes that torch registers, by the names of the defaults."""
+    metric = precise_metrics(RegressionTask(property_name="p", metrics=["mse"]).get_metrics())["mse"]
+    states = upstream.SampleStates([metric])
+    for error in (1.0, 2.0, 5.0):
+        target = {"value": torch.tensor(0.0), "valid": torch.tensor(1.0)}
+        states.add(lambda one, error=error, target=target: one.update([torch.tensor(error)], [target]))
+    resample = states.resampler()
+    for counts, expected in (([1, 1, 1], 10.0), ([2, 1, 0], 2.0), ([0, 0, 3], 25.0)):
+        resample(np.array(counts))
+        assert float(metric.compute()) == expected
+
+
 def test_mean_average_precision_without_an_object_is_no_value() -> None:
     task = DetectionTask(property_name="p", classes=["bg", "thing"])
     metrics = precise_metrics(task.get_metrics())
