@@ -134,7 +134,8 @@ def write_evaluation(
     """Write the rows of metrics and the predictions of a split to ``eval/<folder>/``."""
     text = evaluation.json()
     predictions = run.evaluation(evaluation.split, folder).with_suffix(".parquet")
-    write_predictions(predictions, records, checkpoint_sha256=evaluation.checkpoint_sha256)
+    if records:
+        write_predictions(predictions, records, checkpoint_sha256=evaluation.checkpoint_sha256)
     write_atomic(run.evaluation(evaluation.split, folder), text)
     if folder == run.best().stem:
         write_atomic(run.evaluation(evaluation.split), text)

@@ -13,6 +13,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from rslp.data.datamodule import MultiDatasetDataModule
 from rslp.errors import ConfigError
+from rslp.evaluate.predictions import read_predictions
 from rslp.io import read_yaml
 from rslp.rundir import RunDir
 from rslp.study.baselines import run_baseline
@@ -21,7 +22,7 @@ from rslp.study.others import read_others
 from rslp.study.plan import StudyPlan
 from rslp.train.build import build_data
 from tests.study.small import folder_of, write_study
-from tests.tiny import four_datasets, run_config, write_run
+from tests.tiny import four_datasets, run_config, write_dataset, write_run
 
 SIZES = {"train": 20, "val": 10, "test": 10}
 
@@ -38,6 +39,18 @@ def test_the_constant_is_the_floor(run: RunDir) -> None:
         assert set(primary) == {"classify", "segment", "regress", "detect"}
         assert all(row.value == row.floor for row in primary.values())
         assert evaluation.score == 0 and run.evaluation(evaluation.split, "constant").exists()
+        # Of what a comparison resamples, each window's prediction is there.
+        file = run.evaluation(evaluation.split, "constant").with_suffix(".parquet")
+        predictions = read_predictions(file, checkpoint_sha256="")
+        assert {key[0]: len(one.samples) for key, one in predictions.items()} == dict.fromkeys(primary, 10)
+        assert all(row.interval == "window" for row in primary.values())
+
+
+def test_a_forest_of_objects_alone_leaves_rows_alone(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", "detect", train=2, val=1, test=1)
+    run = write_run(tmp_path, run_config({"detect": (str(data), "detect")}))
+    assert [evaluation.rows for evaluation in run_baseline(run, "random_forest")] == [(), ()]
+    assert not list((run.path / "eval").rglob("*.parquet"))
 
 
 def test_the_forest_is_scikit_learns(run: RunDir) -> None:
