@@ -70,7 +70,9 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None, evaluat
         print_predictions(summary)
         return 0
     splits = ("val",) if mode == "validate" else ("val", "test")
-    evaluations = evaluate_run(directory, splits=splits, checkpoint=checkpoint, own_best=checkpoint is None)
+    # After a training of a study, the one best checkpoint is compared.
+    own_best = checkpoint is None and mode != "fit"
+    evaluations = evaluate_run(directory, splits=splits, checkpoint=checkpoint, own_best=own_best)
     if read_world(os.environ).first:
         notes: list[str] = []
         whole, own = evaluations[: len(splits)], evaluations[len(splits) :]
