@@ -40,9 +40,9 @@ def test_functions_that_are_called_like_folders_stay_functions() -> None:
     from rslp.evaluate.rows import Evaluation
 
     assert (Finding.__module__, Evaluation.__module__) == ("rslp.check.findings", "rslp.evaluate.rows")
-    from rslp.study.comparison import compare
+    from rslp.study.config import StudyConfig
 
-    assert compare.__module__ == "rslp.study.comparison"
+    assert StudyConfig.__module__ == "rslp.study.config"
     assert all(map(inspect.isfunction, (rslp.check, rslp.evaluate, rslp.study)))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         getattr(rslp, "nothing")  # noqa: B009
