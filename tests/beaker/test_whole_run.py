@@ -90,6 +90,7 @@ def test_it_trains_to_the_end_though_the_machine_is_taken_away(
     assert run.read("metrics.csv") == here.metrics.read_bytes()
 
 
+@pytest.mark.slow
 def test_predictions_are_made_there_and_come_into_the_store(beaker: Loopback, place: Path) -> None:
     (place.parent / "hold").unlink()
     here = tiny.write_run(place.parent / "here", yaml.safe_load(Path("OUT.yaml").read_text()))

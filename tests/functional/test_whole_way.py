@@ -83,6 +83,8 @@ def family(session: int) -> list[str]:
     return found
 
 
+# Quick ones: kills in tests/train/test_kills.py, Ctrl-C in tests/runtime/test_signals.py.
+@pytest.mark.slow
 def test_killed_interrupted_and_started_again_it_finishes(place: Path) -> None:
     run = place / RUN
     first = start(place)
@@ -118,10 +120,12 @@ def test_killed_interrupted_and_started_again_it_finishes(place: Path) -> None:
 
 @pytest.fixture(scope="module")
 def run(place: Path) -> Path:
-    """The run directory of the example's run, which is done; that was mostly the work of the test above."""
+    """The run directory of the example's run, which is done: by the test above, or here, as a user starts it."""
     run = place / RUN
     if not (run / "DONE.json").exists():
-        rslp(*LAUNCH, cwd=place)
+        done = rslp(*LAUNCH, cwd=place, afresh=True)
+        assert "Traceback" not in done.stderr
+        assert json.loads((run / "DONE.json").read_text())["epoch"] == 3
     return run
 
 
