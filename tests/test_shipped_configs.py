@@ -155,6 +155,7 @@ def train_on_twins(place: Path, config: dict[str, Any], monkeypatch: pytest.Monk
         assert any(name.startswith(f"val/{dataset}/{task}/") for name in logged), sorted(logged)
 
 
+@pytest.mark.slow
 def test_every_dataset_config_trains_in_one_run_with_shared_heads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

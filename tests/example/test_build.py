@@ -19,6 +19,7 @@ def digest(root: Path) -> dict[str, str]:
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes_as_none(example: Path, tmp_path: Path) -> None:
     build(tmp_path / "again", size=0.02, seed=0, workers=2)
     assert digest(tmp_path / "again") == digest(example)
@@ -32,7 +33,7 @@ def test_another_seed_writes_other_images_labels_and_weights(
     ours, others = digest(example), digest(tmp_path / "other")
     shared = {name for name in ours if ours[name] == others.get(name) and not name.endswith("completed")}
     config = {f"{kind.name}/config.json" for kind in KINDS} | {f"{kind.name}.yaml" for kind in KINDS}
-    config |= {"multi_dataset.yaml", "two_tasks.yaml", "fuel_shrub.yaml", "encoder/config.json"}
+    config |= {"multi_dataset.yaml", "two_tasks.yaml", "fuel_shrub.yaml", "study.yaml", "encoder/config.json"}
     assert shared <= config | {name for name in shared if name.endswith(("metadata.json", "window_storage_meta.json"))}
 
 

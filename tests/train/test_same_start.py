@@ -20,23 +20,18 @@ from tests.train.two_sensors import ENCODERS, freezing, run_config, write_place
 # What every start leaves behind: if one were missing, nothing would be compared.
 KINDS = ("state_dict", "optimizer_states", "metrics.csv", "val.json", ".idx", "records-", "features/")
 
-# One encoder frozen, the other trained: half of the time, and every kind of file. Trained Helios: see test_kills.py.
-FEW = (("helios", "frozen"), ("galileo", "trained"))
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_place(tmp_path_factory.mktemp("two") / "place")
 
 
-def prepared(place: Path, folder: Path, *, workers: int, few: bool) -> list[RunDir]:
-    """For each encoder a run that keeps its features, and one that trains it; if ``few``, one of the two."""
+def prepared(place: Path, folder: Path, *, workers: int) -> list[RunDir]:
+    """For each encoder a run that keeps its features, and one that trains it."""
     runs = []
     for encoder in ENCODERS:
         kept, trained = (run_config(place, encoder, workers=workers, epochs=n, store=str(folder)) for n in (2, 1))
         for name, config in (("frozen", freezing(kept, thaw_at_epoch=None)), ("trained", trained)):
-            if few and (encoder, name) not in FEW:
-                continue
             run = RunDir(folder / "projects" / encoder / name)
             run.path.mkdir(parents=True)
             run.config.write_text(yaml.safe_dump(config, sort_keys=False))
@@ -44,9 +39,9 @@ def prepared(place: Path, folder: Path, *, workers: int, few: bool) -> list[RunD
     return runs
 
 
-def started(place: Path, folder: Path, *, seed: int, workers: int, world: int, few: bool) -> dict[str, str]:
+def started(place: Path, folder: Path, *, seed: int, workers: int, world: int) -> dict[str, str]:
     """Train in processes of their own; what they leave behind."""
-    runs = prepared(place, folder, workers=workers, few=few)
+    runs = prepared(place, folder, workers=workers)
     command = ["-m", "tests.train.ranks", *(str(run.path) for run in runs)]
     ended = finish(start_ranks(command, world=world, environment=lambda rank: environment_of(10 * seed + rank)))
     assert [code for code, _ in ended] == [0] * world, "\n".join(output[-3000:] for _, output in ended)
@@ -54,24 +49,17 @@ def started(place: Path, folder: Path, *, seed: int, workers: int, world: int, f
     return left | left_in_caches(folder / "stores")
 
 
-def differences(
-    place: Path, folder: Path, starts: Sequence[tuple[int, int]], *, world: int = 1, few: bool = False
-) -> list[str]:
+def differences(place: Path, folder: Path, starts: Sequence[tuple[int, int]], *, world: int = 1) -> list[str]:
     """How starts (hash seed and workers) differ."""
     left = {
         f"seed {seed} with {workers} workers": started(
-            place, folder / f"{world}-{seed}-{workers}", seed=seed, workers=workers, world=world, few=few
+            place, folder / f"{world}-{seed}-{workers}", seed=seed, workers=workers, world=world
         )
         for seed, workers in starts
     }
     kinds = {kind for one in left.values() for name in one for kind in KINDS if kind in name}
     assert kinds == set(KINDS)
     return unlike(left)
-
-
-# Two of the orders that sets of the sensors' names can have.
-def test_two_starts_leave_the_same_behind(place: Path, tmp_path: Path) -> None:
-    assert differences(place, tmp_path, [(1, 0), (2, 2)], few=True) == []
 
 
 COMPOSE = "helios make_multidataset_config --cfg example/multi_dataset.yaml"
@@ -113,6 +101,7 @@ def test_every_start_writes_the_same_texts(place: Path, tmp_path: Path, lines: l
     assert unlike(texts) == []
 
 
+# Quick tests of the same: kills under two hash seeds (test_kills.py), no order of a set in the code (test_order.py).
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("world", [1, 2])
