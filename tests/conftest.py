@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from rslp.runtime import preemption
 from tests.forks import Forks
 
 # rslearn 0.1.19 calls what jsonargparse 4.53 has renamed.
@@ -39,6 +40,15 @@ LONG = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of long files first."""
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+@pytest.fixture(autouse=True)
+def signals_stay() -> Iterator[None]:
+    """Take back the signal handlers that a test left, such as by a training in this process: children inherit them."""
+    former = {number: signal.getsignal(number) for number in (*preemption.SIGNALS, signal.SIGINT)}
+    yield
+    for number, handler in former.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
