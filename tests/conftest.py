@@ -48,7 +48,8 @@ def signals_stay() -> Iterator[None]:
     former = {number: signal.getsignal(number) for number in (*preemption.SIGNALS, signal.SIGINT)}
     yield
     for number, handler in former.items():
-        signal.signal(number, handler)
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
