@@ -136,7 +136,9 @@ def launch_finetune(
         slurm: options of SLURM alone.
         skypilot: options of SkyPilot alone.
     """
-    where = engine_of(_engine_name(engine, local=local, cluster=cluster))
+    name = _engine_name(engine, local=local, cluster=cluster)
+    where, options = engine_of(name), EngineOptions(detach=detach, slurm=slurm, skypilot=skypilot)
+    options.refuse_others(name)
     job_mode: Mode = "test" if do_eval else mode
     if profiler and job_mode in ("validate", "test"):
         raise UsageError("--profiler is for a training or a prediction; an evaluation keeps the training's config")
@@ -168,7 +170,6 @@ def launch_finetune(
         # A dry run asks no object store.
         if not (dry_run and is_remote(each.run.location)):
             ensure_can_start(each)
-    options = EngineOptions(detach=detach, slurm=slurm, skypilot=skypilot)
     plan = where.plan([each for each, _ in runs], options)
     values = placeholder_values(helios_checkpoint_path, olmoearth_checkpoint_path, encoder_embedding_size, patch_size)
     requests = [

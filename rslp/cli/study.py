@@ -59,35 +59,37 @@ def study(
         trust: packages, beside the installed ones, whose classes the configs may name: their code is run.
         slurm: options of SLURM alone.
     """
-    remote = engine_of(engine).remote
-    given = {"cluster": cluster, "cpus": cpus, "memory": memory, "time_limit": time_limit, "mounts": mounts}
-    if engine == "local" and (named := [name for name, value in given.items() if value]):
-        raise UsageError(f"--{named[0]} is for clusters: --engine slurm or beaker")
-    trusted = class_paths.trust(trust or ())
+    where, options = engine_of(engine), EngineOptions(slurm=slurm)
+    options.refuse_others(engine)
+    if cluster and engine != "beaker":
+        raise UsageError(f"--cluster is for --engine beaker; got the engine {engine}")
+    job = Job(
+        run=RunDir(Path()),
+        cpus=cpus,
+        memory=parse_memory(memory) if memory else None,
+        time_limit=parse_duration(time_limit) if time_limit else None,
+        env={**class_paths.trust(trust or ()), **parse_pairs("--env", env or ())},
+        secrets=parse_pairs("--secrets", secrets or ()),
+        mounts=parse_mounts(mounts or ()),
+        image=image_name,
+        clusters=tuple(cluster or ()),
+    )
+    if not where.remote:
+        # What this engine does not take is refused before anything is done; remote ones refuse it when they plan jobs.
+        where.verify(where.plan([job], options), ())
     quieten_rslearn()
     # Not before they are needed: `--help` answers without pydantic.
     from rslp.study.config import read_study
     from rslp.study.plan import StudyPlan
 
-    plan = StudyPlan.of(read_study(cfg), runs_prefix(remote=remote))
+    plan = StudyPlan.of(read_study(cfg), runs_prefix(remote=where.remote))
     if dry_run:
         sys.stdout.writelines(f"{line}\n" for line in _listed(plan))
         return 0
     from rslp.study.comparison import comparison_table
     from rslp.study.study import make_study
 
-    job = Job(
-        run=RunDir(Path()),
-        cpus=cpus,
-        memory=parse_memory(memory) if memory else None,
-        time_limit=parse_duration(time_limit) if time_limit else None,
-        env={**trusted, **parse_pairs("--env", env or ())},
-        secrets=parse_pairs("--secrets", secrets or ()),
-        mounts=parse_mounts(mounts or ()),
-        image=image_name,
-        clusters=tuple(cluster or ()),
-    )
-    outcome = make_study(plan, engine=engine, options=EngineOptions(slurm=slurm), job=job)
+    outcome = make_study(plan, engine=engine, options=options, job=job)
     if outcome.comparison is not None:
         sys.stdout.write(comparison_table(outcome.comparison))
         sys.stdout.write(f"{outcome.folder}/comparison.json, results.md\n")

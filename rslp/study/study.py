@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +25,7 @@ from rslp.launch.remote import readable_run
 from rslp.launch.submit import Request, install_config, submit
 from rslp.rundir import RunDir
 from rslp.study.comparison import ArmResult, Cost, compare, comparison_table
-from rslp.study.others import read_others
+from rslp.study.others import others_of, read_others
 from rslp.study.plan import StudyPlan, StudyRun
 
 SCHEMA = 1
@@ -165,7 +165,7 @@ def make_study(
         plan: the study.
         engine: where its runs are trained.
         options: options of the engine.
-        job: the resources of each run.
+        job: the resources and variables of each run.
 
     Raises:
         RunError: another process makes this study, a run was made with another config, or the check found errors.
@@ -176,6 +176,8 @@ def make_study(
         raise RunError(f"{plan.folder}: {locks.holder(path)} is already making this study")
 
     with locks.locked(plan.folder / "lock", busy=refuse):
+        # Before hours of training, not after them.
+        others_of(plan)
         arms = ArmsFile.read(plan)
         write_atomic(plan.folder / "study.yaml", plan.file.document.text)
         unfinished = [planned for planned in plan.runs if arms.rows(planned) is None]
@@ -184,7 +186,7 @@ def make_study(
             _check(plan, here=not engine_of(engine).remote)
             remote = [] if engine == "local" else [planned for planned in unfinished if not planned.baseline]
             waiting = _send(arms, remote, engine=engine, options=options, job=job) if remote else []
-            code = _run_all(arms, [planned for planned in unfinished if planned not in remote])
+            code = _run_all(arms, [planned for planned in unfinished if planned not in remote], job)
         comparison = None if code in (INTERRUPTED, PREEMPTED) else _compare(arms)
         failed = {name: entry["reason"] for name, entry in arms.entries.items() if entry["state"] == "failed"}
         return StudyOutcome(plan.folder, comparison, failed, tuple(waiting), code)
@@ -203,14 +205,14 @@ def _check(plan: StudyPlan, *, here: bool) -> None:
     )
 
 
-def _run_all(arms: ArmsFile, runs: Sequence[StudyRun]) -> int:
+def _run_all(arms: ArmsFile, runs: Sequence[StudyRun], job: Job | None) -> int:
     """Run one after the other here; returns the exit code of the first that failed, or of an interruption."""
     first_failure = 0
     for number, planned in enumerate(runs, 1):
         print_message(f"[{number}/{len(runs)}] {planned.experiment}")
         began, stopped = time.monotonic(), False
         try:
-            code, stopped = _run_here(arms, planned)
+            code, stopped = _run_here(arms, planned, job)
             if code not in (INTERRUPTED, PREEMPTED):
                 _take(arms, planned, code)
                 print_message(f"  done in {time.monotonic() - began:.0f} s")
@@ -234,10 +236,18 @@ def _log(planned: StudyRun) -> Path:
     return planned.run.logs / "local-fit.log"
 
 
-def _run_here(arms: ArmsFile, planned: StudyRun) -> tuple[int, bool]:
+def _job_of(arms: ArmsFile, planned: StudyRun, shared: Job | None) -> Job:
+    """The job of a run, with the resources and variables that all runs share."""
+    evaluate = not planned.baseline
+    return replace(
+        shared or Job(run=planned.run), run=planned.run, mode="fit", evaluate=evaluate, name=arms.plan.file.name
+    )
+
+
+def _run_here(arms: ArmsFile, planned: StudyRun, shared: Job | None) -> tuple[int, bool]:
     """Train and evaluate a run, or fit a baseline, in a process; its exit code, and whether this one is to end."""
     config = arms.plan.config_of(planned)
-    job = Job(run=planned.run, evaluate=not planned.baseline)
+    job = _job_of(arms, planned, shared)
     with install_config(planned.run, config):
         arms.note(planned, "running")
     command = job.command(sys.executable)
@@ -270,8 +280,7 @@ def _send(
             rest.append(planned)
     requests = []
     for planned in rest:
-        shared = {} if job is None else {name: getattr(job, name) for name in Job.__dataclass_fields__}
-        each = Job(**{**shared, "run": planned.run, "mode": "fit", "evaluate": True, "name": arms.plan.file.name})
+        each = _job_of(arms, planned, job)
         requests.append(Request(each, arms.plan.config_of(planned), run_check=lambda: None))
     for group in [requests] if where.takes_arrays else [[request] for request in requests]:
         if group:

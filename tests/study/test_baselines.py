@@ -98,12 +98,18 @@ def test_rows_of_others(tmp_path: Path) -> None:
         ("arm,dataset,value\n", "published.csv:1: has no column 'task'; needed: arm, dataset, task, value"),
         ("arm,dataset,task,value\nx,classes,classes,much\n", "published.csv:2: value is 'much', no number"),
         ("arm,dataset,task,value\nx,fields,fields,1\n", "published.csv:2: the study has no task fields/fields"),
+        ("arm,dataset,task,value\nx,classes,classes,nan\n", "published.csv:2: value is 'nan', no number"),
+        ("arm,dataset,task,value\nx,classes,classes,\n", "published.csv:2: has no value"),
+        ("arm,dataset,task,value,seed\nx,classes,classes,1,0.5\n", "published.csv:2: seed is '0.5', no whole number"),
+        ("arm,dataset,task,value\njoint,classes,classes,1\n", "published.csv:2: the arm 'joint' is the study's own"),
+        (2 * "x,classes,classes,1\n", "published.csv:1: has no column 'arm'"),
+        ("\ufeffarm,dataset,task,value\n" + 2 * "x,classes,classes,1\n", "published.csv:3: is of the arm, seed, task"),
         (None, "published.csv: can't be read: No such file or directory"),
     ],
 )
 def test_mistakes_in_a_csv(tmp_path: Path, text: str | None, message: str) -> None:
     path = write_study(tmp_path, others="published.csv", sizes={"train": 1, "val": 1, "test": 1})
-    rows = tmp_path / "runs" / "studies" / "studies" / "study" / "rows" / "a"
+    rows = tmp_path / "runs" / "studies" / "studies" / "study" / "rows" / "study.joint.s0"
     rows.mkdir(parents=True)
     row = {"dataset": "classes", "task": "classes", "metric": "m", "value": 1, "n": 1, "floor": 0, "class": None}
     row |= {"higher_is_better": True, "primary": True}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+
+from rslp.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,3 +58,13 @@ class EngineOptions:
     detach: bool = False
     slurm: SlurmOptions = SlurmOptions()
     skypilot: SkyPilotOptions = SkyPilotOptions()
+
+    def refuse_others(self, engine: str) -> None:
+        """Raise ``UsageError`` for an option of another engine than this one, which would have no effect."""
+        if self.detach and engine != "local":
+            raise UsageError(f"--detach is for --local true; got the engine {engine}")
+        defaults = asdict(EngineOptions())
+        for group, given in asdict(self).items():
+            if group not in ("detach", engine) and given != defaults[group]:
+                name = next(name for name, value in given.items() if value != defaults[group][name])
+                raise UsageError(f"--{group}.{name} is for --engine {group}; got the engine {engine}")
