@@ -74,8 +74,10 @@ def parse(workflow: Workflow, prog: str, args: Sequence[str]) -> dict[str, Any]:
     options = [option for action in parser_options(parser) for option in action.option_strings]
     _refuse_unknown(args, options)
     try:
+        parsed = parser.parse_args(_appending(args, workflow))
+        _refuse_lost(args, parsed)
         # Options of a group, such as --slurm.partition, become one dataclass.
-        return dict(vars(parser.instantiate(parser.parse_args(_appending(args, workflow)))))
+        return dict(vars(parser.instantiate(parsed)))
     except argparse.ArgumentError as error:
         raise UsageError(_one_line(str(error))) from error
 
@@ -97,6 +99,15 @@ def _refuse_unknown(args: Sequence[str], options: Sequence[str]) -> None:
         name = arg.partition("=")[0].removesuffix("+")
         if arg.startswith("--") and name not in options:
             raise UsageError(f"unknown option {name}{did_you_mean(name, options) or '; see --help'}")
+
+
+def _refuse_lost(args: Sequence[str], parsed: Any) -> None:
+    """Raise ``UsageError`` for a text that YAML reads as null, such as a comment: the option would have no effect."""
+    for arg, following in zip(args, [*args[1:], ""], strict=False):
+        name, given, value = arg.partition("=")
+        text = value if given else following
+        if name.startswith("--") and text != "null" and parsed.get(name[2:], text) is None:
+            raise UsageError(f"{name} {text!r} is read as null, as if it were not given: write null, or another text")
 
 
 def _one_line(message: str) -> str:

@@ -210,7 +210,7 @@ def _run_all(arms: ArmsFile, runs: Sequence[StudyRun], job: Job | None) -> int:
     first_failure = 0
     for number, planned in enumerate(runs, 1):
         print_message(f"[{number}/{len(runs)}] {planned.experiment}")
-        began, stopped = time.monotonic(), False
+        began, stopped, code = time.monotonic(), False, 0
         try:
             code, stopped = _run_here(arms, planned, job)
             if code not in (INTERRUPTED, PREEMPTED):
@@ -219,7 +219,7 @@ def _run_all(arms: ArmsFile, runs: Sequence[StudyRun], job: Job | None) -> int:
         except UserError as error:
             arms.note(planned, "failed", reason=str(error))
             print_message(f"  failed: {error}")
-            code, first_failure = 0, first_failure or error.exit_code
+            code, first_failure = 0, first_failure or code or error.exit_code
         if stopped or code:
             print_message("interrupted: the same command goes on from there")
             return code or INTERRUPTED

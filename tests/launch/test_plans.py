@@ -150,9 +150,16 @@ def test_a_directive_reads_back(text: str) -> None:
 @given(name=ANY.filter(lambda text: not text.startswith("-")), value=ANY)
 @example(name="null", value="[1, 2]")
 @example(name="1e3", value="{a: b} # c")
+@example(name="#", value="")
+@example(name="~", value="")
 def test_the_command_line_takes_words_as_they_are(name: str, value: str) -> None:
     words = [f"--experiment_id={name}", "--config_paths+=x.yaml", f"--env+=A={value}", f"--slurm.partition={name}"]
-    arguments = parse(launch_finetune, "test", words)
+    try:
+        arguments = parse(launch_finetune, "test", words)
+    except UsageError as error:
+        # Never taken for another text, nor dropped.
+        assert "is read as null" in str(error) and yaml.safe_load(name) is None
+        return
     assert arguments["experiment_id"] == name
     assert arguments["env"] == [f"A={value}"]
     assert arguments["slurm"].partition == (None if name == "null" else name)

@@ -11,6 +11,7 @@ import pytest
 
 from rslp.cli.main import main
 from rslp.launch.engines.engine import ENGINES, Engine, Plan, SubmissionState
+from rslp.launch.engines.local import LocalEngine, LocalPlan
 from rslp.launch.engines.options import EngineOptions
 from rslp.launch.engines.slurm import SlurmEngine
 from rslp.launch.job import Job
@@ -89,7 +90,11 @@ def test_runs_go_as_one_array_and_are_collected_later(
     ("words", "message"),
     [
         (["--engine", "lcoal"], "there is no engine 'lcoal'"),
-        (["--cpus", "4"], "--cpus is for clusters"),
+        (["--cpus", "4"], "a local run takes no --cpus"),
+        (["--slurm.qos", "a"], "--slurm.qos is for --engine slurm"),
+        (["--cluster+=a"], "--cluster is for --engine beaker; got the engine local"),
+        (["--dry_run", "true", "--memory", "much"], "--memory 'much' is no amount of memory"),
+        (["--secrets+=KEY=NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE"),
         (["--engine", "slurm", "--memory", "much"], "--memory 'much' is no amount of memory"),
     ],
 )
@@ -116,3 +121,22 @@ def test_a_job_that_evaluates_is_a_training_of_one_process(tmp_path: Path) -> No
     for wrong in ({"mode": "test"}, {"gpus": 2}, {"nodes": 2}):
         with pytest.raises(UsageError, match="--evaluate is for a training of one process"):
             Job(run=run, evaluate=True, **wrong)  # type: ignore[arg-type]
+
+
+def test_runs_here_get_the_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RSLP_PREFIX", str(tmp_path / "runs"))
+    monkeypatch.setenv("MY_KEY", "hidden")
+    write_study(tmp_path, arms=["joint"], seeds=[0], sizes={"train": 2, "val": 1, "test": 1})
+    started: list[Job] = []
+
+    def run(_: LocalEngine, plan: LocalPlan) -> tuple[int, bool]:
+        started.extend(plan.jobs)
+        return 1, False
+
+    monkeypatch.setattr(LocalEngine, "run", run)
+    monkeypatch.setattr("rslp.launch.check_gate._run_check", lambda _: None)
+    words = ["--env+=COLOUR=red", "--secrets+=KEY=MY_KEY"]
+    assert main(["helios", "study", "--cfg", "study.yaml", *words]) == 1
+    (job,) = started
+    assert job.env["COLOUR"] == "red" and dict(job.secrets) == {"KEY": "MY_KEY"} and job.evaluate
