@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from rslp.errors import RunError, UsageError
-from rslp.io import is_remote, write_atomic
+from rslp.io import full_disk, is_remote, write_atomic
 from rslp.launch.remote import readable_run
 from rslp.launch.runs import find_run
 from rslp.rundir import RunDir
@@ -48,7 +48,12 @@ def compare(
         comparison = compare_arms(results, reference=results[0].arm, difference=difference)
     sys.stdout.write(comparison_table(comparison))
     if output is not None:
-        write_atomic(output, json.dumps(comparison, indent=1, allow_nan=False) + "\n")
+        try:
+            write_atomic(output, json.dumps(comparison, indent=1, allow_nan=False) + "\n")
+        except OSError as error:
+            raise full_disk(error, Path(output)) or UsageError(
+                f"--output {output} can't be written: {error.strerror}"
+            ) from error
     return 0
 
 

@@ -17,11 +17,14 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
     lines = [*_heading(comparison), ""]
     for task in comparison["tasks"]:
         lines += [*_task(task, comparison), ""]
-    if comparison["gains"]:
+    # What has no interval is not shown.
+    if gains := {arm: gain for arm, gain in comparison["gains"].items() if gain["low"] is not None}:
         lines += [f"mean relative gain over {comparison['reference']}, all tasks (Delta-m)"]
-        for arm, gain in comparison["gains"].items():
+        for arm, gain in gains.items():
             left_out = f", without {', '.join(gain['left_out'])}" if gain["left_out"] else ""
-            lines += _row(arm, f"{gain['value']:+.1f} %{_ends(gain, '+.1f')}  of {gain['tasks']} tasks{left_out}")
+            lines += _row(
+                arm, f"{gain['value']:+.1f} %{_ends(gain, '+.1f')}  of {_plural(gain['tasks'], 'task')}{left_out}"
+            )
         lines.append("")
     lines += _cells("transfer: what a dataset gains from another", comparison["transfer"], "with")
     lines += _cells("influence: what a dataset gives to another", comparison["influence"], "of")

@@ -305,6 +305,10 @@ def test_runs_that_cannot_be_compared_are_one_line(pair: tuple[str, str], capfd:
         assert main(["helios", "compare", "--run", pair[1], "--run", other]) == 2
         error = capfd.readouterr().err
         assert words in error and error.count("\n") == 1 and error.startswith("error: ")
+    for output in (tmp_path, tmp_path / "config.yaml" / "below"):
+        (tmp_path / "config.yaml").touch()
+        assert main(["helios", "compare", "--run", pair[0], "--run", pair[1], "--output", str(output)]) == 2
+        assert f"error: --output {output} can't be written: " in capfd.readouterr().err
     assert main(["helios", "compare", "--run", pair[0]]) == 2
     assert "at least twice" in capfd.readouterr().err
 

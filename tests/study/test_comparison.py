@@ -131,6 +131,7 @@ def test_rows_alone_give_intervals_over_seeds(results: list[ArmResult], tmp_path
     assert task["arms"]["joint"]["over"] == "windows", "the interval of the run's own evaluation"
     assert "a difference without an interval is not shown" in " ".join(comparison_table(single).split())
     assert single["comparisons"] == 1 and single["gains"]["joint"]["low"] is None
+    assert "Delta-m" not in comparison_table(single), "a gain without an interval is not shown either"
 
 
 def test_a_baseline_of_one_seed_stands_beside_each_seed(results: list[ArmResult], tmp_path: Path) -> None:
