@@ -27,7 +27,7 @@ demo: $(READY) ## the main job on the built-in example: data, config, joint trai
 	$(LAUNCH)
 	$(LAUNCH) --do_eval true
 
-study: $(READY) ## joint against single models on the built-in example, 3 seeds (under an hour; may be stopped and started again)
+study: $(READY) ## joint against single models on the built-in example, 3 seeds (about an hour; may be stopped and started again)
 	$(RUN) make_example --path $(EXAMPLE)/
 	test -e $(EXAMPLE)/study.yaml || cp rslp/example/configs/study.yaml $(EXAMPLE)/
 	$(RUN) study --cfg $(EXAMPLE)/study.yaml
