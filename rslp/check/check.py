@@ -26,6 +26,7 @@ from rslp.config import pick
 from rslp.config.datasets import DATA_MODULES
 from rslp.data.bad_samples import lacks_background
 from rslp.errors import KeyPath
+from rslp.upstream.literals import literals_in_turns
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def _examine_all(
         dataset_report = report(listing, list(run(read, jobs)))
         return _Examined(dataset_report.findings, listing, dataset_report)
 
-    with ThreadPoolExecutor(effort.threads) as datasets, ThreadPoolExecutor(effort.threads) as readers:
+    threads = effort.threads
+    with literals_in_turns(), ThreadPoolExecutor(threads) as datasets, ThreadPoolExecutor(threads) as readers:
         return list(datasets.map(examine, parsed.modules))
 
 
