@@ -33,7 +33,7 @@ study: $(READY) ## joint against single models on the built-in example, 3 seeds 
 	$(RUN) study --cfg $(EXAMPLE)/study.yaml
 
 test: $(READY) ## the tests that CI runs
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 test-long: $(READY) ## all tests, also those of many minutes
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -31,9 +31,10 @@ for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
 
 # Files of one long test after the other; they come first, so that no core waits for another in the end.
 LONG = (
-    *("test_slurm.py", "test_whole_way.py", "test_planted.py", "test_whole_run.py", "test_streams.py"),
-    *("test_mistakes_at_run_time.py", "test_same_start.py", "test_kills.py", "test_prediction.py", "test_packers.py"),
-    *("test_sound.py", "test_parsing.py", "test_signals.py", "test_local.py", "test_remote_run.py"),
+    *("test_slurm.py", "test_whole_way.py", "test_whole_run.py", "test_refusals.py", "test_kills.py", "test_api.py"),
+    *("test_real_points.py", "test_remote_run.py", "test_packers.py", "test_study_whole.py", "test_predictions.py"),
+    *("test_stage1.py", "test_remote.py", "test_shipped_configs.py", "test_prediction.py", "test_comparison.py"),
+    *("test_stage.py", "test_cache_damage.py", "test_damage.py", "test_order.py", "test_lease.py", "test_streams.py"),
 )
 
 

@@ -16,6 +16,7 @@ import yaml
 
 import rslp
 from rslp.cli.main import main
+from tests import children
 from tests.tiny import run_config, write_dataset
 
 ROOT = Path(__file__).parents[1]
@@ -92,12 +93,7 @@ def test_the_functions_do_what_the_commands_do(tmp_path: Path, monkeypatch, caps
     words = ["--config_paths+=config.yaml", "--rslp_project", "p", "--experiment_id", "theirs", "--local", "true"]
     launch = [sys.executable, "-m", "rslp.main", "helios", "launch_finetune", *words]
     for more in ([], ["--do_eval", "true"]):
-        done = subprocess.run(
-            [*launch, *more, "--check", "false"],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
+        done = children.run([*launch, *more, "--check", "false"], cwd=tmp_path, env=dict(os.environ))
         assert done.returncode == 0, done.stderr
     weights = [torch.load(run.last, weights_only=False)["state_dict"] for run in (mine, theirs)]
     assert weights[0].keys() == weights[1].keys()

@@ -4,11 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from rslp.example.build import build
+from tests.examples import shared_example
 
 
 @pytest.fixture(scope="session")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("example") / "example"
-    build(path, size=0.02, seed=0, workers=0)
-    return path
+    return shared_example(tmp_path_factory)

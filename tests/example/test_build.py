@@ -25,6 +25,7 @@ def test_two_processes_write_the_same_bytes_as_none(example: Path, tmp_path: Pat
     assert digest(tmp_path / "again") == digest(example)
 
 
+@pytest.mark.slow
 def test_another_seed_writes_other_images_labels_and_weights(
     example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

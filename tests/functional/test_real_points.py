@@ -256,7 +256,10 @@ def python(*words: str, cwd: Path, prefix: Path) -> str:
 
 
 @needs_shared
-@pytest.mark.parametrize(("name", "weights"), [("joint", WEIGHTS), ("joint_presto", SHARED / "presto")])
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [("joint", WEIGHTS), pytest.param("joint_presto", SHARED / "presto", marks=pytest.mark.slow)],
+)
 def test_real_points_from_arrays_to_metrics(tmp_path, name, weights):
     fuel = every(40, SHARED / "fuel-moisture", tmp_path / "fuel")
     crops = fewer(SHARED / "worldcereal-points", tmp_path / "crops")

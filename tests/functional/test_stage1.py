@@ -483,7 +483,10 @@ def class_paths(node):
 
 
 @pytest.mark.skipif(not CONFORMANCE.exists(), reason="the optional folder of test data beside the checkout is missing")
-@pytest.mark.parametrize("options", [[], ["--cwd", "other"], ["--paths", "absolute", "--cwd", "other"]])
+@pytest.mark.parametrize(
+    "options",
+    [[], pytest.param(["--cwd", "other"], marks=pytest.mark.slow), ["--paths", "absolute", "--cwd", "other"]],
+)
 def test_real_configs_come_out_as_the_original_made_them(options):
     command = f"{sys.executable} {SCRIPT} --cfg {{maker}} --keep_class_paths true"
     done = subprocess.run(

@@ -3,11 +3,11 @@
 # ruff: noqa: E501 - a table with one mistake a line reads better than a wrapped one
 import copy
 import os
+import shutil
 import subprocess
 import sys
 from functools import reduce
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import yaml
@@ -15,10 +15,10 @@ import yaml
 from rslp.cli.main import main
 from rslp.config import placeholder_names
 from rslp.config.placeholders import Filler
-from rslp.example.build import build
 from rslp.io import dump_yaml, read_yaml
 from tests.children import rslp
 from tests.config.samples import CROPS, FIELDS, MULTI, composed, line, replaced, write
+from tests.examples import shared_example
 
 MODEL = ("model", "init_args", "model", "init_args")
 TASK = ("data", "init_args", "task")
@@ -346,8 +346,7 @@ SHAPES = {
 @pytest.fixture(scope="module")
 def example(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("user") / "example"
-    with patch("rslp.example.preview.draw"):
-        build(path, size=0.02, seed=0, workers=0)
+    shutil.copytree(shared_example(tmp_path_factory), path)
     return path
 
 

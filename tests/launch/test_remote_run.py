@@ -178,6 +178,7 @@ def test_a_killed_run_goes_on_elsewhere_to_the_same_weights(
     assert validations(tmp_path / "metrics.csv") == validations(local.metrics)
 
 
+@pytest.mark.slow
 def test_predictions_come_into_the_store_and_former_ones_leave_it(
     s3: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

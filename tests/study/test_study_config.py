@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rslp.study.budget import Epoch, needs_epoch, run_tree
 from rslp.study.config import arms_of, read_study
 from rslp.study.plan import StudyPlan
 from tests import children
+from tests.examples import shared_example
 from tests.study.small import KINDS, write_study
 
 REMEDY = "run: make schema"
@@ -40,10 +42,11 @@ def test_the_study_of_the_page_is_valid_and_that_of_the_example_too(tmp_path: Pa
         assert [arm.name for arm in arms_of(study, ["a", "b"])][:2] == ["joint", "single"]
 
 
-def test_the_commands_of_the_page(tmp_path: Path) -> None:
+def test_the_commands_of_the_page(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     (block,) = re.findall(r"```bash\n(.*?)```", STUDY_PAGE.read_text(), re.DOTALL)
     example, dry_run, whole = (shlex.split(line)[3:] for line in block.splitlines())
-    assert children.rslp(*example, "--size", "0.03", "--workers", "1", cwd=tmp_path).returncode == 0
+    assert example == ["helios", "make_example", "--path", "example/"]
+    shutil.copytree(shared_example(tmp_path_factory), tmp_path / "example")
     done = children.rslp(*dry_run, cwd=tmp_path)
     assert done.returncode == 0 and "19 runs" in done.stdout, done.stderr
     assert [*whole, "--dry_run", "true"] == dry_run
