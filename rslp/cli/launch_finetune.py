@@ -23,7 +23,7 @@ from rslp.launch.snapshot import is_secret_variable
 from rslp.launch.submit import Request, ensure_can_start, merged_config, submit, summary
 from rslp.rundir import RunDir
 from rslp.runtime import class_paths
-from rslp.runtime.extras import refuse_absent
+from rslp.runtime.extras import trackers_named
 
 _DEFAULT_SLURM = SlurmOptions()
 _DEFAULT_SKYPILOT = SkyPilotOptions()
@@ -178,7 +178,7 @@ def launch_finetune(
             [*config_paths, *more],
             values,
             profiler=profiler,
-            trackers=_trackers(tracker, here=not where.remote),
+            trackers=trackers_named(tracker, installed=not where.remote),
             allow=allow or (),
             here=not where.remote,
         )
@@ -223,17 +223,6 @@ def _request(
     config = _allow_findings(config, allow)
     check = partial(ensure_checked, paths, config=config, run=job.run, constants=values, here=here, allow=allow)
     return Request(job, config, check)
-
-
-def _trackers(text: str | None, *, here: bool) -> list[str]:
-    """The trackers that ``--tracker`` names.
-
-    Raises:
-        UsageError: one does not exist; or, for a job that has this machine's packages, it is not installed.
-    """
-    names = [name.strip() for name in (text or "").split(",") if name.strip()]
-    refuse_absent(names, installed=here)
-    return names
 
 
 def _warn_of_secrets(variables: Mapping[str, str]) -> None:

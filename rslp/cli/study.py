@@ -16,6 +16,7 @@ from rslp.launch.job import Job, parse_duration, parse_memory, parse_mounts, par
 from rslp.launch.runs import runs_prefix
 from rslp.rundir import RunDir
 from rslp.runtime import class_paths
+from rslp.runtime.extras import trackers_named
 
 if TYPE_CHECKING:
     from rslp.study.plan import StudyPlan
@@ -36,6 +37,7 @@ def study(
     env: list[str] | None = None,
     secrets: list[str] | None = None,
     trust: list[str] | None = None,
+    tracker: str | None = None,
     slurm: SlurmOptions = _DEFAULT_SLURM,
 ) -> int:
     """Compare ways to train: make the configs, run every arm with every seed, evaluate, and compare.
@@ -57,6 +59,7 @@ def study(
         env: NAME=VALUE, variables of the jobs.
         secrets: NAME=SECRET, variables of the jobs whose values are never shown.
         trust: packages, beside the installed ones, whose classes the configs may name: their code is run.
+        tracker: tensorboard, wandb or mlflow, or several with commas between: they get the metrics of each training.
         slurm: options of SLURM alone.
     """
     where, options = engine_of(engine), EngineOptions(slurm=slurm)
@@ -74,6 +77,7 @@ def study(
         image=image_name,
         clusters=tuple(cluster or ()),
     )
+    trackers = trackers_named(tracker, installed=not where.remote)
     if not where.remote:
         # What this engine does not take is refused before anything is done; remote ones refuse it when they plan jobs.
         where.verify(where.plan([job], options), ())
@@ -82,7 +86,7 @@ def study(
     from rslp.study.config import read_study
     from rslp.study.plan import StudyPlan
 
-    plan = StudyPlan.of(read_study(cfg), runs_prefix(remote=where.remote))
+    plan = StudyPlan.of(read_study(cfg), runs_prefix(remote=where.remote), trackers=trackers)
     if dry_run:
         sys.stdout.writelines(f"{line}\n" for line in _listed(plan))
         return 0

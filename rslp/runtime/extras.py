@@ -14,6 +14,21 @@ PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 LOGGERS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
 
 
+def trackers_named(text: str | None, *, installed: bool) -> list[str]:
+    """The trackers that the text of ``--tracker`` names, with commas between them.
+
+    Args:
+        text: the names; None for no tracker.
+        installed: whether their packages must be installed here.
+
+    Raises:
+        UsageError: a tracker does not exist, or is not installed.
+    """
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    refuse_absent(names, installed=installed)
+    return names
+
+
 def refuse_absent(trackers: Sequence[str], *, installed: bool = True) -> None:
     """Raise ``UsageError`` for a tracker that does not exist or, with ``installed``, whose package is not installed."""
     for name in trackers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -60,16 +60,18 @@ class StudyPlan:
         file: the study's file.
         folder: the study's directory.
         prefix: the prefix of its runs, a folder or a URL.
+        trackers: names of the trackers that get the metrics of each training.
     """
 
     file: StudyFile
     folder: Path
     prefix: str
+    trackers: tuple[str, ...] = ()
     _composed: dict[str, ComposedRunConfig] = field(default_factory=dict, compare=False)
     _epochs: dict[str, Epoch] = field(default_factory=dict, compare=False)
 
     @classmethod
-    def of(cls, file: StudyFile, prefix: str) -> StudyPlan:
+    def of(cls, file: StudyFile, prefix: str, *, trackers: Sequence[str] = ()) -> StudyPlan:
         """The plan of a study below a prefix; of runs on an object store, the study's own files are on this machine.
 
         Raises:
@@ -79,7 +81,7 @@ class StudyPlan:
         folder = below / "studies" / file.config.project / file.name
         for kind, name in (("project", file.config.project), ("study", file.name)):
             refuse_odd_name(kind, name, folder)
-        return cls(file, folder, prefix)
+        return cls(file, folder, prefix, tuple(trackers))
 
     @cached_property
     def datasets(self) -> tuple[str, ...]:
@@ -140,7 +142,8 @@ class StudyPlan:
             DataError: a dataset can't be read.
         """
         document = replace(self.document(planned.arm), data=self.tree_of(planned))
-        return merged_config([document], run=planned.run, constants={}, notes=[])
+        config = merged_config([document], run=planned.run, constants={}, notes=[])
+        return {**config, "rslp_trackers": list(self.trackers)} if self.trackers and not planned.baseline else config
 
     def tree_of(self, planned: StudyRun) -> dict[str, Any]:
         """The run config of a run; its relative paths start from the study's directory."""

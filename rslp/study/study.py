@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from rslp.errors import INTERRUPTED, PREEMPTED, RunError, UserError
 from rslp.io import locks, write_atomic
+from rslp.io.objectstore import ObjectStore
 from rslp.io.terminal import print_message
 from rslp.launch.check_gate import ensure_checked
 from rslp.launch.engines.engine import engine as engine_of
@@ -124,10 +125,7 @@ class ArmsFile:
             for path in sorted(source.parent.glob("*")):
                 shutil.copyfile(path, target / path.name)
             cost = (run.done() or {}).get("cost") or {}
-        if planned.run.checkpoints.is_dir():
-            stays = [planned.run.best()] if self.plan.file.config.keep == "best" else []
-            for checkpoint in sorted(set(planned.run.checkpoints.glob("*.ckpt")) - set(stays)):
-                checkpoint.unlink()
+        _remove_checkpoints(planned.run, keep=self.plan.file.config.keep)
         self.note(planned, "done", cost=cost)
         return True
 
@@ -144,6 +142,19 @@ class ArmsFile:
                 costs = [self.entries[run.experiment].get("cost") or {} for run in runs]
                 results.append(ArmResult(arm, seed, tuple(path for path in paths if path), _sum(costs)))
         return results, missing
+
+
+def _remove_checkpoints(run: RunDir, *, keep: str) -> None:
+    """Remove the checkpoints of a run, on a disk or an object store, but the best one with ``keep="best"``."""
+    files = run.files()
+    if isinstance(files, ObjectStore):
+        names = sorted(files.sizes())
+    else:
+        names = [f"{run.checkpoints.name}/{path.name}" for path in sorted(run.checkpoints.glob("*"))]
+    best = f"{run.checkpoints.name}/{run.best().name}"
+    for name in names:
+        if name.startswith(f"{run.checkpoints.name}/") and name.endswith(".ckpt") and (keep, name) != ("best", best):
+            files.delete(name)
 
 
 def _sum(costs: Sequence[Mapping[str, Any]]) -> Cost:

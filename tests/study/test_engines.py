@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import yaml
 
 from rslp.cli.main import main
 from rslp.launch.engines.engine import ENGINES, Engine, Plan, SubmissionState
@@ -17,6 +18,9 @@ from rslp.launch.engines.slurm import SlurmEngine
 from rslp.launch.job import Job
 from rslp.launch.record import SubmissionRecord, write_record
 from rslp.rundir import RunDir
+from rslp.study.config import read_study
+from rslp.study.plan import StudyPlan
+from rslp.study.study import ArmsFile
 from tests import children
 from tests.study.small import done, runs_of, write_study
 
@@ -123,7 +127,7 @@ def test_a_job_that_evaluates_is_a_training_of_one_process(tmp_path: Path) -> No
             Job(run=run, evaluate=True, **wrong)  # type: ignore[arg-type]
 
 
-def test_runs_here_get_the_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_here_get_the_variables_and_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RSLP_PREFIX", str(tmp_path / "runs"))
     monkeypatch.setenv("MY_KEY", "hidden")
@@ -136,7 +140,30 @@ def test_runs_here_get_the_variables(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(LocalEngine, "run", run)
     monkeypatch.setattr("rslp.launch.check_gate._run_check", lambda _: None)
-    words = ["--env+=COLOUR=red", "--secrets+=KEY=MY_KEY"]
+    words = ["--env+=COLOUR=red", "--secrets+=KEY=MY_KEY", "--tracker", "tensorboard, mlflow"]
     assert main(["helios", "study", "--cfg", "study.yaml", *words]) == 1
     (job,) = started
+    assert yaml.safe_load(job.run.config.read_text())["rslp_trackers"] == ["tensorboard", "mlflow"]
     assert job.env["COLOUR"] == "red" and dict(job.secrets) == {"KEY": "MY_KEY"} and job.evaluate
+
+
+@pytest.mark.parametrize("keep", ["best", "none"])
+@pytest.mark.parametrize("remote", [False, True])
+def test_checkpoints_of_an_evaluated_run_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str, remote: bool):
+    monkeypatch.chdir(tmp_path)
+    prefix = f"memory://bucket{tmp_path}" if remote else str(tmp_path / "runs")
+    file = read_study(write_study(tmp_path, arms=["joint"], seeds=[0], keep=keep))
+    plan = StudyPlan.of(file, prefix)
+    arms, (planned,) = ArmsFile.read(plan), plan.runs
+    files = planned.run.files()
+    checkpoints = {f"checkpoints/{name}.ckpt" for name in ("best", "last", "previous", "best-classes")}
+    for name in (*checkpoints, "eval/best/test.json", "eval/best/test.parquet", "checkpoints/notes.txt"):
+        files.write(name, b"{}")
+    assert arms.collect(planned)
+    there = {name for name in checkpoints if files.read(name) is not None}
+    assert there == ({"checkpoints/best.ckpt"} if keep == "best" else set())
+    assert files.read("checkpoints/notes.txt") == b"{}"
+    assert sorted(path.name for path in (plan.folder / "rows" / planned.experiment).iterdir()) == [
+        "test.json",
+        "test.parquet",
+    ]
