@@ -25,6 +25,7 @@ from tests import children
 from tests.hold import holding, until
 from tests.slurm import cluster as slurm
 from tests.slurm.cluster import Cluster
+from tests.study.small import write_study
 from tests.tiny import run_config, write_dataset
 
 pytestmark = pytest.mark.skipif(
@@ -172,6 +173,24 @@ def test_an_array_is_a_run_for_each_file(user: User, config: dict[str, Any], ref
     assert_same_weights(user.run(f"{name}-seed0"), reference)
     weights = [read_checkpoint(user.run(f"{name}-seed{seed}").last)["state_dict"] for seed in range(2)]
     assert any(not torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+@pytest.mark.slow  # an array of six runs
+def test_a_study_is_an_array_and_the_same_command_compares(user: User) -> None:
+    write_study(user.place, seeds=[0, 1], sizes={"train": 4, "val": 2, "test": 6})
+    command = ("study", "--cfg", "study.yaml", "--engine", "slurm", "--slurm.gres", "none", "--memory", "1GiB")
+    user.says(*command)
+    folder = user.place / "project_data" / "studies" / "studies" / "study"
+    entries = json.loads((folder / "arms.json").read_text())["runs"]
+    assert {entry["state"] for entry in entries.values()} == {"submitted"} and len(entries) == 6
+    for name in entries:
+        record = read_record(RunDir.of(user.place / "project_data", "studies", name))
+        assert record is not None
+        user.cluster.wait(record.id, "COMPLETED")
+    assert "comparison.json" in user.says(*command)
+    comparison = json.loads((folder / "comparison.json").read_text())
+    assert comparison["reference"] == "single" and comparison["missing"] == []
+    assert {entry["state"] for entry in json.loads((folder / "arms.json").read_text())["runs"].values()} == {"done"}
 
 
 @SEVERAL
