@@ -32,6 +32,9 @@ def test_a_study_that_is_killed_twice_goes_on_and_ends_with_its_rows_alone(tmp_p
         process.send_signal(sent)
         assert process.wait() == (130 if sent == signal.SIGINT else -signal.SIGKILL), (tmp_path / "log").read_text()
         assert len(done(tmp_path)) < 7
+    assert {one["arm"] for one in json.loads((folder_of(tmp_path) / "comparison.json").read_text())["missing"]} > {
+        "single"
+    }
     assert make(tmp_path) == 0, (tmp_path / "log").read_text()
     runs = runs_of(tmp_path)
     assert {name.rpartition(".s")[0] for name in runs} == ARMS and len(runs) == 7 and len(done(tmp_path)) == 7
