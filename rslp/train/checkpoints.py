@@ -25,7 +25,7 @@ from rslp.io import LOAD_ERRORS, archive_damage, atomic_stream, full_disk, link_
 from rslp.models.optim import freeze_callbacks
 from rslp.rundir import RunDir
 from rslp.runtime import collectives, preemption
-from rslp.train.module import JointModule
+from rslp.train.module import BALANCE_KEY, JointModule
 
 # Old checkpoints do not name the primary metrics they were chosen by. Where today's is a key here, it was the value.
 _FORMER = {"average_precision": "f1_score"}
@@ -149,6 +149,8 @@ _TRAINABLE_KEY = "rslp_trainable"
 RUN_KEY = "rslp_run"
 # About how many steps lie between checkpoints while epochs read cached features alone.
 _CACHED_STEPS = 100
+# Names of a balance's state begin so.
+_BALANCE = "balance."
 # Characters that are shown of each line of torch's message about weights that do not fit.
 _SHOWN = 120
 
@@ -432,14 +434,32 @@ def refuse_foreign(run: RunDir, checkpoint: Mapping[str, Any], *, path: Path) ->
         raise RunError(f"{message}; put this run's own checkpoint back, or move that one away")
 
 
+def refuse_other_balance(module: JointModule, checkpoint: Mapping[str, Any], *, path: Path) -> None:
+    """Raise an error for a run that goes on with another ``balance``, whose state the checkpoint does not have.
+
+    Raises:
+        CheckpointError: the balances differ.
+    """
+    before = checkpoint.get(BALANCE_KEY, {}).get("name", "none")
+    if before != module.balance_name:
+        message = f"{path} was trained with balance: {before}, and the config has balance: {module.balance_name}"
+        raise CheckpointError(f"{message}; a run goes on with the balance it began with; start another experiment")
+
+
 def load_weights(module: torch.nn.Module, checkpoint: Mapping[str, Any], *, path: Path) -> None:
     """Load a checkpoint's weights; all of them must fit.
+
+    The state of a ``balance``, which only training needs, may differ: an evaluation takes weights of any run.
 
     Raises:
         CheckpointError: a weight is missing, unexpected or of another shape; the message lists some.
     """
+    weights = dict(checkpoint["state_dict"])
+    own = {name: value for name, value in module.state_dict().items() if name.startswith(_BALANCE)}
+    if own.keys() != {name for name in weights if name.startswith(_BALANCE)}:
+        weights = {name: value for name, value in weights.items() if not name.startswith(_BALANCE)} | own
     try:
-        module.load_state_dict(checkpoint["state_dict"])
+        module.load_state_dict(weights)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
         shown = [line if len(line) <= _SHOWN else f"{line[:_SHOWN]} …" for line in lines[:3]]
