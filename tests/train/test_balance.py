@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,6 +27,7 @@ from rslp.train.checkpoints import read_checkpoint
 from rslp.train.fit import fit
 from tests.tiny import run_config, write_dataset, write_run
 from tests.train.ranks import train_on
+from tests.train.relatives import write
 from tests.train.test_fit import logged, same, start, weights
 from tests.train.test_steps import OneGraph
 
@@ -67,7 +70,7 @@ def scaled(history: list[dict[str, float]]) -> dict[str, float]:
 
 def famo(history: list[dict[str, float]]) -> dict[str, float]:
     """Span by span: the logits as Adam moves them, and the weights of the step after the history."""
-    logits, m, v, moves = np.zeros(3), np.zeros(3), np.zeros(3), 0
+    logits, m, v = np.zeros(3), np.zeros(3), np.zeros(3)
     spans: list[dict[str, list[float]]] = [{}]
     for losses in history:
         for task, loss in losses.items():
@@ -76,11 +79,10 @@ def famo(history: list[dict[str, float]]) -> dict[str, float]:
         if len(spans[-1]) == 3:
             spans.append({})
     means = [np.array([np.mean(span[task]) for task in "abc"]) for span in spans[:-1]]
-    for old, new in zip(means[:-1], means[1:], strict=True):
+    for moves, (old, new) in enumerate(itertools.pairwise(means), start=1):
         z = np.exp(logits) / np.exp(logits).sum()
         jacobian = np.diag(z) - np.outer(z, z)
         gradient = jacobian @ (np.log(old) - np.log(new)) + 0.001 * logits
-        moves += 1
         m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
         logits = logits - 0.025 * (m / (1 - 0.9**moves)) / (np.sqrt(v / (1 - 0.999**moves)) + 1e-8)
     sizes = dict(zip("abc", means[-1], strict=True)) if means else {t: np.mean(x) for t, x in spans[0].items()}
@@ -196,7 +198,7 @@ def test_gradients_of_a_run_are_those_of_the_formula(tmp_path: Path, data: Data,
     assert names == (set(task) if name in LOSS_BALANCES else {f"train/{kind}/weight" for kind in data})
 
 
-@pytest.mark.parametrize("name", [*LOSS_BALANCES, "pcgrad"])
+@pytest.mark.parametrize("name", ["uncertainty", "famo", "pcgrad"])
 def test_a_killed_run_goes_on_with_the_same_bits(tmp_path: Path, data: Data, name: str) -> None:
     made = config(data, name, epochs=3, dropout=0.2)
     made["trainer"] |= {"check_val_every_n_epoch": 3, "accumulate_grad_batches": 2}
@@ -209,23 +211,44 @@ def test_a_killed_run_goes_on_with_the_same_bits(tmp_path: Path, data: Data, nam
     ]
 
 
-def place(folder: Path, data: Data, name: str, *, world: int) -> RunDir:
-    made = config(data, name, epochs=3, batch_sizes=4 // world, datasets_per_step=3)
-    made["trainer"]["check_val_every_n_epoch"] = 3
-    return write_run(folder / f"{name}-{world}", made)
-
-
-def test_two_processes_give_what_one_gives(tmp_path: Path, data: Data) -> None:
-    names = ("scale", "uncertainty", "famo", "upgrad")
-    one, two = ([place(tmp_path, data, name, world=world) for name in names] for world in (1, 2))
-    assert [fit(run) for run in one] == [0] * len(names)
-    train_on(2, [run.path for run in two])
-    for alone, both in zip(one, two, strict=True):
+def same_in_two_processes(folder: Path, data: Data, names: tuple[str, ...]) -> None:
+    runs: dict[int, list[RunDir]] = {1: [], 2: []}
+    for world, name in itertools.product(runs, names):
+        made = config(data, name, epochs=3, batch_sizes=4 // world, datasets_per_step=3)
+        runs[world].append(write_run(folder / f"{name}-{world}", made))
+    assert [fit(run) for run in runs[1]] == [0] * len(names)
+    train_on(2, [run.path for run in runs[2]])
+    for alone, both in zip(*runs.values(), strict=True):
         ours = weights(both.last)
         for key, value in weights(alone.last).items():
             torch.testing.assert_close(
                 ours[key], value, rtol=1e-3, atol=1e-5, msg=lambda text, key=key: f"{key} {text}"
             )
+
+
+def test_two_processes_give_what_one_gives(tmp_path: Path, data: Data) -> None:
+    same_in_two_processes(tmp_path, data, ("famo", "upgrad"))
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives_with_any_balance(tmp_path: Path, data: Data) -> None:
+    same_in_two_processes(tmp_path, data, ("scale", "uncertainty", "pcgrad", "cagrad", "mgda"))
+
+
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    folder = tmp_path_factory.mktemp("spoiled")
+    return {name: (write(folder / name, name, 24), "classify") for name in ("spoiler", "twin_a")}
+
+
+@pytest.mark.parametrize("name", ["uncertainty", "famo"])
+def test_a_spoiler_is_weighted_down(tmp_path: Path, spoiled: Data, name: str) -> None:
+    made = config(spoiled, name, epochs=16, batch_sizes=8)
+    made["model"]["init_args"]["model"]["init_args"].pop("loss_weights")
+    run = write_run(tmp_path, made)
+    assert fit(run) == 0
+    found = {row["name"]: float(row["value"]) for row in logged(run)}
+    assert found["train/twin_a/twin_a/weight"] > 2 * found["train/spoiler/spoiler/weight"]
 
 
 def test_old_runs_go_on_and_another_balance_is_refused(tmp_path: Path, data: Data) -> None:
@@ -234,7 +257,7 @@ def test_old_runs_go_on_and_another_balance_is_refused(tmp_path: Path, data: Dat
     assert fit(run) == 0
     assert not any("balance" in key for key in (*read_checkpoint(run.last), *weights(run.last)))
     changed = config(data, "scale", epochs=2)
-    run.config.write_text(__import__("json").dumps(changed))
+    run.config.write_text(json.dumps(changed))
     with pytest.raises(CheckpointError, match=r"was trained with balance: none, and the config has balance: scale; "):
         fit(run)
     # Weights alone are those of any run.
@@ -256,23 +279,24 @@ def test_what_cannot_be_is_refused_by_the_check_and_by_the_run(
     ]
     half = config(data, "mgda")
     half["trainer"]["precision"] = "16-mixed"
+    single = config(data, "upgrad", datasets_per_step=1)
     for made, message in (
-        (config(data, "famoo"), at + "expected one of none, scale, uncertainty, famo, upgrad, pcgrad, cagrad, mgda; got "
-         "'famoo'; did you mean famo?"),
-        (config(data, "upgrad", datasets_per_step=1), at + "upgrad aggregates the gradients of a step's datasets, and "
-         "each step has one dataset; set data.init_args.datasets_per_step to 2 or more"),
-        (config(one, "upgrad", datasets_per_step=1), at + "upgrad aggregates gradients of several datasets, and the run "
-         "has one"),
+        (config(data, "famoo"), "one of none, scale, uncertainty, famo, upgrad, pcgrad, cagrad, mgda; got 'famoo'; did "
+         "you mean famo?"),
+        (single, "upgrad aggregates the gradients of a step's datasets, and each step has one dataset; set "
+         "data.init_args.datasets_per_step to 2 or more"),
+        (config(one, "upgrad", datasets_per_step=1), "upgrad aggregates gradients of several datasets, and the run has "
+         "one"),
         (surgery, "trainer.callbacks.0: MiniPCGrad changes the gradients that balance: cagrad aggregates; leave one of "
          "them out"),
-        (half, at + "mgda needs gradients that are not scaled; set trainer.precision to bf16-mixed or 32-true"),
+        (half, "mgda needs gradients that are not scaled; set trainer.precision to bf16-mixed or 32-true"),
     ):  # fmt: skip
         made["model"]["init_args"]["model"]["init_args"].pop("loss_weights")
-        assert message in faults(made)
+        assert any(fault.endswith(message) for fault in faults(made))
         run = write_run(tmp_path / str(len(list(tmp_path.iterdir()))), made)
         with pytest.raises(ConfigError) as caught:
             fit(run)
-        assert message.partition(": ")[2] in str(caught.value)
+        assert message in str(caught.value)
     monkeypatch.setitem(extras._EXTRAS, "balance", "torchjd_that_is_absent")
     (message,) = faults(config(data, "upgrad"))
     assert message == at + "upgrad needs TorchJD, which is not installed; install it: pip install 'rslp[balance]'"

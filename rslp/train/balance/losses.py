@@ -128,11 +128,11 @@ class _Measured(LossBalance):
                 message = f"the loss of task {task!r} is {measured[i]:.4g}; balance: {self.name} needs losses above 0"
                 raise TrainingError(f"{message}, other than none and the aggregations of gradients")
         with torch.no_grad():
-            self._learn(measured)
+            self._follow(measured)
             for i in measured:
                 self.seen[i] += 1
 
-    def _learn(self, losses: Mapping[int, float]) -> None:
+    def _follow(self, losses: Mapping[int, float]) -> None:
         """Update the state by the losses of the step by position of their task."""
         raise NotImplementedError
 
@@ -156,7 +156,7 @@ class Scale(_Measured):
         super().__init__(loss_weights)
         self.register_buffer("average", torch.zeros(len(loss_weights)))
 
-    def _learn(self, losses: Mapping[int, float]) -> None:
+    def _follow(self, losses: Mapping[int, float]) -> None:
         for i, loss in losses.items():
             self.average[i] = _DECAY * float(self.average[i]) + (1 - _DECAY) * loss
 
@@ -191,7 +191,7 @@ class Uncertainty(_Measured):
                 total = total + factors[task].to(own) * (torch.exp(-s) * own + penalty)
         return total
 
-    def _learn(self, losses: Mapping[int, float]) -> None:
+    def _follow(self, losses: Mapping[int, float]) -> None:
         for i, loss in losses.items():
             if not self.seen[i]:
                 self.log_variances[i].fill_(math.log(2 * loss))
@@ -229,7 +229,7 @@ class Famo(_Measured):
         self.register_buffer("sums", torch.zeros(n))
         self.register_buffer("counts", torch.zeros(n, dtype=torch.int64))
 
-    def _learn(self, losses: Mapping[int, float]) -> None:
+    def _follow(self, losses: Mapping[int, float]) -> None:
         for i, loss in losses.items():
             self.sums[i] += loss
             self.counts[i] += 1
