@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 import torchjd.aggregation
+import yaml
 from lightning.pytorch import LightningModule, Trainer
 from rslearn.train.model_context import ModelContext
 
 from rslp.check.config import parse
+from rslp.config.merge import merge
 from rslp.errors import CheckpointError, ConfigError, TrainingError
 from rslp.evaluate.evaluation import evaluate
 from rslp.rundir import RunDir
@@ -26,7 +29,7 @@ from rslp.train.balance.losses import LossBalance, loss_balance, split_group
 from rslp.train.checkpoints import read_checkpoint
 from rslp.train.fit import fit
 from tests.tiny import run_config, write_dataset, write_run
-from tests.train.ranks import train_on
+from tests.train.ranks import ROOT, train_on
 from tests.train.relatives import write
 from tests.train.test_fit import logged, same, start, weights
 from tests.train.test_steps import OneGraph
@@ -307,3 +310,13 @@ def test_a_frozen_encoder_leaves_nothing_to_aggregate(tmp_path: Path, data: Data
     made["trainer"]["callbacks"] = [{"class_path": "rslp.train.Freeze"}]
     with pytest.raises(ConfigError, match="upgrad aggregates gradients on the encoder, which is frozen for the whole"):
         fit(write_run(tmp_path, made))
+
+
+BLOCKS = re.findall(r"```yaml\n(global_overrides:.*?)```", (ROOT / "docs" / "joint_training.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("name", ["balance:", "rslp.train.Affinity", "EMAWeightAveraging"])
+def test_what_the_page_shows_is_a_valid_config(data: Data, name: str) -> None:
+    (block,) = [block for block in BLOCKS if name in block]
+    overrides = yaml.safe_load(block)["global_overrides"]
+    assert faults(merge(run_config(data), overrides)) == []
