@@ -25,6 +25,8 @@ from rslp.errors import CheckpointError, ConfigError, TrainingError
 from rslp.evaluate.evaluation import evaluate
 from rslp.rundir import RunDir
 from rslp.runtime import extras
+from rslp.train.balance import AGGREGATIONS, AggregationName
+from rslp.train.balance.aggregation import Aggregation
 from rslp.train.balance.losses import LossBalance, loss_balance, split_group
 from rslp.train.checkpoints import read_checkpoint
 from rslp.train.fit import fit
@@ -187,7 +189,6 @@ def config(data: Data, name: str, *, epochs: int = 2, **settings: Any) -> dict[s
 
 
 LOSS_BALANCES = ("scale", "uncertainty", "famo")
-AGGREGATIONS = ("upgrad", "pcgrad", "cagrad", "mgda")
 
 
 @pytest.mark.parametrize("name", [*LOSS_BALANCES, *AGGREGATIONS])
@@ -252,6 +253,26 @@ def test_a_spoiler_is_weighted_down(tmp_path: Path, spoiled: Data, name: str) ->
     assert fit(run) == 0
     found = {row["name"]: float(row["value"]) for row in logged(run)}
     assert found["train/twin_a/twin_a/weight"] > 2 * found["train/spoiler/spoiler/weight"]
+
+
+@pytest.mark.parametrize("name", AGGREGATIONS)
+def test_rows_of_zeros_and_of_what_is_not_finite_have_no_say(name: AggregationName) -> None:
+    def aggregated(*gradients: list[float]) -> list[float]:
+        shared = torch.nn.Parameter(torch.zeros(2))
+        aggregation = Aggregation(name, [shared])
+        aggregation.rows.begin(str(i) for i in range(len(gradients)))
+        for i, gradient in enumerate(gradients):
+            aggregation.rows.expect(str(i))
+            shared.grad = torch.tensor(gradient)
+            aggregation.rows.collect()
+        aggregation.apply(seed=0)
+        assert shared.grad is not None
+        return shared.grad.tolist()
+
+    assert aggregated([1.0, 2.0]) == aggregated([0.0, 0.0], [1.0, 2.0]) == [1.0, 2.0]
+    assert aggregated([1.0, 0.0], [0.0, 0.0], [-0.5, 1.0]) == aggregated([1.0, 0.0], [-0.5, 1.0])
+    # The guard against such gradients comes after it.
+    assert not all(map(math.isfinite, aggregated([math.nan, 1.0], [1.0, 1.0])))
 
 
 def test_old_runs_go_on_and_another_balance_is_refused(tmp_path: Path, data: Data) -> None:

@@ -124,12 +124,17 @@ class Aggregation:
             self.sums[dataset] = [total + weight, steps + 1]
 
     def _weights(self, rows: torch.Tensor, *, seed: int) -> torch.Tensor:
-        """The weights of the rows; 1, as in their sum, for a single row and for rows that are not finite."""
+        """The weights of the rows; 1, as in their sum, for a single row and for rows that are not finite.
+
+        Rows of zeros, of datasets without a valid sample in the step, are left out: MGDA would follow them.
+        """
         products = (rows @ rows.T).double().cpu()
         weights = torch.ones(len(rows), dtype=torch.float64)
-        if len(rows) > 1 and bool(torch.isfinite(products).all()) and bool((products.diagonal() > 0).any()):
+        chosen = (products.diagonal() > 0).nonzero().flatten()
+        if len(chosen) > 1 and bool(torch.isfinite(products).all()):
             with seeded(seed):
-                weights = self._weighting(products) * (len(rows) if self._is_mean else 1)
+                found = self._weighting(products[chosen][:, chosen])
+            weights[chosen] = found * (len(chosen) if self._is_mean else 1)
         weights = weights.to(rows.device, torch.float32)
         # Solvers on different machines may differ in the last bit.
         collectives.broadcast([weights])
