@@ -440,7 +440,7 @@ def refuse_other_balance(module: JointModule, checkpoint: Mapping[str, Any], *, 
     Raises:
         CheckpointError: the balances differ.
     """
-    before = checkpoint.get(BALANCE_KEY, {}).get("name", "none")
+    before = checkpoint.get(BALANCE_KEY, "none")
     if before != module.balance_name:
         message = f"{path} was trained with balance: {before}, and the config has balance: {module.balance_name}"
         raise CheckpointError(f"{message}; a run goes on with the balance it began with; start another experiment")

@@ -135,7 +135,6 @@ class JointModule(RslearnLightningModule):
         self.balance = loss_balance(balance, self.model.loss_weights)
         # Made when a training begins: an evaluation needs no TorchJD.
         self._aggregation: Aggregation | None = None
-        self._balance_sums: dict[str, list[float]] = {}
         self.constants: baselines.Baselines = {}
         self.results: dict[str, Results] = {}
         self.thresholds: dict[str, dict[str, float]] = {}
@@ -178,8 +177,7 @@ class JointModule(RslearnLightningModule):
         checkpoint[LOSSES_KEY] = self.meters["train"].state()
         checkpoint[FINITE_KEY] = self.finite.state_dict()
         if self.balance_name != "none":
-            sums = {} if self._aggregation is None else dict(self._aggregation.sums)
-            checkpoint[BALANCE_KEY] = {"name": self.balance_name, "sums": sums}
+            checkpoint[BALANCE_KEY] = self.balance_name
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Restore baselines, thresholds and losses of a resumed run."""
@@ -189,7 +187,6 @@ class JointModule(RslearnLightningModule):
             self.meters["train"].load([checkpoint[LOSSES_KEY]])
         if FINITE_KEY in checkpoint:
             self.finite.load_state_dict(checkpoint[FINITE_KEY])
-        self._balance_sums = dict(checkpoint.get(BALANCE_KEY, {}).get("sums", {}))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Make the optimizer and the scheduler; a plateau scheduler follows 1 - score of the last validation.
@@ -257,7 +254,8 @@ class JointModule(RslearnLightningModule):
         """Log the mean losses of the epoch."""
         self.meters["train"].reduce_to_rank_zero()
         self.log_dict(self._from_rank_zero(self.meters["train"].values("train")))
-        self.log_dict(self._balance_weights())
+        weights = self.balance.weights()
+        self.log_dict({f"train/{d}/{task}/weight": weights[task] for d, task in self._tasks if task in weights})
         upstream.let_schedulers_step(self.trainer)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
@@ -280,7 +278,7 @@ class JointModule(RslearnLightningModule):
         self.finite.begin()
         self.balance.begin()
         if self._aggregation is not None:
-            self._aggregation.rows.begin(part.dataset for part in batch)
+            self._aggregation.begin(part.dataset for part in batch)
         denominators = [
             self.model.loss_denominators(part.dataset, part.targets) if part.inputs else {} for part in batch
         ]
@@ -293,7 +291,7 @@ class JointModule(RslearnLightningModule):
             if pending is not None:
                 upstream.backward(self.trainer, pending)
             if self._aggregation is not None:
-                self._aggregation.rows.expect(part.dataset)
+                self._aggregation.dataset = part.dataset
             # Dropout and sampled anchors depend on the batch's position alone, so that a resumed run repeats them.
             seed_torch(
                 stable_seed(self.seed, "step", self.current_epoch, batch_idx, position, self.global_rank), self.device
@@ -310,13 +308,18 @@ class JointModule(RslearnLightningModule):
     def on_after_backward(self) -> None:
         """Collect the gradients of the batch's dataset, where datasets' gradients are aggregated."""
         if self._aggregation is not None:
-            self._aggregation.rows.collect()
+            self._aggregation.collect()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Aggregate gradients, and check that losses and gradients are finite; the policy ends the run or skips it."""
         step = self.trainer.global_step
         if self._aggregation is not None:
-            self._aggregation.apply(seed=stable_seed(self.seed, "balance", step))
+            weights = self._aggregation.apply(seed=stable_seed(self.seed, "balance", step))
+            if (step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+                # Not by ``log``, which would repeat the last weights of datasets that the step does not have.
+                values = {f"train/{dataset}/weight": weight for dataset, weight in weights.items()}
+                for logger in self.trainer.loggers:
+                    logger.log_metrics({**values, "epoch": self.current_epoch}, step=step)
         scaled = upstream.scales_gradients(self.trainer)
         if self.finite.check(self, optimizer, step=step, gradients=not scaled):
             self.balance.update()
@@ -431,14 +434,7 @@ class JointModule(RslearnLightningModule):
         if not {p for group in optimizer.param_groups for p in group["params"]} & {*shared}:
             message = f"{self.balance_name} aggregates gradients on the encoder, which is frozen for the whole run"
             raise ConfigError(Problem(message, key="model.init_args.balance"))
-        return Aggregation(self.balance_name, shared, sums=self._balance_sums)
-
-    def _balance_weights(self) -> dict[str, float]:
-        """The weights of the balance by logged name: of tasks for the coming step, of datasets over the epoch."""
-        if self._aggregation is not None:
-            return {f"train/{dataset}/weight": weight for dataset, weight in self._aggregation.take_means().items()}
-        weights = self.balance.weights()
-        return {f"train/{dataset}/{task}/weight": weights[task] for dataset, task in self._tasks if task in weights}
+        return Aggregation(self.balance_name, shared)
 
     def _forward(self, batch: Batch) -> JointOutput:
         context = ModelContext(inputs=batch.inputs, metadatas=batch.metadatas)

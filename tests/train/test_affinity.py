@@ -88,7 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> RunDir:
-    made = config(folder, windows=32, epochs=12, every=10, batch_sizes=16, dropout=0.1)
+    made = config(folder, windows=48, epochs=8, every=10, batch_sizes=16, dropout=0.1)
     run = write_run(tmp_path_factory.mktemp("run"), made)
     assert fit(run) == 0
     return run
@@ -97,7 +97,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> RunDir:
 def test_a_twin_helps_and_neither_a_stranger_nor_a_spoiler_does(run: RunDir) -> None:
     content = json.loads(run.affinity.read_text())
     assert content["groups"] == [["spoiler"], ["stranger"], ["twin_a", "twin_b"]]
-    assert (content["datasets"], content["measurements"], content["every_n_steps"]) == (list(NAMES), 9, 10)
+    assert (content["datasets"], content["measurements"], content["every_n_steps"]) == (list(NAMES), 8, 10)
     low, high, cosine = (np.array(matrix) for matrix in (*map(content["affinity"].get, ("low", "high")),
                                                          content["cosine"]["mean"]))  # fmt: skip
     assert min(low[2, 3], low[3, 2]) > 0 > max(high[0, 2], high[0, 3])

@@ -184,7 +184,7 @@ def config(data: Data, name: str, *, epochs: int = 2, **settings: Any) -> dict[s
     made = run_config(data, epochs=epochs, **{"datasets_per_step": 2, **settings})
     made["model"]["init_args"]["balance"] = name
     made["model"]["init_args"]["model"]["init_args"]["loss_weights"] = {"classify": 2.0}
-    made["trainer"]["check_val_every_n_epoch"] = epochs
+    made["trainer"] |= {"check_val_every_n_epoch": epochs, "log_every_n_steps": 1}
     return made
 
 
@@ -260,11 +260,11 @@ def test_rows_of_zeros_and_of_what_is_not_finite_have_no_say(name: AggregationNa
     def aggregated(*gradients: list[float]) -> list[float]:
         shared = torch.nn.Parameter(torch.zeros(2))
         aggregation = Aggregation(name, [shared])
-        aggregation.rows.begin(str(i) for i in range(len(gradients)))
+        aggregation.begin(str(i) for i in range(len(gradients)))
         for i, gradient in enumerate(gradients):
-            aggregation.rows.expect(str(i))
+            aggregation.dataset = str(i)
             shared.grad = torch.tensor(gradient)
-            aggregation.rows.collect()
+            aggregation.collect()
         aggregation.apply(seed=0)
         assert shared.grad is not None
         return shared.grad.tolist()

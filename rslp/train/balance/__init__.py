@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args
 from rslp.errors import KeyPath
 from rslp.runtime.extras import is_absent, remedy
 
-LossBalanceName = Literal["none", "scale", "uncertainty", "famo"]
 AggregationName = Literal["upgrad", "pcgrad", "cagrad", "mgda"]
 BalanceName = Literal["none", "scale", "uncertainty", "famo", "upgrad", "pcgrad", "cagrad", "mgda"]
 AGGREGATIONS: tuple[AggregationName, ...] = get_args(AggregationName)

@@ -62,6 +62,8 @@ class Affinity(Callback):
         if every_n_steps is not None and every_n_steps < 1:
             raise ConfigError(Problem(f"Affinity: every_n_steps is {every_n_steps}; 1 or more", key=_KEY))
         self._every = every_n_steps
+        self._model: JointModel
+        self._shared: list[torch.nn.Parameter]
         # The step from which on the next measurement is due; it waits for a batch of each dataset in the epoch.
         self._due = 0
         self._batches: dict[str, Batch] = {}
@@ -79,11 +81,7 @@ class Affinity(Callback):
         self.measurements, self._due = list(state_dict["measurements"]), state_dict["due"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose the steps to measure at.
-
-        Raises:
-            ConfigError: the run has one dataset, several processes, or scaled gradients.
-        """
+        """Choose the steps to measure at, see the class."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         self.datasets = sorted(data.data_modules)
         for fault, message in (
@@ -97,7 +95,8 @@ class Affinity(Callback):
             batches = data.mixture.datasets_per_step * data.mixture.accumulate
             self._every = interval(len(self.datasets), batches=batches)
         self._due = self._due or self._every
-        _model(pl_module)
+        self._model = pl_module.model  # type: ignore[assignment]
+        self._shared = shared_parameters(self._model)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Drop the batches of the last epoch, in which other modules may have been frozen."""
@@ -106,7 +105,7 @@ class Affinity(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Remember the shared parameters before a step that may be measured."""
         if trainer.global_step + 1 >= self._due:
-            self._before = [parameter.detach().clone() for parameter in shared_parameters(_model(pl_module))]
+            self._before = [parameter.detach().clone() for parameter in self._shared]
 
     def on_train_batch_end(
         self,
@@ -119,17 +118,16 @@ class Affinity(Callback):
         """Measure, once there is a batch of each dataset."""
         self._batches |= {part.dataset: part for part in batch if part.inputs}
         before, self._before = self._before, []
-        shared = shared_parameters(_model(pl_module))
         if not before or len(self._batches) < len(self.datasets):
             return
-        pairs = zip(shared, before, strict=True)
+        pairs = zip(self._shared, before, strict=True)
         length = math.sqrt(sum(float((now.detach() - then).square().sum()) for now, then in pairs))
-        trained = [parameter for parameter in shared if parameter.requires_grad]
+        trained = [parameter for parameter in self._shared if parameter.requires_grad]
         if trained and length > 0:
             # Random numbers, and the statistics of batch norms, are the run's again afterwards.
             buffers = [(buffer, buffer.clone()) for buffer in pl_module.buffers()]
             with seeded(0), trainer.precision_plugin.forward_context():
-                self.measurements.append(self._measure(_model(pl_module), trained, length))
+                self.measurements.append(self._measure(trained, length))
             self._due = trainer.global_step + (self._every or 1)
             for buffer, value in buffers:
                 buffer.copy_(value)
@@ -164,12 +162,12 @@ class Affinity(Callback):
             "rule": _RULE,
         }
 
-    def _measure(self, model: JointModel, shared: list[torch.nn.Parameter], length: float) -> list[list[list[float]]]:
+    def _measure(self, shared: list[torch.nn.Parameter], length: float) -> list[list[list[float]]]:
         """Affinities and cosines: of the dataset that makes a step (row) with the one that is looked at (column)."""
         losses: list[float] = []
         gradients: list[list[torch.Tensor]] = []
         for dataset in self.datasets:
-            loss = self._loss(model, dataset)
+            loss = self._loss(dataset)
             parts = torch.autograd.grad(loss, shared, allow_unused=True)
             gradients.append([torch.zeros_like(p) if g is None else g for g, p in zip(parts, shared, strict=True)])
             losses.append(float(loss.detach()))
@@ -181,36 +179,26 @@ class Affinity(Callback):
             for row, norm in zip(gradients, norms.tolist(), strict=True):
                 for parameter, part in zip(shared, row, strict=True):
                     parameter.sub_(part, alpha=length / norm)
-                after = [float(self._loss(model, dataset)) for dataset in self.datasets]
+                after = [float(self._loss(dataset)) for dataset in self.datasets]
                 affinities.append([1 - a / b if b else 0.0 for a, b in zip(after, losses, strict=True)])
                 for parameter, value in zip(shared, start, strict=True):
                     parameter.copy_(value)
         return [affinities, cosines]
 
-    def _loss(self, model: JointModel, dataset: str) -> torch.Tensor:
+    def _loss(self, dataset: str) -> torch.Tensor:
         """The loss of a dataset's last batch, with the same dropout and sampled anchors each time."""
         batch = self._batches[dataset]
-        seed_torch(stable_seed("affinity", len(self.measurements), dataset), next(model.parameters()).device)
+        seed_torch(stable_seed("affinity", len(self.measurements), dataset), self._shared[0].device)
         context = ModelContext(inputs=batch.inputs, metadatas=batch.metadatas)
-        output = model(context, batch.targets, features=batch.features)
+        output = self._model(context, batch.targets, features=batch.features)
         return torch.stack([loss.reshape(()) for loss in output.loss_dict.values()]).sum()
 
 
-def _model(module: LightningModule) -> JointModel:
-    if not isinstance(module.model, JointModel):
-        raise TypeError("Affinity needs a JointModel")
-    return module.model
-
-
 def interval(datasets: int, *, batches: int) -> int:
-    """The steps between measurements whose cost is a quarter of the steps'.
+    """The steps of m batches between measurements of k datasets that cost a quarter of the steps.
 
-    A backward pass costs about two forward passes. So a step of m batches costs 3 m, and a measurement of k datasets
-    3 k for losses and gradients and k^2 for the losses after each step.
-
-    Args:
-        datasets: k.
-        batches: m.
+    A backward pass costs about two forward passes. So a step costs 3 m, and a measurement 3 k for losses and gradients
+    and k^2 for the losses after each step.
     """
     return math.ceil((3 * datasets + datasets**2) / (3 * batches) / _SHARE)
 
@@ -225,12 +213,7 @@ def _with_interval(values: Array) -> dict[str, Any]:
 
 
 def groups_of(datasets: Sequence[str], affinity: dict[str, Any]) -> list[list[str]]:
-    """Suggested groups of datasets, by the rule in ``affinity.json``: average linkage, cut at an affinity of 0.
-
-    Args:
-        datasets: their names.
-        affinity: ``mean``, ``low`` and ``high``, of datasets x datasets.
-    """
+    """Suggested groups of datasets, by the rule in ``affinity.json``: average linkage, cut at an affinity of 0."""
     if affinity["low"] is None:
         return [[dataset] for dataset in datasets]
     mean, low, high = (np.asarray(affinity[key], dtype=np.float64) for key in ("mean", "low", "high"))

@@ -4,7 +4,6 @@ The loss of a task in a step, below simply its loss, is the mean over its units 
 entry in ``loss_weights``, which stays a factor of its own. It is known at the end of a step, so weights follow from
 the steps before. In the first step that has a task its loss is measured, and weighs 0: no weight would suit it. A task
 that is absent from a step does not move, and a loss of exactly 0, of batches without a valid label, teaches nothing.
-All ranks have the same losses, and so the same weights.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch
 from rslp.errors import TrainingError
 from rslp.models.denominators import accumulation_dtype
 from rslp.runtime import collectives
-from rslp.train.balance import LossBalanceName
+from rslp.train.balance import BalanceName
 from rslp.train.losses import Counts, weighted
 
 # Sizes are running means with this decay, over about 10 steps with the task.
@@ -35,13 +34,13 @@ Losses = Mapping[str, Mapping[str, torch.Tensor]]
 class LossBalance(torch.nn.Module):
     """Weights of the tasks' losses. This class has none: all are 1, and it has no state."""
 
-    name: LossBalanceName = "none"
+    name: BalanceName = "none"
 
     def set_tasks(self, tasks: Iterable[str]) -> None:
         """Set the tasks of the run's datasets; the model may have more."""
 
     def begin(self) -> None:
-        """Start an optimiser step."""
+        """Start an optimiser step, and fix its weights."""
 
     def loss(self, losses: Losses, factors: Counts, *, like: torch.Tensor) -> torch.Tensor:
         """A batch's part of the step's loss.
@@ -54,10 +53,10 @@ class LossBalance(torch.nn.Module):
         return weighted(losses, factors, like=like)
 
     def update(self) -> None:
-        """Learn from the losses of the step, after its backward passes; all ranks have to call it."""
+        """Follow the losses of the step, after its backward passes; all ranks have to call it."""
 
     def weights(self) -> dict[str, float]:
-        """The weights of the coming step by task; empty without a balance."""
+        """The weights of the coming step by task, 0 for a task not measured yet; empty without a balance."""
         return {}
 
 
@@ -77,48 +76,43 @@ class _Measured(LossBalance):
         super().__init__()
         self._factors = dict(loss_weights)
         self._position = {task: i for i, task in enumerate(loss_weights)}
-        self._trained = [i for i, factor in enumerate(loss_weights.values()) if factor > 0]
         self.register_buffer("seen", torch.zeros(len(loss_weights), dtype=torch.int64))
-        # Of the present step and this rank: by task its losses times factors, and the factors.
-        self._sums: torch.Tensor | None = None
-        self._present: dict[str, float] = {}
+        self.set_tasks(loss_weights)
 
     def set_tasks(self, tasks: Iterable[str]) -> None:
-        """Set the tasks of the run's datasets; the model may have more."""
-        present = {self._position[task] for task in tasks}
-        self._trained = [i for i, factor in enumerate(self._factors.values()) if factor > 0 and i in present]
+        self._trained = sorted({self._position[task] for task in tasks if self._factors[task] > 0})
 
     def begin(self) -> None:
-        """Start an optimiser step: fix its weights."""
-        self._sums = None
+        device = self.seen.device
+        # Of the present step and this rank: for each task its losses times factors, and the factors.
+        self._sums = torch.zeros((2, len(self._factors)), dtype=accumulation_dtype(device), device=device)
         self._present = self.weights()
 
     def loss(self, losses: Losses, factors: Counts, *, like: torch.Tensor) -> torch.Tensor:
-        """A batch's part of the step's loss; its losses are noted for ``update``."""
-        self._note(losses, factors, like)
-        return weighted(losses, {task: factor * self._present[task] for task, factor in factors.items()}, like=like)
-
-    def _note(self, losses: Losses, factors: Counts, like: torch.Tensor) -> None:
-        if self._sums is None:
-            self._sums = self._zeros(like.device)
+        total = torch.zeros((), device=like.device)
         for task, named in losses.items():
-            total = torch.stack([loss.detach().reshape(()) for loss in named.values()]).sum().to(self._sums)
-            factor = factors[task].to(self._sums)
+            own = torch.zeros((), device=like.device)
+            for loss in named.values():
+                own = own + loss
+            factor = factors[task]
+            exact = factor.to(self._sums)
             # A batch without a unit may have a loss that is not a number.
-            part = torch.stack([torch.where(factor > 0, total * factor, 0), factor])
-            self._sums[:, self._position[task]] += part
+            part = torch.where(exact > 0, own.detach().to(exact) * exact, 0)
+            self._sums[:, self._position[task]] += torch.stack([part, exact])
+            total = total + factor.to(own) * self._balanced(task, own)
+        return total
 
-    def _zeros(self, device: torch.device) -> torch.Tensor:
-        return torch.zeros((2, len(self._position)), dtype=accumulation_dtype(device), device=device)
+    def _balanced(self, task: str, loss: torch.Tensor) -> torch.Tensor:
+        """The loss of a batch with its weight."""
+        return loss * self._present[task]
 
     def update(self) -> None:
-        """Learn from the step's losses.
+        """Follow the losses of the step.
 
         Raises:
             TrainingError: a loss is negative.
         """
-        sums = self._zeros(self.seen.device) if self._sums is None else self._sums
-        totals, shares = collectives.all_reduce_sum(sums).tolist()
+        totals, shares = collectives.all_reduce_sum(self._sums).tolist()
         measured: dict[int, float] = {}
         for task, i in self._position.items():
             if i not in self._trained or shares[i] <= 0 or not math.isfinite(totals[i]) or totals[i] == 0:
@@ -129,27 +123,26 @@ class _Measured(LossBalance):
                 raise TrainingError(f"{message}, other than none and the aggregations of gradients")
         with torch.no_grad():
             self._follow(measured)
-            for i in measured:
-                self.seen[i] += 1
+            self.seen[list(measured)] += 1
 
     def _follow(self, losses: Mapping[int, float]) -> None:
         """Update the state by the losses of the step by position of their task."""
         raise NotImplementedError
 
     def weights(self) -> dict[str, float]:
-        """The weights of the coming step by task; 0 for a task that was not measured yet."""
-        values = self._values(self.seen.tolist())
-        return {task: values[i] for task, i in self._position.items()}
+        seen = self.seen.tolist()
+        values = self._values([i for i in self._trained if seen[i]])
+        return {task: values.get(i, 0.0) for task, i in self._position.items()}
 
-    def _values(self, seen: list[int]) -> list[float]:
-        """The weights by position."""
+    def _values(self, known: list[int]) -> dict[int, float]:
+        """The weights of tasks that were measured, by position."""
         raise NotImplementedError
 
 
 class Scale(_Measured):
     """Weight 1 / size: a task's size is the running mean of its loss, corrected for its start at 0."""
 
-    name: LossBalanceName = "scale"
+    name: BalanceName = "scale"
     average: torch.Tensor
 
     def __init__(self, loss_weights: Mapping[str, float]) -> None:
@@ -160,9 +153,9 @@ class Scale(_Measured):
         for i, loss in losses.items():
             self.average[i] = _DECAY * float(self.average[i]) + (1 - _DECAY) * loss
 
-    def _values(self, seen: list[int]) -> list[float]:
-        pairs = zip(self.average.tolist(), seen, strict=True)
-        return [(1 - _DECAY**n) / max(average, _EPS) if n else 0.0 for average, n in pairs]
+    def _values(self, known: list[int]) -> dict[int, float]:
+        average, seen = self.average.tolist(), self.seen.tolist()
+        return {i: (1 - _DECAY ** seen[i]) / max(average[i], _EPS) for i in known}
 
 
 class Uncertainty(_Measured):
@@ -171,34 +164,26 @@ class Uncertainty(_Measured):
     s begins where it is best for the task's first loss, at log 2l.
     """
 
-    name: LossBalanceName = "uncertainty"
+    name: BalanceName = "uncertainty"
 
     def __init__(self, loss_weights: Mapping[str, float]) -> None:
         super().__init__(loss_weights)
         # A parameter for each task: an optimiser leaves those without a gradient in a step as they are.
         self.log_variances = torch.nn.ParameterList(torch.zeros(()) for _ in loss_weights)
 
-    def loss(self, losses: Losses, factors: Counts, *, like: torch.Tensor) -> torch.Tensor:
-        """A batch's part of the step's loss, with gradients of the log-variances."""
-        self._note(losses, factors, like)
-        # Losses of weight 0 stay in the graph, so that all of a step's backward passes are alike.
-        total = weighted(losses, {task: factor * 0 for task, factor in factors.items()}, like=like)
-        for task, named in losses.items():
-            if self._present[task] > 0:
-                s = self.log_variances[self._position[task]]
-                own = torch.stack([loss.reshape(()) for loss in named.values()]).sum()
-                penalty = torch.where(own.detach() == 0, 0, self._factors[task] * s / 2)
-                total = total + factors[task].to(own) * (torch.exp(-s) * own + penalty)
-        return total
+    def _balanced(self, task: str, loss: torch.Tensor) -> torch.Tensor:
+        if not self._present[task]:
+            return loss * 0
+        s = self.log_variances[self._position[task]]
+        return torch.exp(-s) * loss + torch.where(loss.detach() == 0, 0, self._factors[task] * s / 2)
 
     def _follow(self, losses: Mapping[int, float]) -> None:
         for i, loss in losses.items():
             if not self.seen[i]:
                 self.log_variances[i].fill_(math.log(2 * loss))
 
-    def _values(self, seen: list[int]) -> list[float]:
-        trained = [n > 0 and factor > 0 for n, factor in zip(seen, self._factors.values(), strict=True)]
-        return [math.exp(-float(s.detach())) if t else 0.0 for s, t in zip(self.log_variances, trained, strict=True)]
+    def _values(self, known: list[int]) -> dict[int, float]:
+        return {i: math.exp(-float(self.log_variances[i].detach())) for i in known}
 
 
 class Famo(_Measured):
@@ -210,81 +195,62 @@ class Famo(_Measured):
     logit i is z_i (d_i - sum over j of z_j d_j), d being the fall of log l, plus a decay; the step is Adam's.
     """
 
-    name: LossBalanceName = "famo"
-    logits: torch.Tensor
-    moments: torch.Tensor
+    name: BalanceName = "famo"
+    state: torch.Tensor
     moves: torch.Tensor
-    last: torch.Tensor
-    sums: torch.Tensor
-    counts: torch.Tensor
 
     def __init__(self, loss_weights: Mapping[str, float]) -> None:
         super().__init__(loss_weights)
-        n = len(loss_weights)
-        self.register_buffer("logits", torch.zeros(n))
-        self.register_buffer("moments", torch.zeros((2, n)))
+        # By task: logit, Adam's two moments, loss in the last span, sum and number of losses in the present span.
+        self.register_buffer("state", torch.zeros((6, len(loss_weights))))
         self.register_buffer("moves", torch.zeros((), dtype=torch.int64))
-        # Losses of the last span, and sums and numbers of those in the present one.
-        self.register_buffer("last", torch.zeros(n))
-        self.register_buffer("sums", torch.zeros(n))
-        self.register_buffer("counts", torch.zeros(n, dtype=torch.int64))
 
     def _follow(self, losses: Mapping[int, float]) -> None:
+        last, sums, counts = self.state[3:]
         for i, loss in losses.items():
-            self.sums[i] += loss
-            self.counts[i] += 1
+            sums[i] += loss
+            counts[i] += 1
         chosen = self._trained
-        if not chosen or not bool(self.counts[chosen].all()):
+        if not chosen or not bool(counts[chosen].all()):
             return
-        means = self.sums / self.counts.clamp(min=1)
-        if bool(self.last[chosen].all()):
-            self._move(torch.log(self.last[chosen] + _EPS) - torch.log(means[chosen] + _EPS))
-        self.last.copy_(means)
-        self.sums.zero_()
-        self.counts.zero_()
+        means = sums / counts.clamp(min=1)
+        if bool(last[chosen].all()):
+            self._move(torch.log(last[chosen] + _EPS) - torch.log(means[chosen] + _EPS))
+        self.state[3:] = torch.stack([means, torch.zeros_like(means), torch.zeros_like(means)])
 
     def _move(self, falls: torch.Tensor) -> None:
         """Move the logits of the trained tasks by the fall of their log losses."""
-        chosen = self._trained
-        z = torch.softmax(self.logits[chosen], dim=0)
-        gradient = z * (falls - (z * falls).sum()) + _GAMMA * self.logits[chosen]
+        chosen, logits = self._trained, self.state[0, self._trained]
+        z = torch.softmax(logits, dim=0)
+        gradient = z * (falls - (z * falls).sum()) + _GAMMA * logits
         self.moves += 1
         corrected = []
-        for moment, beta, value in zip(self.moments, _BETAS, (gradient, gradient**2), strict=True):
+        for moment, beta, value in zip(self.state[1:3], _BETAS, (gradient, gradient**2), strict=True):
             moment[chosen] = beta * moment[chosen] + (1 - beta) * value
             corrected.append(moment[chosen] / (1 - beta ** int(self.moves)))
-        self.logits[chosen] -= _RATE * corrected[0] / (corrected[1].sqrt() + _EPS)
+        self.state[0, chosen] = logits - _RATE * corrected[0] / (corrected[1].sqrt() + _EPS)
 
-    def _values(self, seen: list[int]) -> list[float]:
-        sizes = torch.where(self.last > 0, self.last, self.sums / self.counts.clamp(min=1)).tolist()
-        parts = [math.exp(logit) for logit in self.logits.tolist()]
-        known = [i for i in self._trained if seen[i]]
-        ratios = {i: parts[i] / (sizes[i] + _EPS) for i in known}
-        total = sum(ratios.values())
-        return [len(known) * ratios[i] / total if i in ratios else 0.0 for i in range(len(seen))]
+    def _values(self, known: list[int]) -> dict[int, float]:
+        logits, _, _, last, sums, counts = self.state.tolist()
+        ratios = {i: math.exp(logits[i]) / ((last[i] or sums[i] / counts[i]) + _EPS) for i in known}
+        return {i: len(known) * ratio / sum(ratios.values()) for i, ratio in ratios.items()}
 
 
 _KINDS = {kind.name: kind for kind in (Scale, Uncertainty, Famo)}
 
 
 def loss_balance(name: str, loss_weights: Mapping[str, float]) -> LossBalance:
-    """The balance of a name; without weights for ``none`` and the aggregations of gradients.
-
-    Args:
-        name: the ``balance`` of a run config.
-        loss_weights: the factor of each of the model's tasks.
-    """
+    """The balance of a name, for the factors of the model's tasks; without weights for aggregations of gradients."""
     return _KINDS[name](loss_weights) if name in _KINDS else LossBalance()
 
 
 def split_group(optimizer: torch.optim.Optimizer, balance: LossBalance) -> None:
     """Move a balance's parameters into a group of the optimiser of their own: with their rate, without weight decay."""
-    own = set(balance.parameters())
+    own = dict.fromkeys(balance.parameters())
     if not own:
         return
     options = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
     for group in optimizer.param_groups:
         group["params"] = [parameter for parameter in group["params"] if parameter not in own]
     options |= {"lr": _RATE, "weight_decay": 0.0} | ({"name": "balance"} if "name" in options else {})
-    optimizer.add_param_group({**options, "params": list(balance.parameters())})
-    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+    optimizer.add_param_group({**options, "params": list(own)})
