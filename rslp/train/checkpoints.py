@@ -434,30 +434,22 @@ def refuse_foreign(run: RunDir, checkpoint: Mapping[str, Any], *, path: Path) ->
         raise RunError(f"{message}; put this run's own checkpoint back, or move that one away")
 
 
-def refuse_other_balance(module: JointModule, checkpoint: Mapping[str, Any], *, path: Path) -> None:
-    """Raise an error for a run that goes on with another ``balance``, whose state the checkpoint does not have.
-
-    Raises:
-        CheckpointError: the balances differ.
-    """
-    before = checkpoint.get(BALANCE_KEY, "none")
-    if before != module.balance_name:
-        message = f"{path} was trained with balance: {before}, and the config has balance: {module.balance_name}"
-        raise CheckpointError(f"{message}; a run goes on with the balance it began with; start another experiment")
-
-
-def load_weights(module: torch.nn.Module, checkpoint: Mapping[str, Any], *, path: Path) -> None:
+def load_weights(module: torch.nn.Module, checkpoint: Mapping[str, Any], *, path: Path, resumed: bool = False) -> None:
     """Load a checkpoint's weights; all of them must fit.
 
-    The state of a ``balance``, which only training needs, may differ: an evaluation takes weights of any run.
+    Only a run that goes on needs the state of its ``balance``: an evaluation takes weights of a run with any.
 
     Raises:
-        CheckpointError: a weight is missing, unexpected or of another shape; the message lists some.
+        CheckpointError: a weight is missing, unexpected or of another shape, the message lists some; or a run that goes
+            on has another ``balance``.
     """
-    weights = dict(checkpoint["state_dict"])
-    own = {name: value for name, value in module.state_dict().items() if name.startswith(_BALANCE)}
-    if own.keys() != {name for name in weights if name.startswith(_BALANCE)}:
-        weights = {name: value for name, value in weights.items() if not name.startswith(_BALANCE)} | own
+    weights, before = dict(checkpoint["state_dict"]), checkpoint.get(BALANCE_KEY, "none")
+    if before != (now := getattr(module, "balance_name", "none")):
+        if resumed:
+            message = f"{path} was trained with balance: {before}, and the config has balance: {now}"
+            raise CheckpointError(f"{message}; a run goes on with the balance it began with; start another experiment")
+        weights = {name: value for name, value in weights.items() if not name.startswith(_BALANCE)}
+        weights |= {name: value for name, value in module.state_dict().items() if name.startswith(_BALANCE)}
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:

@@ -25,14 +25,7 @@ from rslp.runtime import preemption
 from rslp.runtime.world import read_world
 from rslp.train.build import InstantiatedRun, build
 from rslp.train.callbacks import MetricsLog
-from rslp.train.checkpoints import (
-    RUN_KEY,
-    RunCheckpoints,
-    load_weights,
-    read_checkpoint,
-    refuse_foreign,
-    refuse_other_balance,
-)
+from rslp.train.checkpoints import RUN_KEY, RunCheckpoints, load_weights, read_checkpoint, refuse_foreign
 from rslp.train.trackers import Tracker
 
 
@@ -144,8 +137,7 @@ def _train(cli: InstantiatedRun, *, run: RunDir, resume: Resume | None) -> int:
     _write_state(run, trainer, state="running", step=step, run_id=run_id)
     upstream.keep_signal_handlers(trainer)
     if resume:
-        refuse_other_balance(cli.model, resume.checkpoint, path=resume.path)
-        load_weights(cli.model, resume.checkpoint, path=resume.path)
+        load_weights(cli.model, resume.checkpoint, path=resume.path, resumed=True)
         fit_to_callbacks(resume.checkpoint, trainer)
         upstream.hand_checkpoint(trainer, resume.checkpoint, path=resume.path)
     path = resume.path if resume else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
+from rslp.config.merge import pick
 from rslp.errors import KeyPath
 from rslp.runtime.extras import is_absent, remedy
 
@@ -26,31 +27,23 @@ def balance_faults(config: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     Yields:
         The key path, and a message that says what to do.
     """
-    name = _mapping(config, "model", "init_args").get("balance")
+    name, trainer, data = pick(config, _KEY), ("trainer",), ("data", "init_args")
     if name not in AGGREGATIONS:
         return
-    trainer, data = _mapping(config, "trainer"), _mapping(config, "data", "init_args")
     if is_absent("balance"):
         yield _KEY, f"{name} needs TorchJD, which is not installed; {remedy('balance')}"
-    datasets = set(data.get("data_modules") or ()) - set(data.get("disabled_datasets") or ())
+    datasets = set(pick(config, (*data, "data_modules")) or ()) - set(pick(config, (*data, "disabled_datasets")) or ())
+    rounds = (pick(config, (*data, "datasets_per_step")), pick(config, (*trainer, "accumulate_grad_batches")))
     if len(datasets) == 1:
         yield _KEY, f"{name} aggregates gradients of several datasets, and the run has one"
-    elif data.get("datasets_per_step", 1) == 1 and trainer.get("accumulate_grad_batches", 1) == 1:
+    elif all(number in (None, 1) for number in rounds):
         message = f"{name} aggregates the gradients of a step's datasets, and each step has one dataset"
         yield _KEY, f"{message}; set data.init_args.datasets_per_step to 2 or more"
-    if str(trainer.get("precision")) in ("16", "16-mixed"):
+    if str(pick(config, (*trainer, "precision"))) in ("16", "16-mixed"):
         yield _KEY, f"{name} needs gradients that are not scaled; set trainer.precision to bf16-mixed or 32-true"
-    callbacks = trainer.get("callbacks")
+    callbacks = pick(config, (*trainer, "callbacks"))
     for position, callback in enumerate(callbacks if isinstance(callbacks, list) else []):
         path = callback.get("class_path") if isinstance(callback, Mapping) else callback
         if str(path).endswith(".MiniPCGrad"):
             message = f"MiniPCGrad changes the gradients that balance: {name} aggregates; leave one of them out"
-            yield ("trainer", "callbacks", position), message
-
-
-def _mapping(config: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
-    """A nested mapping; empty where there is none."""
-    value: Any = config
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value if isinstance(value, Mapping) else {}
+            yield (*trainer, "callbacks", position), message

@@ -73,7 +73,7 @@ class Affinity(Callback):
         self.datasets: list[str] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """The measurements, for a checkpoint."""
+        """The measurements so far."""
         return {"measurements": list(self.measurements), "due": self._due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -127,38 +127,35 @@ class Affinity(Callback):
             # Random numbers, and the statistics of batch norms, are the run's again afterwards.
             buffers = [(buffer, buffer.clone()) for buffer in pl_module.buffers()]
             with seeded(0), trainer.precision_plugin.forward_context():
-                self.measurements.append(self._measure(trained, length))
+                measured = self._measure(trained, length)
+            if np.isfinite(measured).all():
+                self.measurements.append(measured)
             self._due = trainer.global_step + (self._every or 1)
             for buffer, value in buffers:
                 buffer.copy_(value)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Write ``affinity.json``."""
-        if self.measurements:
-            write_json(RunDir(Path(trainer.default_root_dir)).affinity, self.summary())
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Print the suggested groups."""
-        path = RunDir(Path(trainer.default_root_dir)).affinity
+        """Write ``affinity.json``, and print the suggested groups."""
         if not self.measurements:
             why = f"fewer than {self._every} steps (every_n_steps), or none trained parameters that datasets share"
             sys.stderr.write(f"warning: Affinity measured nothing: {why}\n")
             return
-        groups = ", ".join(" + ".join(group) for group in self.summary()["groups"])
+        path, summary = RunDir(Path(trainer.default_root_dir)).affinity, self.summary()
+        write_json(path, summary)
+        groups = ", ".join(" + ".join(group) for group in summary["groups"])
         sys.stderr.write(f"affinity: {groups}; after {len(self.measurements)} measurements, see {path}\n")
 
     def summary(self) -> dict[str, Any]:
         """The content of ``affinity.json``."""
-        affinity, cosine = np.asarray(self.measurements, dtype=np.float64).transpose(1, 0, 2, 3)
-        matrix = _with_interval(affinity)
+        affinity, cosine = map(_with_interval, np.asarray(self.measurements, dtype=np.float64).transpose(1, 0, 2, 3))
         return {
             "schema": 1,
             "datasets": self.datasets,
             "measurements": len(self.measurements),
             "every_n_steps": self._every,
-            "affinity": matrix,
-            "cosine": _with_interval(cosine),
-            "groups": groups_of(self.datasets, matrix),
+            "affinity": affinity,
+            "cosine": cosine,
+            "groups": groups_of(self.datasets, affinity),
             "rule": _RULE,
         }
 
@@ -207,7 +204,9 @@ def _with_interval(values: Array) -> dict[str, Any]:
     """Mean and 95 % interval over measurements; the interval is null where there are few."""
     found: dict[str, Any] = {"mean": values.mean(axis=0).tolist(), "low": None, "high": None}
     if len(values) >= _FEWEST:
-        drawn = bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
+        rng = np.random.default_rng(0)
+        # In batches: all resamples at once take gigabytes.
+        drawn = bootstrap((values,), np.mean, n_resamples=2000, batch=50, method="percentile", rng=rng)
         found |= {"low": drawn.confidence_interval.low.tolist(), "high": drawn.confidence_interval.high.tolist()}
     return found
 
