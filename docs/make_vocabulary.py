@@ -27,6 +27,7 @@ _SINGLE = (
     "rslp.helios.pad.Pad",
     "rslp.helios.presto.Presto",
     "rslp.helios.tasks.MarineInfraTask",
+    "rslp.train.Affinity",
     "rslp.train.Freeze",
     "rslp.train.JointModel",
     "rslp.train.JointModule",

@@ -66,6 +66,8 @@ class RunDir:
     previous = _Name("checkpoints/previous.ckpt")
     # The log of metrics, a row for every logged value: ``step,epoch,name,value``.
     metrics = _Name("metrics.csv")
+    # How a step on one dataset changes the losses of the others, if the run measures it.
+    affinity = _Name("affinity.json")
     # The config of the last prediction, which may be of other data than the training.
     prediction_config = _Name("predict.yaml")
     # The folder of predicted windows.

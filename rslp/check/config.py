@@ -19,6 +19,7 @@ from rslp.errors import ConfigError, KeyPath, UserError
 from rslp.models.optim import Freeze
 from rslp.models.restoring import weights_of
 from rslp.suggest import did_you_mean, nearest
+from rslp.train.balance import balance_faults
 from rslp.train.build import plan_run, trainer_faults
 from rslp.train.instantiate import CONSTRUCTOR_ERRORS, Call, Construction, argument_of, plan_call, problems
 from rslp.train.module import JointModule
@@ -68,7 +69,8 @@ def parse(config: Mapping[str, Any]) -> ParsedConfig:
     """
     faults = (*head_faults(config), *class_faults(config))
     heads = tuple(Finding(fault.what, fault.key_path) for fault in faults if not fault.harmless)
-    trainer = tuple(Finding(message, key_path) for key_path, message in trainer_faults(config.get("trainer")))
+    found = (*trainer_faults(config.get("trainer")), *balance_faults(config))
+    trainer = tuple(Finding(message, key_path) for key_path, message in found)
     parsed = _parse(config)
     # Constructors report some of these too, in words that are less clear.
     known = {finding.at for finding in trainer}

@@ -1,4 +1,4 @@
-"""Trackers of experiments, each an extra: which package it needs, and whether that is installed."""
+"""Trackers of experiments, and other extras: which package each needs, and whether that is installed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from rslp.suggest import did_you_mean
 
 # Name of a tracker, and of the extra, -> the package that it needs.
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+# Extra -> the package that it needs.
+_EXTRAS = {**PACKAGES, "balance": "torchjd"}
 # Lightning's own loggers, which a config may name -> the extra.
 LOGGERS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
 
@@ -38,9 +40,9 @@ def refuse_absent(trackers: Sequence[str], *, installed: bool = True) -> None:
             raise UsageError(f"the tracker {name} is not installed; {remedy(name)}")
 
 
-def is_absent(tracker: str) -> bool:
-    """Whether the package of a tracker is not installed; the stand-in for wandb, see ``rslp``, is no package."""
-    spec = importlib.util.find_spec(PACKAGES[tracker])
+def is_absent(extra: str) -> bool:
+    """Whether the package of an extra is not installed; the stand-in for wandb, see ``rslp``, is no package."""
+    spec = importlib.util.find_spec(_EXTRAS[extra])
     return spec is None or (spec.origin is None and spec.submodule_search_locations is None)
 
 

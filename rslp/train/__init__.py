@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from rslp.data.datamodule import MultiDatasetDataModule
     from rslp.models.joint import JointModel
     from rslp.models.optim import Freeze, LayerwiseAdamW
+    from rslp.train.balance.affinity import Affinity
     from rslp.train.module import JointModule
 
-__all__ = ["Freeze", "JointModel", "JointModule", "LayerwiseAdamW", "MultiDatasetDataModule"]
+__all__ = ["Affinity", "Freeze", "JointModel", "JointModule", "LayerwiseAdamW", "MultiDatasetDataModule"]
 
 _HOMES = {
+    "Affinity": "rslp.train.balance.affinity",
     "Freeze": "rslp.models.optim",
     "JointModel": "rslp.models.joint",
     "JointModule": "rslp.train.module",

@@ -27,6 +27,7 @@ from rslp.runtime.extras import refuse_absent
 from rslp.runtime.seeds import seeded, stable_seed
 from rslp.runtime.world import read_world
 from rslp.suggest import did_you_mean
+from rslp.train.balance import balance_faults
 from rslp.train.callbacks import MetricsLog
 from rslp.train.checkpoints import RunCheckpoints
 from rslp.train.instantiate import Construction, Invalid, plan, plan_call, problems
@@ -92,7 +93,8 @@ def build(run: RunDir, *, training: bool, predicting: bool = False) -> Instantia
         raise ConfigError(Problem("is no run config: it holds no mapping", file=str(path)))
     config = resolve_paths(document.data, run.path, name=document.name, line=document.line)
     if training:
-        _refuse([Invalid(message, key_path) for key_path, message in trainer_faults(config.get("trainer"))], document)
+        faults = [*trainer_faults(config.get("trainer")), *balance_faults(config)]
+        _refuse([Invalid(message, key_path) for key_path, message in faults], document)
     world = read_world(os.environ)
     quiet_libraries(world)
     # Lightning would guess the rank from environment variables, which may come from another job.

@@ -25,7 +25,7 @@ from rslp.io import LOAD_ERRORS, archive_damage, atomic_stream, full_disk, link_
 from rslp.models.optim import freeze_callbacks
 from rslp.rundir import RunDir
 from rslp.runtime import collectives, preemption
-from rslp.train.module import JointModule
+from rslp.train.module import BALANCE_KEY, JointModule
 
 # Old checkpoints do not name the primary metrics they were chosen by. Where today's is a key here, it was the value.
 _FORMER = {"average_precision": "f1_score"}
@@ -149,6 +149,8 @@ _TRAINABLE_KEY = "rslp_trainable"
 RUN_KEY = "rslp_run"
 # About how many steps lie between checkpoints while epochs read cached features alone.
 _CACHED_STEPS = 100
+# Names of a balance's state begin so.
+_BALANCE = "balance."
 # Characters that are shown of each line of torch's message about weights that do not fit.
 _SHOWN = 120
 
@@ -432,14 +434,24 @@ def refuse_foreign(run: RunDir, checkpoint: Mapping[str, Any], *, path: Path) ->
         raise RunError(f"{message}; put this run's own checkpoint back, or move that one away")
 
 
-def load_weights(module: torch.nn.Module, checkpoint: Mapping[str, Any], *, path: Path) -> None:
+def load_weights(module: torch.nn.Module, checkpoint: Mapping[str, Any], *, path: Path, resumed: bool = False) -> None:
     """Load a checkpoint's weights; all of them must fit.
 
+    Only a run that goes on needs the state of its ``balance``: an evaluation takes weights of a run with any.
+
     Raises:
-        CheckpointError: a weight is missing, unexpected or of another shape; the message lists some.
+        CheckpointError: a weight is missing, unexpected or of another shape, the message lists some; or a run that goes
+            on has another ``balance``.
     """
+    weights, before = dict(checkpoint["state_dict"]), checkpoint.get(BALANCE_KEY, "none")
+    if before != (now := getattr(module, "balance_name", "none")):
+        if resumed:
+            message = f"{path} was trained with balance: {before}, and the config has balance: {now}"
+            raise CheckpointError(f"{message}; a run goes on with the balance it began with; start another experiment")
+        weights = {name: value for name, value in weights.items() if not name.startswith(_BALANCE)}
+        weights |= {name: value for name, value in module.state_dict().items() if name.startswith(_BALANCE)}
     try:
-        module.load_state_dict(checkpoint["state_dict"])
+        module.load_state_dict(weights)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
         shown = [line if len(line) <= _SHOWN else f"{line[:_SHOWN]} …" for line in lines[:3]]

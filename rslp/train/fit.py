@@ -137,7 +137,7 @@ def _train(cli: InstantiatedRun, *, run: RunDir, resume: Resume | None) -> int:
     _write_state(run, trainer, state="running", step=step, run_id=run_id)
     upstream.keep_signal_handlers(trainer)
     if resume:
-        load_weights(cli.model, resume.checkpoint, path=resume.path)
+        load_weights(cli.model, resume.checkpoint, path=resume.path, resumed=True)
         fit_to_callbacks(resume.checkpoint, trainer)
         upstream.hand_checkpoint(trainer, resume.checkpoint, path=resume.path)
     path = resume.path if resume else None

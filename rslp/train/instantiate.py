@@ -291,6 +291,8 @@ def _mismatch(value: Any, hint: Any, at: KeyPath) -> Invalid:
         got = f"the class {path.rpartition('.')[2]}"
     elif _takes_text(hint) and isinstance(value, bool | int | float):
         hint_text = "; write it in quotes"
+    elif isinstance(value, str) and typing.get_origin(hint) is typing.Literal:
+        hint_text = did_you_mean(value, typing.get_args(hint))
     return Invalid(f"expected {type_text(hint)}; got {got[:300]}{hint_text}", at)
 
 

@@ -33,8 +33,11 @@ from rslp.models.optim import use_foreach
 from rslp.runtime import collectives, preemption
 from rslp.runtime.seeds import seed_torch, stable_seed
 from rslp.train import baselines
+from rslp.train.balance import AGGREGATIONS, BalanceName
+from rslp.train.balance.aggregation import Aggregation, shared_parameters
+from rslp.train.balance.losses import loss_balance, split_group
 from rslp.train.callbacks import FiniteGuard, FinitePolicy, OnNonfinite
-from rslp.train.losses import LossMeter, all_reduce_denominators, loss_factors, weighted
+from rslp.train.losses import LossMeter, all_reduce_denominators, loss_factors
 from rslp.train.metrics import Resampler, TaskMetrics, TaskResult
 from rslp.upstream.task_kinds import tasks_by_name
 
@@ -43,6 +46,7 @@ BASELINES_KEY = "rslp_floors"
 LOSSES_KEY = "rslp_train_losses"
 FINITE_KEY = "rslp_nonfinite"
 THRESHOLDS_KEY = "rslp_thresholds"
+BALANCE_KEY = "rslp_balance"
 # The results of an evaluation by (dataset, task).
 Results = dict[tuple[str, str], TaskResult]
 
@@ -77,6 +81,8 @@ class JointModule(RslearnLightningModule):
         on_nonfinite: whether a step whose loss or gradients are not finite ends the run (``stop``) or is left out, with
             weights and optimiser unchanged (``skip``).
         max_nonfinite: how many steps may be skipped; one more ends the run.
+        balance: how the tasks' losses, or the datasets' gradients on the encoder, are weighted; see
+            ``rslp.train.balance``.
 
     Attributes:
         seed: the run's seed.
@@ -105,6 +111,7 @@ class JointModule(RslearnLightningModule):
         plateau_cooldown: int = 0,
         on_nonfinite: OnNonfinite = "stop",
         max_nonfinite: int = 10,
+        balance: BalanceName = "none",
     ) -> None:
         super().__init__(
             model=model,
@@ -124,6 +131,10 @@ class JointModule(RslearnLightningModule):
         self.seed = 0
         self.finite = FiniteGuard(FinitePolicy(on_nonfinite, max_nonfinite))
         self._eval_mode = optim.FrozenInEvalMode()
+        self.balance_name = balance
+        self.balance = loss_balance(balance, self.model.loss_weights)
+        # Made when a training begins: an evaluation needs no TorchJD.
+        self._aggregation: Aggregation | None = None
         self.constants: baselines.Baselines = {}
         self.results: dict[str, Results] = {}
         self.thresholds: dict[str, dict[str, float]] = {}
@@ -144,6 +155,7 @@ class JointModule(RslearnLightningModule):
         data = self._data_module()
         self.model.set_datasets(data.tasks())
         data.background = self.model.with_background()
+        self.balance.set_tasks(task for tasks in data.tasks().values() for task in tasks)
         self._tasks, self._metrics = {}, {}
         for dataset, module in data.data_modules.items():
             for name, task in tasks_by_name(module.task, dataset).items():
@@ -164,6 +176,8 @@ class JointModule(RslearnLightningModule):
         checkpoint[THRESHOLDS_KEY] = self.thresholds
         checkpoint[LOSSES_KEY] = self.meters["train"].state()
         checkpoint[FINITE_KEY] = self.finite.state_dict()
+        if self.balance_name != "none":
+            checkpoint[BALANCE_KEY] = self.balance_name
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Restore baselines, thresholds and losses of a resumed run."""
@@ -190,7 +204,9 @@ class JointModule(RslearnLightningModule):
             parameter.requires_grad = parameter not in thaw_never
         optimizer = self.optimizer_factory.build(self)
         optim.set_trainable(self.trainer, epoch=0)
+        split_group(optimizer, self.balance)
         optim.split_groups(optimizer, freezes)
+        self._aggregation = self._make_aggregation(optimizer)
         optim.attach_warmup(optimizer)
         use_foreach(optimizer)
         if self.scheduler_factory is None:
@@ -238,6 +254,8 @@ class JointModule(RslearnLightningModule):
         """Log the mean losses of the epoch."""
         self.meters["train"].reduce_to_rank_zero()
         self.log_dict(self._from_rank_zero(self.meters["train"].values("train")))
+        weights = self.balance.weights()
+        self.log_dict({f"train/{d}/{task}/weight": weights[task] for d, task in self._tasks if task in weights})
         upstream.let_schedulers_step(self.trainer)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
@@ -258,6 +276,9 @@ class JointModule(RslearnLightningModule):
             raise TypeError("JointModule trains with one optimizer")
         optimizer.zero_grad()
         self.finite.begin()
+        self.balance.begin()
+        if self._aggregation is not None:
+            self._aggregation.begin(part.dataset for part in batch)
         denominators = [
             self.model.loss_denominators(part.dataset, part.targets) if part.inputs else {} for part in batch
         ]
@@ -269,6 +290,8 @@ class JointModule(RslearnLightningModule):
                 continue
             if pending is not None:
                 upstream.backward(self.trainer, pending)
+            if self._aggregation is not None:
+                self._aggregation.dataset = part.dataset
             # Dropout and sampled anchors depend on the batch's position alone, so that a resumed run repeats them.
             seed_torch(
                 stable_seed(self.seed, "step", self.current_epoch, batch_idx, position, self.global_rank), self.device
@@ -278,14 +301,28 @@ class JointModule(RslearnLightningModule):
             self.meters["train"].add(
                 part.dataset, losses=output.losses, counts=denominators[position], samples=len(part.inputs)
             )
-            pending = weighted(output.losses, factors[position], like=next(self.parameters()))
+            pending = self.balance.loss(output.losses, factors[position], like=next(self.parameters()))
         # A rank without a sample in the whole step contributes a loss of 0.
         return pending if pending is not None else torch.zeros((), device=self.device, requires_grad=True)
 
+    def on_after_backward(self) -> None:
+        """Collect the gradients of the batch's dataset, where datasets' gradients are aggregated."""
+        if self._aggregation is not None:
+            self._aggregation.collect()
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Check that losses and gradients are finite; the policy ends the run, or has the step skipped."""
+        """Aggregate gradients, and check that losses and gradients are finite; the policy ends the run or skips it."""
+        step = self.trainer.global_step
+        if self._aggregation is not None:
+            weights = self._aggregation.apply(seed=stable_seed(self.seed, "balance", step))
+            if (step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+                # Not by ``log``, which would repeat the last weights of datasets that the step does not have.
+                values = {f"train/{dataset}/weight": weight for dataset, weight in weights.items()}
+                for logger in self.trainer.loggers:
+                    logger.log_metrics({**values, "epoch": self.current_epoch}, step=step)
         scaled = upstream.scales_gradients(self.trainer)
-        self.finite.check(self, optimizer, step=self.trainer.global_step, gradients=not scaled)
+        if self.finite.check(self, optimizer, step=step, gradients=not scaled):
+            self.balance.update()
 
     def validation_step(self, batch: list[Batch], batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
         """Add batches to the validation metrics."""
@@ -384,6 +421,20 @@ class JointModule(RslearnLightningModule):
             self._preempted = bool(preempted_ranks.item())
         tasks = [self.model.tasks_of(batch.dataset) for batch in step]
         return loss_factors(denominators, totals=totals, tasks=tasks)
+
+    def _make_aggregation(self, optimizer: Optimizer) -> Aggregation | None:
+        """The aggregation of gradients, if ``balance`` names one.
+
+        Raises:
+            ConfigError: no shared parameter trains in any epoch.
+        """
+        if self.balance_name not in AGGREGATIONS:
+            return None
+        shared = shared_parameters(self.model)
+        if not {p for group in optimizer.param_groups for p in group["params"]} & {*shared}:
+            message = f"{self.balance_name} aggregates gradients on the encoder, which is frozen for the whole run"
+            raise ConfigError(Problem(message, key="model.init_args.balance"))
+        return Aggregation(self.balance_name, shared)
 
     def _forward(self, batch: Batch) -> JointOutput:
         context = ModelContext(inputs=batch.inputs, metadatas=batch.metadatas)

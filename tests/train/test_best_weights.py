@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import rasterio
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from rslearn.models.component import Predictor
 from rslearn.train.model_context import ModelContext, ModelOutput
 
@@ -19,7 +21,7 @@ from rslp.rundir import RunDir
 from rslp.train.checkpoints import read_checkpoint, write_checkpoint
 from rslp.train.fit import fit
 from tests.tiny import run_config, write_dataset, write_run
-from tests.train.test_fit import Killed, logged
+from tests.train.test_fit import Killed, logged, same
 
 EMA = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.9}}
 MEAN = {"class_path": "lightning.pytorch.callbacks.WeightAveraging"}
@@ -59,6 +61,42 @@ def test_the_best_checkpoint_evaluates_to_what_was_logged_when_it_was_chosen(
         assert row.value == pytest.approx(then[f"val/regress/regress/{row.metric}"], rel=1e-5, abs=1e-6)
     content = read_checkpoint(run.best())
     assert not set(content) & {"current_model_state", "averaging_state", "optimizer_states", "callbacks"}
+
+
+class Averages(Callback):
+    """The averages of the weights, written down a second time: after each step by EMA's decay and as a plain mean."""
+
+    SEEN: ClassVar[list[dict[str, torch.Tensor]]] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.SEEN.clear()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.SEEN.append({name: value.clone() for name, value in pl_module.state_dict().items()})
+
+
+@pytest.mark.parametrize("callback", [EMA, MEAN], ids=["EMA", "mean"])
+def test_checkpoints_hold_the_average_of_the_formula_also_after_a_kill(
+    tmp_path: Path, data: Data, callback: dict[str, Any]
+) -> None:
+    averages = {"class_path": f"{__name__}.Averages"}
+    whole = trained(tmp_path / "whole", config(data, "regress", callback, averages, epochs=3))
+    steps = importlib.import_module(__name__).Averages.SEEN
+    expected = steps[0]
+    for count, step in enumerate(steps[1:], start=2):
+        share = 0.1 if callback is EMA else 1 / count
+        expected = {name: (1 - share) * value + share * step[name] for name, value in expected.items()}
+    last = read_checkpoint(whole.last)
+    for name, value in expected.items():
+        torch.testing.assert_close(last["state_dict"][name], value)
+        assert torch.equal(last["current_model_state"][name], steps[-1][name])
+    die = {"class_path": "tests.train.test_fit.DieAt", "init_args": {"step": 5}}
+    run = write_run(tmp_path, config(data, "regress", callback, die, epochs=3))
+    with pytest.raises(Killed):
+        fit(run)
+    again = read_checkpoint(trained(tmp_path, config(data, "regress", callback, epochs=3)).last)
+    for part in ("state_dict", "current_model_state"):
+        assert same(again[part], last[part])
 
 
 def test_an_average_that_is_never_validated_is_refused(tmp_path: Path, data: Data) -> None:
