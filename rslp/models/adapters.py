@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -58,7 +57,7 @@ class Adapter:
 
     kind: Literal["lora", "dora"] = "lora"
     rank: int = 8
-    alpha: float = 16.0
+    alpha: int = 16
     targets: list[str] | str | None = None
     dropout: float = 0.0
     per_dataset: bool = False
@@ -68,7 +67,7 @@ class Adapter:
         for name, expected, valid in (
             ("kind", "lora or dora", self.kind in ("lora", "dora")),
             ("rank", "1 or more", self.rank >= 1),
-            ("alpha", "more than 0", 0 < self.alpha < math.inf),
+            ("alpha", "1 or more", self.alpha >= 1),
             ("dropout", "0 or more, less than 1", 0 <= self.dropout < 1),
         ):
             if not valid:
@@ -94,7 +93,7 @@ class EncoderAdapters:
         self._paths = target_layers(encoder, settings.targets)
         self._layers: list[Any] = []
         self._names: list[str] = []
-        encoder.register_load_state_dict_pre_hook(self._rename_plain)
+        encoder.register_load_state_dict_pre_hook(self._rename_plain)  # type: ignore[no-untyped-call]
         if settings.per_dataset:
             encoder.requires_grad_(False)
         else:

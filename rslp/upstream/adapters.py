@@ -21,7 +21,7 @@ def peft_is_installed() -> bool:
 
 
 def add_adapter(
-    model: nn.Module, name: str, *, layers: Sequence[str], kind: str, rank: int, alpha: float, dropout: float
+    model: nn.Module, name: str, *, layers: Sequence[str], kind: str, rank: int, alpha: int, dropout: float
 ) -> None:
     """Put an adapter beside linear layers of a model, in place, and let adapters alone train in it.
 
