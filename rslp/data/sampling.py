@@ -123,7 +123,7 @@ def _balanced(source: SampleSource, *, skip: bool, say: Callable[[str], None]) -
         say(f"class_balanced: {without} training samples of {source.name} have no valid label, and are not drawn")
     members = [own for own in members if len(own)]
     if len(members) < 2:
-        raise DataError(f"class_balanced: the training samples of {source.name} have {len(members)} classes; 2 or more")
+        raise DataError(f"class_balanced: the training samples of {source.name} have fewer than two classes")
     return ClassBalanced(tuple(members), size=len(source) - without)
 
 
