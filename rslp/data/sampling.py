@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from rslearn.train.data_module import RslearnDataModule
-from rslearn.train.dataset import RandomSamplerFactory, SamplerFactory, WeightedRandomSamplerFactory
+from rslearn.train.dataset import RandomSamplerFactory, WeightedRandomSamplerFactory
 from rslearn.train.tasks import Task
 
 from rslp import upstream
@@ -27,51 +25,42 @@ _SAMPLERS = (RandomSamplerFactory, WeightedRandomSamplerFactory)
 # Version of the tables of classes in sample caches; to be raised when this code computes others.
 _FORMAT = 1
 
-log = logging.getLogger(__name__)
-
 
 def balanced_datasets(setting: bool | Mapping[str, bool], modules: Mapping[str, RslearnDataModule]) -> set[str]:
-    """The datasets whose classes are balanced.
-
-    Args:
-        setting: one value for all datasets, or by dataset.
-        modules: the datasets by key.
+    """The datasets whose classes are balanced, by a setting for all or by dataset.
 
     Raises:
-        ConfigError: a task has no classes, or the dataset also has a sampler; or a sampler can't be repeated.
+        ConfigError: such a dataset has no classes, or also a sampler; or a sampler can't be repeated.
     """
     chosen = {name for name in modules if (setting if isinstance(setting, bool) else setting.get(name, False))}
     problems = []
     for name, module in modules.items():
         sampler = upstream.split_config(module, "train").sampler
+        count = getattr(sampler, "num_samples", None)
         key = f"data_modules.{name}.init_args.train_config"
-        if problem := _sampler_problem(sampler):
-            problems.append(Problem(f"sampler: {problem}", key=key))
+        if sampler is not None and type(sampler) not in _SAMPLERS:
+            message = "is not supported: a resumed run could not repeat its draws; use "
+            message += " or ".join(kind.__name__ for kind in _SAMPLERS)
+            problems.append(Problem(f"sampler: {type(sampler).__name__} {message}", key=key))
+        elif count is not None and count < 1:
+            problems.append(Problem(f"sampler: num_samples must be at least 1; got {count}", key=key))
         if name in chosen and sampler is not None:
             problems.append(Problem(f"{name} has a sampler, too; leave one of the two out", key=_KEY))
         tasks = tasks_by_name(module.task, name)
         if name in chosen and not any(map(_class_names, tasks.values())):
             kinds = ", ".join(kind_of(task).name for task in tasks.values())
-            example = f"name the datasets to balance, as in {{{name}: false}}" if setting is True else "leave it out"
-            problems.append(Problem(f"{name} has no classes to balance ({kinds}); {example}", key=_KEY))
+            instead = f"name the datasets to balance, as in {{{name}: false}}" if setting is True else "leave it out"
+            problems.append(Problem(f"{name} has no classes to balance ({kinds}); {instead}", key=_KEY))
     if problems:
         raise ConfigError(problems)
     return chosen
 
 
-def _sampler_problem(sampler: SamplerFactory | None) -> str | None:
-    if sampler is None:
-        return None
-    if type(sampler) not in _SAMPLERS:
-        known = " or ".join(kind.__name__ for kind in _SAMPLERS)
-        return f"{type(sampler).__name__} is not supported: a resumed run could not repeat its draws; use {known}"
-    count = getattr(sampler, "num_samples", None)
-    return f"num_samples must be at least 1; got {count}" if count is not None and count < 1 else None
-
-
 def _class_names(task: Task) -> list[str]:
+    """The names of a task's classes, none for labels that are numbers; detections may also have no object at all."""
     kind = kind_of(task)
-    return kind.class_names(task) if kind.class_names else []
+    names = kind.class_names(task) if kind.class_names else []
+    return [*names, _NOTHING] if kind.unit == "object" else names
 
 
 def sampling_of(source: SampleSource, *, balanced: bool, skip: bool, say: Callable[[str], None]) -> Sampling | None:
@@ -86,17 +75,15 @@ def sampling_of(source: SampleSource, *, balanced: bool, skip: bool, say: Callab
     Raises:
         DataError: a label or a weight can't be read, or there are too few samples or classes.
     """
+    sampler = source.sampler
     if balanced:
         return _balanced(source, skip=skip, say=say)
-    sampler = source.sampler
     if isinstance(sampler, WeightedRandomSamplerFactory):
         return _weighted(source, sampler)
     if not isinstance(sampler, RandomSamplerFactory):
         return None
     size = sampler.num_samples or len(source)
-    if sampler.replacement:
-        return Weighted(np.ones(len(source)), size, replacement=True)
-    return InTurn(len(source), size)
+    return Weighted(np.ones(len(source)), size, True) if sampler.replacement else InTurn(len(source), size)
 
 
 def _weighted(source: SampleSource, sampler: WeightedRandomSamplerFactory) -> Weighted:
@@ -104,7 +91,7 @@ def _weighted(source: SampleSource, sampler: WeightedRandomSamplerFactory) -> We
     place = f"dataset {source.name!r}: the option {sampler.option_key!r} that its sampler names"
     values = [source.window_options(index).get(sampler.option_key) for index in range(len(source))]
     for index, value in enumerate(values):
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < np.inf:
+        if not isinstance(value, int | float) or not 0 <= value < np.inf:
             raise DataError(f"{place} must be a number of at least 0; {source.identity(index)} has {value!r}")
     weights = np.array(values, np.float64)
     drawable = int((weights > 0).sum())
@@ -115,7 +102,9 @@ def _weighted(source: SampleSource, sampler: WeightedRandomSamplerFactory) -> We
 
 def _balanced(source: SampleSource, *, skip: bool, say: Callable[[str], None]) -> ClassBalanced:
     """A sampling with equally many draws of each class that occurs."""
-    names, table = _class_table(source, skip=skip)
+    tasks = {name: task for name, task in tasks_by_name(source.task, source.name).items() if _class_names(task)}
+    table = _class_table(source, tasks, skip=skip)
+    names = [name for task in tasks.values() for name in _class_names(task)]
     members = [np.flatnonzero(column) for column in table.T]
     if absent := [name for name, own in zip(names, members, strict=True) if not len(own) and name != _NOTHING]:
         say(f"class_balanced: no training sample of {source.name} has the class {', '.join(absent)}")
@@ -127,20 +116,13 @@ def _balanced(source: SampleSource, *, skip: bool, say: Callable[[str], None]) -
     return ClassBalanced(tuple(members), size=len(source) - without)
 
 
-def _class_table(source: SampleSource, *, skip: bool) -> tuple[list[str], npt.NDArray[np.bool_]]:
-    """The classes of a dataset's tasks, and which samples have them (N K), read from the labels once."""
-    tasks = {name: task for name, task in tasks_by_name(source.task, source.name).items() if _class_names(task)}
-    columns = {(name, label): None for name, task in tasks.items() for label in range(len(_class_names(task)))}
-    names = [_class_names(tasks[name])[label] for name, label in columns]
-    for name in [name for name, task in tasks.items() if kind_of(task).unit == "object"]:
-        columns[name, -1] = None
-        names.append(_NOTHING)
+def _class_table(source: SampleSource, tasks: Mapping[str, Task], *, skip: bool) -> npt.NDArray[np.bool_]:
+    """Which samples have which classes of the tasks, N K; read from the labels once, and then from the sample cache."""
     note = source.note(f"classes {_FORMAT} {skip}", range(len(source)))
-    if note is not None:
-        with suppress(OSError, ValueError):
-            return names, read_columns(note).arrays["classes"].astype(bool)
-    position = {column: number for number, column in enumerate(columns)}
-    table = np.zeros((len(source), len(columns)), bool)
+    with suppress(OSError, ValueError):
+        if note is not None:
+            return read_columns(note).arrays["classes"].astype(bool)
+    table = np.zeros((len(source), sum(len(_class_names(task)) for task in tasks.values())), bool)
     for index in range(len(source)):
         try:
             targets = source.targets(index)
@@ -148,20 +130,21 @@ def _class_table(source: SampleSource, *, skip: bool) -> tuple[list[str], npt.ND
             if not skip:
                 raise
             continue
+        first = 0
         for name, task in tasks.items():
-            for label in _labels(task, targets[name]):
-                table[index, position[name, label]] = True
-    if note is not None:
-        # The cache's disk may be full or read-only.
-        with suppress(OSError):
+            table[index, [first + label for label in _labels(task, targets[name])]] = True
+            first += len(_class_names(task))
+    # The cache's disk may be full or read-only.
+    with suppress(OSError):
+        if note is not None:
             write_columns(note, {"classes": table.astype(np.uint8)}, meta={})
-    return names, table
+    return table
 
 
-def _labels(task: Task, target: Mapping[str, Any]) -> Iterator[int]:
-    """The classes that occur in the valid labels of a sample; -1 for an image without objects."""
+def _labels(task: Task, target: Mapping[str, Any]) -> list[int]:
+    """The classes that occur in the valid labels of a sample; of an image without objects, the last one."""
     kind = kind_of(task)
-    if kind.unit == "object":
-        yield from torch.unique(target["labels"]).tolist() or [-1]
-    else:
-        yield from torch.unique(kind.labels(target)[kind.valid(target)]).tolist()
+    labels = target["labels"] if kind.unit == "object" else kind.labels(target)[kind.valid(target)]
+    # A loss leaves labels of -100 out.
+    present: list[int] = labels[labels >= 0].unique().tolist()
+    return present or ([len(_class_names(task)) - 1] if kind.unit == "object" else [])

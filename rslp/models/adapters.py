@@ -14,24 +14,12 @@ from torch import nn
 from rslp.errors import ConfigError, Problem
 from rslp.runtime.extras import remedy
 from rslp.suggest import nearest
-from rslp.upstream.adapters import (
-    BASE,
-    adapted_layers,
-    add_adapter,
-    merge_adapter,
-    peft_is_installed,
-    select_adapter,
-)
+from rslp.upstream.adapters import BASE, adapted_layers, add_adapter, merge_adapter, peft_is_installed, select_adapter
 
 _KEY = "model.init_args.model.init_args.adapter"
-_SHARED = "shared"
 _BLOCK = re.compile(r"(?:^|\.)(?:blocks|layers?)\.\d+\.")
 # These read the weights of layers inside them without calling the layers, so that an adapter would have no effect.
-_READ_WEIGHTS = {
-    "torch.nn.modules.activation.MultiheadAttention",
-    "torch.nn.modules.transformer.TransformerEncoderLayer",
-    "torchvision.models.swin_transformer.ShiftedWindowAttention",
-}
+_READ_WEIGHTS = {"MultiheadAttention", "TransformerEncoderLayer", "ShiftedWindowAttention", "ShiftedWindowAttentionV2"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +28,7 @@ class Adapter:
 
     A linear layer W x becomes W x + (alpha / rank) B A dropout(x), in which A (rank x inputs, random) and B (outputs x
     rank, 0 at first) train (LoRA, Hu et al. 2021). DoRA (Liu et al. 2024) also trains the length of each row of
-    W + (alpha / rank) B A, which begins as that of W. Both add to W, so they can be merged into it after training.
+    W + (alpha / rank) B A, which begins as that of W. Both can be merged into W.
 
     Attributes:
         kind: ``lora`` or ``dora``.
@@ -77,7 +65,7 @@ class Adapter:
 
 
 class EncoderAdapters:
-    """The adapters in one encoder: made for each dataset or for all, selected for each batch.
+    """The adapters in one encoder: made for all datasets or for each, selected for each batch.
 
     Args:
         encoder: the encoder; its linear layers are replaced in place.
@@ -93,23 +81,23 @@ class EncoderAdapters:
         self._paths = target_layers(encoder, settings.targets)
         self._layers: list[Any] = []
         self._names: list[str] = []
+        encoder.requires_grad_(False)
         encoder.register_load_state_dict_pre_hook(self._rename_plain)  # type: ignore[no-untyped-call]
-        if settings.per_dataset:
-            encoder.requires_grad_(False)
-        else:
-            self._add(_SHARED)
+        if not settings.per_dataset:
+            self.set_datasets([""])
 
     def set_datasets(self, datasets: Iterable[str]) -> None:
-        """Make the adapters of datasets that have none yet, if each dataset has its own."""
-        if self.settings.per_dataset:
-            for name in sorted(map(self._name, datasets)):
-                if name not in self._names:
-                    self._add(name)
+        """Make the adapters that these datasets lack."""
+        chosen = self.settings
+        for name in [name for name in sorted(set(map(self._name, datasets))) if name not in self._names]:
+            sizes = {"r": chosen.rank, "lora_alpha": chosen.alpha, "lora_dropout": chosen.dropout}
+            add_adapter(self._encoder, name, layers=self._paths, dora=chosen.kind == "dora", **sizes)
+            self._names.append(name)
+            self._layers = [layer for _, layer in adapted_layers(self._encoder)]
 
     def select(self, dataset: str) -> None:
         """Let the encoder compute with the adapters of a dataset."""
-        if self.settings.per_dataset:
-            select_adapter(self._layers, self._name(dataset))
+        select_adapter(self._layers, self._name(dataset))
 
     def describe(self) -> str:
         """One line: which layers have adapters, of which kind."""
@@ -118,46 +106,24 @@ class EncoderAdapters:
         number = f"{len(self._paths)} linear layers of the frozen encoder"
         return f"{self.settings.kind} of rank {self.settings.rank} on {number}{each}: {', '.join(kinds)}"
 
-    def merge(self, dataset: str) -> None:
-        """Merge the adapters of a dataset, or those of all, into the encoder's weights, and remove all adapters."""
-        merge_adapter(self._encoder, self._name(dataset))
+    def merged(self, model: nn.Module, dataset: str) -> nn.Module:
+        """A copy of a model around the encoder, with the adapters of a dataset as a part of its plain weights."""
+        plain, encoder = copy.deepcopy((model, self._encoder))
+        with torch.no_grad():
+            merge_adapter(encoder, self._name(dataset))
+        return plain
 
     def _name(self, dataset: str) -> str:
-        """The name of a dataset's adapters, as a part of names of weights, where a dot would separate parts."""
+        """The name of a dataset's adapters, as a part of names of weights, in which a dot would separate parts."""
         escaped = dataset.replace("%", "%25").replace(".", "%2E")
-        return f"of_{escaped}" if self.settings.per_dataset else _SHARED
-
-    def _add(self, name: str) -> None:
-        chosen = self.settings
-        add_adapter(
-            self._encoder, name, layers=self._paths, kind=chosen.kind, rank=chosen.rank, alpha=chosen.alpha,
-            dropout=chosen.dropout,
-        )  # fmt: skip
-        self._names.append(name)
-        self._layers = [layer for _, layer in adapted_layers(self._encoder)]
+        return f"of_{escaped}" if self.settings.per_dataset else "shared"
 
     def _rename_plain(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
         """Before weights are loaded: name those of an encoder without adapters as they are named with adapters."""
-        adapted = {path for path, _ in adapted_layers(module)}
-        for layer in [prefix + path for path in self._paths if path in adapted]:
+        for path in [f"{prefix}{path}." for path, _ in adapted_layers(module)]:
             for kind in ("weight", "bias"):
-                plain, renamed = f"{layer}.{kind}", f"{layer}{BASE}{kind}"
-                if plain in state_dict and renamed not in state_dict:
-                    state_dict[renamed] = state_dict.pop(plain)
-
-
-def merged(model: nn.Module, adapters: EncoderAdapters, dataset: str) -> nn.Module:
-    """A copy of a model in which a dataset's adapters are part of the encoder's weights, named as without adapters.
-
-    Args:
-        model: a module that contains the encoder.
-        adapters: its adapters.
-        dataset: the dataset; of no importance if all datasets share the adapters.
-    """
-    both: tuple[nn.Module, EncoderAdapters] = copy.deepcopy((model, adapters))
-    with torch.no_grad():
-        both[1].merge(dataset)
-    return both[0]
+                if path + kind in state_dict:
+                    state_dict[path.removesuffix(".") + BASE + kind] = state_dict.pop(path + kind)
 
 
 def target_layers(encoder: nn.Module, targets: list[str] | str | None) -> list[str]:
@@ -167,42 +133,35 @@ def target_layers(encoder: nn.Module, targets: list[str] | str | None) -> list[s
         ConfigError: see ``EncoderAdapters``.
     """
     linear = [path for path, module in encoder.named_modules() if isinstance(module, nn.Linear)]
-    hidden = [path for path, module in encoder.named_modules() if _reads_weights(module)]
-    able = [path for path in linear if not any(path.startswith(f"{other}.") for other in hidden)]
+    inside = tuple(
+        f"{path}."
+        for path, module in encoder.named_modules()
+        if _READ_WEIGHTS & {kind.__name__ for kind in type(module).__mro__}
+    )
+    able = [path for path in linear if not path.startswith(inside)]
     if not able:
-        lack = "whose weights other code reads directly" if linear else "at all"
-        message = f"the encoder {type(encoder).__name__} has no linear layer to adapt: it has {len(linear)}, {lack}"
-        raise ConfigError(Problem(message if linear else message.partition(": it")[0], key=_KEY))
+        lack = f": it has {len(linear)}, whose weights other code reads directly" if linear else ""
+        raise ConfigError(Problem(f"the encoder {type(encoder).__name__} has no linear layer to adapt{lack}", key=_KEY))
     if targets is None:
         return [path for path in able if _BLOCK.search(path)] or able
-    chosen: set[str] = set()
-    for target in [targets] if isinstance(targets, str) else targets:
-        matching = {path for path in able if _matches(target, path)}
-        if not matching:
-            raise ConfigError(Problem(_no_match(target, able, linear), key=f"{_KEY}.targets"))
-        chosen |= matching
-    if not chosen:
+    wanted = [targets] if isinstance(targets, str) else targets
+    for target in wanted:
+        if not any(_matches(target, path) for path in able):
+            names = list(dict.fromkeys(path.rpartition(".")[2] for path in able))
+            near = nearest(target, [*names, *able])
+            hint = f"did you mean {near}?" if near else f"their names: {', '.join(names)}"
+            if any(_matches(target, path) for path in linear):
+                hint = "other code reads the weights of those that it matches directly"
+            raise ConfigError(Problem(f"{target!r} matches no linear layer to adapt; {hint}", key=f"{_KEY}.targets"))
+    if not wanted:
         raise ConfigError(Problem("names no layer; leave it out for all of the blocks", key=f"{_KEY}.targets"))
-    return [path for path in able if path in chosen]
-
-
-def _reads_weights(module: nn.Module) -> bool:
-    return any(f"{kind.__module__}.{kind.__qualname__}" in _READ_WEIGHTS for kind in type(module).__mro__)
+    return [path for path in able if any(_matches(target, path) for target in wanted)]
 
 
 def _matches(target: str, path: str) -> bool:
-    if path == target or path.endswith(f".{target}"):
+    if f".{path}".endswith(f".{target}"):
         return True
     try:
         return re.fullmatch(target, path) is not None
     except re.error as error:
         raise ConfigError(Problem(f"{target!r} is no regular expression: {error}", key=f"{_KEY}.targets")) from None
-
-
-def _no_match(target: str, able: list[str], linear: list[str]) -> str:
-    if any(_matches(target, path) for path in linear):
-        return f"{target!r}: other code reads the weights of these layers directly, an adapter would have no effect"
-    names = list(dict.fromkeys(path.rpartition(".")[2] for path in able))
-    near = nearest(target, [*names, *able])
-    hint = f"did you mean {near}?" if near else f"their names: {', '.join(names)}"
-    return f"{target!r} matches no linear layer of the encoder; {hint}"

@@ -12,7 +12,7 @@ from rslearn.train.model_context import ModelContext, ModelOutput, RasterImage
 from rslearn.train.tasks.classification import ClassificationHead
 
 from rslp.errors import ConfigError, Problem
-from rslp.models.segmentation_head import check_share, focal_cross_entropy
+from rslp.models.segmentation_head import check_smoothing, focal_cross_entropy
 
 
 class WeightedClassificationHead(ClassificationHead):
@@ -39,7 +39,7 @@ class WeightedClassificationHead(ClassificationHead):
         super().__init__()
         if class_weights is not None and (not class_weights or min(class_weights) <= 0):
             raise ConfigError(Problem(f"must be positive numbers, got {class_weights}", key="class_weights"))
-        check_share(label_smoothing, "label_smoothing")
+        check_smoothing(label_smoothing)
         self.label_smoothing, self.gamma = label_smoothing, focal_gamma or 0.0
         if self.gamma < 0 or (self.gamma and label_smoothing):
             problem = f"got {focal_gamma}; 0 or more" if self.gamma < 0 else "can't be combined with label_smoothing"

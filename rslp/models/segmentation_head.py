@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -17,6 +18,14 @@ from rslp.suggest import did_you_mean
 
 # Losses that are means over pixels, and those that compare whole regions, from segmentation-models-pytorch.
 _OF_PIXELS, _OF_REGIONS = ("cross_entropy", "focal"), ("dice", "tversky", "lovasz")
+# Argument -> the losses that it has an effect on.
+_OPTIONS = {
+    "weights": _OF_PIXELS,
+    "label_smoothing": ("cross_entropy",),
+    "focal_gamma": ("focal",),
+    "tversky_alpha": ("tversky",),
+    "tversky_beta": ("tversky",),
+}
 _IGNORED = -100
 
 
@@ -30,11 +39,11 @@ class SegmentationHead(RslearnSegmentationHead):
 
     Args:
         losses: factor on each loss, by name; ``{cross_entropy: 1}`` when None.
-        weights: w by class, for cross entropy and focal.
+        weights: w by class.
         label_smoothing: s: cross entropy with probability 1 - s + s/C for y, and s/C for the C - 1 other classes.
-        focal_gamma: gamma of ``focal``.
-        tversky_alpha: weight of false positives in ``tversky``.
-        tversky_beta: weight of false negatives in ``tversky``.
+        focal_gamma: gamma of ``focal``; 2 when None.
+        tversky_alpha: weight of false positives in ``tversky``; 0.5 when None.
+        tversky_beta: weight of false negatives in ``tversky``; 0.5 when None.
         temperature: divisor of the logits in predictions, not in losses.
 
     Raises:
@@ -59,25 +68,15 @@ class SegmentationHead(RslearnSegmentationHead):
         self.label_smoothing = label_smoothing
         self.focal_gamma = 2.0 if focal_gamma is None else focal_gamma
         self.tversky = tuple(0.5 if share is None else share for share in (tversky_alpha, tversky_beta))
-        given = {
-            "weights": (weights, _OF_PIXELS),
-            "label_smoothing": (label_smoothing or None, ("cross_entropy",)),
-            "focal_gamma": (focal_gamma, ("focal",)),
-            "tversky_alpha": (tversky_alpha, ("tversky",)),
-            "tversky_beta": (tversky_beta, ("tversky",)),
-        }
-        problems = [
-            Problem(f"has an effect on {' and '.join(of)} alone; `losses` has none of them", key=name)
-            for name, (value, of) in given.items()
-            if value is not None and not set(of) & set(self.losses)
-        ]
-        if problems := [*_problems(self.losses), *problems]:
+        numbers = {"focal_gamma": focal_gamma, "tversky_alpha": tversky_alpha, "tversky_beta": tversky_beta}
+        given = {"weights": weights, "label_smoothing": label_smoothing or None, **numbers}
+        problems = list(_problems(self.losses, given))
+        problems += [Problem(f"got {n}; 0 or more", key=key) for key, n in numbers.items() if n is not None and n < 0]
+        if weights is not None and (not weights or min(weights) <= 0):
+            problems.append(Problem(f"must be positive numbers, got {weights}", key="weights"))
+        if problems:
             raise ConfigError(problems)
-        check_share(label_smoothing, "label_smoothing")
-        if self.focal_gamma < 0 or min(self.tversky) < 0 or min(weights or [1.0]) <= 0:
-            raise ConfigError(
-                Problem("weights are positive, focal_gamma and tversky's numbers at least 0", key="losses")
-            )
+        check_smoothing(label_smoothing)
 
     def forward(
         self, intermediates: Any, context: ModelContext, targets: list[dict[str, Any]] | None = None
@@ -95,26 +94,20 @@ class SegmentationHead(RslearnSegmentationHead):
             labels = torch.stack([target["classes"].get_hw_tensor() for target in targets])
             valid = torch.stack([target["valid"].get_hw_tensor() for target in targets]) > 0
             for name, factor in self.losses.items():
-                loss = self._pixels if name in _OF_PIXELS else self._regions
-                output.loss_dict["cls" if name == "cross_entropy" else name] = factor * loss(
-                    name, logits, labels, valid
-                )
+                loss = self._loss(name, logits, labels, valid) if bool(valid.any()) else logits.sum() * 0.0
+                output.loss_dict["cls" if name == "cross_entropy" else name] = factor * loss
         return output
 
-    def _pixels(self, name: str, logits: torch.Tensor, labels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """Cross entropy or focal loss, a mean over valid pixels; 0 without any."""
+    def _loss(self, name: str, logits: torch.Tensor, labels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        loss: torch.Tensor
+        if name in _OF_REGIONS:
+            loss = _region_loss(name, *self.tversky)(logits, labels.masked_fill(~valid, _IGNORED))
+            return loss
         smoothing, gamma = (self.label_smoothing, 0.0) if name == "cross_entropy" else (0.0, self.focal_gamma)
         loss = focal_cross_entropy(logits, labels, gamma=gamma, label_smoothing=smoothing)
         if self.weights is not None:
             loss = loss * self.weights[labels.clamp(min=0)]
-        return (loss * valid).sum() / valid.sum().clamp(min=1)
-
-    def _regions(self, name: str, logits: torch.Tensor, labels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """A loss of segmentation-models-pytorch over the valid pixels of the batch; 0 without any."""
-        if not bool(valid.any()):
-            return logits.sum() * 0.0
-        loss: torch.Tensor = _region_loss(name, *self.tversky)(logits, labels.masked_fill(~valid, _IGNORED))
-        return loss
+        return (loss * valid).sum() / valid.sum()
 
 
 @cache
@@ -122,23 +115,18 @@ def _region_loss(name: str, alpha: float, beta: float) -> Any:
     # Imported where it is used: it takes half a second.
     from segmentation_models_pytorch import losses
 
-    if name == "lovasz":
-        return losses.LovaszLoss("multiclass", ignore_index=_IGNORED)
-    if name == "dice":
-        return losses.DiceLoss("multiclass", ignore_index=_IGNORED)
-    return losses.TverskyLoss("multiclass", ignore_index=_IGNORED, alpha=alpha, beta=beta)
+    if name == "tversky":
+        return losses.TverskyLoss("multiclass", ignore_index=_IGNORED, alpha=alpha, beta=beta)
+    kind = losses.LovaszLoss if name == "lovasz" else losses.DiceLoss
+    return kind("multiclass", ignore_index=_IGNORED)
 
 
 def focal_cross_entropy(
     logits: torch.Tensor, labels: torch.Tensor, *, gamma: float, label_smoothing: float
 ) -> torch.Tensor:
-    """For each label (1 - p)^gamma times its cross entropy, p being the probability of the label's class.
+    """For each label ``B …`` (1 - p)^gamma times its cross entropy, p being the probability of its class.
 
-    Args:
-        logits: ``B C …``.
-        labels: ``B …``; the loss of -100 is 0.
-        gamma: 0 gives cross entropy.
-        label_smoothing: the probability that is spread over all classes.
+    The loss of the label -100 is 0.
     """
     loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
     if not gamma:
@@ -148,24 +136,22 @@ def focal_cross_entropy(
     return loss * miss.clamp(min=torch.finfo(miss.dtype).tiny) ** gamma
 
 
-def check_share(value: float, key: str) -> None:
+def check_smoothing(value: float) -> None:
     """Raise ``ConfigError`` for a label smoothing out of its range."""
     if not 0 <= value < 1:
-        raise ConfigError(Problem(f"got {value}; 0 or more, less than 1", key=key))
+        raise ConfigError(Problem(f"got {value}; 0 or more, less than 1", key="label_smoothing"))
 
 
-def _problems(losses: dict[str, float]) -> list[Problem]:
-    """What is wrong with the names and factors of losses."""
+def _problems(losses: dict[str, float], given: dict[str, Any]) -> Iterator[Problem]:
+    """What is wrong with the names and factors of losses, and which given arguments have no effect on them."""
     known = (*_OF_PIXELS, *_OF_REGIONS)
-    problems = [
-        Problem(f"no loss {name!r}{did_you_mean(name, known, otherwise='known')}", key="losses")
-        for name in losses
-        if name not in known
-    ]
-    problems += [
-        Problem(f"{name}: got {factor}; more than 0", key="losses") for name, factor in losses.items() if factor <= 0
-    ]
-    missing = importlib.util.find_spec("segmentation_models_pytorch") is None
-    if missing and (named := sorted(set(losses) & set(_OF_REGIONS))):
-        problems.append(Problem(f"{named[0]} needs segmentation-models-pytorch; {remedy('losses')}", key="losses"))
-    return problems
+    for name, factor in losses.items():
+        if name not in known:
+            yield Problem(f"no loss {name!r}{did_you_mean(name, known, otherwise='known')}", key="losses")
+        elif factor <= 0:
+            yield Problem(f"{name}: got {factor}; more than 0", key="losses")
+        elif name in _OF_REGIONS and importlib.util.find_spec("segmentation_models_pytorch") is None:
+            yield Problem(f"{name} needs segmentation-models-pytorch; {remedy('losses')}", key="losses")
+    for key, of in _OPTIONS.items():
+        if given[key] is not None and not set(of) & set(losses):
+            yield Problem(f"has an effect on {' and '.join(of)} alone; `losses` has none of them", key=key)

@@ -20,31 +20,16 @@ def peft_is_installed() -> bool:
     return importlib.util.find_spec("peft") is not None
 
 
-def add_adapter(
-    model: nn.Module, name: str, *, layers: Sequence[str], kind: str, rank: int, alpha: int, dropout: float
-) -> None:
-    """Put an adapter beside linear layers of a model, in place, and let adapters alone train in it.
+def add_adapter(model: nn.Module, name: str, *, layers: Sequence[str], dora: bool, **settings: Any) -> None:
+    """Put an adapter beside linear layers (paths) of a model, in place, and let adapters alone train in it.
 
-    Args:
-        model: the model; ``layers`` become layers of peft, which may have several adapters.
-        name: the adapter's name, without a dot.
-        layers: paths of the linear layers in the model.
-        kind: ``lora`` or ``dora``.
-        rank: rank of the added matrix.
-        alpha: its factor, times the rank.
-        dropout: probability with which an input of the added matrix is 0 in training.
+    ``settings`` are peft's ``r``, ``lora_alpha`` and ``lora_dropout``.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        target_modules=rf"0\.(?:{'|'.join(map(re.escape, layers))})",
-        lora_dropout=dropout,
-        use_dora=kind == "dora",
-    )
+    target = rf"0\.(?:{'|'.join(map(re.escape, layers))})"
     # In a list of its own: peft would read the attribute `config` of a model, which is something else here.
-    inject_adapter_in_model(config, nn.ModuleList([model]), adapter_name=name)
+    inject_adapter_in_model(LoraConfig(target_modules=target, use_dora=dora, **settings), nn.ModuleList([model]), name)
     for path, parameter in model.named_parameters():
         parameter.requires_grad = ADAPTER in path
 

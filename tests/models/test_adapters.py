@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from rslearn.models.galileo.galileo import GalileoSize
 from torch import nn
 
@@ -17,8 +19,10 @@ from rslp.helios.galileo import Galileo
 from rslp.helios.model import Helios
 from rslp.helios.presto import Presto
 from rslp.models import adapters
-from rslp.models.adapters import Adapter, EncoderAdapters, merged, target_layers
+from rslp.models.adapters import Adapter, EncoderAdapters, target_layers
 from tests.helios import test_series, tiny_helios
+
+PAGE = (Path(__file__).parents[2] / "docs/adapters.md").read_text()
 
 
 class Tower(nn.Module):
@@ -74,7 +78,7 @@ def test_the_formula_and_merging(kind: str) -> None:
         made.select(dataset)
         outputs[dataset] = encoder(values)
         torch.testing.assert_close(outputs[dataset], expected(values), rtol=1e-5, atol=1e-6)
-        alone = merged(nn.ModuleList([encoder]), made, dataset)
+        alone = made.merged(nn.ModuleList([encoder]), dataset)
         assert list(alone.state_dict()) == [f"0.{key}" for key in plain.state_dict()]
         torch.testing.assert_close(alone[0](values), outputs[dataset], rtol=1e-5, atol=1e-5)  # type: ignore[index]
     assert not torch.allclose(outputs["keys"], outputs["sea.ice"])
@@ -138,8 +142,8 @@ def test_targets_are_names_or_expressions(targets: Any, chosen: set[str]) -> Non
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"targets": ["qq"]}, "adapter.targets: 'qq' matches no linear layer of the encoder; did you mean q?"),
-        ({"targets": ["zzz"]}, "'zzz' matches no linear layer of the encoder; their names: patches, q, fc"),
+        ({"targets": ["qq"]}, "adapter.targets: 'qq' matches no linear layer to adapt; did you mean q?"),
+        ({"targets": ["zzz"]}, "'zzz' matches no linear layer to adapt; their names: patches, q, fc"),
         ({"targets": ["("]}, "'(' is no regular expression"),
         ({"targets": []}, "names no layer; leave it out for all of the blocks"),
         ({"rank": 0}, "adapter.rank: got 0; 1 or more"),
@@ -159,7 +163,7 @@ def test_layers_whose_weights_are_read_by_other_code_are_refused() -> None:
         EncoderAdapters(attention, Adapter())
     attention["head"] = nn.Linear(4, 4)
     assert target_layers(attention, None) == ["head"]
-    with pytest.raises(ConfigError, match=r"'mha\.out_proj': other code reads the weights"):
+    with pytest.raises(ConfigError, match=r"'mha\.out_proj' matches .* other code reads the weights"):
         target_layers(attention, ["mha.out_proj"])
     with pytest.raises(ConfigError, match=r"the encoder Conv2d has no linear layer to adapt$"):
         EncoderAdapters(nn.Conv2d(1, 1, 1), Adapter())
@@ -190,3 +194,12 @@ def test_each_encoder_of_ours_has_them_in_its_blocks_and_calls_them(name: str, t
     after.square().sum().backward()
     added = [parameter for path, parameter in encoder.named_parameters() if ".lora_B." in path]
     assert added and all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in added)
+
+
+def test_the_page_lists_every_option() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    given = yaml.safe_load(block)["global_overrides"]["model"]["init_args"]["model"]["init_args"]["adapter"]
+    defaults = {field.name: field.default for field in fields(Adapter)}
+    assert re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE) == list(defaults) == list(given)
+    assert Adapter(**given).per_dataset
+    assert f"default {defaults['rank']} |" in PAGE and f"default {defaults['alpha']} |" in PAGE

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from rslearn.models.component import FeatureMaps, FeatureVector
 from rslearn.train.model_context import ModelContext, RasterImage
 from rslearn.train.tasks.segmentation import SegmentationHead as RslearnHead
 
+from rslp.data.datamodule import MultiDatasetDataModule
 from rslp.errors import ConfigError
 from rslp.models import segmentation_head
+from rslp.runtime.class_paths import resolve
 from rslp.train.heads import SegmentationHead, WeightedClassificationHead
 
 CONTEXT = ModelContext(inputs=[], metadatas=[])
@@ -170,7 +175,7 @@ def test_classification(arguments: dict[str, Any], smoothing: float, gamma: floa
         ({"focal_gamma": 1.0}, "focal_gamma: has an effect on focal alone; `losses` has none of them"),
         ({"tversky_beta": 0.7, "losses": {"dice": 1.0}}, "tversky_beta: has an effect on tversky alone"),
         ({"label_smoothing": 1.0}, "label_smoothing: got 1.0; 0 or more, less than 1"),
-        ({"weights": [1.0, 0.0]}, "weights are positive"),
+        ({"weights": [1.0, 0.0]}, "weights: must be positive numbers"),
     ],
 )
 def test_what_is_refused(arguments: dict[str, Any], message: str) -> None:
@@ -197,3 +202,15 @@ def test_without_the_package_one_line_names_the_extra(monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError, match=re.escape(message)):
         SegmentationHead({"dice": 1.0})
     assert SegmentationHead({"focal": 1.0}).losses == {"focal": 1.0}
+
+
+def test_the_page_lists_every_argument() -> None:
+    page = (Path(__file__).parents[2] / "docs/sampling.md").read_text()
+    data, sampler, *heads = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+    arguments = data["global_overrides"]["data"]["init_args"]
+    assert arguments.keys() < signature(MultiDatasetDataModule).parameters.keys()
+    for block in (sampler, *heads):
+        resolve(block["class_path"])(**block["init_args"])
+    listed = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`[^|]*) \|", page, re.MULTILINE)))
+    wanted = [name for kind in (SegmentationHead, WeightedClassificationHead) for name in signature(kind).parameters]
+    assert listed == wanted

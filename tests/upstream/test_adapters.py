@@ -12,7 +12,7 @@ def test_select_adapter_changes_the_active_one_alone() -> None:
     torch.manual_seed(0)
     model, values = nn.Sequential(nn.Linear(3, 3)), torch.ones(1, 3)
     for name in ("one", "two"):
-        add_adapter(model, name, layers=["0"], kind="lora", rank=1, alpha=1, dropout=0.0)
+        add_adapter(model, name, layers=["0"], dora=False, r=1, lora_alpha=1)
         nn.init.normal_(model.get_parameter(f"0.lora_B.{name}.weight"))
     layers = [layer for _, layer in adapted_layers(model)]
     outputs = []

@@ -1,7 +1,7 @@
 """Which samples a pass over a dataset draws: each once, or by weights, or each class equally often.
 
-A pass is a pure function of seed, dataset and its number, as all of the mixture. Of each drawn sample it also gives the
-draw: a number that is another one each time the same sample is drawn, of which its crop and augmentation depend.
+A pass is a pure function of seed, dataset and its number. Each drawn sample comes with its draw: a number that differs
+between the draws of one sample, on which its crop and augmentation depend.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class Sampling(Protocol):
-    """How one dataset's samples are drawn."""
+    """How one dataset's samples are drawn; ``size`` of them make a pass."""
 
     @property
     def size(self) -> int:
@@ -31,12 +31,7 @@ class Sampling(Protocol):
 
 @dataclass(frozen=True)
 class InTurn:
-    """All samples in random order, then all of them in another one, and so on.
-
-    Attributes:
-        samples: number of samples in the dataset.
-        size: number of samples in a pass.
-    """
+    """All ``samples`` of the dataset in random order, then all of them in another one, and so on."""
 
     samples: int
     size: int
@@ -49,13 +44,7 @@ class InTurn:
 
 @dataclass(frozen=True, eq=False)
 class Weighted:
-    """Samples at random with odds proportional to weights, anew in each pass.
-
-    Attributes:
-        weights: of each sample of the dataset.
-        size: number of samples in a pass.
-        replacement: whether a sample may occur several times in a pass.
-    """
+    """Samples at random with odds proportional to ``weights``, anew in each pass."""
 
     weights: npt.NDArray[np.float64]
     size: int
@@ -76,12 +65,8 @@ class Weighted:
 class ClassBalanced:
     """Samples of each class equally often; within a class each sample once before any is drawn again.
 
-    Draws come in rounds with one sample of each class, the classes of a round in random order. A sample with several
-    classes is drawn as a sample of each of them.
-
-    Attributes:
-        members: for each class the indices of the samples that have it, at least one.
-        size: number of samples in a pass.
+    Draws come in rounds with one sample of each class, the classes of a round in random order. ``members`` has for each
+    class the indices of its samples, at least one; a sample with several classes is drawn as a sample of each of them.
     """
 
     members: Sequence[Ints]
@@ -89,27 +74,25 @@ class ClassBalanced:
 
     def drawn(self, *, seed: int, dataset: str, number: int) -> tuple[Ints, Ints]:
         """See ``Sampling``."""
-        position, classes = number * self.size + np.arange(self.size), len(self.members)
-        rounds, place = np.divmod(position, classes)
-        orders = [generator("classes", seed, dataset, n).permutation(classes) for n in range(rounds[0], rounds[-1] + 1)]
-        chosen = np.array(orders)[rounds - rounds[0], place]
+        classes = len(self.members)
+        rounds, place = np.divmod(number * self.size + np.arange(self.size), classes)
+        span = range(rounds[0], rounds[-1] + 1)
+        orders = np.array([generator("classes", seed, dataset, n).permutation(classes) for n in span])
+        chosen = orders[rounds - rounds[0], place]
         index, draw = np.empty(self.size, np.int64), np.empty(self.size, np.int64)
-        samples = 1 + max(int(members.max()) for members in self.members)
-        of_sample, earlier = np.zeros(samples, np.int64), np.zeros(samples, np.int64)
-        for members in self.members:
-            of_sample[members] += 1
+        # How many classes a sample has, and how many of those are done: they take turns in the numbering of its draws.
+        of_sample = np.bincount(np.concatenate(self.members))
+        done = np.zeros_like(of_sample)
         for each, members in enumerate(self.members):
             mine = np.flatnonzero(chosen == each)
-            own = _from_orders(rounds[mine], len(members), seed=seed, dataset=f"{dataset}/{each}")
-            index[mine] = members[own]
-            # The passes over the sample's classes take turns in the numbering of its draws.
-            draw[mine] = rounds[mine] // len(members) * of_sample[index[mine]] + earlier[index[mine]]
-            earlier[members] += 1
+            own = members[_from_orders(rounds[mine], len(members), seed=seed, dataset=f"{dataset}/{each}")]
+            index[mine], draw[mine] = own, rounds[mine] // len(members) * of_sample[own] + done[own]
+            done[members] += 1
         return index, draw
 
 
 def _from_orders(position: Ints, samples: int, *, seed: int, dataset: str) -> Ints:
-    """The samples at some positions, in rising order, of an endless sequence of permutations of ``samples``."""
+    """The samples at some positions of an endless sequence of permutations of ``samples``."""
     turn, place = np.divmod(position, samples)
     index = np.empty(len(position), np.int64)
     for number in np.unique(turn).tolist():
