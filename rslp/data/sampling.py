@@ -49,7 +49,7 @@ def balanced_datasets(setting: bool | Mapping[str, bool], modules: Mapping[str, 
         tasks = tasks_by_name(module.task, name)
         if name in chosen and not any(map(_class_names, tasks.values())):
             kinds = ", ".join(kind_of(task).name for task in tasks.values())
-            instead = f"name the datasets to balance, as in {{{name}: false}}" if setting is True else "leave it out"
+            instead = "name those to balance, `DATASET: true`" if setting is True else "leave it out"
             problems.append(Problem(f"{name} has no classes to balance ({kinds}); {instead}", key=_KEY))
     if problems:
         raise ConfigError(problems)

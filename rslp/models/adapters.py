@@ -106,6 +106,11 @@ class EncoderAdapters:
         number = f"{len(self._paths)} linear layers of the frozen encoder"
         return f"{self.settings.kind} of rank {self.settings.rank} on {number}{each}: {', '.join(kinds)}"
 
+    def idle(self) -> list[str]:
+        """The layers whose adapters are as at first (B is 0): no training step has used them."""
+        layers = adapted_layers(self._encoder)
+        return [path for path, layer in layers if not any(bool(b.weight.any()) for b in layer.lora_B.values())]
+
     def merged(self, model: nn.Module, dataset: str) -> nn.Module:
         """A copy of a model around the encoder, with the adapters of a dataset as a part of its plain weights."""
         plain, encoder = copy.deepcopy((model, self._encoder))

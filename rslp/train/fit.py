@@ -175,6 +175,8 @@ def _finish(cli: InstantiatedRun, *, run: RunDir) -> None:
     if (adapters := cli.model.model.adapters) is not None:
         total = cli.model.model.parameter_count(cli.model.datasets())
         _say(f"adapters: {trained_parameters(cli):,} of {total:,} parameters trained; {adapters.describe()}")
+        if idle := adapters.idle():
+            _say(f"warning: adapters without effect, since no batch used their layers: {', '.join(idle)}")
     _say(f"done: {progress}{without}; --do_eval true evaluates the best checkpoint")
     if unmoved := _unmoved(trainer):
         warning = "the score was 0 in every epoch, no better than the baseline: see the validation loss"

@@ -146,7 +146,7 @@ def _own(path: str = f"{__name__}.OwnSampler") -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("kind", "classes", "train", "message"),
     [
-        ("regress", True, {}, r"class_balanced: regress has no classes to balance \(regression\); name the datasets"),
+        ("regress", True, {}, r"class_balanced: regress has no classes to balance \(regression\); name those"),
         ("regress", {"regress": True}, {}, r"regress has no classes to balance \(regression\); leave it out"),
         ("classify", {"clasify": True}, {}, "class_balanced: names the dataset 'clasify', which is not among classify"),
         ("classify", True, {"sampler": _WEIGHTED}, "classify has a sampler, too; leave one of the two out"),

@@ -105,6 +105,17 @@ def test_adapters_alone_train_whichever_is_selected() -> None:
     assert {name for name, parameter in encoder.named_parameters() if parameter.requires_grad} == trains
 
 
+def test_adapters_of_layers_that_nothing_uses_are_named() -> None:
+    torch.manual_seed(0)
+    encoder = nn.ModuleDict({"used": nn.Linear(3, 3), "head": nn.Linear(3, 3)})
+    made = EncoderAdapters(encoder, Adapter(rank=1))
+    optimizer = torch.optim.AdamW(encoder.parameters())
+    encoder["used"](torch.randn(2, 3)).square().sum().backward()
+    assert made.idle() == ["used", "head"]
+    optimizer.step()
+    assert made.idle() == ["head"]
+
+
 def test_dropout_is_on_the_adapters_input_in_training() -> None:
     encoder, _, _ = tower(dropout=0.5)
     values = torch.randn(3, 4)
