@@ -49,7 +49,7 @@ class Blocks(FeatureExtractor):
 def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("data")
     data = {kind: (str(write_dataset(folder / kind, kind, train=9, val=2)), kind) for kind in ("classify", "segment")}
-    config = run_config(data, epochs=2, class_balanced=True, store="off")
+    config = run_config(data, epochs=2, class_balanced=True, datasets_per_step=2, store="off")
     model = config["model"]["init_args"]["model"]["init_args"]
     model["encoder"] = [{"class_path": "tests.train.test_adapted_runs.Blocks"}]
     model["adapter"] = {"rank": 2, "per_dataset": True, "kind": "dora", "dropout": 0.1}
@@ -98,12 +98,12 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, config: dict[str, 
     saving = {"run_dir": str(run.path), "every_n_steps": 2}
     dying["trainer"]["callbacks"] = [
         {"class_path": "rslp.train.checkpoints.RunCheckpoints", "init_args": saving},
-        {"class_path": "tests.train.test_fit.DieAt", "init_args": {"step": 13}},
+        {"class_path": "tests.train.test_fit.DieAt", "init_args": {"step": 7}},
     ]
     write_run(tmp_path, dying)
     with pytest.raises(Killed):
         fit(run)
-    assert read_checkpoint(run.last)["global_step"] == 12
+    assert read_checkpoint(run.last)["global_step"] == 6
     dying["trainer"]["callbacks"].pop()
     run.config.write_text(json.dumps(dying))
     assert fit(run) == 0
