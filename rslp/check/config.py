@@ -16,7 +16,7 @@ from rslp.config.datasets import DATA_MODULES
 from rslp.data.datamodule import MultiDatasetDataModule
 from rslp.data.mixture.settings import check_fit
 from rslp.errors import ConfigError, KeyPath, UserError
-from rslp.models.optim import Freeze
+from rslp.models.optim import IDLE_ADAPTERS, Freeze, has_adapters
 from rslp.models.restoring import weights_of
 from rslp.suggest import did_you_mean, nearest
 from rslp.train.balance import balance_faults
@@ -203,6 +203,9 @@ def _freeze_faults(
         if frozen not in known:
             hint = did_you_mean(frozen, known) or f"; it has {listed([k for k in known if k.count('.') < 2])}"
             yield Finding(f"{name}: the model has no module {frozen!r}{hint}", (*key_path, key))
+    thaw = arguments.get("thaw_at_epoch" if name == "Freeze" else "unfreeze_at_epoch")
+    if thaw is None and has_adapters(module, [given] if isinstance(given, str) else given or []):
+        yield Finding(f"{name}: {IDLE_ADAPTERS}", (*key_path, key))
 
 
 def _monitor_faults(monitor: str, tasks: Mapping[str, list[str]], key_path: KeyPath) -> Iterator[Finding]:

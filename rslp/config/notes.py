@@ -316,10 +316,9 @@ RULES: tuple[Rule, ...] = (
     Rule(_MODULE, "use_map_all_crops_dataset", _CACHE),
     Rule(_MODULE, "index_mode", "the sample cache has an index of its own, which sees every change", (None, "OFF")),
     Rule(
-        (*_MODULE, SPLITS),
+        (*_MODULE, SPLITS[2:]),
         "sampler",
-        "the mixture draws the samples: set `sample_mode`, `per_dataset_patch_limit` or `steps_per_epoch` of "
-        "`data.init_args`",
+        "an evaluation and a prediction use each sample once; only training draws by it",
     ),
     Rule(
         (*_MODULE, SPLITS),

@@ -21,8 +21,12 @@ from rslp.data.dataset_arguments import refuse_datasets
 from rslp.data.features.cache import FeatureSettings
 from rslp.data.features.stage import FrozenStage, Keys
 from rslp.data.mixture import mixture
+from rslp.data.mixture.sampling import Sampling
 from rslp.data.samples import SampleSource, open_dataset
+from rslp.data.sampling import balanced_datasets, sampling_of
 from rslp.errors import ConfigError, DataError, Problem
+from rslp.io.terminal import print_message
+from rslp.runtime import collectives
 from rslp.runtime.children import FORKED
 from rslp.runtime.slow_reads import slow_read_watch
 from rslp.runtime.world import read_world
@@ -42,6 +46,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
             the first, 8 at most, of the processors that each training process of the machine has.
         sample_mode: how the next dataset is chosen, see ``rslp.data.mixture.settings.Mixture``.
         batch_sizes: samples per batch and process: one number for all, or by dataset; None means each dataset's own.
+        class_balanced: whether training draws samples of each class equally often, for all datasets or by dataset.
         refill_batches: an epoch ends when the longest dataset has been gone through, shorter ones being drawn again;
             the same as ``stop: longest``.
         per_dataset_patch_limit: the largest number of samples of a dataset in a training epoch, over all processes:
@@ -101,6 +106,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
         features_dtype: Literal["float32", "float16", "bfloat16"] = "float32",
         features_limit_gb: float | None = None,
         check_allow: dict[str, list[str]] | None = None,
+        class_balanced: bool | dict[str, bool] = False,
     ) -> None:
         super().__init__()
         named = {
@@ -108,6 +114,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
             "batch_sizes": batch_sizes,
             "per_dataset_patch_limit": per_dataset_patch_limit,
             "check_allow": check_allow,
+            "class_balanced": class_balanced,
         }
         for option, value in named.items():
             _refuse_absent(option, value, known=sorted(data_modules))
@@ -116,6 +123,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
         if not self.data_modules:
             raise ConfigError(Problem("no dataset is left to train on", key=f"{_DATA_KEY}.data_modules"))
         refuse_datasets(self.data_modules)
+        self._balanced = balanced_datasets(class_balanced, self.data_modules)
         self.num_workers = _spare_processors() if num_workers is None else num_workers
         self.batch_sizes = {
             name: batch_sizes if isinstance(batch_sizes, int) else (batch_sizes or {}).get(name, dm.batch_size)
@@ -144,6 +152,7 @@ class MultiDatasetDataModule(L.LightningDataModule):
         # Set from the model: the tasks whose class 0 is background, which no object can have.
         self.background: Set[str] = frozenset()
         self._sources: dict[str, dict[str, SampleSource]] = {}
+        self._samplings: dict[str, Sampling | None] = {}
         self._loaders: list[StagedLoader] = []
         self._predicted: Mapping[str, Collection[tuple[str, str]]] = {}
 
@@ -217,6 +226,18 @@ class MultiDatasetDataModule(L.LightningDataModule):
     def sizes(self, split: str) -> dict[str, int]:
         """Number of samples by dataset."""
         return {name: len(source) for name, source in self.sources(split).items()}
+
+    def samplings(self) -> dict[str, Sampling]:
+        """How training samples are drawn, by dataset; those that draw each sample once in a pass are left out.
+
+        Raises:
+            DataError: see ``sampling_of``.
+        """
+        for name, source in self.sources("train").items():
+            if name not in self._samplings:
+                skip = self.bad_sample_record.policy.skips_bad_samples
+                self._samplings[name] = sampling_of(source, balanced=name in self._balanced, skip=skip, say=_say)
+        return {name: sampling for name in self.data_modules if (sampling := self._samplings[name]) is not None}
 
     def steps(self) -> int:
         """Optimiser steps of a training epoch."""
@@ -305,8 +326,9 @@ class MultiDatasetDataModule(L.LightningDataModule):
         world, own = self._ranks()
         rank = own if rank is None else rank
         return mixture.plan_epoch(
-            self.sizes("train"), self.batch_sizes, self.mixture, seed=self.seed, epoch=epoch, world=world, rank=rank
-        )
+            self.sizes("train"), self.batch_sizes, self.mixture, seed=self.seed, epoch=epoch, world=world, rank=rank,
+            samplings=self.samplings(),
+        )  # fmt: skip
 
     def _training_steps(self) -> Iterator[list[BatchKey]]:
         epoch, start = upstream.training_position(self.trainer) if self.trainer else (0, 0)
@@ -355,6 +377,11 @@ class MultiDatasetDataModule(L.LightningDataModule):
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+
+def _say(text: str) -> None:
+    if collectives.is_rank_zero():
+        print_message(text)
 
 
 def _spare_processors() -> int:

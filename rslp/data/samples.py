@@ -12,7 +12,7 @@ import json
 import pickle
 import random
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from rslearn.dataset import Dataset
 from rslearn.template_params import substitute_env_vars_in_string
 from rslearn.train.data_module import RslearnDataModule
-from rslearn.train.dataset import DataInput
+from rslearn.train.dataset import DataInput, SamplerFactory
 from rslearn.train.model_context import SampleMetadata
 from rslearn.train.tasks.multi_task import MultiTask
 from rslearn.train.tasks.task import Task
@@ -204,6 +204,16 @@ class SampleSource:
     def window_is_unchanged(self, index: int) -> bool:
         """Whether the sample's window still has the fingerprint that ``fingerprints`` gives."""
         return self._cached is not None and self._cached.is_unchanged(self._crop(index).window)
+
+    @property
+    def sampler(self) -> SamplerFactory | None:
+        """The sampler of the split's settings."""
+        return self._config.sampler
+
+    def window_options(self, index: int) -> Mapping[str, Any]:
+        """The options of the sample's window."""
+        options: Mapping[str, Any] = self._windows[self._crop(index).window].options
+        return options
 
     def window(self, index: int) -> tuple[str, str]:
         """Group and name of the sample's window."""

@@ -15,6 +15,7 @@ workflows = {
     "cancel": "rslp.cli.jobs:cancel",
     "compare": "rslp.cli.compare:compare",
     "pack": "rslp.cli.pack:pack",
+    "merge_adapters": "rslp.cli.merge_adapters:merge_adapters",
     "study": "rslp.cli.study:study",
     "run": "rslp.cli.run:run",
     "run_ranks": "rslp.cli.run:run_ranks",

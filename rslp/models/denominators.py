@@ -27,7 +27,7 @@ def loss_denominator(head: torch.nn.Module, targets: Sequence[dict[str, Any]]) -
     if isinstance(head, SegmentationHead | PerPixelRegressionHead):
         return _total([target["valid"].get_hw_tensor().sum() for target in targets])
     if isinstance(head, WeightedClassificationHead):
-        return _total([head.weights[target["class"]] * target["valid"] for target in targets])
+        return _total([head.factor(target) for target in targets])
     return torch.tensor(float(len(targets)), dtype=torch.float64)
 
 

@@ -1,4 +1,4 @@
-"""A classification head with class weights, and the label ranges of tasks that share a head."""
+"""A classification head with class weights and focal loss, and the label ranges of tasks that share a head."""
 
 from __future__ import annotations
 
@@ -12,27 +12,40 @@ from rslearn.train.model_context import ModelContext, ModelOutput, RasterImage
 from rslearn.train.tasks.classification import ClassificationHead
 
 from rslp.errors import ConfigError, Problem
+from rslp.models.segmentation_head import check_smoothing, focal_cross_entropy
 
 
 class WeightedClassificationHead(ClassificationHead):
-    """Rslearn's classification head with a weight for each class in the loss.
+    """Rslearn's classification head with a weight for each class in the loss, label smoothing, and the focal loss.
 
     Weights of 1 / frequency let all classes count alike, as they do in balanced accuracy.
 
     Args:
-        class_weights: factor on the loss of each class's samples, in the order of the task's classes.
+        class_weights: factor on the loss of each class's samples, in the order of the task's classes; 1 when None.
+        label_smoothing: the probability that targets spread over all classes.
+        focal_gamma: gamma of the focal loss (1 - p)^gamma · -log p, p being the probability of a sample's class; None
+            or 0 is cross entropy.
 
     Raises:
-        ConfigError: a weight is not positive, or, at the first batch, there are not as many weights as classes.
+        ConfigError: a value is out of its range, label smoothing and focal loss are both given, or, at the first batch,
+            there are not as many weights as classes.
     """
 
-    weights: torch.Tensor
+    weights: torch.Tensor | None
 
-    def __init__(self, class_weights: list[float]) -> None:
+    def __init__(
+        self, class_weights: list[float] | None = None, label_smoothing: float = 0.0, focal_gamma: float | None = None
+    ) -> None:
         super().__init__()
-        if not class_weights or min(class_weights) <= 0:
+        if class_weights is not None and (not class_weights or min(class_weights) <= 0):
             raise ConfigError(Problem(f"must be positive numbers, got {class_weights}", key="class_weights"))
-        self.register_buffer("weights", torch.tensor(class_weights), persistent=False)
+        check_smoothing(label_smoothing)
+        self.label_smoothing, self.gamma = label_smoothing, focal_gamma or 0.0
+        if self.gamma < 0 or (self.gamma and label_smoothing):
+            problem = f"got {focal_gamma}; 0 or more" if self.gamma < 0 else "can't be combined with label_smoothing"
+            raise ConfigError(Problem(problem, key="focal_gamma"))
+        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("weights", weights, persistent=False)
 
     def forward(
         self, intermediates: Any, context: ModelContext, targets: list[dict[str, Any]] | None = None
@@ -47,14 +60,19 @@ class WeightedClassificationHead(ClassificationHead):
         output: ModelOutput = super().forward(intermediates, context, None)
         if targets and isinstance(intermediates, FeatureVector):
             logits = intermediates.feature_vector
-            if logits.shape[1] != len(self.weights):
+            if self.weights is not None and logits.shape[1] != len(self.weights):
                 message = f"{len(self.weights)} weights for {logits.shape[1]} classes"
                 raise ConfigError(Problem(message, key="class_weights"))
             classes = torch.stack([target["class"] for target in targets])
-            factors = self.weights[classes] * torch.stack([target["valid"] for target in targets])
-            losses = torch.nn.functional.cross_entropy(logits, classes, reduction="none")
+            factors = torch.stack([self.factor(target) for target in targets])
+            losses = focal_cross_entropy(logits, classes, gamma=self.gamma, label_smoothing=self.label_smoothing)
             output.loss_dict["cls"] = (losses * factors).sum() / factors.sum().clamp(min=1e-12)
         return output
+
+    def factor(self, target: Mapping[str, Any]) -> torch.Tensor:
+        """The weight of a sample's class, 0 for an invalid sample."""
+        valid: torch.Tensor = target["valid"]
+        return valid if self.weights is None else self.weights[target["class"]] * valid
 
 
 # Key of the labels in a target, for the kinds of task that can share a head: classification, segmentation, detection.

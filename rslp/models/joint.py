@@ -17,6 +17,7 @@ from rslearn.models.trunk import DecoderTrunk
 from rslearn.train.model_context import ModelContext, ModelOutput
 
 from rslp.errors import ConfigError, Problem
+from rslp.models.adapters import Adapter, EncoderAdapters
 from rslp.models.denominators import loss_denominator
 from rslp.models.heads import LabelRange
 from rslp.upstream import fix_token_order, log_once
@@ -66,6 +67,10 @@ class JointModel(torch.nn.Module):
         decoder_to_target: for each decoder the names of its tasks; None means one task of the decoder's name.
         task_label_offsets: for each task of a shared head ``{outputs_key, offset, num_outputs}``, see
             ``rslp.models.heads``.
+        adapter: freeze the encoder's first module, and train adapters in it; None trains the module itself.
+
+    Attributes:
+        adapters: the adapters, or None.
 
     Raises:
         ConfigError: encoder or decoders are empty, an option names an unknown decoder or task, or a weight is negative.
@@ -80,6 +85,7 @@ class JointModel(torch.nn.Module):
         trunk: DecoderTrunk | None = None,
         decoder_to_target: dict[str, list[str]] | None = None,
         task_label_offsets: dict[str, dict[str, Any]] | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         super().__init__()
         if not encoder or not decoders:
@@ -88,6 +94,7 @@ class JointModel(torch.nn.Module):
         self.encoder = torch.nn.ModuleList(encoder)
         fix_token_order(self.encoder)
         log_once(self.encoder)
+        self.adapters = None if adapter is None else EncoderAdapters(self.encoder[0], adapter)
         # Sorted, so that the order of parameters and task embeddings does not depend on the config's.
         self.decoders = torch.nn.ModuleDict(
             {task: torch.nn.ModuleList(modules) for task, modules in sorted(decoders.items())}
@@ -114,7 +121,7 @@ class JointModel(torch.nn.Module):
         self._tasks_of: dict[str, list[str]] = {}
 
     def set_datasets(self, tasks_of: Mapping[str, list[str]]) -> None:
-        """Set the tasks of each dataset; by default a dataset has one task of its own name.
+        """Set the tasks of each dataset, by default one of its own name, and make datasets' adapters.
 
         Args:
             tasks_of: for each dataset the names of its tasks.
@@ -129,6 +136,8 @@ class JointModel(torch.nn.Module):
                 )
                 raise ConfigError(Problem(message, key=f"{_MODEL_KEY}.decoders"))
         self._tasks_of = {dataset: list(tasks) for dataset, tasks in tasks_of.items()}
+        if self.adapters is not None:
+            self.adapters.set_datasets(tasks_of)
 
     @property
     def tasks(self) -> list[str]:
@@ -179,6 +188,8 @@ class JointModel(torch.nn.Module):
             context: inputs and metadata of samples of one dataset.
             depth: number of the encoder's modules to run, at least 1; None means all.
         """
+        if self.adapters is not None:
+            self.adapters.select(str(context.metadatas[0].dataset_source))
         return self._refine(Features(1, self.encoder[0](context)), context, depth=depth)
 
     def _refine(self, start: Features, context: ModelContext, *, depth: int | None = None) -> Any:

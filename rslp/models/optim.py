@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from rslp.errors import ConfigError, Problem
+from rslp.upstream.adapters import ADAPTER
 
 STEPS = "warmup_steps"
 DONE = "warmup_done"
@@ -234,6 +235,8 @@ class Freeze(Callback):
         if stage == "fit" and freeze_callbacks(trainer)[0] is self:
             for callback in freeze_callbacks(trainer):
                 callback.parameters = [p for p in _parameters(pl_module, callback.paths) if p.requires_grad]
+                if callback.thaw_at_epoch is None and has_adapters(pl_module, callback.paths):
+                    raise ConfigError(Problem(f"Freeze: {IDLE_ADAPTERS}", key=_CALLBACKS_KEY))
             set_trainable(trainer, epoch=0)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
@@ -243,6 +246,15 @@ class Freeze(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Freeze and thaw for the epoch."""
         set_trainable(trainer, epoch=trainer.current_epoch)
+
+
+IDLE_ADAPTERS = "adapters would never train: `adapter` freezes the encoder itself; leave the callback out, or thaw"
+
+
+def has_adapters(module: nn.Module, paths: Iterable[str]) -> bool:
+    """Whether the modules with these paths have adapters, which have to train at some time."""
+    inside = tuple(f"{path}." for path in paths)
+    return any(name.startswith(inside) and ADAPTER in name for name, _ in module.named_parameters())
 
 
 def _parameters(module: LightningModule, paths: Iterable[str]) -> list[nn.Parameter]:

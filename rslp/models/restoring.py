@@ -11,6 +11,7 @@ from rslearn.train.lightning_module import RestoreConfig
 from rslp.errors import ConfigError, Problem
 from rslp.io import LOAD_ERRORS, archive_damage
 from rslp.runtime import collectives
+from rslp.upstream.adapters import BASE, MERGE
 
 KEY = "model.init_args.restore_config"
 
@@ -23,7 +24,8 @@ def weights_of(restore: RestoreConfig, model: torch.nn.Module) -> dict[str, Any]
         model: the model, which is not changed.
 
     Raises:
-        ConfigError: the file is missing, damaged or unreadable, or none of its tensors has a name of the model.
+        ConfigError: the file is missing, damaged or unreadable, or none of its tensors has a name of the model, or
+            it has adapters and the model has none.
     """
     if not restore.restore_path.exists():
         raise ConfigError(Problem(f"{restore.restore_path} does not exist", key=f"{KEY}.restore_path"))
@@ -38,6 +40,9 @@ def weights_of(restore: RestoreConfig, model: torch.nn.Module) -> dict[str, Any]
         message = f"{restore.restore_path} can't be read as weights: {type(error).__name__}: {reason}"
         raise ConfigError(Problem(message, key=KEY)) from error
     known = list(model.state_dict())
+    if any(BASE in name for name in weights) and not any(BASE in name for name in known):
+        message = f"{restore.restore_path} has adapters, and the model has none; {MERGE}"
+        raise ConfigError(Problem(message, key=KEY))
     if not set(known) & set(weights):
         message = f"none of the {len(weights)} tensors in {restore.restore_path} has a name of the model, "
         message += f"e.g. {next(iter(weights), 'none')!r} and {known[0]!r}; see selector and remap_prefixes"

@@ -87,7 +87,10 @@ def epoch_of(tree: Mapping[str, Any], document: Document) -> Epoch:
 
     data = build_data(tree, document)
     data.accumulate((tree.get("trainer") or {}).get("accumulate_grad_batches") or 1)
-    planned = plan_epoch(data.sizes("train"), data.batch_sizes, data.mixture, seed=tree.get("seed") or 0, epoch=0)
+    planned = plan_epoch(
+        data.sizes("train"), data.batch_sizes, data.mixture, seed=tree.get("seed") or 0, epoch=0,
+        samplings=data.samplings(),
+    )  # fmt: skip
     samples = dict.fromkeys(data.data_modules, 0)
     for batch in planned:
         samples[batch.dataset] += batch.global_size

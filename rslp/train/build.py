@@ -108,8 +108,10 @@ def build(run: RunDir, *, training: bool, predicting: bool = False) -> Instantia
         if (given := planned.get("seed_everything", False)) is not False:
             seed_everything(None if given is True else given, workers=True, verbose=False)
         made = {key: construction.make(planned[key]) for key in ("model", "data", "trainer")}
-    _refuse(construction.problems, document)
-    parts = InstantiatedRun(made["model"], made["data"], made["trainer"], seed=planned.get("seed", 0))
+        _refuse(construction.problems, document)
+        parts = InstantiatedRun(made["model"], made["data"], made["trainer"], seed=planned.get("seed", 0))
+        # Here, and not in the training: weights of a checkpoint are loaded before it, also those of datasets' adapters.
+        parts.model.model.set_datasets(parts.datamodule.tasks())
     # The mixture accumulates instead of Lightning, which would not weight batches by their loss denominators.
     parts.datamodule.accumulate(parts.trainer.accumulate_grad_batches)
     parts.trainer.accumulate_grad_batches = 1

@@ -172,6 +172,11 @@ def _finish(cli: InstantiatedRun, *, run: RunDir) -> None:
     epoch, step = _saved(trainer) or (trainer.current_epoch, trainer.global_step)
     progress = f"{counted(epoch, 'epoch')}, {counted(step, 'step')}"
     progress += f" (it ended early, of {early['of']}, by {early['by']})" if early else ""
+    if (adapters := cli.model.model.adapters) is not None:
+        total = cli.model.model.parameter_count(cli.model.datasets())
+        _say(f"adapters: {trained_parameters(cli):,} of {total:,} parameters trained; {adapters.describe()}")
+        if idle := adapters.idle():
+            _say(f"warning: adapters without effect, since no batch used their layers: {', '.join(idle)}")
     _say(f"done: {progress}{without}; --do_eval true evaluates the best checkpoint")
     if unmoved := _unmoved(trainer):
         warning = "the score was 0 in every epoch, no better than the baseline: see the validation loss"
@@ -186,7 +191,13 @@ def _cost(cli: InstantiatedRun, *, step: int) -> dict[str, Any]:
     """What the training took: parameters of its datasets' model, samples of all ranks, optimiser steps, seconds."""
     ours = next((c for c in cli.trainer.checkpoint_callbacks if isinstance(c, RunCheckpoints)), None)
     spent = {} if ours is None else {"samples": ours.samples * cli.trainer.world_size, "seconds": ours.seconds}
-    return {"parameters": cli.model.model.parameter_count(cli.model.datasets()), "steps": step, **spent}
+    total = cli.model.model.parameter_count(cli.model.datasets())
+    return {"parameters": total, "trained": trained_parameters(cli), "steps": step, **spent}
+
+
+def trained_parameters(cli: InstantiatedRun) -> int:
+    """Number of parameters that train at some time of a run; those that are frozen to the end are not among them."""
+    return sum(p.numel() for o in cli.trainer.optimizers for group in o.param_groups for p in group["params"])
 
 
 def _unmoved(trainer: Trainer) -> list[str]:

@@ -105,7 +105,6 @@ NOTED: dict[str, dict[str, Any]] = {
     },
     "SplitConfig": {
         "num_patches": 1,
-        "sampler": {"class_path": f"{_D}.RandomSamplerFactory", "init_args": {"num_samples": 1}},
         "output_layer_name_skip_inference_if_exists": "label",
     },
     "DataInput": {"resampling": "bilinear"},

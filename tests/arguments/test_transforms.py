@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -181,3 +182,22 @@ def test_effect(case: str, tmp_path: Any) -> None:
         transform = Sequential(made(path, arguments))
         seen.append(seeded_draws(lambda transform=transform: transform(*sample())))  # type: ignore[misc]
     assert seen[0] != seen[1]
+
+
+def test_prithvis_statistics_are_those_of_its_folder_or_of_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(*, local_dir: Path, repo_id: str, filename: str, revision: str) -> None:
+        local_dir.mkdir(exist_ok=True)
+        statistics = {"mean": [float(sum(map(ord, repo_id)))] * 3, "std": [1.0] * 3}
+        (local_dir / filename).write_text(json.dumps({"pretrained_cfg": statistics}))
+
+    monkeypatch.setattr("rslearn.models.prithvi.hf_hub_download", download)
+    folders = [tmp_path / name for name in ("one", "two", "three")]
+    download(local_dir=folders[1], repo_id="x", filename="config.json", revision="")
+    means = []
+    for folder, size in zip(folders, ("VIT_300", "VIT_300", "VIT_600"), strict=True):
+        normalize = made("rslearn.models.prithvi.PrithviNormalize", {"cache_dir": str(folder), "size": size})
+        inputs, _ = normalize({"image": RasterImage(torch.zeros(3, 1, 2, 2), None)}, {})
+        means.append(-inputs["image"].image.mean().item())
+    assert means[1] == ord("x") and len(set(means)) == 3

@@ -18,7 +18,7 @@ _SPLIT = ("data", "init_args", "data_modules", "a", "init_args", "train_config")
 
 
 def test_stage_1_names_file_and_line_of_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    crops = CROPS.replace('      groups: ["one"]', '      groups: ["one"]\n      sampler: {class_path: x.Sampler}')
+    crops = CROPS.replace('      groups: ["two"]', '      groups: ["two"]\n      sampler: {class_path: x.Sampler}')
     fields = FIELDS.replace("    batch_size: 2", "    batch_size: 2\n    num_workers: 8\n    retries: 3")
     composed(tmp_path, crops=crops, fields=fields, multi=MULTI + "max_train_patches: 100\n")
     notes = [line for line in capsys.readouterr().err.splitlines() if "has no effect" in line]
@@ -32,8 +32,8 @@ def test_stage_1_names_file_and_line_of_each(tmp_path: Path, capsys: pytest.Capt
     assert f"{at('crops', 'num_workers')}: data.init_args.num_workers" in workers
     assert f"(also {at('fields', 'num_workers')})" in workers.replace(f"{tmp_path}/", "")
     (sampler,) = [note for note in notes if "`sampler`" in note]
-    assert f"{at('crops', 'sampler')}: data.init_args.train_config.sampler" in sampler
-    assert "`per_dataset_patch_limit` or `steps_per_epoch`" in sampler
+    assert f"{at('crops', 'sampler')}: data.init_args.val_config.sampler" in sampler
+    assert "an evaluation and a prediction use each sample once" in sampler
     (patches,) = [note for note in notes if "`num_patches`" in note]
     assert f"{at('multi', 'max_train_patches')}: max_train_patches" in patches
     assert len(notes) == 3
@@ -57,6 +57,7 @@ def _with(at: tuple[Any, ...], value: Any) -> dict[str, Any]:
         ((*_SPLIT[:-1], "num_workers"), 0, False),
         ((*_SPLIT[:-1], "use_in_memory_dataset"), False, False),
         ((*_SPLIT[:-1], "use_in_memory_dataset"), True, True),
+        ((*_SPLIT, "sampler"), {"class_path": "x.Sampler"}, False),
         ((*_SPLIT[:-1], "inputs", "image", "resampling"), "nearest", False),
         ((*_SPLIT[:-1], "inputs", "image", "resampling"), "bilinear", True),
         (

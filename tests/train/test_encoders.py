@@ -141,10 +141,10 @@ ENCODERS = (
 SKIPPED = {
     "anysat.AnySat": "its code is downloaded by torch.hub",
     "clay.clay.Clay": "the package claymodel, and weights that are downloaded",
-    "clip.CLIP": "the package transformers, and weights that are downloaded",
+    "clip.CLIP": "weights that are downloaded",
     "croma.Croma": "weights that are downloaded",
     "dinov3.DinoV3": "its code is downloaded by torch.hub",
-    "molmo.Molmo": "the package transformers, and weights that are downloaded",
+    "molmo.Molmo": "weights that are downloaded",
     "panopticon.Panopticon": "its code is downloaded by torch.hub",
     "prithvi.PrithviV2": "its configuration and weights are downloaded",
     "sam2_enc.SAM2Encoder": "the package sam2, and weights that are downloaded",

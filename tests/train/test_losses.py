@@ -17,6 +17,7 @@ from rslearn.train.tasks.segmentation import SegmentationHead
 
 from rslp.models.denominators import loss_denominator
 from rslp.models.heads import WeightedClassificationHead
+from rslp.models.segmentation_head import SegmentationHead as ChosenLosses
 from rslp.train.losses import LossMeter
 
 SAMPLES, CLASSES, SIZE = 7, 3, 4
@@ -46,10 +47,12 @@ def targets(kind: str) -> list[dict[str, Any]]:
     [
         (ClassificationHead(), "samples", CLASSES),
         (WeightedClassificationHead([1.0, 5.0, 0.2]), "samples", CLASSES),
+        (WeightedClassificationHead(focal_gamma=2.0), "samples", CLASSES),
         (RegressionHead(), "samples", 1),
         (RegressionHead(loss_mode="huber"), "samples", 1),
         (SegmentationHead(), "pixels", CLASSES),
         (SegmentationHead(weights=[1.0, 5.0, 0.2]), "pixels", CLASSES),
+        (ChosenLosses({"focal": 1.0}, weights=[1.0, 5.0, 0.2]), "pixels", CLASSES),
         (PerPixelRegressionHead(loss_mode="l1"), "pixels", 1),
     ],
 )

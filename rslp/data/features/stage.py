@@ -234,6 +234,7 @@ class FrozenStage:
             ),
             {"name": source.name, "split": split, "seed": source.seed, "block": self._batch_sizes[source.name]},
             {"encoder": encoder, "weights": self._weights[self.depth], "precision": str(trainer.precision)},
+            {"adapter": self._config["model"]["init_args"]["model"]["init_args"].get("adapter")},
             {"device": trainer.strategy.root_device.type, "dtype": self.settings.dtype},
             {"content": upstream.reads_inputs(model.after_encoder(self.depth))},
             fingerprint.referenced_digests(encoder),

@@ -1,8 +1,9 @@
 """The mixture: the samples of each batch of an epoch, on every process.
 
 A pure function of (sizes, batch sizes, mixture, seed, epoch, world size, rank): nothing is remembered between calls, so
-a resumed run needs only its epoch and its position in it. Three modules answer one question each: how many batches of
-each dataset (``counts``), in which order (``order``), which samples (``stream``). Read ``plan_epoch`` first.
+a resumed run needs only its epoch and its position in it. Four modules answer one question each: how many batches of
+each dataset (``counts``), in which order (``order``), which part of its passes (``stream``), which samples each pass
+has (``sampling``). Read ``plan_epoch`` first.
 
 A *global batch* is the batch of all processes together, of one dataset; each process gets a part of it. A *pass* goes
 once through a dataset, in a new random order. A *round* is up to ``datasets_per_step`` batches of different datasets.
@@ -21,8 +22,9 @@ import numpy.typing as npt
 
 from rslp.data.mixture.counts import Ints, counts, dataset_shares, quotas, supply
 from rslp.data.mixture.order import order, steps
+from rslp.data.mixture.sampling import InTurn, Sampling
 from rslp.data.mixture.settings import Mixture, Stop, check_fit, check_rank
-from rslp.data.mixture.stream import Stream, generator, shuffled
+from rslp.data.mixture.stream import Stream, generator
 from rslp.errors import UsageError
 
 __all__ = ["EpochBatches", "Mixture", "PlannedBatch", "Stop", "plan_epoch", "plan_evaluation"]
@@ -35,7 +37,8 @@ class PlannedBatch:
     Attributes:
         dataset: key of the dataset that all samples come from.
         indices: this process's samples, as indices in the dataset's split; never empty.
-        draws: how often each of them has been drawn before in this run.
+        draws: how often each of them has been drawn before in this run; with a sampling, any number that differs
+            between the draws of a sample.
         global_size: number of real samples of the batch over all processes.
         real: how many of ``indices`` are samples of the batch: all, or none. None on a process that gets no share of a
             batch with fewer samples than processes: its one index is a filler, which must not count in any loss or
@@ -60,6 +63,7 @@ class _Part:
     name: str
     stream: Stream
     start: int
+    sampling: Sampling
 
 
 class EpochBatches:
@@ -93,8 +97,8 @@ class EpochBatches:
         self._earlier_of_dataset = _occurrence(line, len(parts))
         self._seed = seed
         self._world, self._rank = world, rank
-        # For each dataset the number and the order of the pass that was used last.
-        self._passes: dict[str, tuple[int, npt.NDArray[np.int64]]] = {}
+        # For each dataset the number of the pass that was used last, and its samples with their draws.
+        self._passes: dict[str, tuple[int, tuple[Ints, Ints]]] = {}
 
     def __len__(self) -> int:
         """The number of batches: the same on every process, and in every epoch of a run."""
@@ -123,10 +127,10 @@ class EpochBatches:
         size = stop - first
         # This process's share of the global batch; without one, the batch's first sample as a filler.
         own_first, own_stop = (first + size * r // self._world for r in (self._rank, self._rank + 1))
-        indices = self._samples(part, pass_number, own_first, own_stop)
-        indices = indices or self._samples(part, pass_number, first, first + 1)
-        # A sample occurs once in each pass, so the number of the pass is how often it was drawn before.
-        draws = (pass_number,) * len(indices)
+        if own_first == own_stop:
+            indices, draws = self._samples(part, pass_number, first, first + 1)
+        else:
+            indices, draws = self._samples(part, pass_number, own_first, own_stop)
         step = int(self._step_of_batch[position])
         return PlannedBatch(
             part.name, indices, draws, size, own_stop - own_first, step, step_size=int(self._step_sizes[step])
@@ -147,15 +151,16 @@ class EpochBatches:
         edges = np.concatenate([[0], np.cumsum(self._step_sizes, dtype=np.int64)])[step:]
         return ([self[index] for index in range(first, stop)] for first, stop in pairwise(edges.tolist()))
 
-    def _samples(self, part: _Part, pass_number: int, first: int, stop: int) -> tuple[int, ...]:
-        """The samples at positions ``first`` to ``stop - 1`` of a pass, as indices in the dataset's split."""
+    def _samples(self, part: _Part, pass_number: int, first: int, stop: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The samples at positions ``first`` to ``stop - 1`` of a pass: indices in the dataset's split, and draws."""
         if self._seed is None:
-            return tuple(range(first, stop))
+            return tuple(range(first, stop)), (0,) * (stop - first)
         cached = self._passes.get(part.name)
         if cached is None or cached[0] != pass_number:
-            cached = pass_number, shuffled(part.stream.size, seed=self._seed, dataset=part.name, number=pass_number)
+            cached = pass_number, part.sampling.drawn(seed=self._seed, dataset=part.name, number=pass_number)
             self._passes[part.name] = cached
-        return tuple(cached[1][first:stop].tolist())
+        indices, draws = (values[first:stop].tolist() for values in cached[1])
+        return tuple(indices), tuple(draws)
 
 
 def plan_epoch(
@@ -167,6 +172,7 @@ def plan_epoch(
     epoch: int,
     world: int = 1,
     rank: int = 0,
+    samplings: Mapping[str, Sampling] | None = None,
 ) -> EpochBatches:
     """Plan one epoch of training.
 
@@ -182,6 +188,8 @@ def plan_epoch(
         epoch: number of the epoch, from 0.
         world: number of processes.
         rank: number of this process, from 0.
+        samplings: how samples are drawn, for datasets that do not draw each once in a pass; its ``size`` then stands
+            for the number of samples.
 
     Raises:
         DataError: a dataset is empty, or there is none.
@@ -191,6 +199,8 @@ def plan_epoch(
     check_rank(epoch=epoch, world=world, rank=rank)
     check_fit(sizes, batch_sizes, mixture)
     names = sorted(sizes)
+    drawing = {name: InTurn(sizes[name], sizes[name]) for name in names} | dict(samplings or {})
+    sizes = {name: drawing[name].size for name in names}
     supplies = {
         name: supply(sizes[name], batch_sizes[name] * world, mixture.limit(name), whole=mixture.whole) for name in names
     }
@@ -202,7 +212,10 @@ def plan_epoch(
         line, step_sizes = steps(line, count, mixture.datasets_per_step)
     if mixture.accumulate > 1:
         step_sizes = np.add.reduceat(step_sizes, np.arange(0, len(step_sizes), mixture.accumulate), dtype=np.int32)
-    parts = [_Part(name, supplies[name].stream, start) for name, start in zip(names, before.tolist(), strict=True)]
+    parts = [
+        _Part(name, supplies[name].stream, start, drawing[name])
+        for name, start in zip(names, before.tolist(), strict=True)
+    ]
     return EpochBatches(parts, line=line, step_sizes=step_sizes, seed=seed, world=world, rank=rank)
 
 
@@ -227,7 +240,7 @@ def plan_evaluation(
         Stream(size=sizes[name], samples_per_cycle=sizes[name], batch=batch_sizes[name] * world) for name in names
     ]
     line = np.repeat(np.arange(len(names)), np.array([each.batches for each in streams], dtype=np.int64))
-    parts = [_Part(name, each, 0) for name, each in zip(names, streams, strict=True)]
+    parts = [_Part(name, each, 0, InTurn(each.size, each.size)) for name, each in zip(names, streams, strict=True)]
     return EpochBatches(parts, line=line, step_sizes=np.ones(len(line), np.int32), seed=None, world=world, rank=rank)
 
 

@@ -11,6 +11,7 @@ import torch
 from rslp.errors import CheckpointError
 from rslp.helios.checkpoint.architecture import Architecture
 from rslp.io import read_yaml, resolve_paths
+from rslp.upstream.adapters import BASE, MERGE
 
 # Names of the encoder's tensors in a training checkpoint, of this and the original project.
 _ENCODER = "model.encoder.0."
@@ -24,12 +25,14 @@ def finetuned_weights(tensors: Mapping[str, torch.Tensor], file: Path) -> dict[s
     """Take the encoder's weights out of a training checkpoint.
 
     Raises:
-        CheckpointError: the checkpoint has none.
+        CheckpointError: the checkpoint has none, or adapters beside them.
     """
     weights = {name.removeprefix(_WEIGHTS): tensor for name, tensor in tensors.items() if name.startswith(_WEIGHTS)}
     if not weights:
         roots = sorted({".".join(name.split(".")[:3]) for name in tensors})
         raise CheckpointError(f"{file}: no weights named {_WEIGHTS}*, but {', '.join(roots[:8])}")
+    if any(BASE in name for name in weights):
+        raise CheckpointError(f"{file} has adapters beside its encoder's weights; {MERGE}")
     return weights
 
 
