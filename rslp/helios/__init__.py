@@ -16,6 +16,7 @@ workflows = {
     "compare": "rslp.cli.compare:compare",
     "pack": "rslp.cli.pack:pack",
     "study": "rslp.cli.study:study",
+    "report": "rslp.cli.report:report",
     "run": "rslp.cli.run:run",
     "run_ranks": "rslp.cli.run:run_ranks",
     "run_slurm": "rslp.cli.run:run_slurm",

@@ -121,7 +121,7 @@ class ArmsFile:
             if not source.exists():
                 return False
             target.mkdir(parents=True, exist_ok=True)
-            for path in sorted(source.parent.glob("*")):
+            for path in sorted((*source.parent.glob("*.json"), *source.parent.glob("*.parquet"))):
                 shutil.copyfile(path, target / path.name)
             cost = (run.done() or {}).get("cost") or {}
         if planned.run.checkpoints.is_dir():

@@ -1,0 +1,179 @@
+"""The page: its sections, made of blocks, and how they become one self-contained HTML file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from rslp.errors import UsageError
+from rslp.figures.picture import CLASSES, Picture
+from rslp.io import full_disk
+
+# Larger files are no longer mailed.
+MAX_BYTES = 10_000_000
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of a table; the page has the value beside the rounded text."""
+
+    value: float | None
+    form: str = ".3f"
+
+    def __str__(self) -> str:
+        """The text."""
+        if self.value is None or not math.isfinite(self.value):
+            return "none"
+        return format(self.value, self.form).replace("-", "\N{MINUS SIGN}")
+
+    @property
+    def exact(self) -> str:
+        """The value without loss."""
+        return "" if self.value is None else repr(self.value)
+
+
+Cell = str | Number
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph, or a list of them."""
+
+    lines: Sequence[str]
+    kind: str = "text"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names with values."""
+
+    items: Sequence[tuple[str, Cell]]
+    kind: str = "facts"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; its first column names the rows."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    kind: str = "table"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures beside each other; ``legend`` names the colours of classes."""
+
+    pictures: Sequence[Picture]
+    legend: Sequence[str] = ()
+    title: str = ""
+    kind: str = "figures"
+
+
+@dataclass(frozen=True)
+class Code:
+    """A text of a file."""
+
+    label: str
+    text: str
+    kind: str = "code"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Blocks that are shown on request."""
+
+    summary: str
+    blocks: Sequence[Any]
+    kind: str = "fold"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        id: its anchor.
+        title: its heading.
+        blocks: what it has.
+        absent: in place of blocks, one sentence that says why there are none.
+    """
+
+    id: str
+    title: str
+    blocks: Sequence[Any] = ()
+    absent: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report.
+
+    Attributes:
+        title: its title.
+        kind: ``run`` or ``study``.
+        name: project and name.
+        state: how far it is, in a word or two.
+        sections: its parts.
+        notes: one line for each damaged file.
+        facts: what stands below the title.
+    """
+
+    title: str
+    kind: str
+    name: str
+    state: str
+    sections: Sequence[Section]
+    notes: Sequence[str] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    def html(self) -> str:
+        """The page as text."""
+        environment = Environment(
+            loader=PackageLoader("rslp.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+            lstrip_blocks=True,
+        )  # fmt: skip
+        style = files("rslp.report").joinpath("templates/style.css").read_text(encoding="utf-8")
+        inline = lambda picture: Markup(picture.inline())  # noqa: E731 - the figures are made here
+        return environment.get_template("page.html").render(
+            page=self, style=Markup(style), inline=inline, colours=CLASSES
+        )
+
+    def pictures(self) -> list[Picture]:
+        """All figures."""
+        return [picture for section in self.sections for picture in _pictures(section.blocks)]
+
+
+def _pictures(blocks: Sequence[Any]) -> list[Picture]:
+    found: list[Picture] = []
+    for block in blocks:
+        if isinstance(block, Figures):
+            found += block.pictures
+        elif isinstance(block, Fold):
+            found += _pictures(block.blocks)
+    return found
+
+
+def save_figures(page: Page, folder: Path) -> int:
+    """Write each figure as SVG and PNG; returns their number.
+
+    Raises:
+        UsageError: the folder can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for picture in page.pictures():
+            picture.save(folder)
+    except OSError as error:
+        raise full_disk(error, folder) or UsageError(
+            f"--figures {folder} can't be written: {error.strerror}"
+        ) from error
+    return len(page.pictures())

@@ -1,0 +1,163 @@
+"""The report of one run."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rslp.check.findings import FINDING_IDS
+from rslp.report.contents import RunContents
+from rslp.report.page import Code, Facts, Fold, Number, Page, Section, Table, Text
+from rslp.report.results import errors_section, metrics_section, samples_section, sentences
+from rslp.report.training import curves_section, mixture_section, usage_section, windows_section
+from rslp.rundir import RunDir
+
+# A heartbeat that is older (s) is one of a process that has ended, or hangs.
+_SILENT = 3600
+
+
+def run_page(run: RunDir) -> Page:
+    """The report of a run in its present state."""
+    contents = RunContents.read(run)
+    sections = [
+        _overview(contents),
+        metrics_section(contents),
+        samples_section(contents),
+        errors_section(contents),
+        curves_section(contents),
+        mixture_section(contents),
+        windows_section(contents),
+        usage_section(contents),
+        _data_section(contents),
+        _config_section(contents),
+        _software_section(contents),
+    ]
+    code = contents.json(run.code.name)
+    facts = {"datasets": str(len(contents.datasets())), "commit": str(code.get("commit") or "not known")[:12]}
+    return Page(
+        f"{run.project}/{run.experiment}: report", "run", f"{run.project}/{run.experiment}", _state(contents), sections,
+        contents.notes, facts,
+    )  # fmt: skip
+
+
+def _state(contents: RunContents) -> str:
+    if contents.done is not None:
+        return "done"
+    state = str(contents.state.get("state") or "not started")
+    silent = time.time() - contents.state.get("heartbeat", time.time())
+    return f"{state}, silent for {silent / 3600:.0f} h" if state == "running" and silent > _SILENT else state
+
+
+def _overview(contents: RunContents) -> Section:
+    state, done, shown = contents.state, contents.done or {}, contents.shown
+    cost = done.get("cost") or {}
+    items: list[tuple[str, Any]] = [
+        ("epochs", Number(state.get("epoch"), "d")),
+        ("optimiser steps", Number(state.get("step"), ",d")),
+        ("samples drawn", Number(cost.get("samples"), ",d")),
+        ("training time", _duration(cost.get("seconds") or state.get("seconds"))),
+        ("parameters", Number(cost.get("parameters"), ",d")),
+    ]
+    if shown is not None:
+        items.insert(0, (f"score, {shown.evaluation.split} split", Number(shown.evaluation.score)))
+    names = contents.datasets()
+    lines = [f"Trained on {len(names)} datasets: {', '.join(names)}." if len(names) != 1 else f"Trained on {names[0]}."]
+    if early := done.get("ended_early"):
+        lines.append(f"The training ended early, by {early['by']}, of {early['of']}.")
+    if contents.done is None:
+        lines.append("The training is not finished: this is the state when the report was made.")
+    if unmoved := state.get("unmoved"):
+        lines.append(f"Never better than the baseline on validation: {', '.join(unmoved)}.")
+    blocks: list[Any] = [Facts([item for item in items if item[1] not in ("", None)]), Text(lines)]
+    if shown is not None:
+        blocks.append(Text(sentences(shown)))
+    return Section("overview", "Overview", blocks)
+
+
+def _duration(seconds: float | None) -> str:
+    if not seconds:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def _data_section(contents: RunContents) -> Section:
+    """Bad samples, and the findings of the check that the config allows."""
+    blocks: list[Any] = []
+    messages = {message: split for split, one in contents.splits.items() for message in one.evaluation.bad_samples}
+    counts = {split: count for split, count in (contents.state.get("faults") or {}).items() if count}
+    if counts:
+        blocks.append(
+            Text([f"Skipped in the training: {', '.join(f'{n} {split}' for split, n in counts.items())} samples."])
+        )
+    if messages:
+        rows = [[split, message] for message, split in messages.items()]
+        blocks.append(Table("Samples that an evaluation has left out", ("split", "what is wrong"), rows))
+    if not blocks:
+        blocks.append(Text(["No bad sample is recorded."]))
+    allowed = contents.json(contents.run.check.name).get("allowed") or {}
+    by_id: dict[str, list[str]] = {}
+    for dataset, ids in sorted(allowed.items()):
+        for id_ in ids:
+            by_id.setdefault(id_, []).append(dataset)
+    if by_id:
+        rows = [[id_, FINDING_IDS.get(id_, ""), ", ".join(names)] for id_, names in by_id.items()]
+        blocks.append(
+            Table("Findings of the check that the config allows", ("finding", "what it means", "datasets"), rows)
+        )
+    else:
+        blocks.append(Text(["The config allows no finding of the check."]))
+    return Section("data", "Bad samples and findings", blocks)
+
+
+def _config_section(contents: RunContents) -> Section:
+    """The run config, and which files its values come from."""
+    text = contents.text(contents.run.config.name)
+    if not text:
+        return Section("config", "Run config", absent="The run directory has no config.yaml.")
+    blocks: list[Any] = [Fold("config.yaml", [Code("config.yaml", text)])]
+    rows = []
+    for key, origins in contents.json(contents.run.provenance.name).items():
+        for origin in origins if isinstance(origins, list) else ():
+            if isinstance(origin, dict) and origin.get("won"):
+                rows.append([key, _short(origin.get("value")), _place(origin)])
+    if rows:
+        table = Table("The file and line that set each value", ("key", "value", "from"), rows)
+        blocks.append(Fold(f"Where its {len(rows)} values come from", [table]))
+    else:
+        blocks.append(Text(["Which files its values come from is not recorded: stage 1 has not made this config."]))
+    return Section("config", "Run config", blocks)
+
+
+def _place(origin: dict[str, Any]) -> str:
+    return f"{origin['file']}:{origin['line']}" if origin.get("file") else "computed by stage 1"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def _software_section(contents: RunContents) -> Section:
+    """Commit, packages, fingerprints of the data and of the checkpoint."""
+    code, environment = contents.json(contents.run.code.name), contents.text(contents.run.environment.name)
+    items: list[tuple[str, Any]] = []
+    if code:
+        changed = " with changes that are not committed" if code.get("dirty") else ""
+        items += [("commit", f"{code.get('commit') or 'not a checkout'}{changed}"), ("rslp", str(code.get("version")))]
+    blocks: list[Any] = [Facts(items)] if items else []
+    rows = [
+        [dataset, split, digest[:16]]
+        for split, one in contents.splits.items()
+        for dataset, digest in sorted(one.evaluation.data_fingerprints.items())
+    ]
+    if rows:
+        head = ("dataset", "split", "fingerprint")
+        blocks.append(Table("Fingerprints of the evaluated samples: equal ones are of the same samples", head, rows))
+        checkpoints = {one.evaluation.checkpoint_sha256: one.evaluation.checkpoint for one in contents.splits.values()}
+        blocks.append(Text([f"Evaluated: {name}, SHA-256 {digest}." for digest, name in checkpoints.items()]))
+    if environment:
+        blocks.append(Fold("Python and packages", [Code("environment.txt", environment)]))
+    if not blocks:
+        return Section("software", "Software", absent="The run directory has no record of the software yet.")
+    return Section("software", "Software and data", blocks)
