@@ -267,6 +267,27 @@ def study(cfg: str | Path, *, engine: str = "local", options: EngineOptions | No
     return make_study(plan, engine=engine, options=options or EngineOptions())
 
 
+def report(subject: RunDir | str | Path, *, output: str | Path | None = None, figures: str | Path | None = None) -> str:
+    """Write the report of a run or a study, one HTML file, as the command ``report`` does.
+
+    Args:
+        subject: the run, which may still be training; or the directory of a study.
+        output: the file; by default ``report.html`` in that directory.
+        figures: a folder in which each figure is also written, as SVG and PNG.
+
+    Returns:
+        Where the report is.
+
+    Raises:
+        RunError: there is no such run or study, or the study's files are damaged.
+        UsageError: a file can't be written.
+    """
+    quieten_rslearn()
+    from rslp.report.write import write_report
+
+    return write_report(subject if isinstance(subject, RunDir) else Path(subject), output=output, figures=figures)
+
+
 def read_run_configs(configs: Configs) -> list[Document]:
     """Read run configs.
 

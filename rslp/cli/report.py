@@ -24,13 +24,13 @@ def report(
     if (run is None) == (study is None):
         raise UsageError("give one of --run and --study: PROJECT/EXPERIMENT, or a directory")
     quieten_rslearn()
-    from rslp.report.write import write_run_report, write_study_report
+    from rslp.report.write import write_report
 
     if run is not None:
         with open_run(run) as directory:
-            written = write_run_report(directory, output=output, figures=figures)
+            written = write_report(directory, output=output, figures=figures)
     else:
-        written = write_study_report(_study_folder(str(study)), output=output, figures=figures)
+        written = write_report(_study_folder(str(study)), output=output, figures=figures)
     sys.stdout.write(f"{written}\n")
     return 0
 

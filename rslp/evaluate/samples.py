@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from rslearn.train.model_context import RasterImage
 
+from rslp.data.bad_samples import READ_ERRORS
 from rslp.data.batches import Batch, collate
 from rslp.data.samples import SampleSource
 from rslp.errors import DataError, RunError
@@ -162,7 +165,7 @@ def read_samples(path: Path) -> list[ShownSample]:
             ShownSample(**{**entry, "bounds": tuple(entry["bounds"]), "bands": tuple(entry["bands"])}, arrays=arrays[i])
             for i, entry in enumerate(entries)
         ]
-    except (ValueError, LookupError, TypeError, OSError, EOFError) as error:
+    except (*READ_ERRORS, BadZipFile, zlib.error) as error:
         raise RunError(f"{path} is no file of samples, or a damaged one: {error}") from error
 
 

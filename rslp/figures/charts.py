@@ -12,7 +12,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from rslp.figures.picture import GRID, INK, MUTED, SERIES, Picture, new_figure
+from rslp.figures.picture import GRID, INK, MUTED, SERIES, Picture, new_figure, styled
 
 Floats = npt.NDArray[np.float64]
 Points = Sequence[tuple[float, float]]
@@ -42,6 +42,7 @@ class Bar:
     text: str = ""
 
 
+@styled
 def intervals(name: str, title: str, bars: Sequence[Bar], *, axis: str, zero: bool = False) -> Picture:
     """Values as points with their intervals as bars, one below the other.
 
@@ -79,38 +80,45 @@ class Panel:
     """Axes with curves.
 
     Attributes:
+        curves: x and y by name; the same name has the same colour in all panels of a figure.
         title: what is drawn.
-        curves: x and y by name.
+        x: label of the horizontal axis.
+        y: label of the vertical axis.
         level: a horizontal line, with its name.
         diagonal: draw the diagonal.
         unit_square: both axes from 0 to 1.
-        x: label of the horizontal axis.
-        y: label of the vertical axis.
         dots: draw points, not lines.
-        floor: the vertical axis begins at 0.
+        from_zero: the vertical axis begins at 0.
     """
 
-    title: str
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    title: str = ""
+    x: str = ""
+    y: str = ""
     level: tuple[str, float] | None = None
     diagonal: bool = False
     unit_square: bool = False
-    x: str = ""
-    y: str = ""
     dots: bool = False
-    floor: bool = False
+    from_zero: bool = False
 
 
-def lines(name: str, title: str, panels: Sequence[Panel], *, text: str, height: float = 200) -> Picture:
+@styled
+def lines(name: str, title: str, panels: Sequence[Panel], *, text: str, height: float = 210) -> Picture:
     """Curves in one or two panels beside each other."""
     figure, axes = new_figure(height, columns=len(panels))
+    names = list(dict.fromkeys(label for panel in panels for label in panel.curves))
+    handles: dict[str, Any] = {}
     for axis, panel in zip(axes, panels, strict=True):
-        _draw_panel(axis, panel)
+        _draw_panel(axis, panel, names)
+        handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
+    if len(handles) > 1:
+        figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=3)
     return Picture(name, title, text, figure)
 
 
-def _draw_panel(axis: Axes, panel: Panel) -> None:
-    for number, (label, (x, y)) in enumerate(panel.curves.items()):
+def _draw_panel(axis: Axes, panel: Panel, names: Sequence[str]) -> None:
+    for label, (x, y) in panel.curves.items():
+        number = names.index(label)
         colour = SERIES[number % len(SERIES)]
         if panel.dots:
             axis.plot(x, y, "o", ms=4, color=colour, alpha=0.55, mew=0, label=label)
@@ -118,26 +126,22 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
             style = _DASHES[number % len(_DASHES)]
             axis.plot(x, y, style, color=colour, lw=1.8, marker="o" if len(x) < 12 else "", ms=3.5, label=label)
     if panel.level is not None:
-        axis.axhline(panel.level[1], color=MUTED, lw=1.2, ls=(0, (1, 2)), label=panel.level[0])
+        axis.axhline(panel.level[1], color=MUTED, lw=1.4, ls=":", label=panel.level[0])
+    for ticked in (axis.xaxis, axis.yaxis):
+        ticked.set_major_locator(MaxNLocator(4))
     if panel.unit_square:
-        axis.set_xlim(-0.03, 1.03)
-        axis.set_ylim(-0.03, 1.03)
-        axis.set_box_aspect(1)
+        axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), box_aspect=1)
     if panel.diagonal:
         ends = [min(axis.get_xlim()[0], axis.get_ylim()[0]), max(axis.get_xlim()[1], axis.get_ylim()[1])]
-        axis.plot(ends, ends, color=MUTED, lw=1, ls=(0, (1, 2)))
-    if panel.floor:
+        axis.plot(ends, ends, color=MUTED, lw=1, ls=":")
+    if panel.from_zero:
         axis.set_ylim(bottom=0)
     axis.set_title(panel.title, loc="left")
-    axis.set_xlabel(panel.x)
-    axis.set_ylabel(panel.y)
-    axis.xaxis.set_major_locator(MaxNLocator(4))
-    axis.yaxis.set_major_locator(MaxNLocator(4))
+    axis.set(xlabel=panel.x, ylabel=panel.y)
     axis.grid(lw=0.6, color=GRID)
-    if len(panel.curves) + (panel.level is not None) > 1:
-        axis.legend(loc="best")
 
 
+@styled
 def matrix(
     name: str, title: str, shares: Floats, texts: Sequence[Sequence[str]], labels: tuple[Sequence[str], Sequence[str]],
     *, axes: tuple[str, str], text: str,
@@ -178,6 +182,7 @@ def matrix(
     return Picture(name, title, text, figure)
 
 
+@styled
 def shares_over_time(
     name: str, title: str, epochs: Sequence[int], counts: Mapping[str, Sequence[float]], *, text: str
 ) -> Picture:
@@ -199,6 +204,7 @@ def shares_over_time(
     return Picture(name, title, text, figure)
 
 
+@styled
 def places(name: str, title: str, points: Mapping[str, Points], *, text: str) -> Picture:
     """A map of points by group, in degrees, with equal scales in the middle; no map tiles."""
     figure, (axis,) = new_figure(300)

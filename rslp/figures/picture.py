@@ -26,8 +26,8 @@ CLASSES = (
     *("#c0392b", "#5bc0de", "#ffd43b", "#495057", "#e8590c", "#12b886", "#ae3ec9", "#74c0fc"),
 )
 UNLABELLED = "#c9c9c9"
-# Width of a figure on a phone (inches of 72 px).
-WIDTH = 340 / 72
+# Width of a figure on a phone (px; an inch has 72).
+WIDTH = 340.0
 _SETTINGS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "rslp",
@@ -70,10 +70,10 @@ class Picture:
     def inline(self) -> str:
         """The figure as an SVG element, whose colours are variables of the page."""
         svg = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>|<!--.*?-->", "", self._svg(), flags=re.DOTALL)
-        used = set(re.findall(r'(?:url\(|href=")#([\w-]+)', svg))
+        used = set(re.findall(r'(?:url\(|href=")#([^")]+)', svg))
         # Ids of several figures in one page must differ; most are not referred to.
         kept = lambda match: f' id="{self._slug}-{match[1]}"' if match[1] in used else ""  # noqa: E731
-        svg = re.sub(r' id="([\w-]+)"', kept, svg)
+        svg = re.sub(r' id="([^"]+)"', kept, svg)
         svg = re.sub(r'(url\(|href=")#', rf"\1#{self._slug}-", svg)
         svg = re.sub(r"font-family: [^;\"]*|font: (\d+)px [^;\"]*", lambda m: f"font-size: {m[1]}px" * bool(m[1]), svg)
         for colour, variable in VARIABLES.items():
@@ -102,16 +102,17 @@ class Picture:
         return text.getvalue()
 
 
-def new_figure(height: float, *, columns: int = 1, rows: int = 1, **options: Any) -> tuple[Figure, Sequence[Axes]]:
-    """A figure as wide as a phone, with its axes in one list.
+# Decorates functions that draw.
+styled = mpl.rc_context(_SETTINGS)
+
+
+def new_figure(height: float, *, columns: int = 1, width: float = WIDTH) -> tuple[Figure, Sequence[Axes]]:
+    """A figure with its axes beside each other; to be called in a function that is ``styled``.
 
     Args:
         height: in px.
-        columns: columns of axes.
-        rows: rows of axes.
-        **options: of matplotlib's ``Figure.subplots``.
+        columns: number of axes.
+        width: in px; by default as wide as a phone.
     """
-    with mpl.rc_context(_SETTINGS):
-        figure = Figure(figsize=(WIDTH, height / 72), dpi=72, layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, **options)
-    return figure, list(axes.flat)
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+    return figure, list(figure.subplots(1, columns, squeeze=False).flat)

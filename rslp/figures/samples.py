@@ -12,9 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
-from rslp.figures.picture import CLASSES, GRID, SERIES, UNLABELLED, Picture, new_figure
+from rslp.figures.picture import CLASSES, GRID, SERIES, UNLABELLED, Picture, new_figure, styled
 
 Array = npt.NDArray[Any]
+# Width of a picture without rasters beside it (px).
+SMALL = 150.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class SampleView:
     boxes: Mapping[str, Sequence[Sequence[float]]] | None = None
 
 
+@styled
 def sample(name: str, title: str, view: SampleView, *, caption: str, classes: int) -> Picture:
     """Draw a sample.
 
@@ -48,20 +51,21 @@ def sample(name: str, title: str, view: SampleView, *, caption: str, classes: in
         caption: label, prediction and error in words.
         classes: number of classes of a label raster; 0 for numbers.
     """
-    rasters = {"label": view.truth, "prediction": view.prediction}
-    shown = {label: raster for label, raster in rasters.items() if raster is not None}
-    columns = max(2, 1 + len(shown)) if view.series is None else 1
-    figure, axes = new_figure(150 if columns == 3 else 170, columns=columns)
+    shown = {
+        label: raster
+        for label, raster in (("label", view.truth), ("prediction", view.prediction))
+        if raster is not None
+    }
+    whole = view.series is not None or bool(shown)
+    figure, axes = new_figure(138 if shown else 160, columns=1 + len(shown), **({} if whole else {"width": SMALL}))
     if view.series is not None:
         _draw_series(axes[0], view)
     else:
         _draw_image(axes[0], view)
-        ends = _ends(shown.values())
-        for axis, (label, raster) in zip(axes[1:], shown.items(), strict=False):
-            _bare(axis, label)
-            axis.imshow(_painted(raster, classes, ends), interpolation="nearest")
-        for axis in axes[1 + len(shown) :]:
-            axis.set_visible(False)
+    ends = _ends(shown.values())
+    for axis, (label, raster) in zip(axes[1:], shown.items(), strict=True):
+        _bare(axis, label)
+        axis.imshow(_painted(raster, classes, ends), interpolation="none")
     return Picture(name, title, caption, figure, caption)
 
 
@@ -77,7 +81,7 @@ def _draw_series(axis: Axes, view: SampleView) -> None:
 def _draw_image(axis: Axes, view: SampleView) -> None:
     _bare(axis, ", ".join(view.bands))
     if view.image is not None:
-        axis.imshow(view.image, cmap="gray", interpolation="nearest")
+        axis.imshow(view.image, cmap="gray", interpolation="none")
     for number, (_, boxes) in enumerate((view.boxes or {}).items()):
         for x0, y0, x1, y1 in boxes:
             # Pixel 0 reaches from -0.5 to 0.5.

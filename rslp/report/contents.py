@@ -6,8 +6,10 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rslp.errors import RunError
@@ -82,7 +84,7 @@ class RunContents:
             values.append(float(value))
         found.splits = {split: one for split in SPLITS if (one := found._split(split)) is not None}
         if run.windows.is_file():
-            found.windows = found.tried(lambda: pq.read_table(io.BytesIO(run.windows.read_bytes())).to_pylist(), [])
+            found.windows = found.tried(partial(_read_rows, run.windows), found.windows)
         return found
 
     def tried(self, read: Callable[[], Content], otherwise: Content) -> Content:
@@ -131,6 +133,14 @@ class RunContents:
         init = (self.config.get("data") or {}).get("init_args") or {}
         disabled = set(init.get("disabled_datasets") or ())
         return [name for name in sorted(init.get("data_modules") or {}) if name not in disabled]
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(path.read_bytes())).to_pylist()
+        return rows
+    except (pa.ArrowException, OSError) as error:
+        raise RunError(f"{path} is damaged, or can't be read: {error}") from error
 
 
 def name_of(dataset: str, task: str) -> str:

@@ -6,18 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from rslp.errors import UsageError
 from rslp.figures.picture import CLASSES, Picture
-from rslp.io import full_disk
-
-# Larger files are no longer mailed.
-MAX_BYTES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -160,20 +154,3 @@ def _pictures(blocks: Sequence[Any]) -> list[Picture]:
         elif isinstance(block, Fold):
             found += _pictures(block.blocks)
     return found
-
-
-def save_figures(page: Page, folder: Path) -> int:
-    """Write each figure as SVG and PNG; returns their number.
-
-    Raises:
-        UsageError: the folder can't be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for picture in page.pictures():
-            picture.save(folder)
-    except OSError as error:
-        raise full_disk(error, folder) or UsageError(
-            f"--figures {folder} can't be written: {error.strerror}"
-        ) from error
-    return len(page.pictures())

@@ -12,6 +12,7 @@ from rslp.evaluate.rows import MetricRow
 from rslp.evaluate.samples import ShownSample
 from rslp.figures import charts, samples
 from rslp.figures.picture import Picture
+from rslp.io.terminal import counted
 from rslp.report.contents import EvaluatedSplit, RunContents, name_of
 from rslp.report.page import Cell, Figures, Fold, Number, Section, Table, Text
 from rslp.train.metrics import THRESHOLD
@@ -157,9 +158,9 @@ def _sample(number: int, shown: ShownSample, details: TaskDetails | None, thresh
         arrays.get("image"), arrays.get("series"), shown.bands, arrays.get("truth"), arrays.get("prediction"), boxes
     )
     classes = len(details.classes) if details is not None and details.kind == "segmentation" else 0
-    title = f"{shown.reason}: {shown.group}/{shown.window}"
+    caption = f"{shown.group}/{shown.window}: {_caption(shown, columns, details, threshold)}"
     name = f"sample-{shown.dataset}-{shown.task}-{number}"
-    return samples.sample(name, title, view, caption=_caption(shown, columns, details, threshold), classes=classes)
+    return samples.sample(name, shown.reason, view, caption=caption, classes=classes)
 
 
 def _caption(shown: ShownSample, columns: dict[str, Any], details: TaskDetails | None, threshold: float) -> str:
@@ -167,19 +168,17 @@ def _caption(shown: ShownSample, columns: dict[str, Any], details: TaskDetails |
     if details is not None and "probabilities" in columns:
         chosen = int(np.argmax(columns["probabilities"]))
         score = columns["probabilities"][chosen]
-        return f"Label {_class(details, columns['label'])}; predicted {_class(details, chosen)} with {score:.2f}."
+        return f"label {_class(details, columns['label'])}, predicted {_class(details, chosen)} with {score:.2f}."
     if "value" in columns:
-        return f"Label {columns['target']:.4g}; predicted {columns['value']:.4g}."
+        return f"label {columns['target']:.4g}, predicted {columns['value']:.4g}."
     if "true_boxes" in columns or "boxes" in columns:
         kept = sum(score >= threshold for score in columns.get("scores", ()))
         objects = len(columns.get("true_boxes", ()))
-        return (
-            f"{objects} objects (yellow, solid), {kept} detections with a score of at least {threshold:.2f} (pink, "
-            f"dashed); {shown.error:.0f} missed or false."
-        )
+        drawn = f"{counted(objects, 'object')} (yellow, solid), {counted(kept, 'detection')} (pink, dashed)"
+        return f"{drawn} with a score of at least {threshold:.2f}; {shown.error:.0f} missed or false."
     if "confusion_pixels" in columns:
         return f"{100 * shown.error:.1f} % of the labelled pixels are wrong."
-    return f"Mean absolute error of its pixels: {shown.error:.4g}."
+    return f"mean absolute error of its pixels: {shown.error:.4g}."
 
 
 def errors_section(contents: RunContents) -> Section:
@@ -206,7 +205,7 @@ def task_pictures(name: str, details: TaskDetails) -> list[Picture]:
     if (reliability := details.reliability()) is not None:
         confidence, accuracy, _, error = reliability
         panel = charts.Panel(
-            "", {"predictions": (confidence.tolist(), accuracy.tolist())}, diagonal=True, unit_square=True,
+            {"predictions": (confidence.tolist(), accuracy.tolist())}, diagonal=True, unit_square=True,
             x="score of the predicted class", y="share that is right",
         )  # fmt: skip
         text = (
@@ -220,7 +219,7 @@ def task_pictures(name: str, details: TaskDetails) -> list[Picture]:
         best = int(np.argmax(2 * recall * precision / np.maximum(recall + precision, 1e-12)))
         text = f"At the best F1 recall is {recall[best]:.2f} and precision {precision[best]:.2f}."
         panel = charts.Panel(
-            "", {"detections": (recall.tolist(), precision.tolist())}, unit_square=True, x="recall", y="precision"
+            {"detections": (recall.tolist(), precision.tolist())}, unit_square=True, x="recall", y="precision"
         )
         title = f"{name}: precision and recall"
         pictures.append(charts.lines(f"precision-recall-{name}", title, [panel], text=text, height=280))
@@ -228,7 +227,7 @@ def task_pictures(name: str, details: TaskDetails) -> list[Picture]:
         target, value, number = points
         text = f"{number:,} samples; labels from {target.min():.3g} to {target.max():.3g}, predictions from "
         panel = charts.Panel(
-            "", {"samples": (target.tolist(), value.tolist())}, diagonal=True, x="label", y="prediction", dots=True
+            {"samples": (target.tolist(), value.tolist())}, diagonal=True, x="label", y="prediction", dots=True
         )
         title = f"{name}: prediction against label"
         pictures.append(

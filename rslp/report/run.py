@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from rslp.check.findings import FINDING_IDS
+from rslp.errors import RunError
 from rslp.report.contents import RunContents
 from rslp.report.page import Code, Facts, Fold, Number, Page, Section, Table, Text
 from rslp.report.results import errors_section, metrics_section, samples_section, sentences
@@ -17,7 +18,13 @@ _SILENT = 3600
 
 
 def run_page(run: RunDir) -> Page:
-    """The report of a run in its present state."""
+    """The report of a run in its present state.
+
+    Raises:
+        RunError: there is no run.
+    """
+    if not run.config.is_file():
+        raise RunError(f"there is no run at {run.location}")
     contents = RunContents.read(run)
     sections = [
         _overview(contents),

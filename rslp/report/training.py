@@ -21,7 +21,7 @@ def curves_section(contents: RunContents) -> Section:
     if score := contents.series.get("val/score"):
         best = max(score[1])
         text = f"The score is best at step {score[0][score[1].index(best)]:,}, with {best:.3f}."
-        panel = charts.Panel("score on validation", {"score": score}, x="step")
+        panel = charts.Panel({"score": score}, "score on validation", x="step")
         pictures.insert(0, charts.lines("curve-score", "All datasets: mean score", [panel], text=text))
     if not pictures:
         return Section("curves", "Learning curves", absent="Nothing is logged yet: the first epoch is not over.")
@@ -36,7 +36,7 @@ def _curves(contents: RunContents, dataset: str) -> Picture | None:
     if not losses:
         return None
     ends = [f"the {label} loss goes from {y[0]:.3g} to {y[-1]:.3g}" for label, (_, y) in losses.items()]
-    panels = [charts.Panel("loss", losses, x="step")]
+    panels = [charts.Panel(losses, "loss", x="step")]
     metrics = {
         name.split("/")[-1]: values
         for name, values in series.items()
@@ -45,7 +45,9 @@ def _curves(contents: RunContents, dataset: str) -> Picture | None:
     if metrics:
         floor = _floor(contents, dataset, next(iter(metrics)))
         level = None if floor is None else ("baseline", floor)
-        panels.append(charts.Panel(", ".join(metrics), metrics, level, x="step"))
+        several = len(metrics) > 1
+        named = metrics if several else {"validation": next(iter(metrics.values()))}
+        panels.append(charts.Panel(named, ", ".join(metrics) if not several else "metrics", "step", level=level))
         ends += [f"{name} goes from {y[0]:.3g} to {y[-1]:.3g}" for name, (_, y) in metrics.items()]
     text = "; ".join(ends) + "."
     return charts.lines(f"curve-{dataset}", dataset, panels, text=text[0].upper() + text[1:])
@@ -129,13 +131,11 @@ def usage_section(contents: RunContents) -> Section:
         )
         return Section("usage", "Throughput and memory", absent=text)
     minutes = [seconds / 60 for seconds, _ in speeds]
+    memory = [row[1] / 60 for row in rows], [row[3] / _GIB for row in rows]
     panels = [
-        charts.Panel("samples per second", {"s": (minutes, [speed for _, speed in speeds])}, x="minutes", floor=True),
-        charts.Panel(
-            "peak memory, GiB", {"m": ([row[1] / 60 for row in rows], [row[3] / _GIB for row in rows])},
-            x="minutes", floor=True,
-        ),
-    ]  # fmt: skip
+        charts.Panel({"": (minutes, [speed for _, speed in speeds])}, "samples per second", "minutes", from_zero=True),
+        charts.Panel({"": memory}, "peak memory, GiB", "minutes", from_zero=True),
+    ]
     whole = rows[-1][2] / rows[-1][1] if rows[-1][1] else 0.0
     text = f"{whole:.3g} samples per second over all, with validation; peak memory {rows[-1][3] / _GIB:.2f} GiB."
     picture = charts.lines("usage", "Over the time of the training", panels, text=text)

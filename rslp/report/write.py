@@ -5,71 +5,46 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rslp.errors import RunError, UsageError
+from rslp.errors import UsageError
 from rslp.io import full_disk, is_remote, write_atomic
-from rslp.report.page import MAX_BYTES, Page, save_figures
 from rslp.report.run import run_page
 from rslp.report.study import study_page
 from rslp.rundir import RUN_FILES, RunDir
 
+_NAME = RUN_FILES.report.name
+# Larger files are not mailed.
+_MAX_BYTES = 10_000_000
 
-def write_run_report(run: RunDir, *, output: str | Path | None = None, figures: str | Path | None = None) -> str:
-    """Write the report of a run, by default to ``report.html`` of its directory; returns where it is.
+
+def write_report(subject: RunDir | Path, *, output: str | Path | None = None, figures: str | Path | None = None) -> str:
+    """Write the report of a run or a study, by default ``report.html`` in its directory; returns where it is.
 
     Args:
-        run: the run directory, or a readable copy of the small files of one on an object store.
+        subject: the run, maybe a readable copy of one on an object store; or the directory of a study.
         output: the file.
         figures: a folder in which each figure is written as SVG and PNG.
 
     Raises:
-        RunError: there is no run.
-        UsageError: the file can't be written.
+        RunError: there is no such run or study, or the study's files are damaged.
+        UsageError: a file can't be written.
     """
-    if not run.config.is_file():
-        raise RunError(f"there is no run at {run.location}")
-    page = run_page(run)
-    name = RUN_FILES.report.name
-    if output is None and is_remote(run.location):
-        run.files().write(name, _html(page).encode())
-        written = f"{run.location}/{name}"
-    else:
-        written = _write(page, Path(output or run.report))
-    if figures is not None:
-        save_figures(page, Path(figures))
-    return written
-
-
-def write_study_report(folder: Path, *, output: str | Path | None = None, figures: str | Path | None = None) -> str:
-    """Write the report of a study, by default to ``report.html`` of its directory; returns where it is.
-
-    Args:
-        folder: the study's directory.
-        output: the file.
-        figures: a folder in which each figure is written as SVG and PNG.
-
-    Raises:
-        RunError: there is no study, or its files are damaged.
-        UsageError: the file can't be written.
-    """
-    page = study_page(folder)
-    written = _write(page, Path(output or folder / RUN_FILES.report.name))
-    if figures is not None:
-        save_figures(page, Path(figures))
-    return written
-
-
-def _html(page: Page) -> str:
-    text = page.html()
-    if len(text.encode()) > MAX_BYTES:
-        sys.stderr.write(f"note: the report is larger than {MAX_BYTES // 1_000_000} MB\n")
-    return text
-
-
-def _write(page: Page, path: Path) -> str:
-    text = _html(page)
+    page = run_page(subject) if isinstance(subject, RunDir) else study_page(subject)
+    text = page.html().encode()
+    if len(text) > _MAX_BYTES:
+        sys.stderr.write(f"note: the report is larger than {_MAX_BYTES // 1_000_000} MB\n")
+    place = Path(output or (subject.path if isinstance(subject, RunDir) else subject) / _NAME)
+    written = str(place)
     try:
-        write_atomic(path, text)
+        if isinstance(subject, RunDir) and output is None and is_remote(subject.location):
+            subject.files().write(_NAME, text)
+            written = f"{subject.location}/{_NAME}"
+        else:
+            write_atomic(place, text)
+        if figures is not None:
+            place = Path(figures)
+            place.mkdir(parents=True, exist_ok=True)
+            for picture in page.pictures():
+                picture.save(place)
     except OSError as error:
-        message = f"{path} can't be written: {error.strerror}; --output names another file"
-        raise full_disk(error, path) or UsageError(message) from error
-    return str(path)
+        raise full_disk(error, place) or UsageError(f"{place} can't be written: {error.strerror}") from error
+    return written
