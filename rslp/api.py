@@ -113,10 +113,11 @@ def plan(
     where = engine_of(engine)
     made = where.plan([job], EngineOptions(detach=engine == "local"))
     values = constants or {}
-    config = launch.merged_config(read_run_configs(configs), run=job.run, constants=values, notes=[])
+    documents = read_run_configs(configs)
+    config = launch.merged_config(documents, run=job.run, constants=values, notes=[])
     names = list(map(str, _listed(configs)))
     run_check = partial(ensure_checked, names, config=config, run=job.run, constants=values, here=not where.remote)
-    return PlannedJob(where, made, launch.Request(job, config, run_check))
+    return PlannedJob(where, made, launch.Request(job, config, run_check, launch.provenance_of(documents)))
 
 
 def submit(planned: PlannedJob, *, check: bool = True) -> SubmissionRecord:
@@ -164,8 +165,9 @@ def fit(run: RunDir, configs: Configs | None = None, *, constants: Mapping[str, 
     quieten_rslearn()
     run.refuse_folders()
     if configs is not None:
-        config = launch.merged_config(read_run_configs(configs), run=run, constants=constants or {}, notes=[])
-        with launch.install_config(run, config):
+        documents = read_run_configs(configs)
+        config = launch.merged_config(documents, run=run, constants=constants or {}, notes=[])
+        with launch.install_config(run, config, provenance=launch.provenance_of(documents)):
             pass
     elif not run.config.is_file():
         raise RunError(f"{run.config} does not exist: name the run config")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import shlex
 import sys
 from pathlib import Path
 from signal import Signals
@@ -78,6 +79,7 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None, evaluat
         whole, own = evaluations[: len(splits)], evaluations[len(splits) :]
         print_table(whole, own=own, unmoved=directory.read_state(notes).get("unmoved") or ())
         sys.stderr.writelines(f"warning: {note}\n" for note in notes)
+        print_message(f"to look at it: python -m rslp.main helios report --run {shlex.quote(run_dir)}")
     return 0
 
 

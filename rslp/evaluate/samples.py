@@ -216,8 +216,9 @@ def _image(
     middle = values[:, values.shape[1] // 2]
     if len(chosen) == 2:
         chosen, middle = chosen[:1], middle[:1]
-    low, high = (np.percentile(middle, end, axis=(1, 2), keepdims=True) for end in (2, 98))
-    stretched = (255 * np.clip((middle - low) / np.maximum(high - low, 1e-12), 0, 1)).astype(np.uint8)
+    # One stretch for all bands: with one each, a grey field would be as colourful as a bright one.
+    low, high = np.percentile(middle, (2, 98))
+    stretched = (255 * np.clip((middle - low) / max(high - low, 1e-12), 0, 1)).astype(np.uint8)
     return chosen, {"image": stretched[0] if len(stretched) == 1 else stretched.transpose(1, 2, 0)}
 
 

@@ -131,8 +131,8 @@ def samples_section(contents: RunContents) -> Section:
     thresholds = {(r.dataset, r.task): r.value for r in rows if r.metric == THRESHOLD and r.value is not None}
     blocks: list[Any] = [
         Text([
-            f"Of the {shown.evaluation.split} split; images are stretched between their 2nd and 98th percentile. "
-            "The worst samples are those with the largest error; random ones are drawn without regard to it."
+            f"Of the {shown.evaluation.split} split; images are stretched between the 2nd and the 98th percentile of "
+            "their values. The worst samples are those with the largest error; random ones are drawn without regard to it."
         ])
     ]  # fmt: skip
     for key in dict.fromkeys((sample.dataset, sample.task) for sample in shown.samples):

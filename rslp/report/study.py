@@ -197,8 +197,8 @@ def _matrix(cells: Sequence[Mapping[str, Any]], other: str, title: str, axes: tu
         sure = cell["low"] is not None and not cell["low"] <= 0 <= cell["high"]
         texts[at[0]][at[1]] = f"{cell['value']:+.2f}{'*' if sure else ''}"
     largest = np.nanmax(np.abs(values)) or 1.0
-    said = [f"{_name(cell)} with {cell[other]} {cell['value']:+.3f}" for cell in cells]
-    text = f"{'; '.join(said)}. An asterisk: the 95 % interval does not hold 0."
+    texts = [f"{_name(cell)} with {cell[other]} {cell['value']:+.3f}" for cell in cells]
+    text = f"{'; '.join(texts)}. An asterisk: the 95 % interval does not hold 0."
     return charts.matrix(other, title, values / largest, texts, (rows, columns), axes=axes, text=text)
 
 

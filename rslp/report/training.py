@@ -32,7 +32,8 @@ def curves_section(contents: RunContents) -> Section:
 def _curves(contents: RunContents, dataset: str) -> Picture | None:
     series = contents.series
     names = {"training": f"train/{dataset}/loss", "validation": f"val/{dataset}/loss"}
-    losses = {label: series[name] for label, name in names.items() if name in series}
+    # Torchvision's detectors have no loss outside of the training.
+    losses = {label: series[name] for label, name in names.items() if any(series.get(name, ([], []))[1])}
     if not losses:
         return None
     ends = [f"the {label} loss goes from {y[0]:.3g} to {y[-1]:.3g}" for label, (_, y) in losses.items()]
