@@ -16,6 +16,8 @@ from rslp.figures.picture import GRID, INK, MUTED, SERIES, Picture, new_figure, 
 
 Floats = npt.NDArray[np.float64]
 Points = Sequence[tuple[float, float]]
+# Names of at most so many letters stand in two columns.
+_SHORT = 20
 _DASHES = ("-", "--", ":", "-.")
 
 
@@ -30,7 +32,6 @@ class Bar:
         high: upper end.
         mark: a second value to compare with, drawn as a line; None without one.
         series: number of its colour.
-        text: the values in words.
     """
 
     label: str
@@ -39,7 +40,12 @@ class Bar:
     high: float | None
     mark: float | None = None
     series: int = 0
-    text: str = ""
+
+    def __str__(self) -> str:
+        """The values in words."""
+        interval = "" if self.low is None else f" ({self.low:.3f} to {self.high:.3f})"
+        mark = "" if self.mark is None else f", line at {self.mark:.3f}"
+        return f"{self.label} {self.value:.3f}{interval}{mark}"
 
 
 @styled
@@ -72,7 +78,7 @@ def intervals(name: str, title: str, bars: Sequence[Bar], *, axis: str, zero: bo
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel(axis)
     axes.grid(axis="x", lw=0.6, color=GRID)
-    return Picture(name, title, "; ".join(bar.text or f"{bar.label}: {bar.value:.3g}" for bar in bars) + ".", figure)
+    return Picture(name, title, f"{axis}. {'; '.join(map(str, bars))}.", figure)
 
 
 @dataclass(frozen=True)
@@ -187,7 +193,8 @@ def shares_over_time(
     name: str, title: str, epochs: Sequence[int], counts: Mapping[str, Sequence[float]], *, text: str
 ) -> Picture:
     """Stacked bars: for each epoch the share of each name."""
-    figure, (axis,) = new_figure(190 + 16 * math.ceil(len(counts) / 2))
+    columns = 2 if max(map(len, counts)) <= _SHORT else 1
+    figure, (axis,) = new_figure(190 + 16 * math.ceil(len(counts) / columns))
     values = np.array([counts[name] for name in counts], dtype=np.float64)
     shares = values / np.maximum(values.sum(axis=0), 1)
     base = np.zeros(len(epochs))
@@ -200,7 +207,7 @@ def shares_over_time(
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axis.set_xlabel("epoch")
     axis.set_ylabel("share of the samples")
-    figure.legend(loc="outside upper left", ncols=2)
+    figure.legend(loc="outside upper left", ncols=columns)
     return Picture(name, title, text, figure)
 
 
@@ -229,8 +236,3 @@ def places(name: str, title: str, points: Mapping[str, Points], *, text: str) ->
     axis.grid(lw=0.6, color=GRID)
     figure.legend(loc="outside upper left", ncols=3)
     return Picture(name, title, text, figure)
-
-
-def finite(values: Sequence[Any]) -> list[float]:
-    """The finite ones of some values."""
-    return [float(value) for value in values if value is not None and math.isfinite(value)]

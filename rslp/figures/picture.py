@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -33,6 +34,7 @@ _SETTINGS: Any = {
     "svg.hashsalt": "rslp",
     "font.family": "sans-serif",
     "font.size": 10,
+    "text.parse_math": False,
     "text.color": INK,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
@@ -69,7 +71,9 @@ class Picture:
 
     def inline(self) -> str:
         """The figure as an SVG element, whose colours are variables of the page."""
-        svg = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>|<!--.*?-->", "", self._svg(), flags=re.DOTALL)
+        svg = re.sub(
+            r"^.*?(?=<svg)|<metadata>.*?</metadata>|<!--.*?-->", "", self._written("svg").decode(), flags=re.DOTALL
+        )
         used = set(re.findall(r'(?:url\(|href=")#([^")]+)', svg))
         # Ids of several figures in one page must differ; most are not referred to.
         kept = lambda match: f' id="{self._slug}-{match[1]}"' if match[1] in used else ""  # noqa: E731
@@ -85,21 +89,26 @@ class Picture:
 
     def save(self, folder: Path) -> None:
         """Write the figure to ``<name>.svg`` and ``<name>.png``."""
-        png = io.BytesIO()
-        with mpl.rc_context(_SETTINGS):
-            self.figure.savefig(png, format="png", dpi=144, facecolor="white", metadata={"Software": "rslp"})
-        write_atomic(folder / f"{self._slug}.svg", self._svg())
-        write_atomic(folder / f"{self._slug}.png", png.getvalue())
+        write_atomic(folder / f"{self._slug}.svg", self._written("svg"))
+        write_atomic(folder / f"{self._slug}.png", self.png())
+
+    def png(self) -> bytes:
+        """The content of a PNG file, with twice as many px."""
+        return self._written("png")
 
     @property
     def _slug(self) -> str:
         return re.sub(r"[^\w-]+", "-", self.name)
 
-    def _svg(self) -> str:
-        text = io.StringIO()
-        with mpl.rc_context(_SETTINGS):
-            self.figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": "rslp"})
-        return text.getvalue()
+    def _written(self, form: str) -> bytes:
+        """The content of a file; the same figure gives the same bytes."""
+        stream = io.BytesIO()
+        metadata = {"Date": None, "Creator": "rslp"} if form == "svg" else {"Software": "rslp"}
+        with mpl.rc_context(_SETTINGS), warnings.catch_warnings():
+            # The text of an SVG stays text: which letters matplotlib's own font has is no matter.
+            warnings.filterwarnings("ignore", "Glyph .* missing")
+            self.figure.savefig(stream, format=form, dpi=144, transparent=form == "svg", metadata=metadata)
+        return stream.getvalue()
 
 
 # Decorates functions that draw.

@@ -41,7 +41,7 @@ class SampleView:
 
 
 @styled
-def sample(name: str, title: str, view: SampleView, *, caption: str, classes: int) -> Picture:
+def draw_sample(name: str, title: str, view: SampleView, *, caption: str, classes: int) -> Picture:
     """Draw a sample.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rslp.errors import RunError
+from rslp.errors import RunError, UserError
 from rslp.evaluate.details import TaskDetails, read_details
 from rslp.evaluate.rows import Evaluation, MetricRow
 from rslp.evaluate.samples import ShownSample, read_samples
@@ -91,7 +91,7 @@ class RunContents:
         """What a function reads; damage, which must not hide the rest of the report, becomes a note."""
         try:
             return read()
-        except (RunError, OSError, ValueError) as error:
+        except (UserError, OSError, ValueError) as error:
             self.notes.append(" ".join(str(error).split()))
             return otherwise
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from rslp.figures.picture import CLASSES, Picture
+from rslp.figures.picture import CLASSES, UNLABELLED, Picture
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number of a table; the page has the value beside the rounded text."""
+    """A number of a table; the page has the exact value beside the rounded text.
+
+    Attributes:
+        value: the number; None where there is none.
+        form: its format.
+    """
 
     value: float | None
     form: str = ".3f"
@@ -38,7 +43,7 @@ Cell = str | Number
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph, or a list of them."""
+    """A paragraph, or a list of several."""
 
     lines: Sequence[str]
     kind: str = "text"
@@ -74,7 +79,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Code:
-    """A text of a file."""
+    """The text of a file."""
 
     label: str
     text: str
@@ -90,6 +95,9 @@ class Fold:
     kind: str = "fold"
 
 
+Blocks = Sequence[Text | Facts | Table | Figures | Code | Fold]
+
+
 @dataclass(frozen=True)
 class Section:
     """A part of the page.
@@ -103,8 +111,13 @@ class Section:
 
     id: str
     title: str
-    blocks: Sequence[Any] = ()
+    blocks: Blocks = ()
     absent: str = ""
+
+    @classmethod
+    def of(cls, id: str, title: str, made: Blocks | str) -> Section:
+        """A section with blocks, or with the sentence that says why there are none."""
+        return cls(id, title, absent=made) if isinstance(made, str) else cls(id, title, made)
 
 
 @dataclass(frozen=True)
@@ -126,31 +139,26 @@ class Page:
     name: str
     state: str
     sections: Sequence[Section]
-    notes: Sequence[str] = ()
-    facts: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str]
+    facts: Mapping[str, str]
 
     def html(self) -> str:
         """The page as text."""
+        loader = PackageLoader("rslp.report")
         environment = Environment(
-            loader=PackageLoader("rslp.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-            lstrip_blocks=True,
-        )  # fmt: skip
-        style = files("rslp.report").joinpath("templates/style.css").read_text(encoding="utf-8")
-        inline = lambda picture: Markup(picture.inline())  # noqa: E731 - the figures are made here
-        return environment.get_template("page.html").render(
-            page=self, style=Markup(style), inline=inline, colours=CLASSES
+            loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
+        style = files("rslp.report").joinpath("templates/style.css").read_text(encoding="utf-8")
+        environment.filters["inline"] = lambda picture: Markup(picture.inline())
+        colours = {"classes": CLASSES, "unlabelled": UNLABELLED}
+        return environment.get_template("page.html").render(page=self, style=Markup(style), colours=colours)
 
     def pictures(self) -> list[Picture]:
         """All figures."""
         return [picture for section in self.sections for picture in _pictures(section.blocks)]
 
 
-def _pictures(blocks: Sequence[Any]) -> list[Picture]:
-    found: list[Picture] = []
+def _pictures(blocks: Sequence[Any]) -> Iterator[Picture]:
     for block in blocks:
-        if isinstance(block, Figures):
-            found += block.pictures
-        elif isinstance(block, Fold):
-            found += _pictures(block.blocks)
-    return found
+        yield from block.pictures if isinstance(block, Figures) else ()
+        yield from _pictures(block.blocks) if isinstance(block, Fold) else ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,16 +9,18 @@ import numpy as np
 from rslp.evaluate.details import TaskDetails, confused
 from rslp.evaluate.rows import MetricRow
 from rslp.evaluate.samples import ShownSample
-from rslp.figures import charts, samples
+from rslp.figures import charts
 from rslp.figures.picture import Picture
+from rslp.figures.samples import SampleView, draw_sample
 from rslp.io.terminal import counted
 from rslp.report.contents import EvaluatedSplit, RunContents, name_of
-from rslp.report.page import Cell, Figures, Fold, Number, Section, Table, Text
+from rslp.report.page import Blocks, Cell, Figures, Fold, Number, Table, Text
 from rslp.train.metrics import THRESHOLD
 
 _NOT_YET = "This run has no evaluation yet: launch it with --do_eval true once it has a best checkpoint."
 # Of confusion matrices with more classes only the most frequent ones are drawn; the files have all.
-_MOST_CLASSES = 20
+_MOST_CLASSES, _MOST_NAMES = 20, 40
+_AXIS = "bar: 95 % interval; line: baseline"
 
 
 def sentences(split: EvaluatedSplit) -> list[str]:
@@ -65,84 +66,61 @@ def _class(details: TaskDetails, number: int) -> str:
     return details.classes[number] if number < len(details.classes) else str(number)
 
 
-def metrics_section(contents: RunContents) -> Section:
+def metrics(contents: RunContents) -> Blocks | str:
     """Metrics with intervals and baselines."""
-    if not contents.splits:
-        return Section("results", "Results", absent=_NOT_YET)
-    split = next(iter(contents.splits.values()))
-    evaluation = split.evaluation
-    by_metric: dict[str, list[MetricRow]] = {}
-    for row in split.primary:
-        by_metric.setdefault(row.metric, []).append(row)
-    pictures = [_metric_figure(metric, rows, evaluation.split) for metric, rows in by_metric.items()]
-    rows = [
-        [name_of(row.dataset, row.task), row.metric, split_name, *_values(row), Number(row.floor), Number(row.n, ",d")]
-        for split_name, one in contents.splits.items()
-        for row in one.primary
+    if (shown := contents.shown) is None:
+        return _NOT_YET
+    evaluation, by_metric = shown.evaluation, dict[str, list[charts.Bar]]()
+    for row in shown.primary:
+        if row.value is not None:
+            bar = charts.Bar(name_of(row.dataset, row.task), row.value, row.low, row.high, mark=row.floor)
+            by_metric.setdefault(row.metric, []).append(bar)
+    pictures = [
+        charts.intervals(f"metric-{metric}", f"{metric}, {evaluation.split} split", bars, axis=_AXIS)
+        for metric, bars in by_metric.items()
     ]
+    primary, every = list[list[Cell]](), list[list[Cell]]()
+    for split, one in contents.splits.items():
+        for row in one.evaluation.rows:
+            name, ends = name_of(row.dataset, row.task), (Number(row.value), Number(row.low), Number(row.high))
+            every.append([name, row.metric, row.class_name or "", split, *ends])
+            if row.primary:
+                primary.append([name, row.metric, split, *ends, Number(row.floor), Number(row.n, ",d")])
     head = ("dataset", "metric", "split", "value", "from", "to", "baseline", "windows")
-    head_of_all = ("dataset", "metric", "class", "split", "value", "from", "to")
-    every = [
-        [name_of(row.dataset, row.task), row.metric, row.class_name or "", name, *_values(row)]
-        for name, one in contents.splits.items()
-        for row in one.evaluation.rows
-    ]
-    return Section("results", "Results", [
-        Figures([picture for picture in pictures if picture is not None]),
-        Table("Primary metrics with 95 % intervals, and the best constant prediction as baseline", head, rows),
+    head_of_all = ("dataset", "metric", "class", *head[2:6])
+    note = (
+        f"Values are of {evaluation.checkpoint}, step {evaluation.step:,}. Intervals say how much a value would vary "
+        "with other windows, of the same model: not how much it varies with the seed of the training."
+    )
+    return [
+        Figures(pictures),
+        Table("Primary metrics with 95 % intervals, and the best constant prediction as baseline", head, primary),
         Fold("All metrics", [Table("All metrics with 95 % intervals", head_of_all, every)]),
-        Text([
-            f"Values are of {evaluation.checkpoint}, step {evaluation.step:,}. Intervals say how much a value would "
-            "vary with other windows, of the same model: not how much it varies with the seed of the training."
-        ]),
-    ])  # fmt: skip
+        Text([note]),
+    ]
 
 
-def _values(row: MetricRow) -> tuple[Cell, Cell, Cell]:
-    return Number(row.value), Number(row.low), Number(row.high)
-
-
-def _metric_figure(metric: str, rows: Sequence[MetricRow], split: str) -> Picture | None:
-    bars = [
-        charts.Bar(
-            name_of(row.dataset, row.task), row.value, row.low, row.high, mark=row.floor,
-            text=f"{name_of(row.dataset, row.task)} {Number(row.value)}"
-            + (f", from {Number(row.low)} to {Number(row.high)}" if row.low is not None else "")
-            + (f", baseline {Number(row.floor)}" if row.floor is not None else ""),
-        )
-        for row in rows
-        if row.value is not None
-    ]  # fmt: skip
-    if not bars:
-        return None
-    axis = f"{metric} (bar: 95 % interval; line: baseline)"
-    return charts.intervals(f"metric-{metric}", f"{metric}, {split} split", bars, axis=axis)
-
-
-def samples_section(contents: RunContents) -> Section:
+def samples(contents: RunContents) -> Blocks | str:
     """Samples with label and prediction: the worst, the median, and some at random."""
-    shown = contents.shown
-    if shown is None:
-        return Section("samples", "Predictions", absent=_NOT_YET)
+    if (shown := contents.shown) is None:
+        return _NOT_YET
     if not shown.samples:
-        text = "The evaluation has no samples to show: it was made by an earlier version. Evaluate the run again."
-        return Section("samples", "Predictions", absent=text)
-    rows = shown.evaluation.rows
-    thresholds = {(r.dataset, r.task): r.value for r in rows if r.metric == THRESHOLD and r.value is not None}
-    blocks: list[Any] = [
-        Text([
-            f"Of the {shown.evaluation.split} split; images are stretched between the 2nd and the 98th percentile of "
-            "their values. The worst samples are those with the largest error; random ones are drawn without regard to it."
-        ])
-    ]  # fmt: skip
+        return "The evaluation has no samples to show: it was made by an earlier version. Evaluate the run again."
+    thresholds = {(r.dataset, r.task): r.value for r in shown.evaluation.rows if r.metric == THRESHOLD}
+    note = (
+        f"Of the {shown.evaluation.split} split; images are stretched between the 2nd and the 98th percentile of their "
+        "values. The worst samples are those with the largest error; random ones are drawn without regard to it."
+    )
+    blocks: list[Text | Figures] = [Text([note])]
     for key in dict.fromkeys((sample.dataset, sample.task) for sample in shown.samples):
         details = shown.details.get(key)
         mine = [sample for sample in shown.samples if (sample.dataset, sample.task) == key]
-        pictures = [_sample(number, sample, details, thresholds.get(key, 0.5)) for number, sample in enumerate(mine)]
-        painted = details is not None and details.kind == "segmentation"
-        legend = details.classes[:40] if details and painted else ()
+        threshold = thresholds.get(key)
+        threshold = 0.5 if threshold is None else threshold
+        pictures = [_sample(number, sample, details, threshold) for number, sample in enumerate(mine)]
+        legend = details.classes[:_MOST_NAMES] if details and details.kind == "segmentation" else ()
         blocks.append(Figures(pictures, legend, name_of(*key)))
-    return Section("samples", "Predictions", blocks)
+    return blocks
 
 
 def _sample(number: int, shown: ShownSample, details: TaskDetails | None, threshold: float) -> Picture:
@@ -154,13 +132,13 @@ def _sample(number: int, shown: ShownSample, details: TaskDetails | None, thresh
         scaled = {"objects": columns.get("true_boxes", ()), "detections": kept}
         boxes = {name: [[end / shown.scale for end in box] for box in of_kind] for name, of_kind in scaled.items()}
     arrays = shown.arrays
-    view = samples.SampleView(
+    view = SampleView(
         arrays.get("image"), arrays.get("series"), shown.bands, arrays.get("truth"), arrays.get("prediction"), boxes
     )
     classes = len(details.classes) if details is not None and details.kind == "segmentation" else 0
     caption = f"{shown.group}/{shown.window}: {_caption(shown, columns, details, threshold)}"
     name = f"sample-{shown.dataset}-{shown.task}-{number}"
-    return samples.sample(name, shown.reason, view, caption=caption, classes=classes)
+    return draw_sample(name, shown.reason, view, caption=caption, classes=classes)
 
 
 def _caption(shown: ShownSample, columns: dict[str, Any], details: TaskDetails | None, threshold: float) -> str:
@@ -181,20 +159,12 @@ def _caption(shown: ShownSample, columns: dict[str, Any], details: TaskDetails |
     return f"mean absolute error of its pixels: {shown.error:.4g}."
 
 
-def errors_section(contents: RunContents) -> Section:
+def errors(contents: RunContents) -> Blocks | str:
     """Confusion matrices, reliability, precision and recall, scatter plots."""
-    shown = contents.shown
-    if shown is None:
-        return Section("errors", "Errors", absent=_NOT_YET)
-    if not shown.details:
-        text = "The evaluation has no predictions beside its metrics, from which errors could be shown."
-        return Section("errors", "Errors", absent=text)
-    pictures: list[Picture] = []
-    for (dataset, task), details in shown.details.items():
-        pictures += task_pictures(name_of(dataset, task), details)
-    if not pictures:
-        return Section("errors", "Errors", absent="The predictions are of kinds of tasks that have no such figures.")
-    return Section("errors", "Errors", [Figures(pictures)])
+    if (shown := contents.shown) is None:
+        return _NOT_YET
+    pictures = [picture for key, details in shown.details.items() for picture in task_pictures(name_of(*key), details)]
+    return [Figures(pictures)] if pictures else "There are no predictions from which errors could be shown."
 
 
 def task_pictures(name: str, details: TaskDetails) -> list[Picture]:

@@ -7,10 +7,10 @@ from typing import Any
 
 from rslp.check.findings import FINDING_IDS
 from rslp.errors import RunError
+from rslp.report import results, training
 from rslp.report.contents import RunContents
-from rslp.report.page import Code, Facts, Fold, Number, Page, Section, Table, Text
-from rslp.report.results import errors_section, metrics_section, samples_section, sentences
-from rslp.report.training import curves_section, mixture_section, usage_section, windows_section
+from rslp.report.page import Blocks, Code, Facts, Fold, Number, Page, Section, Table, Text
+from rslp.report.results import sentences
 from rslp.rundir import RunDir
 
 # A heartbeat that is older (s) is one of a process that has ended, or hangs.
@@ -26,25 +26,24 @@ def run_page(run: RunDir) -> Page:
     if not run.config.is_file():
         raise RunError(f"there is no run at {run.location}")
     contents = RunContents.read(run)
-    sections = [
-        _overview(contents),
-        metrics_section(contents),
-        samples_section(contents),
-        errors_section(contents),
-        curves_section(contents),
-        mixture_section(contents),
-        windows_section(contents),
-        usage_section(contents),
-        _data_section(contents),
-        _config_section(contents),
-        _software_section(contents),
-    ]
-    code = contents.json(run.code.name)
-    facts = {"datasets": str(len(contents.datasets())), "commit": str(code.get("commit") or "not known")[:12]}
-    return Page(
-        f"{run.project}/{run.experiment}: report", "run", f"{run.project}/{run.experiment}", _state(contents), sections,
-        contents.notes, facts,
-    )  # fmt: skip
+    parts = (
+        ("overview", "Overview", _overview),
+        ("results", "Results", results.metrics),
+        ("samples", "Predictions", results.samples),
+        ("errors", "Errors", results.errors),
+        ("curves", "Learning curves", training.curves),
+        ("mixture", "Mixture", training.mixture),
+        ("windows", "Windows", training.windows),
+        ("usage", "Throughput and memory", training.usage),
+        ("data", "Bad samples and findings", _data),
+        ("config", "Run config", _config),
+        ("software", "Software and data", _software),
+    )
+    sections = [Section.of(id_, title, make(contents)) for id_, title, make in parts]
+    commit = str(contents.json(run.code.name).get("commit") or "not known")[:12]
+    facts = {"datasets": str(len(contents.datasets())), "commit": commit}
+    name = f"{run.project}/{run.experiment}"
+    return Page(f"{name}: report", "run", name, _state(contents), sections, contents.notes, facts)
 
 
 def _state(contents: RunContents) -> str:
@@ -55,7 +54,7 @@ def _state(contents: RunContents) -> str:
     return f"{state}, silent for {silent / 3600:.0f} h" if state == "running" and silent > _SILENT else state
 
 
-def _overview(contents: RunContents) -> Section:
+def _overview(contents: RunContents) -> Blocks | str:
     state, done, shown = contents.state, contents.done or {}, contents.shown
     cost = done.get("cost") or {}
     items: list[tuple[str, Any]] = [
@@ -75,10 +74,10 @@ def _overview(contents: RunContents) -> Section:
         lines.append("The training is not finished: this is the state when the report was made.")
     if unmoved := state.get("unmoved"):
         lines.append(f"Never better than the baseline on validation: {', '.join(unmoved)}.")
-    blocks: list[Any] = [Facts([item for item in items if item[1] not in ("", None)]), Text(lines)]
+    blocks: list[Any] = [Facts([item for item in items if str(item[1]) not in ("", "none")]), Text(lines)]
     if shown is not None:
         blocks.append(Text(sentences(shown)))
-    return Section("overview", "Overview", blocks)
+    return blocks
 
 
 def _duration(seconds: float | None) -> str:
@@ -88,7 +87,7 @@ def _duration(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
-def _data_section(contents: RunContents) -> Section:
+def _data(contents: RunContents) -> Blocks | str:
     """Bad samples, and the findings of the check that the config allows."""
     blocks: list[Any] = []
     messages = {message: split for split, one in contents.splits.items() for message in one.evaluation.bad_samples}
@@ -114,14 +113,14 @@ def _data_section(contents: RunContents) -> Section:
         )
     else:
         blocks.append(Text(["The config allows no finding of the check."]))
-    return Section("data", "Bad samples and findings", blocks)
+    return blocks
 
 
-def _config_section(contents: RunContents) -> Section:
+def _config(contents: RunContents) -> Blocks | str:
     """The run config, and which files its values come from."""
     text = contents.text(contents.run.config.name)
     if not text:
-        return Section("config", "Run config", absent="The run directory has no config.yaml.")
+        return "The run directory has no config.yaml."
     blocks: list[Any] = [Fold("config.yaml", [Code("config.yaml", text)])]
     rows = []
     for key, origins in contents.json(contents.run.provenance.name).items():
@@ -133,7 +132,7 @@ def _config_section(contents: RunContents) -> Section:
         blocks.append(Fold(f"Where its {len(rows)} values come from", [table]))
     else:
         blocks.append(Text(["Which files its values come from is not recorded: stage 1 has not made this config."]))
-    return Section("config", "Run config", blocks)
+    return blocks
 
 
 def _place(origin: dict[str, Any]) -> str:
@@ -145,7 +144,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
-def _software_section(contents: RunContents) -> Section:
+def _software(contents: RunContents) -> Blocks | str:
     """Commit, packages, fingerprints of the data and of the checkpoint."""
     code, environment = contents.json(contents.run.code.name), contents.text(contents.run.environment.name)
     items: list[tuple[str, Any]] = []
@@ -166,5 +165,5 @@ def _software_section(contents: RunContents) -> Section:
     if environment:
         blocks.append(Fold("Python and packages", [Code("environment.txt", environment)]))
     if not blocks:
-        return Section("software", "Software", absent="The run directory has no record of the software yet.")
-    return Section("software", "Software and data", blocks)
+        return "The run directory has no record of the software yet."
+    return blocks

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rslp.figures import charts
 from rslp.figures.picture import Picture
 from rslp.report.contents import RunContents, Series
-from rslp.report.page import Cell, Figures, Number, Section, Table, Text
+from rslp.report.page import Blocks, Cell, Figures, Number, Table, Text
 from rslp.train.metrics import PRIMARY
 
 _PRIMARY = {primary.name for primary, _ in PRIMARY.values()}
 _GIB = 2**30
-_ORDER = ["train", "val", "test"]
+_ORDER = ("train", "val", "test")
 
 
-def curves_section(contents: RunContents) -> Section:
+def curves(contents: RunContents) -> Blocks | str:
     """For each dataset its losses and its primary metric over the steps."""
     pictures = [picture for name in contents.datasets() if (picture := _curves(contents, name)) is not None]
     if score := contents.series.get("val/score"):
@@ -24,9 +25,9 @@ def curves_section(contents: RunContents) -> Section:
         panel = charts.Panel({"score": score}, "score on validation", x="step")
         pictures.insert(0, charts.lines("curve-score", "All datasets: mean score", [panel], text=text))
     if not pictures:
-        return Section("curves", "Learning curves", absent="Nothing is logged yet: the first epoch is not over.")
+        return "Nothing is logged yet: the first epoch is not over."
     note = "Losses of different datasets are in different units. A score is 0 at the baseline and 1 at the best value."
-    return Section("curves", "Learning curves", [Text([note]), Figures(pictures)])
+    return [Text([note]), Figures(pictures)]
 
 
 def _curves(contents: RunContents, dataset: str) -> Picture | None:
@@ -46,9 +47,9 @@ def _curves(contents: RunContents, dataset: str) -> Picture | None:
     if metrics:
         floor = _floor(contents, dataset, next(iter(metrics)))
         level = None if floor is None else ("baseline", floor)
-        several = len(metrics) > 1
-        named = metrics if several else {"validation": next(iter(metrics.values()))}
-        panels.append(charts.Panel(named, ", ".join(metrics) if not several else "metrics", "step", level=level))
+        # One metric has the colour of the validation.
+        named = metrics if len(metrics) > 1 else {"validation": next(iter(metrics.values()))}
+        panels.append(charts.Panel(named, ", ".join(metrics), "step", level=level))
         ends += [f"{name} goes from {y[0]:.3g} to {y[-1]:.3g}" for name, (_, y) in metrics.items()]
     text = "; ".join(ends) + "."
     return charts.lines(f"curve-{dataset}", dataset, panels, text=text[0].upper() + text[1:])
@@ -60,7 +61,7 @@ def _floor(contents: RunContents, dataset: str, metric: str) -> float | None:
     return next((row.floor for row in rows if (row.dataset, row.metric) == (dataset, metric)), None)
 
 
-def mixture_section(contents: RunContents) -> Section:
+def mixture(contents: RunContents) -> Blocks | str:
     """How many samples of each dataset each epoch has drawn."""
     prefix, suffix = "train/", "/samples"
     drawn: dict[str, Series] = {
@@ -69,13 +70,12 @@ def mixture_section(contents: RunContents) -> Section:
         if name.startswith(prefix) and name.endswith(suffix)
     }
     if not drawn:
-        text = "There are no numbers of drawn samples yet: each epoch logs them at its end (earlier versions did not)."
-        return Section("mixture", "Mixture", absent=text)
+        return "There are no numbers of drawn samples yet: each epoch logs them at its end (earlier versions did not)."
     steps = sorted({step for values in drawn.values() for step in values[0]})
     by_step = {name: dict(zip(*values, strict=True)) for name, values in drawn.items()}
     counts = {name: [by_step[name].get(step, 0.0) for step in steps] for name in drawn}
     totals = {name: sum(values) for name, values in counts.items()}
-    every = sum(totals.values())
+    every = sum(totals.values()) or 1.0
     parts = ", ".join(f"{name} {100 * total / every:.1f} %" for name, total in totals.items())
     rows: list[list[Cell]] = [
         [name, Number(total, ",.0f"), Number(100 * total / every, ".1f")] for name, total in totals.items()
@@ -85,10 +85,10 @@ def mixture_section(contents: RunContents) -> Section:
         "mixture", "Samples drawn in each epoch", epochs, counts, text=f"In all: {parts}."
     )
     table = Table("Samples that were drawn in the whole training", ("dataset", "samples", "%"), rows)
-    return Section("mixture", "Mixture", [Figures([picture]), table])
+    return [Figures([picture]), table]
 
 
-def windows_section(contents: RunContents) -> Section:
+def windows(contents: RunContents) -> Blocks | str:
     """A map of each dataset's windows by split."""
     groups: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in contents.windows:
@@ -98,21 +98,19 @@ def windows_section(contents: RunContents) -> Section:
             groups.setdefault(dataset, {}).setdefault(split, details.places())
     pictures = [picture for name in sorted(groups) if (picture := _map(name, groups[name])) is not None]
     if not pictures:
-        text = "The places of the windows are not known yet: they are written at the end of the training."
-        return Section("windows", "Windows", absent=text)
+        return "The places of the windows are not known yet: they are written at the end of the training."
     note = (
         "Middles of the windows, at most 1,000 of each split and dataset. Splits that lie apart measure more honestly."
     )
-    return Section("windows", "Windows", [Text([note]), Figures(pictures)])
+    return [Text([note]), Figures(pictures)]
 
 
 def _map(dataset: str, splits: dict[str, list[tuple[float, float]]]) -> Picture | None:
-    ordered = {split: splits[split] for split in sorted(splits, key=_ORDER.index)}
-    points = {
-        split: [(lon, lat) for lon, lat in of_split if len(charts.finite((lon, lat))) == 2]
-        for split, of_split in ordered.items()
+    # A window beyond the reach of its projection has no place.
+    located = {
+        split: [(lon, lat) for lon, lat in splits.get(split, ()) if math.isfinite(lon + lat)] for split in _ORDER
     }
-    points = {split: of_split for split, of_split in points.items() if of_split}
+    points = {split: of_split for split, of_split in located.items() if of_split}
     if not points:
         return None
     lon, lat = ([place[i] for of_split in points.values() for place in of_split] for i in (0, 1))
@@ -121,16 +119,13 @@ def _map(dataset: str, splits: dict[str, list[tuple[float, float]]]) -> Picture 
     return charts.places(f"map-{dataset}", dataset, points, text=text)
 
 
-def usage_section(contents: RunContents) -> Section:
+def usage(contents: RunContents) -> Blocks | str:
     """Samples per second and memory over the time of the training."""
     nothing: list[list[float]] = []
     rows = contents.tried(contents.run.usage_rows, nothing)
     speeds = _speeds(rows)
     if not speeds:
-        text = (
-            "There are no times yet: they are written with each checkpoint and validation (earlier versions did not)."
-        )
-        return Section("usage", "Throughput and memory", absent=text)
+        return "There are no times yet: they are written with each checkpoint (earlier versions did not)."
     minutes = [seconds / 60 for seconds, _ in speeds]
     memory = [row[1] / 60 for row in rows], [row[3] / _GIB for row in rows]
     panels = [
@@ -140,7 +135,7 @@ def usage_section(contents: RunContents) -> Section:
     whole = rows[-1][2] / rows[-1][1] if rows[-1][1] else 0.0
     text = f"{whole:.3g} samples per second over all, with validation; peak memory {rows[-1][3] / _GIB:.2f} GiB."
     picture = charts.lines("usage", "Over the time of the training", panels, text=text)
-    return Section("usage", "Throughput and memory", [Text([text]), Figures([picture])])
+    return [Text([text]), Figures([picture])]
 
 
 def _speeds(rows: Sequence[Sequence[float]]) -> list[tuple[float, float]]:

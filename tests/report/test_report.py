@@ -435,3 +435,26 @@ def test_nothing_is_cut_on_paper(kind: str, pages: dict[str, Path], browser: Bro
     assert browser.value(CUT) == []
     assert browser.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert len(browser.call("Page.printToPDF", printBackground=False)["data"]) > 10_000
+
+
+def test_the_page_of_the_docs_says_what_runs(
+    run: RunDir, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
+    prefix = tmp_path / "project_data"
+    (prefix / "projects").mkdir(parents=True)
+    shutil.copytree(run.path, prefix / "projects/demo/first", ignore=shutil.ignore_patterns("eval", "*.ckpt"))
+    shutil.copytree(study, prefix / "studies/studies/study")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RSLP_PREFIX", raising=False)
+    for command in re.findall(r"^    python -m rslp.main (.*)$", text, re.MULTILINE):
+        assert main(command.split()) == 0
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, {})
+    written = capsys.readouterr().out.split()
+    assert len(written) == 3 and all(Path(path).is_file() for path in written) and list(Path("figures").glob("*.svg"))
+    # The tables name the sections of the pages.
+    titles = [title for row in re.findall(r"^\| ([A-Z][^|]*) \|", text, re.MULTILINE) for title in row.split(", ")]
+    pages = [Path(written[0]).read_text(), Path(written[1]).read_text()]
+    headings = [heading for page in pages for heading in re.findall(r"<h2[^>]*>([^<]*)</h2>", page)]
+    assert titles == headings
