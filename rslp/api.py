@@ -273,7 +273,7 @@ def report(subject: RunDir | str | Path, *, output: str | Path | None = None, fi
     """Write the report of a run or a study, one HTML file, as the command ``report`` does.
 
     Args:
-        subject: the run, which may still be training; or the directory of a study.
+        subject: the run, which may still be training, or its directory; or the directory of a study.
         output: the file; by default ``report.html`` in that directory.
         figures: a folder in which each figure is also written, as SVG and PNG.
 
@@ -287,7 +287,9 @@ def report(subject: RunDir | str | Path, *, output: str | Path | None = None, fi
     quieten_rslearn()
     from rslp.report.write import write_report
 
-    return write_report(subject if isinstance(subject, RunDir) else Path(subject), output=output, figures=figures)
+    if not isinstance(subject, RunDir):
+        subject = run if (run := RunDir(Path(subject))).config.is_file() else run.path
+    return write_report(subject, output=output, figures=figures)
 
 
 def read_run_configs(configs: Configs) -> list[Document]:

@@ -18,7 +18,6 @@ from rslp.report.contents import name_of
 from rslp.report.page import Blocks, Cell, Code, Facts, Figures, Fold, Number, Page, Section, Table, Text
 from rslp.study.table import finding, headline, in_words
 
-_NOT_YET = "There is no comparison yet: no seed of the reference arm is finished."
 _SURE = "Differences are in units of each dataset's metric. An asterisk: the 95 % interval does not hold 0."
 # These arms have a figure of their own.
 _OF_PAIRS = ("pair:", "without:")
@@ -38,6 +37,7 @@ def study_page(folder: Path) -> Page:
     runs = arms.get("runs") or {}
     states = Counter(run.get("state") for run in runs.values())
     progress = f"{states['done']} of {len(runs)} runs are done"
+    not_yet = f"There is no comparison yet, since no seed of the reference arm is finished: {progress}."
     parts = (
         ("overview", "Overview", _overview),
         ("found", "What was found", _found),
@@ -48,7 +48,7 @@ def study_page(folder: Path) -> Page:
         ("cost", "Cost", _cost),
     )
     try:
-        made = [(id_, title, make(comparison) if comparison else _NOT_YET) for id_, title, make in parts]
+        made = [(id_, title, make(comparison) if comparison else not_yet) for id_, title, make in parts]
     except (LookupError, TypeError, AttributeError) as error:
         raise RunError(f"{folder / 'comparison.json'} is damaged, or of another version: {error!r}") from error
     made += [("runs", "Runs", _runs(runs)), ("config", "Configs", _configs(folder))]
