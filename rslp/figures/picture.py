@@ -115,13 +115,21 @@ class Picture:
 styled = mpl.rc_context(_SETTINGS)
 
 
-def new_figure(height: float, *, columns: int = 1, width: float = WIDTH) -> tuple[Figure, Sequence[Axes]]:
+def new_figure(
+    height: float, *, columns: int = 1, width: float = WIDTH, plain: bool = False
+) -> tuple[Figure, Sequence[Axes]]:
     """A figure with its axes beside each other; to be called in a function that is ``styled``.
 
     Args:
         height: in px.
         columns: number of axes.
         width: in px; by default as wide as a phone.
+        plain: axes of fixed size for images, without ticks and labels, which are quick to draw.
     """
-    figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
-    return figure, list(figure.subplots(1, columns, squeeze=False).flat)
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout=None if plain else "constrained")
+    axes = list(figure.subplots(1, columns, squeeze=False).flat)
+    if plain:
+        figure.subplots_adjust(left=0, right=1, bottom=0, top=1 - 18 / height, wspace=0.04)
+        for axis in axes:
+            axis.set_axis_off()
+    return figure, axes

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
-from rslp.figures.picture import CLASSES, GRID, SERIES, UNLABELLED, Picture, new_figure, styled
+from rslp.figures.picture import CLASSES, GRID, SERIES, UNLABELLED, WIDTH, Picture, new_figure, styled
 
 Array = npt.NDArray[Any]
 # Width of a picture without rasters beside it (px).
@@ -51,35 +51,29 @@ def draw_sample(name: str, title: str, view: SampleView, *, caption: str, classe
         caption: label, prediction and error in words.
         classes: number of classes of a label raster; 0 for numbers.
     """
-    shown = {
-        label: raster
-        for label, raster in (("label", view.truth), ("prediction", view.prediction))
-        if raster is not None
-    }
-    whole = view.series is not None or bool(shown)
-    figure, axes = new_figure(138 if shown else 160, columns=1 + len(shown), **({} if whole else {"width": SMALL}))
     if view.series is not None:
-        _draw_series(axes[0], view)
-    else:
-        _draw_image(axes[0], view)
-    ends = _ends(shown.values())
+        figure, (axis,) = new_figure(170)
+        for number, band in enumerate(view.bands):
+            axis.plot(view.series[:, number], "o-", ms=3, lw=1.5, color=SERIES[number % len(SERIES)], label=band)
+        axis.set_xlabel("number of the image in the series")
+        axis.grid(lw=0.6, color=GRID)
+        axis.legend(ncols=3)
+        return Picture(name, title, caption, figure, caption)
+    shown = {"label": view.truth, "prediction": view.prediction} if view.truth is not None else {}
+    figure, axes = new_figure(
+        132 if shown else 168, columns=1 + len(shown), width=WIDTH if shown else SMALL, plain=True
+    )
+    _draw_image(axes[0], view)
+    ends = _ends([raster for raster in shown.values() if raster is not None])
     for axis, (label, raster) in zip(axes[1:], shown.items(), strict=True):
-        _bare(axis, label)
-        axis.imshow(_painted(raster, classes, ends), interpolation="none")
+        axis.set_title(label, fontsize=9)
+        if raster is not None:
+            axis.imshow(_painted(raster, classes, ends), interpolation="none")
     return Picture(name, title, caption, figure, caption)
 
 
-def _draw_series(axis: Axes, view: SampleView) -> None:
-    assert view.series is not None
-    for number, band in enumerate(view.bands):
-        axis.plot(view.series[:, number], "o-", ms=3, lw=1.5, color=SERIES[number % len(SERIES)], label=band)
-    axis.set_xlabel("number of the image in the series")
-    axis.grid(lw=0.6, color=GRID)
-    axis.legend(ncols=3)
-
-
 def _draw_image(axis: Axes, view: SampleView) -> None:
-    _bare(axis, ", ".join(view.bands))
+    axis.set_title(", ".join(view.bands), fontsize=9)
     if view.image is not None:
         axis.imshow(view.image, cmap="gray", interpolation="none")
     for number, (_, boxes) in enumerate((view.boxes or {}).items()):
@@ -90,15 +84,7 @@ def _draw_image(axis: Axes, view: SampleView) -> None:
             axis.add_patch(Rectangle(corner, x1 - x0, y1 - y0, fill=False, lw=1.6, ls=style, ec=colour))
 
 
-def _bare(axis: Axes, title: str) -> None:
-    axis.set_title(title, fontsize=9)
-    axis.set_xticks([])
-    axis.set_yticks([])
-    for spine in axis.spines.values():
-        spine.set_visible(False)
-
-
-def _ends(rasters: Any) -> tuple[float, float]:
+def _ends(rasters: Sequence[Array]) -> tuple[float, float]:
     """The ends of the shades that all rasters share."""
     values = np.concatenate([raster[np.isfinite(raster)].ravel() for raster in rasters] or [np.zeros(1)])
     return (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)

@@ -22,10 +22,10 @@ from rslp.cli.main import main
 from rslp.evaluate.evaluation import evaluate
 from rslp.evaluate.samples import choose, read_samples, sample_error
 from rslp.rundir import RunDir
-from rslp.study.comparison import compare
+from rslp.study.comparison import ArmResult, Cost, compare
 from rslp.train.fit import fit
 from tests.report.browser import PROGRAM, Browser, needs_browser
-from tests.study.made import arm
+from tests.study.made import write_evaluation
 from tests.tiny import KINDS, four_datasets, run_config, write_run
 
 RUN_SECTIONS = (
@@ -134,11 +134,17 @@ def pages(run: RunDir, page: Reader, study: Path) -> dict[str, Path]:
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arms, folder = tmp_path_factory.mktemp("arms"), tmp_path_factory.mktemp("studies") / "p" / "s"
     folder.mkdir(parents=True)
+    qualities = {
+        "single": {"crops": 0.5, "water": 0.5},
+        "joint": {"crops": 0.95, "water": 0.5},
+        "pair:crops+water": {"crops": 0.7, "water": 0.4},
+        "without:crops": {"water": 0.4},
+    }
     results = [
-        *arm(arms, "single", {"crops": 0.6, "water": 0.5}, seeds=2),
-        *arm(arms, "joint", {"crops": 0.85, "water": 0.5}, seeds=2),
-        *arm(arms, "pair:crops+water", {"crops": 0.7, "water": 0.4}, seeds=1),
-        *arm(arms, "without:crops", {"water": 0.4}, seeds=1),
+        ArmResult(name, seed, (write_evaluation(arms / str(number) / str(seed), of_arm, seed=seed, windows=40),), cost)
+        for number, (name, of_arm) in enumerate(qualities.items())
+        for seed in range(2)
+        for cost in [Cost(1_000_000, 4800, 600, 123.4)]
     ]
     comparison = compare(results, reference="single", missing=[("joint", 2)])
     (folder / "comparison.json").write_text(json.dumps(comparison))
@@ -300,7 +306,7 @@ def test_a_study_without_comparison_says_how_far_it_is(study: Path, tmp_path: Pa
     shutil.copytree(study, copy, ignore=shutil.ignore_patterns("comparison.json", "report.html"))
     shown = read(rslp.report(copy))
     assert tuple(shown.sections) == STUDY_SECTIONS
-    assert "no comparison yet" in shown.sections["overview"] and "6 of 7 runs are done" in shown.sections["overview"]
+    assert "no comparison yet" in shown.sections["overview"] and "8 of 9 runs are done" in shown.sections["overview"]
 
 
 def test_the_command_writes_the_page_and_the_figures(
@@ -438,12 +444,12 @@ def test_nothing_is_cut_on_paper(kind: str, pages: dict[str, Path], browser: Bro
 
 
 def test_the_page_of_the_docs_says_what_runs(
-    run: RunDir, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    begun: RunDir, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
     prefix = tmp_path / "project_data"
     (prefix / "projects").mkdir(parents=True)
-    shutil.copytree(run.path, prefix / "projects/demo/first", ignore=shutil.ignore_patterns("eval", "*.ckpt"))
+    shutil.copytree(begun.path, prefix / "projects/demo/first")
     shutil.copytree(study, prefix / "studies/studies/study")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RSLP_PREFIX", raising=False)
