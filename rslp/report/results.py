@@ -42,7 +42,7 @@ def _sentence(row: MetricRow, split: EvaluatedSplit) -> str:
         beyond = row.low if row.higher_is_better else row.high
         sure = beyond is not None and ((beyond > row.floor) == bool(row.higher_is_better)) and beyond != row.floor
         words = "better than" if better else "not better than"
-        doubt = ", which its interval holds or touches" if better and not sure and row.low is not None else ""
+        doubt = ", though its interval reaches that" if better and not sure and row.low is not None else ""
         text += f"; that is {words} the best constant prediction ({Number(row.floor)}){doubt}"
     details = split.details.get((row.dataset, row.task))
     return f"{text}.{_mistake(details) if details else ''}"

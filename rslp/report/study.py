@@ -16,7 +16,7 @@ from rslp.figures import charts
 from rslp.figures.picture import Picture
 from rslp.report.contents import name_of
 from rslp.report.page import Blocks, Cell, Code, Facts, Figures, Fold, Number, Page, Section, Table, Text
-from rslp.study.table import finding, headline, in_words
+from rslp.study.table import OF_ONE_SEED, finding, headline, in_words, is_of_one_seed
 
 _SURE = "Differences are in units of each dataset's metric. An asterisk: the 95 % interval does not hold 0."
 # These arms have a figure of their own.
@@ -85,7 +85,7 @@ def _overview(comparison: Content) -> Blocks:
         f"Differences are to the arm {comparison['reference']}, paired by seed and window. An interval that holds 0 is "
         "no evidence of a difference, which is not evidence of none."
     )
-    return [Facts(items), Text(lines), Text([note])]
+    return [Facts(items), Text(lines), Text([note, *([OF_ONE_SEED] if is_of_one_seed(comparison) else [])])]
 
 
 def _found(comparison: Content) -> Blocks:
@@ -149,12 +149,12 @@ def _differences(comparison: Content) -> Blocks | str:
 
 def _transfer(comparison: Content) -> Blocks | str:
     cells = _cells(comparison["transfer"], "Transfer", "with", "trained together with")
-    return cells or "The study has no arms of pairs, which show what a dataset gains from another."
+    return cells or "No arm of a pair is finished; such arms show what a dataset gains from another."
 
 
 def _influence(comparison: Content) -> Blocks | str:
     cells = _cells(comparison["influence"], "Influence", "of", "what this dataset gives")
-    return cells or "The study has no arms that leave a dataset out, which show what it gives to the others."
+    return cells or "No arm without a dataset is finished; such arms show what it gives to the others."
 
 
 def _cells(cells: Sequence[Content], title: str, other: str, column: str) -> Blocks:

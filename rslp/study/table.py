@@ -7,6 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 NO_EVIDENCE = "no evidence of a difference"
+OF_ONE_SEED = (
+    "Of one seed it is not known how much seeds differ: better or worse is said of these models, not of how they were "
+    "trained."
+)
 _WIDTH = 80
 # Longer names of arms stand on a line of their own.
 _NAME = 16
@@ -45,12 +49,8 @@ def _heading(comparison: Mapping[str, Any]) -> Iterator[str]:
     )
     if missing := comparison["missing"]:
         yield from _wrapped("missing: " + ", ".join(f"{one['arm']} seed {one['seed']}" for one in missing))
-    differences = [one for task in comparison["tasks"] for one in task["differences"].values()]
-    if any("seeds" not in (one["over"] or "seeds") for one in differences):
-        yield from _wrapped(
-            "Of one seed it is not known how much seeds differ: better or worse is said of these models, not of how "
-            "they were trained."
-        )
+    if is_of_one_seed(comparison):
+        yield from _wrapped(OF_ONE_SEED)
     for text in headline(comparison):
         yield from _wrapped(text)
 
@@ -59,6 +59,12 @@ def _over(comparison: Mapping[str, Any]) -> str:
     """What the intervals are over; where tasks differ, all of it."""
     found = [value["over"] for task in comparison["tasks"] for value in task["arms"].values() if value["over"]]
     return " or ".join(dict.fromkeys(found)) or "nothing: there are neither seeds nor predictions"
+
+
+def is_of_one_seed(comparison: Mapping[str, Any]) -> bool:
+    """Whether the interval of a difference is over windows alone."""
+    differences = [one for task in comparison["tasks"] for one in task["differences"].values()]
+    return any("seeds" not in (one["over"] or "seeds") for one in differences)
 
 
 def headline(comparison: Mapping[str, Any]) -> Iterator[str]:

@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from rslearn.train.model_context import RasterImage
 
 import rslp
 from rslp.cli.main import main
 from rslp.evaluate.evaluation import evaluate
-from rslp.evaluate.samples import choose, read_samples, sample_error
+from rslp.evaluate.samples import _image, choose, read_samples, sample_error
+from rslp.figures.samples import SampleView, draw_sample
 from rslp.rundir import RunDir
 from rslp.study.comparison import ArmResult, Cost, compare
 from rslp.train.fit import fit
@@ -231,6 +234,19 @@ def test_samples_are_chosen_by_their_error(run: RunDir) -> None:
     chosen = {names[i]: reason for i, reason in choose(values, names)}
     assert chosen == {names[::-1][i]: reason for i, reason in choose(values[::-1], names[::-1])}, "in any order"
     assert {n for n, reason in chosen.items() if reason == "worst"} == {"w2", "w6"} and "w1" not in chosen
+
+
+def test_a_window_of_one_pixel_is_shown_as_its_series() -> None:
+    values = torch.arange(12, dtype=torch.float32).reshape(2, 6, 1, 1)
+    bands, arrays = _image({"s1": RasterImage(values)}, {"s1": ["vv", "vh"]})
+    assert bands == ("vv", "vh") and arrays["series"].tolist() == values[:, :, 0, 0].T.tolist()
+    image = torch.rand(4, 3, 8, 8)
+    bands, arrays = _image({"s1": RasterImage(values), "s2": RasterImage(image)}, {"s2": ["B02", "B03", "B04", "B08"]})
+    assert bands == ("B04", "B03", "B02") and arrays["image"].shape == (8, 8, 3), "red, green and blue first"
+    view = SampleView(None, values[:, :, 0, 0].T.numpy(), ("vv", "vh"))
+    picture = draw_sample("a", "worst", view, caption="$x$ <b> 作物", classes=0)
+    svg = picture.inline()
+    assert 'aria-label="worst. $x$ &lt;b&gt; 作物"' in svg and "var(--ink)" in svg and "var(--s2)" in svg
 
 
 def test_the_error_of_a_detection_counts_what_is_missed_and_what_is_false() -> None:
