@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -62,7 +63,7 @@ class ShownSample:
     group: str
     window: str
     bounds: tuple[int, int, int, int]
-    bands: tuple[str, ...] = ()
+    bands: Sequence[str] = ()
     scale: int = 1
     arrays: Mapping[str, Array] = field(default_factory=dict)
 
@@ -102,7 +103,7 @@ def choose(errors: Sequence[float | None], identities: Sequence[str]) -> list[tu
         errors: of each sample.
         identities: of each sample, which order equal errors and seed the draw.
     """
-    known = [i for i, error in enumerate(errors) if error is not None]
+    known = [i for i, error in enumerate(errors) if error is not None and math.isfinite(error)]
     ranked = sorted(known, key=lambda i: (-(errors[i] or 0.0), identities[i]))
     drawn = sorted(known, key=lambda i: stable_seed("shown", identities[i]))
     ordered = {"worst": ranked, "median": ranked[len(ranked) // 2 :], "random": drawn}
@@ -140,7 +141,7 @@ def write_samples(
                         dataset, task, reason, errors[index] or 0.0, record.group, record.window, record.bounds, *sample
                     )
                 )
-    index_of = [{name: value for name, value in asdict(one).items() if name != "arrays"} for one in shown]
+    index_of = [{name: value for name, value in vars(one).items() if name != "arrays"} for one in shown]
     arrays: dict[str, Any] = {f"{i}_{name}": array for i, one in enumerate(shown) for name, array in one.arrays.items()}
     stream = io.BytesIO()
     np.savez_compressed(stream, index=np.array(json.dumps(index_of)), **arrays)
@@ -161,9 +162,10 @@ def read_samples(path: Path) -> list[ShownSample]:
                 if part:
                     arrays.setdefault(int(number), {})[part] = content[name]
             entries = json.loads(str(content["index"]))
+        # A sample without a raster among its inputs has no array.
         return [
-            ShownSample(**{**entry, "bounds": tuple(entry["bounds"]), "bands": tuple(entry["bands"])}, arrays=arrays[i])
-            for i, entry in enumerate(entries)
+            ShownSample(**{**entry, "bounds": tuple(entry["bounds"])}, arrays=arrays.get(number, {}))
+            for number, entry in enumerate(entries)
         ]
     except (*READ_ERRORS, BadZipFile, zlib.error) as error:
         raise RunError(f"{path} is no file of samples, or a damaged one: {error}") from error

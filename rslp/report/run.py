@@ -89,31 +89,24 @@ def _duration(seconds: float | None) -> str:
 
 def _data(contents: RunContents) -> Blocks | str:
     """Bad samples, and the findings of the check that the config allows."""
-    blocks: list[Any] = []
-    messages = {message: split for split, one in contents.splits.items() for message in one.evaluation.bad_samples}
     counts = {split: count for split, count in (contents.state.get("faults") or {}).items() if count}
-    if counts:
-        blocks.append(
-            Text([f"Skipped in the training: {', '.join(f'{n} {split}' for split, n in counts.items())} samples."])
-        )
-    if messages:
-        rows = [[split, message] for message, split in messages.items()]
-        blocks.append(Table("Samples that an evaluation has left out", ("split", "what is wrong"), rows))
-    if not blocks:
-        blocks.append(Text(["No bad sample is recorded."]))
-    allowed = contents.json(contents.run.check.name).get("allowed") or {}
-    by_id: dict[str, list[str]] = {}
-    for dataset, ids in sorted(allowed.items()):
+    messages = [[split, message] for split, one in contents.splits.items() for message in one.evaluation.bad_samples]
+    allowed: dict[str, list[str]] = {}
+    for dataset, ids in sorted((contents.json(contents.run.check.name).get("allowed") or {}).items()):
         for id_ in ids:
-            by_id.setdefault(id_, []).append(dataset)
-    if by_id:
-        rows = [[id_, FINDING_IDS.get(id_, ""), ", ".join(names)] for id_, names in by_id.items()]
-        blocks.append(
-            Table("Findings of the check that the config allows", ("finding", "what it means", "datasets"), rows)
-        )
-    else:
-        blocks.append(Text(["The config allows no finding of the check."]))
-    return blocks
+            allowed.setdefault(id_, []).append(dataset)
+    findings = [[id_, FINDING_IDS.get(id_, ""), ", ".join(names)] for id_, names in allowed.items()]
+    lines = [f"Skipped in the training: {', '.join(f'{n} {split}' for split, n in counts.items())} samples."] * bool(
+        counts
+    )
+    lines += [] if counts or messages else ["No bad sample is recorded."]
+    lines += [] if findings else ["The config allows no finding of the check."]
+    head = ("finding", "what it means", "datasets")
+    tables = [
+        Table("Samples that an evaluation has left out", ("split", "what is wrong"), messages),
+        Table("Findings of the check that the config allows", head, findings),
+    ]
+    return [*([Text(lines)] if lines else ()), *(table for table in tables if table.rows)]
 
 
 def _config(contents: RunContents) -> Blocks | str:
@@ -121,18 +114,17 @@ def _config(contents: RunContents) -> Blocks | str:
     text = contents.text(contents.run.config.name)
     if not text:
         return "The run directory has no config.yaml."
-    blocks: list[Any] = [Fold("config.yaml", [Code("config.yaml", text)])]
-    rows = []
-    for key, origins in contents.json(contents.run.provenance.name).items():
-        for origin in origins if isinstance(origins, list) else ():
-            if isinstance(origin, dict) and origin.get("won"):
-                rows.append([key, _short(origin.get("value")), _place(origin)])
+    folded = Fold("config.yaml", [Code("config.yaml", text)])
+    rows = [
+        [key, _short(origin.get("value")), _place(origin)]
+        for key, origins in contents.json(contents.run.provenance.name).items()
+        for origin in (origins if isinstance(origins, list) else ())
+        if isinstance(origin, dict) and origin.get("won")
+    ]
     if rows:
         table = Table("The file and line that set each value", ("key", "value", "from"), rows)
-        blocks.append(Fold(f"Where its {len(rows)} values come from", [table]))
-    else:
-        blocks.append(Text(["Which files its values come from is not recorded: stage 1 has not made this config."]))
-    return blocks
+        return [folded, Fold(f"Where its {len(rows)} values come from", [table])]
+    return [folded, Text(["Which files its values come from is not recorded: stage 1 has not made this config."])]
 
 
 def _place(origin: dict[str, Any]) -> str:

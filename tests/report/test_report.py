@@ -230,7 +230,7 @@ def test_samples_are_chosen_by_their_error(run: RunDir) -> None:
         wrong = (one.arrays["truth"] != one.arrays["prediction"]).mean()
         assert wrong == pytest.approx(one.error) and one.arrays["image"].shape == (8, 8)
     names = [f"w{number}" for number in range(9)]
-    values = [0.1, None, 0.9, 0.3, 0.3, 0.2, 0.8, None, 0.5]
+    values = [0.1, float("nan"), 0.9, 0.3, 0.3, 0.2, 0.8, None, 0.5]
     chosen = {names[i]: reason for i, reason in choose(values, names)}
     assert chosen == {names[::-1][i]: reason for i, reason in choose(values[::-1], names[::-1])}, "in any order"
     assert {n for n, reason in chosen.items() if reason == "worst"} == {"w2", "w6"} and "w1" not in chosen
@@ -247,6 +247,23 @@ def test_a_window_of_one_pixel_is_shown_as_its_series() -> None:
     picture = draw_sample("a", "worst", view, caption="$x$ <b> 作物", classes=0)
     svg = picture.inline()
     assert 'aria-label="worst. $x$ &lt;b&gt; 作物"' in svg and "var(--ink)" in svg and "var(--s2)" in svg
+
+
+def test_a_sample_without_image_is_shown_in_words(tmp_path: Path) -> None:
+    assert _image({"vector": object()}, {}) == ((), {})
+    entry = {
+        "dataset": "d",
+        "task": "t",
+        "reason": "worst",
+        "error": 1.0,
+        "group": "g",
+        "window": "w",
+        "bounds": [0] * 4,
+    }
+    np.savez(tmp_path / "a.npz", index=np.array(json.dumps([entry])))
+    (shown,) = read_samples(tmp_path / "a.npz")
+    view = SampleView(shown.arrays.get("image"), shown.arrays.get("series"), shown.bands)
+    assert "<svg" in draw_sample("a", shown.reason, view, caption="label a", classes=0).inline()
 
 
 def test_the_error_of_a_detection_counts_what_is_missed_and_what_is_false() -> None:
