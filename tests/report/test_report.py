@@ -24,10 +24,12 @@ from rslp.cli.main import main
 from rslp.evaluate.evaluation import evaluate
 from rslp.evaluate.samples import _image, choose, read_samples, sample_error
 from rslp.figures.samples import SampleView, draw_sample
+from rslp.io import ObjectStore
 from rslp.rundir import RunDir
 from rslp.study.comparison import ArmResult, Cost, compare
 from rslp.train.fit import fit
 from tests.report.browser import PROGRAM, Browser, needs_browser
+from tests.stores import BUCKET, store_server
 from tests.study.made import write_evaluation
 from tests.tiny import KINDS, four_datasets, run_config, write_run
 
@@ -299,7 +301,7 @@ def test_each_section_of_a_run_is_there_or_says_why_not(
 
 def test_damaged_files_are_named_and_the_rest_is_shown(run: RunDir, tmp_path: Path) -> None:
     copy = RunDir(tmp_path / "p" / "e")
-    shutil.copytree(run.path, copy.path, ignore=shutil.ignore_patterns("*.ckpt"))
+    shutil.copytree(run.path, copy.path, ignore=shutil.ignore_patterns("*.ckpt", "metrics.csv", "val.*"))
     best = copy.evaluation("test", "best")
     damaged = (copy.done_marker, copy.state, copy.windows, best.with_suffix(".npz"), best.with_suffix(".parquet"))
     for path in damaged:
@@ -354,6 +356,23 @@ def test_the_command_writes_the_page_and_the_figures(
     assert len(text) < 10_000_000 and "<script" not in text
     assert len(list(figures.glob("*.svg"))) == len(list(figures.glob("*.png"))) == len(Reader(text).figures)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures.glob("*.png"))
+
+
+def test_the_page_of_a_run_on_an_object_store_lies_there(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with store_server("gs", monkeypatch):
+        url = f"gs://{BUCKET}/projects/tests/tiny"
+        store = ObjectStore(url, patience=5)
+        kept = ("config.yaml", "usage.csv")
+        for name in (*kept, *(f"eval/best/test.{ending}" for ending in ("json", "parquet", "npz"))):
+            store.write(name, (run.path / name).read_bytes())
+        assert main(["helios", "report", "--run", url]) == 0
+        assert capsys.readouterr().out == f"{url}/report.html\n"
+        shown = Reader((store.read("report.html") or b"").decode())
+    assert tuple(shown.sections) == RUN_SECTIONS
+    assert any(text.startswith("classify: reliability") for text in shown.figures)
+    assert any(text.startswith("worst") for text in shown.figures) and "samples per second" in shown.sections["usage"]
 
 
 @pytest.mark.parametrize(
