@@ -10,5 +10,5 @@ SHIPPED = "rslp._data.helios"
 setup(
     packages=[*find_packages(include=["rslp", "rslp.*"]), SHIPPED],
     package_dir={SHIPPED: "data/helios"},
-    package_data={"": ["**/*.yaml", "**/*.json", "py.typed", "*.pyi"]},
+    package_data={"": ["**/*.yaml", "**/*.json", "**/*.html", "**/*.css", "py.typed", "*.pyi"]},
 )

@@ -23,6 +23,7 @@ _HOMES = {
     "fit": "rslp.api:fit",
     "plan": "rslp.api:plan",
     "predict": "rslp.api:predict",
+    "report": "rslp.api:report",
     "study": "rslp.api:study",
     "submit": "rslp.api:submit",
 }

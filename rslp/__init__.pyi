@@ -5,6 +5,7 @@ from rslp.api import evaluate as evaluate
 from rslp.api import fit as fit
 from rslp.api import plan as plan
 from rslp.api import predict as predict
+from rslp.api import report as report
 from rslp.api import study as study
 from rslp.api import submit as submit
 from rslp.check.findings import CheckOptions as CheckOptions

@@ -113,10 +113,11 @@ def plan(
     where = engine_of(engine)
     made = where.plan([job], EngineOptions(detach=engine == "local"))
     values = constants or {}
-    config = launch.merged_config(read_run_configs(configs), run=job.run, constants=values, notes=[])
+    documents = read_run_configs(configs)
+    config = launch.merged_config(documents, run=job.run, constants=values, notes=[])
     names = list(map(str, _listed(configs)))
     run_check = partial(ensure_checked, names, config=config, run=job.run, constants=values, here=not where.remote)
-    return PlannedJob(where, made, launch.Request(job, config, run_check))
+    return PlannedJob(where, made, launch.Request(job, config, run_check, launch.provenance_of(documents)))
 
 
 def submit(planned: PlannedJob, *, check: bool = True) -> SubmissionRecord:
@@ -164,8 +165,9 @@ def fit(run: RunDir, configs: Configs | None = None, *, constants: Mapping[str, 
     quieten_rslearn()
     run.refuse_folders()
     if configs is not None:
-        config = launch.merged_config(read_run_configs(configs), run=run, constants=constants or {}, notes=[])
-        with launch.install_config(run, config):
+        documents = read_run_configs(configs)
+        config = launch.merged_config(documents, run=run, constants=constants or {}, notes=[])
+        with launch.install_config(run, config, provenance=launch.provenance_of(documents)):
             pass
     elif not run.config.is_file():
         raise RunError(f"{run.config} does not exist: name the run config")
@@ -265,6 +267,29 @@ def study(cfg: str | Path, *, engine: str = "local", options: EngineOptions | No
 
     plan = StudyPlan.of(read_study(cfg), runs_prefix(remote=engine_of(engine).remote))
     return make_study(plan, engine=engine, options=options or EngineOptions())
+
+
+def report(subject: RunDir | str | Path, *, output: str | Path | None = None, figures: str | Path | None = None) -> str:
+    """Write the report of a run or a study, one HTML file, as the command ``report`` does.
+
+    Args:
+        subject: the run, which may still be training, or its directory; or the directory of a study.
+        output: the file; by default ``report.html`` in that directory.
+        figures: a folder in which each figure is also written, as SVG and PNG.
+
+    Returns:
+        Where the report is.
+
+    Raises:
+        RunError: there is no such run or study, or the study's files are damaged.
+        UsageError: a file can't be written.
+    """
+    quieten_rslearn()
+    from rslp.report.write import write_report
+
+    if not isinstance(subject, RunDir):
+        subject = run if (run := RunDir(Path(subject))).config.is_file() else run.path
+    return write_report(subject, output=output, figures=figures)
 
 
 def read_run_configs(configs: Configs) -> list[Document]:

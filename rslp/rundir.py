@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rslp.errors import RunError
-from rslp.io import Folder, ObjectStore, checksum, is_remote, locks, read_json, write_json
+from rslp.io import Folder, ObjectStore, append, checksum, is_remote, locks, read_json, write_json
 
 # Names of projects and experiments that are allowed.
 _ALLOWED_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
@@ -78,6 +78,14 @@ class RunDir:
     prediction_marker = _Name("predictions.json")
     # The folder of the jobs' output.
     logs = _Name("logs")
+    # Time, samples and memory of the training, a row for each time that ``state.json`` is written.
+    usage = _Name("usage.csv")
+    # The windows of the training's splits: dataset, split, group, window, longitude and latitude of its middle.
+    windows = _Name("windows.parquet")
+    # Which files the values of ``config.yaml`` come from; only of a config that stage 1 has made.
+    provenance = _Name("provenance.json")
+    # The report, one page.
+    report = _Name("report.html")
     # The lock of a training in this directory.
     lock = _Name("lock")
     # The lock of a prediction in this directory.
@@ -223,6 +231,24 @@ class RunDir:
             notes.append(f"{self.metrics} is damaged: {len(rows)} rows of it can be read")
         return rows
 
+    def append_usage(self, *, step: int, seconds: float, samples: int, memory: int) -> None:
+        """Append a row to ``usage.csv``: steps, seconds, samples and peak memory (bytes) of the training so far."""
+        head = b"" if self.usage.exists() else b"step,seconds,samples,memory\n"
+        append(self.usage, head + f"{step},{seconds:.1f},{samples},{memory}\n".encode())
+
+    def usage_rows(self) -> list[list[float]]:
+        """The rows of ``usage.csv``; after a resume, without those of steps that were trained again."""
+        rows: list[list[float]] = []
+        for line in self.usage.read_text(errors="replace").splitlines()[1:] if self.usage.is_file() else ():
+            try:
+                row = [float(value) for value in line.split(",")]
+            except ValueError:
+                continue
+            while rows and rows[-1][0] >= row[0]:
+                rows.pop()
+            rows += [row] * (len(row) == 4)
+        return rows
+
     def mark_done(
         self,
         *,
@@ -303,7 +329,8 @@ RUN_FILES = RunDir(Path())
 # The small files of a run: its configs, records, state, log, evaluations and markers.
 _METADATA = re.compile(
     r"(config\.yaml|predict\.yaml|predictions\.json|job(-\w+)?\.json|state\.json|DONE\.json|metrics\.csv"
-    r"|eval/([^/]+/)?\w+\.(json|parquet)|code\.json)"
+    r"|eval/([^/]+/)?\w+\.(json|parquet|npz)|code\.json|windows\.parquet|usage\.csv|check\.json|provenance\.json"
+    r"|environment\.txt)"
 )
 
 

@@ -22,7 +22,7 @@ from tests.tiny import run_config, write_dataset
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 SHIPPED = ROOT / "data" / "helios" / "v3_multitask"
-FUNCTIONS = ["check", "compose", "evaluate", "fit", "plan", "predict", "study", "submit"]
+FUNCTIONS = ["check", "compose", "evaluate", "fit", "plan", "predict", "report", "study", "submit"]
 
 
 def test_importing_costs_nothing_and_the_functions_that_need_no_torch_do_not_import_it() -> None:

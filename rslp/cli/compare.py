@@ -9,9 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from rslp.errors import RunError, UsageError
-from rslp.io import full_disk, is_remote, write_atomic
-from rslp.launch.remote import readable_run
-from rslp.launch.runs import find_run
+from rslp.io import full_disk, write_atomic
+from rslp.launch.runs import open_run
 from rslp.rundir import RunDir
 
 
@@ -36,7 +35,7 @@ def compare(
     if not difference > 0:
         raise UsageError(f"--difference must be above 0; got {difference}")
     with ExitStack() as stack:
-        runs = [stack.enter_context(readable_run(name) if _is_path(name) else find_run(*_names(name))) for name in run]
+        runs = [stack.enter_context(open_run(name)) for name in run]
         files = [_evaluation(one, split, checkpoint) for one in runs]
         from rslp.study.comparison import ArmResult, Cost, comparison_table
         from rslp.study.comparison import compare as compare_arms
@@ -55,15 +54,6 @@ def compare(
                 f"--output {output} can't be written: {error.strerror}"
             ) from error
     return 0
-
-
-def _is_path(name: str) -> bool:
-    return is_remote(name) or Path(name).is_dir() or name.count("/") != 1
-
-
-def _names(name: str) -> tuple[str, str]:
-    project, _, experiment = name.partition("/")
-    return project, experiment
 
 
 def _arms(runs: Sequence[RunDir]) -> list[str]:

@@ -20,7 +20,7 @@ from rslp.launch.engines.options import EngineOptions, SkyPilotOptions, SlurmOpt
 from rslp.launch.job import Job, Mode, Priority, parse_duration, parse_memory, parse_mounts, parse_pairs
 from rslp.launch.runs import runs_prefix
 from rslp.launch.snapshot import is_secret_variable
-from rslp.launch.submit import Request, ensure_can_start, merged_config, submit, summary
+from rslp.launch.submit import Request, ensure_can_start, merged_config, provenance_of, submit, summary
 from rslp.rundir import RunDir
 from rslp.runtime import class_paths
 from rslp.runtime.extras import trackers_named
@@ -214,7 +214,8 @@ def _request(
         here: whether the job sees this machine's files.
     """
     notes: list[str] = []
-    config = merged_config(read_run_configs(paths), run=job.run, constants=values, notes=notes)
+    documents = read_run_configs(paths)
+    config = merged_config(documents, run=job.run, constants=values, notes=notes)
     sys.stderr.writelines(f"note: {note}\n" for note in notes)
     if profiler is not None:
         config["trainer"] = {**config.get("trainer", {}), "profiler": profiler}
@@ -222,7 +223,7 @@ def _request(
         config["rslp_trackers"] = list(trackers)
     config = _allow_findings(config, allow)
     check = partial(ensure_checked, paths, config=config, run=job.run, constants=values, here=here, allow=allow)
-    return Request(job, config, check)
+    return Request(job, config, check, provenance_of(documents))
 
 
 def _warn_of_secrets(variables: Mapping[str, str]) -> None:

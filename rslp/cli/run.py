@@ -5,12 +5,13 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import shlex
 import sys
 from pathlib import Path
 from signal import Signals
 
 from rslp.errors import INTERRUPTED, PREEMPTED, RunError, UsageError
-from rslp.io import is_remote
+from rslp.io import is_remote, read_yaml
 from rslp.io.locks import no_links
 from rslp.io.terminal import print_message, quieten_rslearn
 from rslp.launch.engines.slurm_batch import run_step
@@ -74,11 +75,21 @@ def run(run_dir: str, mode: Mode = "fit", checkpoint: str | None = None, evaluat
     own_best = checkpoint is None and mode != "fit"
     evaluations = evaluate_run(directory, splits=splits, checkpoint=checkpoint, own_best=own_best)
     if read_world(os.environ).first:
-        notes: list[str] = []
         whole, own = evaluations[: len(splits)], evaluations[len(splits) :]
+        notes: list[str] = []
         print_table(whole, own=own, unmoved=directory.read_state(notes).get("unmoved") or ())
         sys.stderr.writelines(f"warning: {note}\n" for note in notes)
+        _show(directory)
     return 0
+
+
+def _show(run: RunDir) -> None:
+    """Send the figures of an evaluation to the run's trackers, and say how to make a report of it."""
+    if names := read_yaml(run.config).data.get("rslp_trackers"):
+        from rslp.report.track import send_figures
+
+        send_figures(run, names)
+    print_message(f"to look at it: python -m rslp.main helios report --run {shlex.quote(run.location)}")
 
 
 def _stopped() -> int:

@@ -191,6 +191,19 @@ class SampleSource:
         # Multiplied by 2^64 / golden ratio, so that the crops of one window differ in many bits.
         return of_windows ^ (self._crops[:, 1:2].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
 
+    def bands(self) -> dict[str, list[str]]:
+        """The bands of each raster input, by the input's name; labels are left out."""
+        return {name: list(spec.bands or ()) for name, spec in self._inputs.items() if not spec.is_target}
+
+    def window_places(self, most: int) -> list[tuple[str, str, float, float]]:
+        """Group, name, longitude and latitude of windows: of at most so many, evenly spread over the split."""
+        count = len(self._windows)
+        places = []
+        for index in range(0, count, max(1, -(-count // most))):
+            place = crops.place_of(self._windows.projection(index), self._windows.bounds(index))
+            places.append((*self._windows.identity(index), *place))
+        return places
+
     @property
     def cache_folder(self) -> Path | None:
         """The folder of the dataset's sample cache; None if there is none."""

@@ -16,6 +16,7 @@ from rslp.errors import RunError
 from rslp.evaluate.predictions import write_predictions
 from rslp.evaluate.resampling import percentile_intervals, units
 from rslp.evaluate.rows import Evaluation, Intervals, rows_of
+from rslp.evaluate.samples import write_samples
 from rslp.io import write_atomic
 from rslp.rundir import RunDir
 from rslp.train.build import InstantiatedRun, build
@@ -27,10 +28,10 @@ from rslp.train.metrics.recording import TaskRecords
 def evaluate(
     run: RunDir, *, splits: Sequence[str], checkpoint: str | None = None, own_best: bool = False
 ) -> list[Evaluation]:
-    """Evaluate a checkpoint on some splits, and write ``eval/<checkpoint>/<split>.json`` and ``.parquet``.
+    """Evaluate a checkpoint on some splits, and write ``eval/<checkpoint>/<split>.json``, ``.parquet`` and ``.npz``.
 
-    The first has the rows of metrics, the second the predictions. The best checkpoint's rows are copied to
-    ``eval/<split>.json``.
+    The first has the rows of metrics, the second the predictions, the third some samples to be shown. The best
+    checkpoint's rows are copied to ``eval/<split>.json``.
 
     Args:
         run: the run directory.
@@ -95,7 +96,9 @@ def _evaluate(
         )
         if cli.trainer.is_global_zero:
             records = {key: result.records for key, result in results.items() if result.records is not None}
-            write_evaluation(run, evaluation, folder=_folder_of(run, path, digest), records=records)
+            folder = _folder_of(run, path, digest)
+            write_evaluation(run, evaluation, folder=folder, records=records)
+            write_samples(run.evaluation(split, folder).with_suffix(".npz"), cli.model, sources, records)
         evaluations.append(evaluation)
     return evaluations
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ _COLUMNS = {
     **{"true_boxes": _BOXES, "true_labels": pa.list_(pa.int32())},
 }
 Key = tuple[str, str]
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -102,23 +103,38 @@ def read_predictions(path: Path, *, checkpoint_sha256: str) -> dict[Key, TaskPre
     Raises:
         RunError: the file is damaged, or of another checkpoint.
     """
+    return read_tasks(path, checkpoint_sha256, _read_task)
+
+
+def read_tasks(
+    path: Path, checkpoint_sha256: str, read: Callable[[pa.Table, Mapping[str, Any]], Content]
+) -> dict[Key, Content]:
+    """What a function makes of the predictions of each task, by (dataset, task).
+
+    Args:
+        path: the file.
+        checkpoint_sha256: hash of the checkpoint that the rows of metrics beside it are of.
+        read: takes the rows of a task, and its entry in the file's metadata: ``kind`` and ``description``.
+
+    Raises:
+        RunError: the file is damaged, or of another checkpoint.
+    """
     try:
         table = pq.read_table(io.BytesIO(path.read_bytes()))
         metadata = json.loads(table.schema.metadata[_METADATA])
         if metadata["checkpoint_sha256"] != checkpoint_sha256:
             raise RunError(f"{path} is of another checkpoint than the rows beside it: evaluate the run again")
-        return {_key(name): _read_task(table, _key(name), entry) for name, entry in metadata["tasks"].items()}
+        tasks = {}
+        for name, entry in metadata["tasks"].items():
+            dataset, _, task = name.partition("/")
+            rows = table.filter((pa.compute.field("dataset") == dataset) & (pa.compute.field("task") == task))
+            tasks[dataset, task] = read(rows, entry)
+        return tasks
     except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
         raise RunError(f"{path} is no file of predictions, or a damaged one: {error}") from error
 
 
-def _key(name: str) -> Key:
-    dataset, _, task = name.partition("/")
-    return dataset, task
-
-
-def _read_task(table: pa.Table, key: Key, entry: Mapping[str, Any]) -> TaskPredictions:
-    rows = table.filter((pa.compute.field("dataset") == key[0]) & (pa.compute.field("task") == key[1]))
+def _read_task(rows: pa.Table, entry: Mapping[str, Any]) -> TaskPredictions:
     columns: dict[str, Sequence[Any]] = {name: rows[name].to_pylist() for name in _IDENTITY}
     samples = list(zip(*(columns[name] for name in _IDENTITY[3:9]), strict=True))
     states = {

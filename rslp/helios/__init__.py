@@ -17,6 +17,7 @@ workflows = {
     "pack": "rslp.cli.pack:pack",
     "merge_adapters": "rslp.cli.merge_adapters:merge_adapters",
     "study": "rslp.cli.study:study",
+    "report": "rslp.cli.report:report",
     "run": "rslp.cli.run:run",
     "run_ranks": "rslp.cli.run:run_ranks",
     "run_slurm": "rslp.cli.run:run_slurm",

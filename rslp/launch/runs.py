@@ -15,6 +15,7 @@ from typing import TypeVar
 from dotenv import dotenv_values
 
 from rslp.errors import RunError
+from rslp.io import is_remote
 from rslp.launch.engines.engine import known_state
 from rslp.launch.record import latest_record
 from rslp.launch.remote import readable_run
@@ -42,6 +43,14 @@ def runs_prefix(*, remote: bool, environment: Mapping[str, str] = os.environ, fo
 def find_run(project: str, experiment: str) -> AbstractContextManager[RunDir]:
     """The directory of a run that was submitted from here, to read from; see ``readable_run``."""
     return readable_run(RunDir.of(runs_prefix(remote=False), project, experiment).location)
+
+
+def open_run(name: str) -> AbstractContextManager[RunDir]:
+    """The directory of a run, to read from, by its path or URL, or as PROJECT/EXPERIMENT."""
+    if is_remote(name) or Path(name).is_dir() or name.count("/") != 1:
+        return readable_run(name)
+    project, _, experiment = name.partition("/")
+    return find_run(project, experiment)
 
 
 _SCORE = "val/score"

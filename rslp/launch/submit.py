@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rslp.config import merge_configs, refuse_unrunnable
@@ -40,7 +41,9 @@ def merged_config(
 
 
 @contextmanager
-def install_config(run: RunDir, config: Mapping[str, Any], *, mode: Mode = "fit") -> Iterator[None]:
+def install_config(
+    run: RunDir, config: Mapping[str, Any], *, mode: Mode = "fit", provenance: str = ""
+) -> Iterator[None]:
     """Write a run's config, and keep other trainings out of its directory during its submission, which is the block.
 
     The config stays. After an exception in the block, the former config is there again, and new folders are removed.
@@ -50,6 +53,7 @@ def install_config(run: RunDir, config: Mapping[str, Any], *, mode: Mode = "fit"
         config: the config.
         mode: the mode of the job: an evaluation keeps a config that exists; a prediction has a config of its own, which
             may be written while a training runs.
+        provenance: the files that the config's values come from, see ``provenance_of``; empty where it is not known.
 
     Raises:
         RunError: another job trains in this directory, or it can't be written.
@@ -59,8 +63,18 @@ def install_config(run: RunDir, config: Mapping[str, Any], *, mode: Mode = "fit"
     if mode in ("validate", "test") and run.files().read(path.name) is not None:
         yield
         return
-    with _reserved(run, mode), written(run, path, with_checksum(dump_yaml(config))):
+    with ExitStack() as stack:
+        stack.enter_context(_reserved(run, mode))
+        if provenance and mode == "fit":
+            stack.enter_context(written(run, run.provenance, provenance))
+        stack.enter_context(written(run, path, with_checksum(dump_yaml(config))))
         yield
+
+
+def provenance_of(documents: Sequence[Document]) -> str:
+    """The provenance of a run config that stage 1 has made; empty of another one, or of several that were merged."""
+    path = Path(documents[0].name).with_suffix(".provenance.json")
+    return path.read_text(encoding="utf-8") if len(documents) == 1 and path.is_file() else ""
 
 
 @contextmanager
@@ -99,11 +113,13 @@ class Request:
         job: the job.
         config: the run's config; its relative paths are relative to the run directory.
         run_check: checks config and data, and raises ``RunError`` if they have errors.
+        provenance: see ``install_config``.
     """
 
     job: Job
     config: Mapping[str, Any]
     run_check: Callable[[], None]
+    provenance: str = ""
 
     @property
     def is_new(self) -> bool:
@@ -149,7 +165,8 @@ def submit(
             request.run_check()
     with ExitStack() as stack:
         for request in requests:
-            stack.enter_context(install_config(request.job.run, request.config, mode=request.job.mode))
+            job = request.job
+            stack.enter_context(install_config(job.run, request.config, mode=job.mode, provenance=request.provenance))
         records = engine.submit(plan)
     if len(records) != len(requests):
         raise LaunchError(f"the engine has submitted {len(requests)} jobs and returned {len(records)} records")

@@ -7,6 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 NO_EVIDENCE = "no evidence of a difference"
+OF_ONE_SEED = (
+    "Of one seed it is not known how much seeds differ: better or worse is said of these models, not of how they were "
+    "trained."
+)
 _WIDTH = 80
 # Longer names of arms stand on a line of their own.
 _NAME = 16
@@ -45,13 +49,10 @@ def _heading(comparison: Mapping[str, Any]) -> Iterator[str]:
     )
     if missing := comparison["missing"]:
         yield from _wrapped("missing: " + ", ".join(f"{one['arm']} seed {one['seed']}" for one in missing))
-    differences = [one for task in comparison["tasks"] for one in task["differences"].values()]
-    if any("seeds" not in (one["over"] or "seeds") for one in differences):
-        yield from _wrapped(
-            "Of one seed it is not known how much seeds differ: better or worse is said of these models, not of how "
-            "they were trained."
-        )
-    yield from _headline(comparison)
+    if is_of_one_seed(comparison):
+        yield from _wrapped(OF_ONE_SEED)
+    for text in headline(comparison):
+        yield from _wrapped(text)
 
 
 def _over(comparison: Mapping[str, Any]) -> str:
@@ -60,8 +61,14 @@ def _over(comparison: Mapping[str, Any]) -> str:
     return " or ".join(dict.fromkeys(found)) or "nothing: there are neither seeds nor predictions"
 
 
-def _headline(comparison: Mapping[str, Any]) -> Iterator[str]:
-    """For each arm in how many tasks it is better and worse after the correction."""
+def is_of_one_seed(comparison: Mapping[str, Any]) -> bool:
+    """Whether the interval of a difference is over windows alone."""
+    differences = [one for task in comparison["tasks"] for one in task["differences"].values()]
+    return any("seeds" not in (one["over"] or "seeds") for one in differences)
+
+
+def headline(comparison: Mapping[str, Any]) -> Iterator[str]:
+    """For each arm a sentence: in how many tasks it is better and worse after the correction."""
     for arm in comparison["arms"]:
         rows = [(_name(task), task["differences"].get(arm)) for task in comparison["tasks"]]
         tested = [(name, row) for name, row in rows if row is not None and "p_holm" in row]
@@ -72,7 +79,27 @@ def _headline(comparison: Mapping[str, Any]) -> Iterator[str]:
             names = [name for name, row in tested if row["verdict"] == word and row["p_holm"] < 1 - comparison["level"]]
             parts.append(f"{word} in {len(names)}{' (' + ', '.join(names) + ')' if names else ''}")
         corrected = f"after Holm's correction for {_plural(comparison['comparisons'], 'comparison')}"
-        yield from _wrapped(f"{arm}: {' and '.join(parts)} of {_plural(len(tested), 'task')}, {corrected}")
+        yield f"{arm}: {' and '.join(parts)} of {_plural(len(tested), 'task')}, {corrected}"
+
+
+def finding(task: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
+    """What was found for one task, in one sentence: of the arm ``joint``, or else of the first that was compared."""
+    name, reference = _name(task), comparison["reference"]
+    known = {arm: one for arm, one in task["differences"].items() if one["low"] is not None}
+    arm = "joint" if "joint" in known else next(iter(known), None)
+    if arm is None or reference not in task["arms"]:
+        return f"{name}: there is no difference with an interval to {reference} yet."
+    one, mine, other = known[arm], task["arms"][arm]["value"], task["arms"][reference]["value"]
+    sure = f"the difference is {one['value']:+.3f}, 95 % interval {one['low']:+.3f} to {one['high']:+.3f}"
+    over = f"over {one['over']}, {_plural(one['seeds'], 'seed')}"
+    words = in_words(one, comparison)
+    if one["verdict"] == NO_EVIDENCE:
+        values = f"{mine:.3f} with {arm} and {other:.3f} with {reference}"
+        return f"{name}: {words}. {task['metric']} is {values}; {sure} ({over})."
+    return (
+        f"{name}: {arm} is {words.replace(one['verdict'], one['verdict'] + ' than ' + reference, 1)}. {task['metric']} "
+        f"is {mine:.3f} against {other:.3f}; {sure} ({over})."
+    )
 
 
 def _task(task: Mapping[str, Any], comparison: Mapping[str, Any]) -> Iterator[str]:
@@ -89,10 +116,10 @@ def _task(task: Mapping[str, Any], comparison: Mapping[str, Any]) -> Iterator[st
             text = f"{text:<22}  {difference['value']:+.3f}{_ends(difference, '+.3f')}"
         yield from _row(arm, text)
         if difference is not None:
-            yield from _wrapped(_verdict(difference, comparison), " " * (_NAME + 4))
+            yield from _wrapped(in_words(difference, comparison), " " * (_NAME + 4))
 
 
-def _verdict(difference: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
+def in_words(difference: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
     """The words for a difference."""
     if difference["low"] is None:
         return "neither seeds that differ nor windows to resample: a difference without an interval is not shown"

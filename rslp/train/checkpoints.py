@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import resource
 import shutil
 import sys
 import time
@@ -142,6 +143,14 @@ def bytes_of(value: Any) -> int:
         return value.nbytes
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
     return sum(map(bytes_of, parts))
+
+
+def _peak_memory(trainer: Trainer) -> int:
+    """The most memory (bytes) that this process has taken: of its GPU, or of the machine where there is none."""
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 # Keys of checkpoints: the names of the parameters that train, and the id of the run.
@@ -325,6 +334,10 @@ class RunCheckpoints(Checkpoint):
         if trainer.is_global_zero:
             progress = {"epoch": epoch, "step": trainer.global_step, "score": score, "seconds": self.seconds}
             self._run.write_state(state="running", **progress, run_id=self._run_id)
+            samples = self.samples * trainer.world_size
+            self._run.append_usage(
+                step=trainer.global_step, seconds=self.seconds, samples=samples, memory=_peak_memory(trainer)
+            )
 
     def _write(self, trainer: Trainer, checkpoint: Mapping[str, Any], path: Path, *same: Path) -> None:
         """Write a checkpoint on rank 0, and hard links (or copies) at further paths."""

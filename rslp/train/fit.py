@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from contextlib import nullcontext
@@ -18,7 +19,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from rslp import upstream
 from rslp.data.batches import explain_worker_death
 from rslp.errors import INTERRUPTED, PREEMPTED, CheckpointError, RunError
-from rslp.io import read_yaml
+from rslp.io import read_yaml, write_atomic
 from rslp.io.terminal import counted, print_message
 from rslp.rundir import RunDir
 from rslp.runtime import preemption
@@ -27,6 +28,9 @@ from rslp.train.build import InstantiatedRun, build
 from rslp.train.callbacks import MetricsLog
 from rslp.train.checkpoints import RUN_KEY, RunCheckpoints, load_weights, read_checkpoint, refuse_foreign
 from rslp.train.trackers import Tracker
+
+# Windows of a dataset's split that a map shows.
+_MAPPED = 1000
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,26 @@ def _finish(cli: InstantiatedRun, *, run: RunDir) -> None:
     summary = {"faults": bad_samples, "nonfinite_steps": nonfinite, "unmoved": unmoved, "score": cli.model.score("val")}
     _write_state(run, trainer, state="done", step=trainer.global_step, **summary)
     if trainer.is_global_zero:
+        _write_windows(run, cli)
         run.mark_done(step=step, epoch=epoch, checkpoint=run.last, ended_early=early, cost=_cost(cli, step=step))
+
+
+def _write_windows(run: RunDir, cli: InstantiatedRun) -> None:
+    """Write ``windows.parquet``, from which a map is drawn: at most ``_MAPPED`` windows of each dataset and split."""
+    # Not at the start of a run, which it would slow down.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        (dataset, split, *place)
+        for split in ("train", "val")
+        for dataset, source in cli.datamodule.sources(split).items()
+        for place in source.window_places(_MAPPED)
+    ]
+    columns = ("dataset", "split", "group", "window", "lon", "lat")
+    stream = io.BytesIO()
+    pq.write_table(pa.table({name: [row[i] for row in rows] for i, name in enumerate(columns)}), stream)
+    write_atomic(run.windows, stream.getvalue())
 
 
 def _cost(cli: InstantiatedRun, *, step: int) -> dict[str, Any]:

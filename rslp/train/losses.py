@@ -90,7 +90,8 @@ class LossMeter:
 
         Returns:
             ``<split>_<task>_<loss>``; ``<split>/<dataset>/<task>/loss``, the sum of a task's losses;
-            ``<split>/<dataset>/loss``, the sum over its tasks; ``<split>_loss``, the mean over all datasets' samples.
+            ``<split>/<dataset>/loss``, the sum over its tasks; ``<split>_loss``, the mean over all datasets' samples;
+            of the training ``train/<dataset>/samples``.
         """
         logged: dict[str, float] = {}
         by_dataset: dict[str, float] = dict.fromkeys(sorted(self.samples), 0.0)
@@ -101,6 +102,9 @@ class LossMeter:
             logged[key] = logged.get(key, 0.0) + mean
             by_dataset[dataset] += mean
         logged |= {f"{split}/{dataset}/loss": loss for dataset, loss in by_dataset.items()}
+        if split == "train":
+            # What the mixture has drawn.
+            logged |= {f"train/{dataset}/samples": float(n) for dataset, n in sorted(self.samples.items())}
         samples = sum(self.samples.values())
         if samples:
             logged[f"{split}_loss"] = sum(loss * self.samples[d] for d, loss in by_dataset.items()) / samples

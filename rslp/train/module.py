@@ -341,7 +341,7 @@ class JointModule(RslearnLightningModule):
         dataloader_idx: int = 0,  # noqa: ARG002
     ) -> list[list[dict[str, Any]]]:
         """Predict batches: for each batch and each of its samples the outputs by task."""
-        return [self._predict(part) if part.inputs else [] for part in batch]
+        return [self.outputs(part) if part.inputs else [] for part in batch]
 
     def on_validation_epoch_start(self) -> None:
         """Move the metrics to the device of the outputs."""
@@ -441,7 +441,12 @@ class JointModule(RslearnLightningModule):
         output: JointOutput = self.model(context, batch.targets, features=batch.features)
         return output
 
-    def _predict(self, batch: Batch) -> list[dict[str, Any]]:
+    def task_of(self, key: tuple[str, str]) -> Task:
+        """The task of (dataset, task)."""
+        return self._tasks[key]
+
+    def outputs(self, batch: Batch) -> list[dict[str, Any]]:
+        """For each sample of a batch the outputs by task."""
         output: JointOutput = self(ModelContext(inputs=batch.inputs, metadatas=batch.metadatas))
         return list(output.outputs)
 

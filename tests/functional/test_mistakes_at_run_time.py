@@ -28,7 +28,7 @@ from tests.tiny import run_config, write_dataset, write_run
 
 WINDOW = "windows/default/w001"
 # What a job writes before it looks at anything; and the log, of which it drops the steps that it trains again.
-NOTES = {"lock", "predict.lock", "state.json", "code.json", "environment.txt", "metrics.csv"}
+NOTES = {"lock", "predict.lock", "state.json", "code.json", "environment.txt", "metrics.csv", "usage.csv"}
 
 
 @dataclass(frozen=True)

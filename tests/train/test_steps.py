@@ -126,6 +126,7 @@ def test_training_losses_are_logged_by_dataset_and_task(reference: RunDir) -> No
     assert names == {
         "train_loss", "train_classify_cls", "train_segment_cls", "train_regress_regress",
         *(f"train/{kind}/loss" for kind in KINDS), *(f"train/{kind}/{kind}/loss" for kind in KINDS),
+        *(f"train/{kind}/samples" for kind in KINDS),
     }  # fmt: skip
 
 

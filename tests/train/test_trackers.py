@@ -59,6 +59,10 @@ def test_event_files_have_the_values_of_the_log(tmp_path: Path) -> None:
     events = EventAccumulator(str(run.path / "tensorboard"))
     events.Reload()
     wanted = logged(run)
+    # An evaluation sends its figures.
+    assert main(["helios", "run", "--run_dir", str(run.path), "--mode", "validate"]) == 0
+    events.Reload()
+    assert events.Tags()["images"] == ["val/confusion-a", "val/reliability-a"]
     assert set(events.Tags()["scalars"]) - {"epoch"} == set(wanted) and len(wanted) > 4
     for name, values in wanted.items():
         got = [(event.step, event.value) for event in events.Scalars(name)]

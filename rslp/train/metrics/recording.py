@@ -5,23 +5,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from pyproj import Transformer
-from rasterio.crs import CRS
 from rslearn.train.model_context import SampleMetadata
 from rslearn.train.tasks.task import Task
 from rslearn.utils.geometry import PixelBounds
 from torchmetrics import Metric, MetricCollection
 
 from rslp import upstream
+from rslp.data.crops import place_of
 from rslp.upstream.task_kinds import TaskKind, kind_of
 
 # What a primary metric depends on (``PRIMARY``), from which a comparison makes it again without the run's config.
-_ATTRIBUTES = ("classes", "num_classes", "nodata_value", "f1_metric_kwargs")
+_ATTRIBUTES = ("classes", "class_names", "num_classes", "nodata_value", "f1_metric_kwargs")
 # The valid predictions and labels of one sample, as primary metrics take them, to the columns of its record.
 Columns = Callable[[Any, Any], dict[str, Any]]
 
@@ -148,7 +146,9 @@ class TaskRecords:
         bounds = metadata.window_bounds if joined else metadata.crop_bounds
         found = columns(*pairs) if columns is not None and self.metric is not None else {}
         self.records.append(
-            SampleRecord(metadata.window_group, metadata.window_name, bounds, _place(metadata, bounds), found)
+            SampleRecord(
+                metadata.window_group, metadata.window_name, bounds, place_of(metadata.projection, bounds), found
+            )
         )
 
         def update(metric: Metric) -> None:
@@ -179,17 +179,3 @@ class TaskRecords:
     def columns(self) -> dict[str, Sequence[np.ndarray[Any, Any]]]:
         """The states of the primary metric by sample; none without one."""
         return {} if self.metric is None else self.states.of(self.metric).columns()
-
-
-def _place(metadata: SampleMetadata, bounds: PixelBounds) -> tuple[float, float]:
-    """Longitude and latitude of the centre of bounds, which are in pixels of the sample's projection."""
-    projection = metadata.projection
-    x = (bounds[0] + bounds[2]) / 2 * projection.x_resolution
-    y = (bounds[1] + bounds[3]) / 2 * projection.y_resolution
-    longitude, latitude = _to_degrees(projection.crs).transform(x, y)
-    return longitude, latitude
-
-
-@lru_cache
-def _to_degrees(crs: CRS) -> Transformer:
-    return Transformer.from_crs(crs.to_wkt(), "EPSG:4326", always_xy=True)

@@ -1,6 +1,7 @@
 """Trackers of experiments: TensorBoard, Weights & Biases and MLflow get the values that ``metrics.csv`` gets.
 
-All have the same names of metrics, and a resumed run goes on in the same run of the tracker. Each is an extra.
+An evaluation sends them figures of its errors. All have the same names of metrics, and a resumed run goes on in the
+same run of the tracker. Each is an extra.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
 
 from rslp.rundir import RunDir
 
@@ -69,22 +72,33 @@ class Tracker(Logger):
     def write(self, values: Mapping[str, float], step: int) -> None:
         """Log values by name."""
 
+    @abstractmethod
+    def show(self, name: str, picture: Image.Image, step: int) -> None:
+        """Log a picture."""
+
 
 class TensorBoard(Tracker):
     """Event files in ``tensorboard/`` of the run directory."""
 
     _writer: Any = None
 
-    def write(self, values: Mapping[str, float], step: int) -> None:
-        """Log values by name."""
+    def _open(self) -> Any:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
             folder, resumed = str(self.run.path / "tensorboard"), self._resumed_at
             self._writer = SummaryWriter(folder, purge_step=resumed or None)
+        return self._writer
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        """Log values by name."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+            self._open().add_scalar(name, value, step)
+        self._open().flush()
+
+    def show(self, name: str, picture: Image.Image, step: int) -> None:
+        """Log a picture."""
+        self._open().add_image(name, np.asarray(picture), step, dataformats="HWC")
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -99,8 +113,7 @@ class Wandb(Tracker):
 
     _wandb_run: Any = None
 
-    def write(self, values: Mapping[str, float], step: int) -> None:
-        """Log values by name; the step is the value ``trainer/global_step``, since W&B's own may not go back."""
+    def _open(self) -> Any:
         if self._wandb_run is None:
             import wandb
 
@@ -109,7 +122,17 @@ class Wandb(Tracker):
                 project=self.run.project, name=self.run.experiment, id=self.version, resume="allow", dir=folder
             )
             self._wandb_run.define_metric("*", step_metric="trainer/global_step")
-        self._wandb_run.log({**values, "trainer/global_step": step})
+        return self._wandb_run
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        """Log values by name; the step is the value ``trainer/global_step``, since W&B's own may not go back."""
+        self._open().log({**values, "trainer/global_step": step})
+
+    def show(self, name: str, picture: Image.Image, step: int) -> None:
+        """Log a picture."""
+        import wandb
+
+        self._open().log({name: wandb.Image(picture), "trainer/global_step": step})
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -124,18 +147,27 @@ class MLflow(Tracker):
     _client: Any = None
     _mlflow_run: str = ""
 
-    def write(self, values: Mapping[str, float], step: int) -> None:
-        """Log values by name."""
+    def _open(self) -> Any:
         from mlflow import MlflowClient
-        from mlflow.entities import Metric
 
         if self._client is None:
             self._client = MlflowClient()
             self._mlflow_run = self._find() or self._create()
             self._client.update_run(self._mlflow_run, status="RUNNING")
+        return self._client
+
+    def show(self, name: str, picture: Image.Image, step: int) -> None:
+        """Log a picture, as a file of the run."""
+        self._open().log_image(self._mlflow_run, picture, artifact_file=f"{_REFUSED.sub('_', name)}-step-{step}.png")
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        """Log values by name."""
+        from mlflow.entities import Metric
+
+        client = self._open()
         now = int(time.time() * 1000)
         metrics = [Metric(name, value, now, step) for name, value in values.items()]
-        self._client.log_batch(self._mlflow_run, metrics=metrics)
+        client.log_batch(self._mlflow_run, metrics=metrics)
 
     def _experiment(self) -> str:
         found = self._client.get_experiment_by_name(self.run.project)

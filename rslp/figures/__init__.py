@@ -1,0 +1,1 @@
+"""Figures from arrays and rows, without torch: for reports, files and trackers."""
