@@ -423,11 +423,7 @@ class JointModule(RslearnLightningModule):
         return loss_factors(denominators, totals=totals, tasks=tasks)
 
     def _make_aggregation(self, optimizer: Optimizer) -> Aggregation | None:
-        """The aggregation of gradients, if ``balance`` names one.
-
-        Raises:
-            ConfigError: no shared parameter trains in any epoch.
-        """
+        """The aggregation of gradients, if ``balance`` names one; a ConfigError if no epoch trains the encoder."""
         if self.balance_name not in AGGREGATIONS:
             return None
         shared = shared_parameters(self.model)

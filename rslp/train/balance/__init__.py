@@ -19,13 +19,9 @@ _KEY: KeyPath = ("model", "init_args", "balance")
 
 
 def balance_faults(config: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
-    """Find why the ``balance`` of a run config can't work: only an aggregation of gradients has such conditions.
+    """Find why the ``balance`` of a run config can't work: for each reason its key path, and a message.
 
-    Args:
-        config: the run config.
-
-    Yields:
-        The key path, and a message that says what to do.
+    Only an aggregation of gradients has such conditions.
     """
     name, trainer, data = pick(config, _KEY), ("trainer",), ("data", "init_args")
     if name not in AGGREGATIONS:

@@ -66,11 +66,7 @@ class Aggregation:
     def apply(self, *, seed: int) -> dict[str, float]:
         """Set the shared parameters' gradients, after the last backward pass; all ranks have to call it.
 
-        Args:
-            seed: of PCGrad's random order.
-
-        Returns:
-            The weights by dataset; none if no shared parameter has a gradient.
+        Returns the weights by dataset; none if no shared parameter has a gradient. PCGrad draws its order by the seed.
         """
         device, numbers = self._parameters[0].device, range(len(self._parameters))
         used = torch.tensor([any(row[i] is not None for row in self._rows.values()) for i in numbers], device=device)
