@@ -122,8 +122,9 @@ class ArmsFile:
             if not source.exists():
                 return False
             target.mkdir(parents=True, exist_ok=True)
-            for path in sorted((*source.parent.glob("*.json"), *source.parent.glob("*.parquet"))):
-                shutil.copyfile(path, target / path.name)
+            for path in sorted(source.parent.glob("*")):
+                if path.suffix in (".json", ".parquet"):
+                    shutil.copyfile(path, target / path.name)
             cost = (run.done() or {}).get("cost") or {}
         _remove_checkpoints(planned.run, keep=self.plan.file.config.keep)
         self.note(planned, "done", cost=cost)
