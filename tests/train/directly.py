@@ -82,7 +82,7 @@ def alone(run: RunDir, *, training: bool = True) -> InstantiatedRun:
 
 
 def assert_alike(planned: InstantiatedRun, parsed: InstantiatedRun) -> None:
-    # A module that is the default of an argument is shared by all models of a process, in the mode that the last one set.
+    # A module that is the default of an argument is shared by all models of a process, in the last mode that was set.
     planned.model.train()
     parsed.model.train()
     for part in ("seed", "datamodule", "model", "trainer"):
