@@ -61,7 +61,6 @@ EFFECTS = {
             "plateau_patience": 1,
             "plateau_min_lr": 0.1,
             "plateau_cooldown": 3,
-            "balance": "scale",
         },
         {f"plateau_{name}": {"plateau": True} for name in ("factor", "patience", "min_lr", "cooldown")},
     ),
@@ -107,7 +106,7 @@ def seen(path: str, arguments: Mapping[str, Any], folder: Path) -> Any:
     plateau = (
         {} if scheduler is None else {k: v for k, v in vars(scheduler).items() if isinstance(v, int | float | list)}
     )
-    parts = [str(module.model), str(module.balance), list(module.task.tasks)]
+    parts = [str(module.model), list(module.task.tasks)]
     return outcome(lambda: [rates, str(type(scheduler)), plateau, *parts])
 
 

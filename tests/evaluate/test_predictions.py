@@ -184,6 +184,7 @@ def test_intervals_are_those_of_resampled_windows(table: pd.DataFrame, rows: dic
     assert (row["low"], row["high"]) == pytest.approx((low, high), rel=0.15)
 
 
+@pytest.mark.slow
 def test_two_evaluations_are_the_same(run: RunDir) -> None:
     file = run.evaluation(SPLIT, "best")
     before = file.read_text(), file.with_suffix(".parquet").read_bytes()

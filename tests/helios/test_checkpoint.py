@@ -9,6 +9,7 @@ import os
 import pickle
 import random
 import shutil
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,39 @@ def test_an_index_that_names_anything_else_is_refused(tmp_path: Path, call: Any)
     with pytest.raises(CheckpointError, match="which is no part of an index"):
         encoder_of(folder)
     assert not witness.exists()
+
+
+class _OldPickler(pickle.Pickler):
+    """Pickles members of enumerations as Python 3.11.0 to 3.11.3 do."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (getattr, (type(value), value.name)) if isinstance(value, Enum) else NotImplemented
+
+
+def test_an_index_of_an_older_python(tmp_path: Path) -> None:
+    folder = tiny.write_distributed(tmp_path / "step1")
+    wanted = encoder_of(folder).state_dict()
+    path = folder / "model_and_optim/.metadata"
+    with path.open("rb") as file:
+        index = distributed._IndexUnpickler(file).load()
+    stream = io.BytesIO()
+    _OldPickler(stream).dump(index)
+    assert b"getattr" in stream.getvalue()
+    path.write_bytes(stream.getvalue())
+    got = encoder_of(folder).state_dict()
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
+def test_getattr_of_an_index_is_for_enumerations_alone(tmp_path: Path) -> None:
+    folder = tiny.write_distributed(tmp_path / "step1")
+
+    class Asks:
+        def __reduce__(self) -> Any:
+            return getattr, (torch.Size, "numel")
+
+    (folder / "model_and_optim/.metadata").write_bytes(pickle.dumps(Asks()))
+    with pytest.raises(CheckpointError, match="no part of an index"):
+        encoder_of(folder)
 
 
 def test_a_function_that_a_file_of_weights_names_is_not_called(bundle: Path, tmp_path: Path) -> None:

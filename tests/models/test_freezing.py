@@ -184,7 +184,7 @@ def test_two_of_the_stock_callbacks_collide() -> None:
 
 def test_a_module_that_is_not_there_is_named(tmp_path: Path, data: dict[str, tuple[str, str]]) -> None:
     run = run_of(tmp_path, data, [freeze(modules="model.encodr", thaw_at_epoch=1)], name="absent")
-    with pytest.raises(ConfigError, match=r"no module 'model\.encodr'; it has model, model\.decoders, model\.encoder"):
+    with pytest.raises(ConfigError, match=r"no module 'model\.encodr'; it has balance, model, model\.decoders, "):
         fit(run)
 
 

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import resource
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,8 +199,10 @@ def _without_features(config: Config) -> Config:
 
 
 def test_an_encoder_that_stays_frozen_serves_evaluations_too(
-    data: dict[str, tuple[str, str]], tmp_path: Path, encoded: list[int]
+    data: dict[str, tuple[str, str]], tmp_path: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Samples that are shown are read and predicted once more.
+    monkeypatch.setattr(sys.modules["rslp.evaluate.evaluation"], "write_samples", lambda *_: None)
     run = trained(tmp_path / "run", config_of(data, thaw=None, epochs=2, frozen_views=1))
     encoded.clear()
     evaluate(run, splits=("val", "test"))
