@@ -227,7 +227,6 @@ def _run_all(arms: ArmsFile, runs: Sequence[StudyRun], job: Job | None) -> int:
             code, stopped = _run_here(arms, planned, job)
             if code not in (INTERRUPTED, PREEMPTED):
                 _take(arms, planned, code)
-                _compare(arms)
                 print_message(f"  done in {time.monotonic() - began:.0f} s")
         except UserError as error:
             arms.note(planned, "failed", reason=str(error))
@@ -236,6 +235,7 @@ def _run_all(arms: ArmsFile, runs: Sequence[StudyRun], job: Job | None) -> int:
         if stopped or code:
             print_message("interrupted: the same command goes on from there")
             return code or INTERRUPTED
+        _compare(arms)
     return first_failure
 
 

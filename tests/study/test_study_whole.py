@@ -50,6 +50,17 @@ def test_a_study_that_is_killed_twice_goes_on_and_ends_with_its_rows_alone(tmp_p
     comparison = (folder_of(tmp_path) / "comparison.json").read_text()
     assert json.loads(comparison)["missing"] == []
 
+    # Another run's damaged rows are no failure of the one that has ended.
+    rows = folder_of(tmp_path) / "rows"
+    joint = (rows / "study.joint.s0" / "test.json").read_text()
+    (rows / "study.joint.s0" / "test.json").write_text("{")
+    shutil.rmtree(rows / "study.constant.s0")
+    assert make(tmp_path) != 0
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert "study.joint.s0/test.json" in last and "damaged" in last
+    assert runs_of(tmp_path)["study.constant.s0"]["state"] == "done"
+    (rows / "study.joint.s0" / "test.json").write_text(joint)
+
     for name in ("runs/projects", "classes", "numbers"):
         shutil.rmtree(tmp_path / name)
     assert make(tmp_path) == 0, (tmp_path / "log").read_text()
