@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from rslp.errors import ConfigError, Problem
-from rslp.runtime.extras import remedy
+from rslp.runtime.extras import is_absent, remedy
 from rslp.suggest import nearest
-from rslp.upstream.adapters import BASE, adapted_layers, add_adapter, merge_adapter, peft_is_installed, select_adapter
+from rslp.upstream.adapters import BASE, adapted_layers, add_adapter, merge_adapter, select_adapter
 
 _KEY = "model.init_args.model.init_args.adapter"
 _BLOCK = re.compile(r"(?:^|\.)(?:blocks|layers?)\.\d+\.")
@@ -60,7 +60,7 @@ class Adapter:
         ):
             if not valid:
                 raise ConfigError(Problem(f"got {getattr(self, name)}; {expected}", key=f"{_KEY}.{name}"))
-        if not peft_is_installed():
+        if is_absent("adapters"):
             raise ConfigError(Problem(f"adapters need peft; {remedy('adapters')}", key=_KEY))
 
 

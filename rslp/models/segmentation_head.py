@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -13,7 +12,7 @@ from rslearn.train.model_context import ModelContext, ModelOutput
 from rslearn.train.tasks.segmentation import SegmentationHead as RslearnSegmentationHead
 
 from rslp.errors import ConfigError, Problem
-from rslp.runtime.extras import remedy
+from rslp.runtime.extras import is_absent, remedy
 from rslp.suggest import did_you_mean
 
 # Losses that are means over pixels, and those that compare whole regions, from segmentation-models-pytorch.
@@ -150,7 +149,7 @@ def _problems(losses: dict[str, float], given: dict[str, Any]) -> Iterator[Probl
             yield Problem(f"no loss {name!r}{did_you_mean(name, known, otherwise='known')}", key="losses")
         elif factor <= 0:
             yield Problem(f"{name}: got {factor}; more than 0", key="losses")
-        elif name in _OF_REGIONS and importlib.util.find_spec("segmentation_models_pytorch") is None:
+        elif name in _OF_REGIONS and is_absent("losses"):
             yield Problem(f"{name} needs segmentation-models-pytorch; {remedy('losses')}", key="losses")
     for key, of in _OPTIONS.items():
         if given[key] is not None and not set(of) & set(losses):

@@ -11,7 +11,7 @@ from rslp.suggest import did_you_mean
 # Name of a tracker, and of the extra, -> the package that it needs.
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 # Extra -> the package that it needs.
-_EXTRAS = {**PACKAGES, "balance": "torchjd"}
+_EXTRAS = {**PACKAGES, "adapters": "peft", "balance": "torchjd", "losses": "segmentation_models_pytorch"}
 # Lightning's own loggers, which a config may name -> the extra.
 LOGGERS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
 

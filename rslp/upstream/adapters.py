@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -13,11 +12,6 @@ from torch import nn
 ADAPTER, BASE = ".lora_", ".base_layer."
 # What to do about weights with adapters where a plain encoder is loaded.
 MERGE = "`helios merge_adapters` makes a checkpoint of a plain encoder"
-
-
-def peft_is_installed() -> bool:
-    """Whether peft can be imported; it isn't here, since that takes seconds."""
-    return importlib.util.find_spec("peft") is not None
 
 
 def add_adapter(model: nn.Module, name: str, *, layers: Sequence[str], dora: bool, **settings: Any) -> None:

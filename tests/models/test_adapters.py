@@ -18,8 +18,8 @@ from rslp.errors import ConfigError
 from rslp.helios.galileo import Galileo
 from rslp.helios.model import Helios
 from rslp.helios.presto import Presto
-from rslp.models import adapters
 from rslp.models.adapters import Adapter, EncoderAdapters, target_layers
+from rslp.runtime import extras
 from tests.helios import test_series, tiny_helios
 
 PAGE = (Path(__file__).parents[2] / "docs/adapters.md").read_text()
@@ -181,7 +181,7 @@ def test_layers_whose_weights_are_read_by_other_code_are_refused() -> None:
 
 
 def test_without_peft_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapters, "peft_is_installed", lambda: False)
+    monkeypatch.setitem(extras._EXTRAS, "adapters", "peft_that_is_absent")
     with pytest.raises(ConfigError, match=re.escape("adapters need peft; install it: pip install 'rslp[adapters]'")):
         Adapter()
 

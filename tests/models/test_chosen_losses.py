@@ -18,7 +18,7 @@ from rslearn.train.tasks.segmentation import SegmentationHead as RslearnHead
 
 from rslp.data.datamodule import MultiDatasetDataModule
 from rslp.errors import ConfigError
-from rslp.models import segmentation_head
+from rslp.runtime import extras
 from rslp.runtime.class_paths import resolve
 from rslp.train.heads import SegmentationHead, WeightedClassificationHead
 
@@ -197,7 +197,7 @@ def test_what_a_classification_refuses(arguments: dict[str, Any], message: str) 
 
 
 def test_without_the_package_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segmentation_head.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setitem(extras._EXTRAS, "losses", "package_that_is_absent")
     message = "dice needs segmentation-models-pytorch; install it: pip install 'rslp[losses]'"
     with pytest.raises(ConfigError, match=re.escape(message)):
         SegmentationHead({"dice": 1.0})
