@@ -87,11 +87,11 @@ def test_its_best_checkpoint_is_evaluated_as_it_was(place: Path, old: tuple[Rows
 
 def test_it_predicts_what_it_predicted(place: Path, old: tuple[Rows, dict[str, Evaluation]]) -> None:
     predictions = RunDir(place / RUN).predictions
-    before = {path.relative_to(predictions): path.stat().st_ino for path in predictions.rglob("*.*")}
+    before = {path.relative_to(predictions): path.stat().st_mtime_ns for path in predictions.rglob("*.*")}
     labels = {path: json.loads((predictions / path).read_text()) for path in before if path.suffix == ".geojson"}
     assert len(before) == 8 and len(labels) == 4
     rslp(place, *LAUNCH, "--mode", "predict")
-    after = {path.relative_to(predictions): path.stat().st_ino for path in predictions.rglob("*.*")}
+    after = {path.relative_to(predictions): path.stat().st_mtime_ns for path in predictions.rglob("*.*")}
     assert after.keys() == before.keys()
     assert all(after[path] != before[path] for path in before)
     for path, content in labels.items():
