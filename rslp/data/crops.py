@@ -14,14 +14,12 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from pyproj import Transformer
-from rasterio.crs import CRS
 from rslearn.train.all_crops_dataset import get_window_crop_options
 from rslearn.train.model_context import RasterImage, SampleMetadata
 from rslearn.train.tasks.detection import DetectionTask
 from rslearn.train.tasks.multi_task import MultiTask
 from rslearn.train.tasks.task import Task
-from rslearn.utils.geometry import PixelBounds, Projection
+from rslearn.utils.geometry import PixelBounds
 
 from rslp.upstream.task_kinds import kind_of
 
@@ -47,19 +45,6 @@ class CropPlace:
     own: PixelBounds | None
     alone: bool
     metadata: SampleMetadata | None = None
-
-
-def place_of(projection: Projection, bounds: PixelBounds) -> tuple[float, float]:
-    """Longitude and latitude of the centre of bounds, which are in pixels of a projection."""
-    x = (bounds[0] + bounds[2]) / 2 * projection.x_resolution
-    y = (bounds[1] + bounds[3]) / 2 * projection.y_resolution
-    longitude, latitude = _to_degrees(projection.crs).transform(x, y)
-    return longitude, latitude
-
-
-@lru_cache
-def _to_degrees(crs: CRS) -> Transformer:
-    return Transformer.from_crs(crs.to_wkt(), "EPSG:4326", always_xy=True)
 
 
 def crop_place(metadata: SampleMetadata, *, overlap: int) -> CropPlace:

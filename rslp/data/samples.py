@@ -43,6 +43,7 @@ from rslp.runtime import class_paths
 from rslp.runtime.seeds import seeded, stable_seed
 from rslp.runtime.slow_reads import read_with_notice, slow_read_watch
 from rslp.upstream import nodata, vectors
+from rslp.upstream.places import place_of
 from rslp.upstream.task_kinds import tasks_by_name
 
 # Inputs by name, targets (by task for a MultiTask), metadata.
@@ -200,7 +201,7 @@ class SampleSource:
         count = len(self._windows)
         places = []
         for index in range(0, count, max(1, -(-count // most))):
-            place = crops.place_of(self._windows.projection(index), self._windows.bounds(index))
+            place = place_of(self._windows.projection(index), self._windows.bounds(index))
             places.append((*self._windows.identity(index), *place))
         return places
 

@@ -6,17 +6,14 @@ value of a pixel (not finite, or at or below -9999), is 0 in the values and fals
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
 from typing import Any
 
-import shapely
 import torch
-from rslearn.const import WGS84_PROJECTION
 from rslearn.train.model_context import RasterImage, SampleMetadata
-from rslearn.utils.geometry import PixelBounds, Projection, STGeometry
 
 from rslp.errors import ConfigError, DataError, Problem
 from rslp.helios.encoders import EncoderInput, EncoderSpec, bands_taken, same_band
@@ -24,6 +21,7 @@ from rslp.helios.images.dates import Interval, Timeline
 from rslp.helios.images.inputs import aligned, common_size, say_once
 from rslp.helios.images.units import NODATA_BELOW
 from rslp.suggest import did_you_mean
+from rslp.upstream.places import place_of
 
 LATLON = "latlon"
 _TOLERANCE = timedelta(days=15)
@@ -143,15 +141,16 @@ def group_present(present: torch.Tensor, bands: Sequence[int]) -> torch.Tensor:
 
 
 def window_place(metadata: SampleMetadata) -> tuple[float, float]:
-    """Latitude and longitude of the middle of a sample's crop, in degrees."""
-    return _place(metadata.projection, tuple(metadata.crop_bounds))
+    """Latitude and longitude of the middle of a sample's crop, in degrees.
 
-
-@lru_cache(maxsize=65536)
-def _place(projection: Projection, bounds: PixelBounds) -> tuple[float, float]:
-    middle = shapely.Point((bounds[0] + bounds[2]) / 2, (bounds[1] + bounds[3]) / 2)
-    point = STGeometry(projection, middle, None).to_projection(WGS84_PROJECTION).shp
-    return float(point.y), float(point.x)
+    Raises:
+        DataError: the crop lies where its projection is not defined.
+    """
+    longitude, latitude = place_of(metadata.projection, tuple(metadata.crop_bounds))
+    if not (math.isfinite(longitude) and math.isfinite(latitude)):
+        place = f"{tuple(metadata.crop_bounds)} of window {metadata.window_group}/{metadata.window_name}"
+        raise DataError(f"the bounds {place} have no place on the Earth in {metadata.projection.crs}")
+    return latitude, longitude
 
 
 def _position(band: str, known: EncoderInput) -> int | None:

@@ -15,7 +15,7 @@ from rslearn.utils.geometry import PixelBounds
 from torchmetrics import Metric, MetricCollection
 
 from rslp import upstream
-from rslp.data.crops import place_of
+from rslp.upstream.places import place_of
 from rslp.upstream.task_kinds import TaskKind, kind_of
 
 # What a primary metric depends on (``PRIMARY``), from which a comparison makes it again without the run's config.
